@@ -1,0 +1,128 @@
+"""Everything that may go wrong and is not a bug.
+
+    KineticsError                    catch this one; never raised itself
+      ManifestError                  the input table is wrong            stops the run, exit 2
+      UnknownNameError               no such method, arch, recipe ...    stops the run, exit 2
+      OutError                       an output folder cannot be used     stops the run, exit 2
+      ShardError                     a shard breaks the schema           stops the run, exit 2
+      EvaluationError                a number would be meaningless       stops the run, exit 2
+      SourceError(reason)            a source did not give the video     becomes a ledger line
+      MediaError(path, detail)       a video cannot be read or written   becomes a ledger line
+
+A message is one line that says what, where and what to do. The tool's own last words follow in
+`detail` where there are any. A wrong argument in Python code is a `ValueError`; anything else is a
+bug and is not caught.
+"""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Reason(StrEnum):
+    """Why a clip could not be had. The classes below say whether asking again makes sense."""
+
+    GONE = "gone"
+    PRIVATE = "private"
+    TERMINATED = "terminated"
+    COPYRIGHT = "copyright"
+    GEO_BLOCKED = "geo-blocked"
+    AGE_GATED = "age-gated"
+    MEMBERS_ONLY = "members-only"
+    TOO_SHORT = "too-short"
+    RATE_LIMITED = "rate-limited"
+    BOT_CHECK = "bot-check"
+    NO_RUNTIME = "no-runtime"
+    NO_FORMATS = "no-formats"
+    NETWORK = "network"
+    SERVER = "server"
+    DAMAGED = "damaged"
+
+
+IDENTITY = frozenset({Reason.RATE_LIMITED, Reason.BOT_CHECK})
+TOOL = frozenset({Reason.NO_RUNTIME, Reason.NO_FORMATS})
+TRANSIENT = frozenset({Reason.NETWORK, Reason.SERVER, Reason.DAMAGED})
+PERMANENT = frozenset(Reason) - IDENTITY - TOOL - TRANSIENT
+RETRYABLE = IDENTITY | TOOL | TRANSIENT
+REASON_CLASSES: Mapping[str, frozenset[Reason]] = {
+    "permanent": PERMANENT,
+    "identity": IDENTITY,
+    "tool": TOOL,
+    "transient": TRANSIENT,
+}
+
+
+class KineticsError(Exception):
+    """Base of all errors that a user can mend."""
+
+
+class ManifestError(KineticsError):
+    """The input table cannot be used."""
+
+
+class UnknownNameError(KineticsError):
+    """A name that is not in a registry."""
+
+
+class OutError(KineticsError):
+    """An output folder cannot be used: changed recipe, another run in it, no space left."""
+
+
+class ShardError(KineticsError):
+    """A shard, its sidecar or the index breaks the schema."""
+
+
+class EvaluationError(KineticsError):
+    """A number would be meaningless."""
+
+
+class SourceError(KineticsError):
+    """A source did not give a video. `detail` holds the tool's last words."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class MediaError(KineticsError):
+    """A video cannot be read or written. `detail` holds the tool's last words."""
+
+    def __init__(self, path: Path, detail: str, *, reason: Reason = Reason.DAMAGED) -> None:
+        super().__init__(path, detail)
+        self.path = path
+        self.detail = detail
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross process borders; the default would drop the keyword argument.
+        return _media_error, (self.path, self.detail, self.reason)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.detail}"
+
+
+def _media_error(path: Path, detail: str, reason: Reason) -> MediaError:
+    return MediaError(path, detail, reason=reason)
+
+
+def nearest(kind: str, name: str, known: Iterable[str]) -> str:
+    """The one-line message for an unknown name, with the nearest known one."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}"
+
+
+def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """Return `table[name]`, or raise UnknownNameError naming the nearest choice."""
+    if name in table:
+        return table[name]
+    raise UnknownNameError(nearest(kind, name, table))

@@ -1,0 +1,331 @@
+"""Manifests and label lists: which segments a set has, and what its classes are called.
+
+A manifest is a CSV of labelled intervals of videos. Both dialects of Kinetics are read (with
+`is_cc` or without, `val` or `validate`, with labels or without), everything as text, and every bad
+row is found before anything starts.
+"""
+
+import csv
+import importlib.resources
+import io
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from kinetics_tools.errors import ManifestError, OutError, lookup
+from kinetics_tools.files import exclusive, write_text
+from kinetics_tools.names import is_key, label_folder, label_problem
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
+REQUIRED = frozenset(COLUMNS) - {"label"}  # test lists ship without labels
+SPLIT_ALIASES = {"validate": "val"}
+KNOWN_LABELS: Mapping[str, str] = {"kinetics400": "kinetics400_labels.txt"}
+NUM_SHOWN = 10
+MAX_TIME_S = 1_000_000  # a key has six digits for a time
+_TIME = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One labelled interval of a video: a manifest row.
+
+    Attributes:
+        youtube_id: name of the video.
+        start_s: seconds from the video's start, to the millisecond.
+        end_s: seconds from the video's start; the segment is half open, [start_s, end_s).
+        label: class name; None where the list ships no labels.
+        split: "train", "val", "test", or whatever the list says.
+    """
+
+    youtube_id: str
+    start_s: Fraction
+    end_s: Fraction
+    label: str | None
+    split: str
+
+    @property
+    def key(self) -> str:
+        """Name of this segment everywhere: clip, sample, ledger line, prediction."""
+        return f"{self.youtube_id}_{int(self.start_s):06d}_{int(self.end_s):06d}"
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A manifest row that cannot be used."""
+
+    line: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A read manifest: its segments in file order, each key once."""
+
+    segments: tuple[Segment, ...]
+    bad_rows: tuple[BadRow, ...] = ()
+    num_duplicates: int = 0
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that occur, sorted."""
+        return tuple(sorted({s.label for s in self.segments if s.label is not None}))
+
+
+def read_manifest(path: Path, *, skip_bad_rows: bool = False) -> Manifest:
+    """Read a CSV manifest.
+
+    Args:
+        path: a CSV with a header; columns `youtube_id,time_start,time_end,split` and, but for
+            lists without labels, `label`; other columns are ignored.
+        skip_bad_rows: return bad rows in the result instead of raising.
+
+    Raises:
+        ManifestError: no such file, a column is missing, or some rows are bad; the message shows
+            the first ten of them and how many there are.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ManifestError(f"{path}: {error.strerror}; give a CSV manifest") from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path} is not UTF-8 text: {error}") from error
+    segments: dict[str, Segment] = {}
+    bad: list[BadRow] = []
+    num_duplicates = 0
+    for line, row in _rows(path, text):
+        parsed = row if isinstance(row, str) else _parse(row)
+        if isinstance(parsed, str):
+            bad.append(BadRow(line, parsed))
+            continue
+        earlier = segments.setdefault(parsed.key, parsed)
+        if earlier is parsed:
+            continue
+        if earlier == parsed:
+            num_duplicates += 1
+        else:
+            bad.append(BadRow(line, f"another row, which differs, has its key {parsed.key}"))
+    if bad and not skip_bad_rows:
+        shown = "".join(f"\n  line {row.line}: {row.problem}" for row in bad[:NUM_SHOWN])
+        raise ManifestError(
+            f"{path}: {len(bad)} bad rows; mend them, or leave them out with --skip-bad-rows{shown}"
+        )
+    if not segments:
+        raise ManifestError(f"{path}: no usable row below the header")
+    if num_duplicates:
+        logger.info("%s: %d identical duplicate rows collapsed", path, num_duplicates)
+    return Manifest(tuple(segments.values()), tuple(bad), num_duplicates)
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str] | str]]:
+    """Yield each row with the number of its last line: a dict, or why it is none."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header = _next_row(reader)
+    names = [name.strip() for name in header] if isinstance(header, list) else []
+    missing = sorted(REQUIRED - set(names))
+    if missing:
+        raise ManifestError(
+            f"{path}: no column {', '.join(missing)}; its header is {','.join(names)[:200]!r}, "
+            f"and {','.join(COLUMNS)} is wanted (label may be absent)"
+        )
+    while (row := _next_row(reader)) is not None:
+        if isinstance(row, str) or len(row) == len(names):
+            line = reader.line_num
+            yield line, row if isinstance(row, str) else dict(zip(names, row, strict=True))
+        elif row:
+            yield reader.line_num, f"{len(row)} fields where the header has {len(names)}"
+
+
+def _next_row(reader: Iterator[list[str]]) -> list[str] | str | None:
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        return f"not CSV: {error}"
+
+
+def _parse(row: Mapping[str, str]) -> Segment | str:
+    """The row's segment, or what is wrong with the row."""
+    problem = _problem(row)
+    if problem is not None:
+        return problem
+    split = row["split"]
+    return Segment(
+        youtube_id=row["youtube_id"],
+        start_s=Fraction(row["time_start"]),
+        end_s=Fraction(row["time_end"]),
+        label=row.get("label") or None,
+        split=SPLIT_ALIASES.get(split, split),
+    )
+
+
+def _problem(row: Mapping[str, str]) -> str | None:
+    video, start, end, split = (
+        row[name] for name in ("youtube_id", "time_start", "time_end", "split")
+    )
+    if not is_key(f"{video}_000000_000000") or not video:
+        return f"youtube_id {video[:80]!r} is not made of at most 76 letters, digits, - and _"
+    for name, time in (("time_start", start), ("time_end", end)):
+        if not _TIME.fullmatch(time):
+            return f"{name} {time[:40]!r} is not a number of seconds below {MAX_TIME_S}"
+    if Fraction(start) >= Fraction(end):
+        return f"time_end {end} is not after time_start {start}"
+    if not is_key(split):
+        return f"split {split[:40]!r} is not made of letters, digits, - and _"
+    label = row.get("label") or None
+    return label_problem(label) if label is not None else None
+
+
+def format_manifest(segments: Iterable[Segment]) -> str:
+    """The segments as CSV text in the DeepMind dialect, sorted by split and key."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for s in sorted(segments, key=lambda s: (s.split, s.key)):
+        writer.writerow((s.label or "", s.youtube_id, _time(s.start_s), _time(s.end_s), s.split))
+    return buffer.getvalue()
+
+
+def _time(time_s: Fraction) -> str:
+    return str(time_s) if time_s.denominator == 1 else f"{float(time_s):.3f}".rstrip("0")
+
+
+def clip_path(out: Path, segment: Segment) -> Path:
+    """Where the clip of a segment lies in a folder that kinetics-download fills."""
+    return out / "clips" / segment.split / label_folder(segment.label) / f"{segment.key}.mp4"
+
+
+def known_labels(name: str) -> tuple[str, ...]:
+    """The full label list of a known dataset, in index order."""
+    resource = importlib.resources.files("manifests") / KNOWN_LABELS[name]
+    return tuple(resource.read_text(encoding="utf-8").splitlines())
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Read a label list: one label a line, sorted, each once. The line's number is the label id.
+
+    Raises:
+        ManifestError: it cannot be read, or it is empty, unsorted or repeats a label.
+    """
+    try:
+        labels = tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: cannot be read as a label list: {error}") from error
+    if not labels or list(labels) != sorted(set(labels)):
+        raise ManifestError(f"{path}: a label list has one label a line, sorted, each once")
+    return labels
+
+
+def choose_labels(manifest: Manifest, named: str | None) -> tuple[str, ...]:
+    """The dataset's full label list: the named one, else the labels that the manifest has.
+
+    Args:
+        manifest: all rows, before any of them is left out by choice.
+        named: a known dataset's name or the path of a label list.
+
+    Raises:
+        ManifestError: the manifest has a label that the list lacks; or no list is named and the
+            manifest's labels are only some of a known dataset's, so that indices counted in them
+            would not be the dataset's.
+    """
+    own = manifest.labels
+    if named is not None:
+        full = known_labels(named) if named in KNOWN_LABELS else read_labels(Path(named))
+        unknown = sorted(set(own) - set(full))
+        if unknown:
+            raise ManifestError(f"--labels {named} lacks {unknown[0]!r}, which the manifest has")
+        return full
+    for name in KNOWN_LABELS:
+        full = known_labels(name)
+        if own and set(own) < set(full):
+            raise ManifestError(
+                f"the manifest has {len(own)} of the {len(full)} labels of {name}, so a label's "
+                f"index cannot be told from it; add --labels {name}, or --labels FILE with the "
+                "full list"
+            )
+    return own
+
+
+def select(
+    manifest: Manifest,
+    *,
+    splits: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    limit: int | None = None,
+) -> list[Segment]:
+    """The manifest's segments of some splits and classes, the first `limit` of them.
+
+    Raises:
+        UnknownNameError: no row has that split or class.
+        ManifestError: no row is left.
+    """
+    have_splits = {s.split: s for s in manifest.segments}
+    chosen_splits = {SPLIT_ALIASES.get(split, split) for split in splits}
+    for split in chosen_splits:
+        lookup("split", split, have_splits)
+    for name in classes:
+        lookup("class", name, dict.fromkeys(manifest.labels, name))
+    chosen = [
+        s
+        for s in manifest.segments
+        if (not splits or s.split in chosen_splits) and (not classes or s.label in classes)
+    ][:limit]
+    if not chosen:
+        raise ManifestError("no row of the manifest is in both the splits and the classes chosen")
+    return chosen
+
+
+def record_selection(out: Path, segments: Sequence[Segment], labels: tuple[str, ...]) -> None:
+    """Add the segments to `out/manifest.csv` and put `labels` into `out/labels.txt`.
+
+    The manifest of an OUT is what has been asked for so far: a later run may add a split.
+
+    Raises:
+        OutError: OUT has another label list, or a row with the same key and another label or time.
+    """
+    with exclusive(out / ".lock-manifest"):
+        kept = out / "labels.txt"
+        if kept.exists() and (old := read_labels(kept)) != labels:
+            if not set(labels) <= set(old):
+                raise OutError(
+                    f"{kept} has {len(old)} labels, which are not this run's {len(labels)};"
+                    " name the full list with --labels, or choose another folder"
+                )
+            labels = old
+        path = out / "manifest.csv"
+        rows = {s.key: s for s in read_manifest(path).segments} if path.exists() else {}
+        for segment in segments:
+            if rows.setdefault(segment.key, segment) != segment:
+                raise OutError(
+                    f"{path} has another row for {segment.key}; choose another folder for this list"
+                )
+        for target, text in (
+            (path, format_manifest(rows.values())),
+            (kept, "".join(f"{label}\n" for label in labels)),
+        ):
+            if not target.exists() or target.read_text(encoding="utf-8") != text:
+                write_text(target, text)
+
+
+def format_bad_rows(rows: Sequence[BadRow]) -> str:
+    """Bad rows as CSV text: the line of the manifest and what is wrong with it."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("line", "problem"))
+    writer.writerows((row.line, row.problem) for row in rows)
+    return buffer.getvalue()
+
+
+def describe(segments: Sequence[Segment]) -> str:
+    """One line: how many segments, videos and classes, by split."""
+    splits = Counter(s.split for s in segments)
+    return (
+        f"{len(segments)} segments of {len({s.youtube_id for s in segments})} videos, "
+        f"{len({s.label for s in segments} - {None})} classes ("
+        + ", ".join(f"{split} {count}" for split, count in sorted(splits.items()))
+        + ")"
+    )

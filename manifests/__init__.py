@@ -1,0 +1,1 @@
+"""Label lists and small manifests, as package data. README.md beside this file says whence."""
