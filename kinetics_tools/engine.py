@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -182,6 +183,8 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
             reply = (True, work(unit))
         except BaseException as error:  # noqa: BLE001 - carried to the parent, which raises it
             error.add_note(f"while working on {unit!r}"[:500])
+            if not isinstance(error, (KineticsError, OSError)):
+                error.add_note("".join(traceback.format_exception(error)))  # it stays behind
             reply = (False, error)
         pipe.send(reply)
 

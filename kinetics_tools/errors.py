@@ -103,7 +103,7 @@ class MediaError(KineticsError):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders; the default would drop the keyword argument.
-        return _media_error, (self.path, self.detail, self.reason)
+        return _media_error, (self.path, self.detail, self.reason), self.__dict__
 
     def __str__(self) -> str:
         return f"{self.path}: {self.detail}"

@@ -11,6 +11,7 @@ import itertools
 import math
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -121,8 +122,11 @@ def ffmpeg_version(binary: Path) -> str:
 
 
 @contextmanager
-def _video_of(source: Path | bytes) -> Iterator[tuple[Any, Any]]:
-    """Open `source`; yield its container and video stream. Errors of PyAV become MediaErrors."""
+def _video_of(source: Path | bytes, *, strict: bool = True) -> Iterator[tuple[Any, Any]]:
+    """Open `source`; yield its container and video stream. Errors of PyAV become MediaErrors.
+
+    A strict decoder stops at damage; another one would paint over it and say nothing.
+    """
     name = source if isinstance(source, Path) else Path("<bytes>")
     if isinstance(source, Path) and not source.is_file():
         raise MediaError(source, "no such file")
@@ -136,6 +140,8 @@ def _video_of(source: Path | bytes) -> Iterator[tuple[Any, Any]]:
                 raise MediaError(name, "holds no video")
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # parallelism is across clips
+            if strict:
+                stream.codec_context.options = {"err_detect": "explode"}
             yield container, stream
     except (av.FFmpegError, UnicodeDecodeError) as error:
         raise MediaError(name, f"cannot be decoded: {error}") from error
@@ -153,7 +159,7 @@ def probe(path: Path) -> Video:
     Raises:
         MediaError: not a video, or its first frame cannot be decoded.
     """
-    with _video_of(path) as (container, stream):
+    with _video_of(path, strict=False) as (container, stream):
         first = next(container.decode(stream), None)
         if first is None:
             raise MediaError(path, "holds no frame")
@@ -395,6 +401,8 @@ def _write(job: _Job, clip: Path, binary: Path) -> int:
     for text, number in _STORAGE_WORDS.items():
         if text in words:
             raise OSError(number, os.strerror(number), str(clip))
+    if said.returncode == -signal.SIGXFSZ:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(clip))
     if said.returncode != 0:
         raise MediaError(job.video, _last_words(words) or f"ffmpeg ended with {said.returncode}")
     try:
@@ -414,7 +422,9 @@ def _last_words(text: str) -> str:
 _EMPTY_MP4_BYTES = 1024  # what ffmpeg writes, with status 0, when no frame passed its filters
 
 
-def write_video(path: Path, pictures: Iterable[Frame], *, fps: int, binary: Path) -> None:
+def write_video(
+    path: Path, pictures: Iterable[Frame], *, fps: int | Fraction, binary: Path
+) -> None:
     """Encode pictures as H.264 (yuv420p) into the new file `path`.
 
     Args:
@@ -430,7 +440,7 @@ def write_video(path: Path, pictures: Iterable[Frame], *, fps: int, binary: Path
     first = next(rest)
     height, width, _ = first.shape
     command = ffmpeg.compile(
-        ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", r=fps)
+        ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", r=str(fps))
         .output(str(path.absolute()), vcodec="libx264", pix_fmt="yuv420p", crf=16, threads=1)
         .global_args("-loglevel", "error"),
         cmd=str(binary),
@@ -512,7 +522,7 @@ def encode_gray(frames: Frame) -> bytes:
     """Store frames losslessly: FFV1 in Matroska, each frame a keyframe, the same bytes each time.
 
     Args:
-        frames: uint8 (T, H, W), T from 1.
+        frames: uint8 (T, H, W), T from 1, H and W from 2.
     """
     buffer = io.BytesIO()
     _, height, width = frames.shape
@@ -530,8 +540,11 @@ def encode_gray(frames: Frame) -> bytes:
 def decode_gray(data: bytes, indices: Sequence[int] | None = None) -> Frame:
     """Read what `encode_gray` stored: uint8 (N, H, W); `indices` as in `read_frames`.
 
+    Pixels that were changed on the way are not noticed: FFmpeg conceals them. Who stores the bytes
+    keeps their digest.
+
     Raises:
-        MediaError: damaged, or a number is past its end.
+        MediaError: not such a file, or a number is past its end.
     """
     return _read(data, indices, "gray")
 

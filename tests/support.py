@@ -1,0 +1,68 @@
+"""Helpers of the tests: a server's contents, trees of files, the environment of commands."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@dataclass
+class MediaServer:
+    """An HTTP server on loopback. Put files in; ask for /<status> to get that status."""
+
+    address: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+
+    @property
+    def template(self) -> str:
+        """What `--source` takes."""
+        return f"url:{self.address}/{{youtube_id}}.mp4"
+
+    def put(self, name: str, content: Path | bytes) -> None:
+        """Serve `content` as /<name>.mp4."""
+        self.files[name] = content if isinstance(content, bytes) else content.read_bytes()
+
+
+def tree(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, bytes]:
+    """Every file below a folder with its bytes; locks, and names that hold `without`, left out."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not path.name.startswith(".lock")
+        and not any(word in path.name for word in without)
+    }
+
+
+def environment() -> dict[str, str]:
+    """For commands started as processes: the tree under test, and no program on PATH."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": "/nonexistent"}
+
+
+def command(name: str, *arguments: object) -> list[str]:
+    """The words that start one of the three commands from the tree under test."""
+    module = {
+        "kinetics-download": "kinetics_tools.commands.download",
+        "extract-flow": "kinetics_tools.commands.extract",
+        "run-benchmark": "benchmarks.commands",
+    }[name]
+    return [sys.executable, "-c", f"from {module} import main; main()", *map(str, arguments)]
+
+
+def run_command(
+    name: str, *arguments: object, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run one of the three commands to its end; its output is kept."""
+    return subprocess.run(
+        command(name, *arguments),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+        cwd=cwd,
+    )

@@ -1,0 +1,111 @@
+"""The layers, checked: imports point down, and each foreign library has one owner."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+TOOLKIT = (
+    "errors",
+    "files",
+    "engine",
+    "cli",
+    "names",
+    "media",
+    "manifest",
+    "ledger",
+    "sources",
+    "download",
+    "opencv",
+    "tvl1",
+    "flow",
+    "codecs",
+    "shards",
+    "extract",
+    "sample",
+    "commands.download",
+    "commands.extract",
+)
+SUITE = (
+    "archs.i3d",
+    "archs",
+)
+OWNERS = {
+    "ffmpeg": "kinetics_tools.media",
+    "imageio_ffmpeg": "kinetics_tools.media",
+    "av": "kinetics_tools.media",
+    "yt_dlp": "kinetics_tools.sources",
+    "cv2": "kinetics_tools.opencv",
+    "webdataset": "kinetics_tools.shards",
+    "tqdm": "kinetics_tools.cli",
+}
+
+
+def modules() -> list[str]:
+    """Every module of the two packages, by dotted name."""
+    found = []
+    for package in ("kinetics_tools", "benchmarks"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return found
+
+
+def path_of(module: str) -> Path:
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def imports(module: str) -> Iterator[str]:
+    """Everything that a module imports, wherever in it: `from a import b` gives a.b."""
+    for node in ast.walk(ast.parse(path_of(module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def ours(name: str) -> str | None:
+    """The module of ours that an imported name is, or is in."""
+    known = set(modules())
+    while name:
+        if name in known:
+            return name
+        name = name.rpartition(".")[0]
+    return None
+
+
+def rank(module: str) -> int:
+    package, _, inner = module.partition(".")
+    order = TOOLKIT if package == "kinetics_tools" else SUITE
+    return (package == "benchmarks") * 1000 + order.index(inner)
+
+
+PACKAGES = ("kinetics_tools", "benchmarks", "kinetics_tools.commands")  # a docstring, no imports
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_point_down_and_each_library_has_one_owner(module: str) -> None:
+    if module in PACKAGES:
+        assert not list(imports(module))
+        return
+    for name in imports(module):
+        root = name.partition(".")[0]
+        owner = OWNERS.get(root, module)
+        assert owner == module, f"{module} imports {root}, which belongs to {owner}"
+        other = ours(name)
+        if other is not None and other not in PACKAGES:
+            assert rank(other) < rank(module), f"{module} may not import {other}"
+
+
+def test_the_order_names_every_module_once() -> None:
+    named = [f"kinetics_tools.{m}" for m in TOOLKIT] + [f"benchmarks.{m}" for m in SUITE]
+    assert sorted(named) == sorted(set(modules()) - set(PACKAGES))
+
+
+def test_the_rule_sees_a_planted_fault() -> None:
+    assert ours("kinetics_tools.files.publish") == "kinetics_tools.files"
+    assert rank("kinetics_tools.media") < rank("kinetics_tools.download")
+    assert rank("kinetics_tools.commands.extract") < rank("benchmarks.archs")

@@ -1,0 +1,380 @@
+"""From a manifest to verified clips: the chain, the record, resume, and what users get wrong."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from conftest import MakeVideo
+from support import MediaServer, command, environment, run_command, tree
+
+from kinetics_tools import ledger, media
+
+Row = tuple[str, str, float, float, str]
+
+
+def write_manifest(path: Path, rows: Iterable[Row]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("label", "youtube_id", "time_start", "time_end", "split"))
+        writer.writerows(rows)
+    return path
+
+
+def download(manifest: Path, out: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    return run_command("kinetics-download", manifest, out, *options)
+
+
+def reasons(out: Path) -> dict[str, str | None]:
+    """Each key's reason, or None where its clip is done."""
+    return {
+        key: None if history.done else history.main_reason
+        for key, history in ledger.read(out).items()
+    }
+
+
+@pytest.fixture
+def manifest(media_server: MediaServer, make_video: MakeVideo, tmp_path: Path) -> Path:
+    """Three good clips (two of one video, one of an id that begins with a dash) and five gaps."""
+    media_server.put("-abcdefghij", make_video(seconds=4))
+    media_server.put("twice", make_video(seconds=4, fps="24"))
+    media_server.put("page", b"<html></html>")
+    media_server.put("empty", b"")
+    rows: list[Row] = [
+        ("up, down", "-abcdefghij", 1, 3, "train"),
+        ("up, down", "twice", 0, 2, "train"),
+        ("round", "twice", 1.5, 3.5, "validate"),
+        ("round", "twice", 3, 9, "val"),
+        ("round", "absent", 0, 2, "val"),
+        ("round", "page", 0, 2, "val"),
+        ("round", "empty", 0, 2, "val"),
+        ("round", "half-of-twice", 0, 2, "val"),
+    ]
+    return write_manifest(tmp_path / "list.csv", rows)
+
+
+GOOD = (
+    "clips/train/up,_down/-abcdefghij_000001_000003.mp4",
+    "clips/train/up,_down/twice_000000_000002.mp4",
+    "clips/val/round/twice_000001_000003.mp4",
+)
+
+
+def test_every_row_ends_as_a_clip_or_as_a_line_with_its_reason(
+    manifest: Path, media_server: MediaServer, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    said = download(manifest, out, "--source", media_server.template)
+    assert said.returncode == 4, said.stderr
+    assert said.stdout.startswith(f"3 of 8 clips in {out}\n")
+    assert sorted(tree(out)) == sorted(
+        [*GOOD, "labels.txt", "ledger-0-of-1.jsonl", "manifest.csv", "recipe.json"]
+    )
+    for name in GOOD:
+        assert media.count_frames(out / name) == 50
+    assert (out / "labels.txt").read_text() == "round\nup, down\n"
+    assert reasons(out) == {
+        "-abcdefghij_000001_000003": None,
+        "twice_000000_000002": None,
+        "twice_000001_000003": None,
+        "twice_000003_000009": "too-short",
+        "absent_000000_000002": "gone",
+        "page_000000_000002": "no-formats",
+        "empty_000000_000002": "damaged",
+        "half-of-twice_000000_000002": "damaged",
+    }
+    assert media_server.requests.count("/twice.mp4") == 2  # looked at once, fetched once
+
+
+def test_running_again_does_only_what_may_now_succeed(
+    manifest: Path, media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    download(manifest, out, "--source", media_server.template)
+    before = {name: (out / name).stat().st_mtime_ns for name in GOOD}
+    media_server.requests.clear()
+    media_server.put("absent", make_video(seconds=3))
+    media_server.put("empty", make_video(seconds=3))
+    (out / GOOD[0]).unlink()
+    (out / GOOD[1]).write_bytes(b"cut off")
+
+    download(manifest, out, "--source", media_server.template)
+    assert {path for path in media_server.requests if "half" not in path} == {
+        "/-abcdefghij.mp4",
+        "/twice.mp4",
+        "/page.mp4",
+        "/empty.mp4",
+    }
+    assert (out / GOOD[2]).stat().st_mtime_ns == before[GOOD[2]]
+    assert reasons(out)["empty_000000_000002"] is None
+    assert reasons(out)["absent_000000_000002"] == "gone"
+
+    said = download(manifest, out, "--source", media_server.template, "--retry", "gone")
+    assert reasons(out)["absent_000000_000002"] is None
+    assert said.stdout.startswith("5 of 8 clips")
+
+
+def test_a_complete_run_exits_with_0_and_permanent_gaps_with_3(
+    media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    media_server.put("good", make_video())
+    rows: list[Row] = [("a", "good", 0, 2, "val"), ("b", "absent", 0, 2, "train")]
+    table = write_manifest(tmp_path / "list.csv", rows)
+    out = tmp_path / "out"
+    said = download(table, out, "--source", media_server.template, "--split", "val")
+    assert (said.returncode, said.stderr) == (0, "")
+    said = download(table, out, "--source", media_server.template)
+    assert said.returncode == 3
+    assert "gone           1" in said.stdout
+
+
+def test_the_chain_asks_the_next_source_and_records_each_answer(
+    media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    key = "abc_000000_000010"
+    (first / "abc.mp4").write_bytes(b"not a video")
+    (second / f"{key}.avi").write_bytes(
+        make_video(seconds=3, options="-c:v mpeg4", suffix=".avi").read_bytes()
+    )
+    (second / "short_000000_000010.mp4").write_bytes(make_video(seconds=1).read_bytes())
+    table = write_manifest(
+        tmp_path / "list.csv", [("a", "abc", 0, 10, "val"), ("a", "short", 0, 10, "val")]
+    )
+    out = tmp_path / "out"
+    chain = [f"dir:{first}", f"dir:{second}", media_server.template]
+    said = download(table, out, *(word for source in chain for word in ("--source", source)))
+    assert said.returncode == 3, said.stderr
+
+    lines = [json.loads(line) for line in (out / "ledger-0-of-1.jsonl").read_text().splitlines()]
+    assert [(x["key"], x["source"], x.get("reason")) for x in lines if x["key"] == key] == [
+        (key, chain[0], "damaged"),
+        (key, chain[1], None),
+    ]
+    (done,) = (x for x in lines if x["status"] == "done")
+    assert (done["detail"], done["frames"]) == ("as-found", 75)
+    assert media.count_frames(out / "clips" / "val" / "a" / f"{key}.mp4") == 75
+    assert [x["reason"] for x in lines if x["key"] != key] == ["gone", "too-short", "gone"]
+
+
+def test_a_ready_clip_that_already_conforms_keeps_its_bytes(
+    make_video: MakeVideo,
+    ffmpeg: Path,
+    recipe: media.ClipRecipe,
+    tmp_path: Path,
+) -> None:
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    key = "abc_000000_000010"
+    media.conform(make_video(), ready / f"{key}.mp4", recipe=recipe, binary=ffmpeg)
+    table = write_manifest(tmp_path / "list.csv", [("a", "abc", 0, 10, "val")])
+    download(table, tmp_path / "out", "--source", f"dir:{ready}")
+    clip = tmp_path / "out" / "clips" / "val" / "a" / f"{key}.mp4"
+    assert clip.read_bytes() == (ready / f"{key}.mp4").read_bytes()
+
+
+def test_clips_do_not_depend_on_jobs_or_parts(
+    manifest: Path, media_server: MediaServer, tmp_path: Path
+) -> None:
+    source = ("--source", media_server.template)
+    download(manifest, tmp_path / "one", *source, "--jobs", 1)
+    for task in ("0/2", "1/2"):
+        download(manifest, tmp_path / "parts", *source, "--jobs", 3, "--task", task)
+    assert tree(tmp_path / "one", without=("ledger",)) == tree(
+        tmp_path / "parts", without=("ledger",)
+    )
+    assert reasons(tmp_path / "one") == reasons(tmp_path / "parts")
+
+
+def kill_after(words: list[str], seconds: float) -> bool:
+    """Start a command and kill it with -9; whether it was still running."""
+    with subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+    ) as running:
+        try:
+            running.wait(seconds)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            return True
+    return False
+
+
+def check_kills(server: MediaServer, video: Path, folder: Path, moments: list[float]) -> None:
+    """Kill a download at each moment of its life; the finished tree is the undisturbed one's."""
+    rows: list[Row] = [("a", f"video{n}", 0.5 * n, 0.5 * n + 2, "val") for n in range(8)]
+    for row in rows:
+        server.put(row[1], video)
+    table = write_manifest(folder / "list.csv", rows)
+    source = ("--source", server.template, "--tmp-dir", folder / "tmp")
+    assert download(table, folder / "whole", *source).returncode == 0
+    killed = [
+        kill_after(command("kinetics-download", table, folder / "torn", *source), moment)
+        for moment in moments
+    ]
+    assert any(killed)
+    assert download(table, folder / "torn", *source).returncode == 0
+    assert tree(folder / "torn", without=("ledger",)) == tree(folder / "whole", without=("ledger",))
+    assert tree(folder / "tmp") == {}
+    assert reasons(folder / "torn") == reasons(folder / "whole")
+
+
+def test_a_killed_run_is_finished_by_the_next_one(
+    media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    check_kills(media_server, make_video(seconds=8, size="320x240"), tmp_path, [2.5])
+
+
+@pytest.mark.full
+def test_ten_kills_do_no_harm(
+    media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    draw = random.Random(0)
+    moments = sorted(draw.uniform(0.5, 5) for _ in range(10))
+    check_kills(media_server, make_video(seconds=8, size="640x480"), tmp_path, moments)
+
+
+def test_ctrl_c_leaves_a_whole_ledger_and_no_process(
+    media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    rows: list[Row] = [("a", f"v{n}", 0, 10, "val") for n in range(30)]
+    for row in rows:
+        media_server.put(row[1], make_video(seconds=10, size="640x480"))
+    table = write_manifest(tmp_path / "list.csv", rows)
+    out = tmp_path / "out"
+    words = command("kinetics-download", table, out, "--source", media_server.template)
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as running:
+        while not list(out.glob("clips/*/*/*.mp4")):
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, words_said = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert words_said.decode().startswith("interrupted; the same command goes on")
+    assert all(history.done for history in ledger.read(out).values())
+    assert not (out / ".scratch").exists()
+
+
+def test_three_refusals_in_a_row_stop_the_run_with_75(
+    media_server: MediaServer, tmp_path: Path
+) -> None:
+    media_server.files |= {f"status-429-{n}": b"" for n in range(20)}
+    rows: list[Row] = [("a", "status-429", n, n + 2, "val") for n in range(20)]
+    table = write_manifest(tmp_path / "list.csv", rows)
+    said = download(table, tmp_path / "out", "--source", media_server.template)
+    assert said.returncode == 75
+    assert "rate-limited three times in a row" in said.stderr
+
+
+BAD_CALLS = {
+    "no manifest": (["{tmp}/none.csv", "{tmp}/out"], "No such file"),
+    "unknown source": (["{csv}", "{tmp}/out", "--source", "yotube"], "Did you mean 'youtube'"),
+    "unknown reason": (["{csv}", "{tmp}/out", "--retry", "transent"], "Did you mean 'transient'"),
+    "unknown split": (["{csv}", "{tmp}/out", "--split", "vall"], "Did you mean 'val'"),
+    "bad task": (["{csv}", "{tmp}/out", "--task", "3/3"], "I/N"),
+    "bad number": (["{csv}", "{tmp}/out", "--jobs", "0"], "whole number from 1"),
+    "out is a file": (["{csv}", "{csv}"], "not a folder"),
+    "no argument": ([], "required: MANIFEST, OUT"),
+    "no such option": (["{csv}", "{tmp}/out", "--resume"], "unrecognized arguments: --resume"),
+    "no cookies": (["{csv}", "{tmp}/out", "--cookies", "{tmp}/c.txt"], "no such file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_a_wrong_call_is_one_line_and_exit_2(manifest: Path, tmp_path: Path, case: str) -> None:
+    words, expected = BAD_CALLS[case]
+    places = {"csv": str(manifest), "tmp": str(tmp_path)}
+    said = run_command("kinetics-download", *(word.format(**places) for word in words))
+    assert said.returncode == 2
+    assert said.stderr.startswith("error: ")
+    assert len(said.stderr.splitlines()) == 1
+    assert expected in said.stderr
+    assert said.stdout == ""
+    assert not list((tmp_path / "out").rglob("*.mp4"))
+
+
+def test_another_recipe_or_a_second_run_in_one_out_is_refused(
+    media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    media_server.put("good", make_video())
+    table = write_manifest(tmp_path / "list.csv", [("a", "good", 0, 2, "val")])
+    out = tmp_path / "out"
+    download(table, out, "--source", media_server.template)
+    before = tree(out)
+    said = download(table, out, "--source", media_server.template, "--fps", "30")
+    assert said.returncode == 2
+    assert "made with fps = 25, this run has fps = 30" in said.stderr
+    assert tree(out) == before
+
+    from kinetics_tools import files
+
+    with files.hold(out):
+        said = download(table, out, "--source", media_server.template)
+    assert said.returncode == 2
+    assert f"in use by process {os.getpid()}" in said.stderr
+
+
+def test_bad_rows_are_left_out_only_when_asked(
+    media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    media_server.put("good", make_video())
+    rows: list[Row] = [("a", "good", 0, 2, "val"), ("a", "../etc", 0, 2, "val")]
+    table = write_manifest(tmp_path / "list.csv", rows)
+    out = tmp_path / "out"
+    said = download(table, out, "--source", media_server.template)
+    assert said.returncode == 2
+    assert not out.exists()
+    said = download(table, out, "--source", media_server.template, "--skip-bad-rows")
+    assert said.returncode == 0
+    assert (
+        (out / "bad-rows.csv")
+        .read_text()
+        .splitlines()[1]
+        .startswith("3,\"youtube_id '../etc' is not")
+    )
+
+
+def test_a_disk_that_fills_stops_the_run_and_no_clip_is_blamed(
+    media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    media_server.put("good", make_video(seconds=8, size="640x480"))
+    table = write_manifest(tmp_path / "list.csv", [("a", "good", 0, 2, "val")])
+    out = tmp_path / "out"
+    words = command("kinetics-download", table, out, "--source", media_server.template)
+    limited = 'ulimit -f 20; exec "$@"'  # 20 blocks of 1024 bytes
+    said = subprocess.run(
+        ["/bin/bash", "-c", limited, "bash", *words],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert said.returncode == 2, said.stderr
+    assert "File too large; make room" in said.stderr
+    assert ledger.read(out) == {}
+    assert not list(out.rglob("*.mp4"))
+
+
+def test_a_dry_run_writes_nothing(manifest: Path, tmp_path: Path) -> None:
+    said = download(manifest, tmp_path / "out", "--dry-run")
+    assert said.returncode == 0
+    assert "8 segments of 6 videos, 2 classes (train 2, val 6)" in said.stdout
+    assert "to do: 8 clips of 6 videos" in said.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_videos_are_kept_when_asked(
+    media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    media_server.put("good", make_video())
+    table = write_manifest(tmp_path / "list.csv", [("a", "good", 0, 2, "val")])
+    download(table, tmp_path / "out", "--source", media_server.template, "--keep-videos")
+    assert (tmp_path / "out" / "videos" / "good.mp4").read_bytes() == make_video().read_bytes()
