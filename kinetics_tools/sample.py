@@ -32,8 +32,8 @@ VIDEO_S = 4
 SEGMENT_S = 1  # 25 frames, 24 pairs a clip
 NUM_VIDEOS = {"train": 14, "val": 6}  # a class: 2,880 frame pairs in all
 RATES_FPS = (24, 25, 30)
-SPEED_PX_S = 32.0
-GROWTH_S = 0.55  # natural logarithm of the scale, a second
+SPEED_PX_S = 60.0
+GROWTH_S = 0.9  # natural logarithm of the scale, a second
 # x to the right, y down, growth
 MOTIONS = {
     "down": (0, 1, 0),
@@ -133,7 +133,7 @@ def _draw_scene(rng: np.random.Generator) -> _Scene:
         start_px=rng.uniform(0, SIZE_PX, 2).astype(np.float32),
         drift_px_s=np.float32(rng.uniform(3, 10))
         * np.array([np.cos(angle), np.sin(angle)], np.float32),
-        radius_px=rng.uniform(14, 26),
+        radius_px=rng.uniform(15, 23),
         roundness=rng.choice([2.0, 4.0, 8.0]),
         speed=rng.uniform(0.8, 1.2),
         segment_s=Fraction(int(rng.integers(12, 20)), 10),

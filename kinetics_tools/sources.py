@@ -159,6 +159,20 @@ def make_source(named: str, options: Mapping[str, Any]) -> Source:
     return lookup("source", kind, SOURCES)(argument, options)
 
 
+def parse_rate(text: str) -> int:
+    """Bytes a second of a rate in yt-dlp's words, such as 50K or 4.2M.
+
+    Raises:
+        KineticsError: it is none.
+    """
+    from yt_dlp.utils import parse_bytes
+
+    rate = parse_bytes(text)
+    if not rate:
+        raise KineticsError(f"--limit-rate {text!r} is not a rate such as 50K or 4.2M")
+    return int(rate)
+
+
 def versions() -> dict[str, str]:
     """Of the tools that fetch."""
     return {"yt-dlp": importlib.metadata.version("yt-dlp")}

@@ -216,14 +216,7 @@ def _ytdlp_options(options: argparse.Namespace, binary: Path) -> dict[str, objec
     if options.proxy is not None:
         chosen["proxy"] = options.proxy
     if options.limit_rate is not None:
-        chosen["ratelimit"] = _rate(options.limit_rate)
+        from kinetics_tools.sources import parse_rate
+
+        chosen["ratelimit"] = parse_rate(options.limit_rate)
     return chosen
-
-
-def _rate(text: str) -> int:
-    from yt_dlp.utils import parse_bytes
-
-    rate = parse_bytes(text)
-    if not rate:
-        raise KineticsError(f"--limit-rate {text!r} is not a rate such as 50K or 4.2M")
-    return int(rate)

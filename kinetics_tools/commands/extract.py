@@ -1,0 +1,220 @@
+"""`extract-flow`: shards of RGB and optical flow from clips."""
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from kinetics_tools import cli, names
+from kinetics_tools.cli import Exit, Parser
+from kinetics_tools.codecs import CODECS
+from kinetics_tools.engine import ENGINES, part_from
+from kinetics_tools.errors import OutError
+from kinetics_tools.flow import BOUND_PX, METHODS, FlowRecipe, find_devices, make_method
+
+if TYPE_CHECKING:
+    from kinetics_tools.extract import ClipSet, Plan, Summary
+
+EXITS = (
+    "exit codes: 0 complete; 2 unusable input; 3 finished with permanent gaps only; "
+    "4 finished with gaps that may close when asked again; 130 interrupted"
+)
+
+
+def build_parser() -> Parser:
+    """The command's options."""
+    parser = Parser(
+        "extract-flow",
+        "Compute optical flow of clips and write sharded tars of RGB and flow, which plain "
+        "webdataset reads. Give the same command again to go on where it stopped: only shards "
+        "whose clips changed are made again. Another --method or --name adds a second flow beside "
+        "the first. `extract-flow index OUT` writes the index of finished shards anew.",
+        EXITS,
+    )
+    parser.add_argument(
+        "clips",
+        metavar="CLIPS",
+        type=Path,
+        help="folder that kinetics-download filled, or a folder of class folders of videos",
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder of shards to fill")
+    flow = parser.add_argument_group("the flow")
+    flow.add_argument(
+        "--method",
+        type=cli.one_of("flow method", METHODS),
+        default="tvl1",
+        help=f"one of {', '.join(METHODS)}",
+    )
+    flow.add_argument("--name", type=_name, help="of the flow in OUT (default: the method's)")
+    flow.add_argument(
+        "--device",
+        default="auto",
+        help="auto (all GPUs, else the CPU), cpu, cuda (all GPUs), cuda:0,1 (some)",
+    )
+    flow.add_argument(
+        "--bound", type=_bound, default=BOUND_PX, metavar="PX", help="clamp flow to +-PX pixels"
+    )
+    flow.add_argument(
+        "--codec", type=cli.one_of("flow codec", CODECS), default="ffv1", help="how flow is stored"
+    )
+    samples = parser.add_argument_group("the samples")
+    samples.add_argument("--split", type=_splits, default=(), help="only these splits: train,val")
+    samples.add_argument(
+        "--short-side",
+        type=_short_side,
+        default=256,
+        metavar="N|keep",
+        help="pixels; smaller clips are enlarged; keep leaves each clip its size",
+    )
+    samples.add_argument(
+        "--samples-per-shard", type=cli.positive, default=64, metavar="N", help="in one tar"
+    )
+    run = parser.add_argument_group("the run")
+    run.add_argument(
+        "--jobs",
+        type=cli.positive,
+        metavar="N",
+        help="processes at once (default: one a processor, or one a GPU)",
+    )
+    run.add_argument("--force", action="store_true", help="make every shard anew")
+    run.add_argument("--dry-run", action="store_true", help="say what would be done")
+    run.add_argument(
+        "--engine", type=cli.one_of("engine", ENGINES), default="local", help="what runs the work"
+    )
+    run.add_argument(
+        "--task",
+        metavar="I/N",
+        help="do the I-th of N shares, I from 0; in a Slurm array it follows from the array",
+    )
+    parser.add_common()
+    return parser
+
+
+def build_index_parser() -> Parser:
+    """The options of the verb `index`."""
+    parser = Parser(
+        "extract-flow index", "Write dataset.json and the indices from the shards that are there."
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder of shards")
+    parser.add_common()
+    return parser
+
+
+def _name(text: str) -> str:
+    if not text or not names.is_key(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits, - and _")
+    return text
+
+
+def _bound(text: str) -> float:
+    try:
+        bound = float(text)
+    except ValueError:
+        bound = 0.0
+    if not 0 < bound < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels above 0")
+    return bound
+
+
+def _short_side(text: str) -> int | None:
+    return None if text == "keep" else cli.positive(text)
+
+
+def _splits(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def main() -> NoReturn:
+    """The console script."""
+    cli.run(partial(_main, sys.argv[1:]))
+
+
+def _main(argv: list[str]) -> int:
+    verb, rest = cli.take_verb(argv, ("index",))
+    if verb == "index":
+        return _index(build_index_parser().parse_args(rest).out)
+    options = build_parser().parse_args(rest)
+    if options.out.exists() and not options.out.is_dir():
+        raise OutError(f"{options.out} is not a folder; choose another OUT")
+    method = make_method(options.method)
+    devices = find_devices(options.device, method)
+    from kinetics_tools import media
+    from kinetics_tools.extract import Plan, extract, read_clips
+
+    clips = read_clips(options.clips, options.split, out=options.out)
+    binary = media.find_ffmpeg()
+    plan = Plan(
+        out=options.out,
+        labels=clips.labels,
+        rgb=media.ClipRecipe(
+            short_side=options.short_side, enlarge=True, ffmpeg=media.ffmpeg_version(binary)
+        ),
+        flow=FlowRecipe(
+            method=options.method,
+            parameters=method.as_json(),
+            bound=options.bound,
+            codec=options.codec,
+        ),
+        name=options.name or options.method,
+        binary=binary,
+        devices=devices,
+        samples_per_shard=options.samples_per_shard,
+        seed=options.seed,
+        force=options.force,
+        part=part_from(options.task, os.environ),
+        jobs=options.jobs or (cli.default_jobs() if devices == ("cpu",) else len(devices)),
+        engine=options.engine,
+        tmp_dir=options.tmp_dir,
+    )
+    if options.dry_run:
+        return _say_what_would_be_done(clips, plan)
+    summary = extract(
+        clips, plan, show=lambda done, total: cli.progress(done, total=total, what="shards")
+    )
+    _say_how_it_stands(summary, plan)
+    if summary.num_retryable:
+        return Exit.RETRYABLE_GAPS
+    return Exit.PERMANENT_GAPS if summary.gaps else Exit.COMPLETE
+
+
+def _say_what_would_be_done(clips: "ClipSet", plan: "Plan") -> int:
+    from kinetics_tools.extract import estimate_pairs, pending, units_of
+
+    units = units_of(clips.clips, plan)
+    todo = pending(units, plan)
+    num_clips = sum(len(unit.clips) for unit in todo)
+    print(f"{len(clips.clips)} samples of {len(clips.labels)} classes in {len(units)} shards")
+    print(
+        f"to do: {len(todo)} shards, {num_clips} samples, about {estimate_pairs(todo, plan)} pairs"
+    )
+    return Exit.COMPLETE
+
+
+def _say_how_it_stands(summary: "Summary", plan: "Plan") -> None:
+    part = "" if plan.part.count == 1 else f" of part {plan.part}"
+    print(f"{summary.num_samples} of {summary.num_expected} samples{part} in {plan.out}")
+    print(f"{summary.num_pairs} frame pairs in {plan.stream}")
+    if summary.num_made:
+        print(f"{summary.num_made} made now, {summary.num_made / summary.seconds:.2f} a second")
+    for reason, count in summary.gaps.items():
+        print(f"  {reason:14} {count}")
+    if summary.gaps:
+        print(f"each gap's detail: {plan.out}/*/*.json")
+    print(
+        f"index: {plan.out}/dataset.json"
+        if summary.is_indexed
+        else "index: not yet, some shards are still to be made"
+    )
+
+
+def _index(out: Path) -> int:
+    from kinetics_tools.shards import write_index
+
+    dataset = write_index(out)
+    for split, counts in dataset["splits"].items():
+        present = ", ".join(f"{name} {number}" for name, number in counts["present"].items())
+        print(f"{split}: {counts['expected']} expected, {present}")
+    print(f"index: {out}/dataset.json")
+    return Exit.COMPLETE

@@ -1,0 +1,70 @@
+"""The one wall to OpenCV: grey values, and its own TV-L1 as the reference method."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+MIN_SIDE_PX = 3  # on less, OpenCV's TV-L1 reads memory that is not its own
+
+
+def gray(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return grey values as OpenCV's RGB2GRAY makes them: uint8 (..., H, W) of (..., H, W, 3)."""
+    *lead, width, _ = rgb.shape
+    rows = np.ascontiguousarray(rgb).reshape(-1, width, 3)
+    converted = np.asarray(cv2.cvtColor(rows, cv2.COLOR_RGB2GRAY), np.uint8)
+    return converted.reshape(*lead, width)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCVTVL1:
+    """OpenCV's DualTVL1OpticalFlow with its defaults, on one thread."""
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+
+    def as_json(self) -> dict[str, Any]:
+        """What decides the flow. OpenCV's version does: its releases differ by some 0.01 px."""
+        solver = cv2.optflow.DualTVL1OpticalFlow.create()
+        return {
+            "opencv": cv2.__version__,
+            "tau": solver.getTau(),
+            "lambda_": solver.getLambda(),
+            "theta": solver.getTheta(),
+            "num_scales": solver.getScalesNumber(),
+            "scale_step": solver.getScaleStep(),
+            "num_warps": solver.getWarpingsNumber(),
+            "epsilon": solver.getEpsilon(),
+            "inner_iterations": solver.getInnerIterations(),
+            "outer_iterations": solver.getOuterIterations(),
+            "median_px": solver.getMedianFiltering(),
+        }
+
+    def flows(
+        self,
+        frames: Iterator[npt.NDArray[np.uint8]],
+        device: str,  # noqa: ARG002 - every method takes it; this one has only the CPU
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield the flow from each frame to the next: float32 (H, W, 2).
+
+        Args:
+            frames: uint8 (H, W), all of one size.
+            device: "cpu".
+
+        Raises:
+            ValueError: a frame is less than 3 pixels high or wide.
+        """
+        cv2.setNumThreads(1)
+        # Not to be shared: it is not safe between threads, and one small frame lowers its number of
+        # pyramid levels for good.
+        solver = cv2.optflow.DualTVL1OpticalFlow.create()
+        before = next(frames, None)
+        if before is not None and min(before.shape) < MIN_SIDE_PX:
+            raise ValueError(f"OpenCV's TV-L1 needs 3x3 pixels at least, not {before.shape}")
+        for after in frames:
+            assert before is not None
+            flow = np.zeros((*before.shape, 2), np.float32)
+            yield np.asarray(solver.calc(before, after, flow), np.float32)
+            before = after

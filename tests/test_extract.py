@@ -1,0 +1,512 @@
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import command, environment, run_command, tree
+
+from kinetics_tools import files, flow, ledger, media, opencv
+from kinetics_tools.engine import Part
+from kinetics_tools.errors import KineticsError, ManifestError, OutError, Reason, UnknownNameError
+from kinetics_tools.extract import Plan, Summary, extract, pending, read_clips, units_of
+from kinetics_tools.files import file_digest
+from kinetics_tools.flow import FlowRecipe, make_method
+from kinetics_tools.media import ClipRecipe
+from kinetics_tools.shards import ShardFolder
+
+MakeVideo = Callable[..., Path]
+SIZES = {"clapping": ("64x48", "48x64"), "running": ("64x48", "50x50", "64x48")}
+
+
+@pytest.fixture
+def clips(tmp_path: Path, make_video: MakeVideo) -> Path:
+    """A folder of two class folders with five videos of 4 to 8 frames."""
+    root = tmp_path / "clips"
+    for label, sizes in SIZES.items():
+        (root / label).mkdir(parents=True)
+        for number, size in enumerate(sizes):
+            video = make_video(seconds=0.16 + 0.04 * number, fps="25", size=size)
+            shutil.copy(video, root / label / f"{label}_{number}.mp4")
+    return root
+
+
+def plan_for(clips: Path, out: Path, **changes: Any) -> Plan:
+    """A plan that works in this process, with two samples a shard, each of its own size."""
+    binary = media.find_ffmpeg()
+    version = media.ffmpeg_version(binary)
+    plan = Plan(
+        out=out,
+        labels=read_clips(clips).labels,
+        rgb=ClipRecipe(short_side=None, enlarge=True, ffmpeg=version),
+        flow=FlowRecipe(method="tvl1", parameters=make_method("tvl1").as_json()),
+        name="tvl1",
+        binary=binary,
+        samples_per_shard=2,
+        jobs=0,
+    )
+    return replace(plan, **changes)
+
+
+def run(clips: Path, out: Path, **changes: Any) -> Summary:
+    """Extract in this process."""
+    plan = plan_for(clips, out, **changes)
+    return extract(read_clips(clips), plan, show=lambda done, _: done)
+
+
+def written(out: Path) -> dict[str, int]:
+    """When each shard was written, in nanoseconds."""
+    return {str(path): path.stat().st_mtime_ns for path in sorted(out.glob("*/*.tar"))}
+
+
+def test_a_folder_of_class_folders_becomes_shards(clips: Path, tmp_path: Path) -> None:
+    summary = run(clips, tmp_path / "out")
+
+    assert (summary.num_expected, summary.num_samples, summary.num_pairs) == (5, 5, 19)
+    assert (summary.gaps, summary.is_indexed) == ({}, True)
+    names = sorted(path.name for path in (tmp_path / "out" / "all").iterdir())
+    assert names == [
+        *(f"flow-tvl1-00000{n}.{end}" for n in range(3) for end in ("json", "tar")),
+        "index.parquet",
+        *(f"rgb-00000{n}.{end}" for n in range(3) for end in ("json", "tar")),
+    ]
+    data = ShardFolder(tmp_path / "out")
+    assert data.labels == ("clapping", "running")
+    samples = data.samples("all")
+    assert {s.key for s in samples} == {
+        f"{label}_{n}" for label, sizes in SIZES.items() for n in range(len(sizes))
+    }
+    for sample in samples:
+        assert sample.label == sample.key.partition("_")[0]
+        rgb, stored = sample.rgb(), sample.flow()
+        assert stored.shape == (len(rgb) - 1, *rgb.shape[1:3], 2)
+        computed = flow.compute(opencv.gray(rgb)).clip(-20, 20)
+        # The flow is that of exactly these frames: one code step below at most.
+        assert (stored <= computed + 1e-4).all()
+        assert (stored >= computed - 40 / 255 - 1e-4).all()
+
+
+def test_samples_get_the_short_side_asked_for(clips: Path, tmp_path: Path) -> None:
+    recipe = replace(plan_for(clips, tmp_path).rgb, short_side=80)
+
+    run(clips, tmp_path / "out", rgb=recipe)
+
+    for sample in ShardFolder(tmp_path / "out").samples("all"):
+        height, width = sample.rgb([0]).shape[1:3]
+        assert min(height, width) == 80
+        assert sample.flow([0]).shape == (1, height, width, 2)
+
+
+def test_only_a_clip_that_conforms_is_kept_byte_for_byte(
+    clips: Path, tmp_path: Path, make_video: MakeVideo
+) -> None:
+    shutil.copy(make_video(seconds=0.2, fps="30", size="64x48"), clips / "running" / "faster.mp4")
+
+    run(clips, tmp_path / "out")
+
+    sidecars = (json.loads(p.read_text()) for p in (tmp_path / "out" / "all").glob("rgb-*.json"))
+    members = {m["key"]: m for sidecar in sidecars for m in sidecar["members"]}
+    kept = file_digest(clips / "running" / "running_0.mp4")
+    assert members["running_0"]["sha256"] == members["running_0"]["made_from"] == kept
+    assert members["faster"]["sha256"] != members["faster"]["made_from"]
+    assert members["faster"]["frames"] == 5
+
+
+def test_a_second_run_makes_nothing_and_force_makes_the_same_again(
+    clips: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(clips, out)
+    before, times = tree(out), written(out)
+
+    assert run(clips, out).num_made == 0
+    assert written(out) == times
+    assert run(clips, out, force=True).num_made == 19
+
+    assert tree(out) == before
+    assert all(now > then for now, then in zip(written(out).values(), times.values(), strict=True))
+
+
+def test_a_changed_clip_makes_only_its_shard_anew(
+    clips: Path, tmp_path: Path, make_video: MakeVideo
+) -> None:
+    out = tmp_path / "out"
+    run(clips, out)
+    times = written(out)
+    shutil.copy(
+        make_video(seconds=0.4, fps="25", size="64x48"), clips / "running" / "running_1.mp4"
+    )
+
+    summary = run(clips, out)
+
+    changed = {name[-10:] for name, when in written(out).items() if when != times[name]}
+    assert len(changed) == 1
+    assert summary.num_pairs == 19 - 4 + 9
+    fresh = run(clips, tmp_path / "fresh")
+    assert fresh.num_pairs == summary.num_pairs
+    assert tree(out) == tree(tmp_path / "fresh")
+
+
+def test_a_shard_that_was_cut_off_is_made_again(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(clips, out)
+    before = tree(out)
+    shard = out / "all" / "flow-tvl1-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    (out / "all" / "rgb-000002.json").unlink()
+    for name in ("all/.part-1-rgb-000002.tar", "all/.part-1-index.parquet", ".part-1-recipe.json"):
+        (out / name).write_text("left by a killed writer")
+
+    run(clips, out)
+
+    assert tree(out) == before
+
+
+def test_a_second_method_lies_beside_and_leaves_rgb_alone(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(clips, out)
+    before = tree(out, without=("index", "dataset", "recipe"))
+    parameters = make_method("opencv-tvl1").as_json()
+    recipe = FlowRecipe(method="opencv-tvl1", parameters=parameters, bound=10.0)
+
+    # RGB is decoded from the shards: the clips themselves are not read again.
+    run(clips, out, flow=recipe, name="cv")
+
+    assert before.items() <= tree(out).items()
+    data = ShardFolder(out)
+    assert data.flows == ("cv", "tvl1")
+    assert (data.flow_bound("cv"), data.flow_bound("tvl1")) == (10, 20)
+    for ours, theirs in zip(data.samples("all"), data.samples("all", flow="cv"), strict=True):
+        assert ours.key == theirs.key
+        assert np.median(abs(ours.flow() - theirs.flow())) < 0.2
+
+
+def test_parts_give_the_same_tree_as_one_run(clips: Path, tmp_path: Path) -> None:
+    run(clips, tmp_path / "one")
+
+    first = run(clips, tmp_path / "two", part=Part(0, 2))
+    assert not first.is_indexed
+    assert not (tmp_path / "two" / "dataset.json").exists()
+    second = run(clips, tmp_path / "two", part=Part(1, 2))
+
+    assert second.is_indexed
+    assert first.num_samples + second.num_samples == 5
+    assert tree(tmp_path / "two") == tree(tmp_path / "one")
+
+
+def test_one_bad_clip_is_a_gap_and_never_stops_a_run(
+    clips: Path, tmp_path: Path, make_video: MakeVideo
+) -> None:
+    whole = (clips / "running" / "running_0.mp4").read_bytes()
+    (clips / "running" / "running_0.mp4").write_bytes(whole[: len(whole) // 2])
+    (clips / "running" / "empty.avi").touch()
+    shutil.copy(make_video(seconds=0.04, fps="25"), clips / "clapping" / "one_frame.mp4")
+
+    summary = run(clips, tmp_path / "out")
+
+    assert summary.num_samples == 4
+    assert summary.gaps == {"damaged": 2, "too-short": 1}
+    assert summary.num_retryable == 2
+    gaps = ShardFolder(tmp_path / "out").expected("all")
+    assert gaps == {"running_0": "damaged", "empty": "damaged", "one_frame": "too-short"}
+
+
+def downloaded(root: Path, clips: Sequence[Path], missing: dict[str, Reason]) -> None:
+    """Lay out what kinetics-download leaves: clips named by their stem, and gaps."""
+    rows = ["label,youtube_id,time_start,time_end,split"]
+    lines = []
+    for clip in clips:
+        key = f"{clip.stem}_000000_000010"
+        split = "val" if clip.stem.endswith("0") else "train"
+        rows.append(f"{clip.parent.name},{clip.stem},0,10,{split}")
+        target = root / "clips" / split / clip.parent.name / f"{key}.mp4"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip, target)
+        size, digest = target.stat().st_size, file_digest(target)
+        done = {"key": key, "status": "done", "bytes": size, "sha256": digest, "frames": 6}
+        lines.append({**done, "source": "youtube"})
+    for name, reason in missing.items():
+        rows.append(f"running,{name},0,10,train")
+        key = f"{name}_000000_000010"
+        lines.append({"key": key, "status": "failed", "source": "youtube", "reason": reason})
+    (root / "manifest.csv").write_text("\n".join(rows) + "\n")
+    (root / "labels.txt").write_text("clapping\nrunning\nsinging\n")
+    records = [line | {"time": "2026-01-01T00:00:00.000+00:00"} for line in lines]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    ledger.ledger_path(root, Part()).write_text(text)
+
+
+def test_downloaded_clips_keep_their_splits_labels_and_gaps(clips: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "downloaded", tmp_path / "out"
+    missing = {"gone1": Reason.GONE, "-net": Reason.NETWORK}
+    downloaded(root, sorted(clips.rglob("*.mp4")), missing)
+
+    summary = run(root, out)
+
+    assert summary.gaps == {"gone": 1, "missing": 1}
+    assert summary.num_retryable == 1
+    data = ShardFolder(out)
+    assert data.labels == ("clapping", "running", "singing")
+    assert data.splits == ("train", "val")
+    assert [s.key for s in data.samples("val")] == sorted(
+        (f"{label}_0_000000_000010" for label in SIZES), key=_hash_order
+    )
+    gaps = {"gone1_000000_000010": "gone", "-net_000000_000010": "missing"}
+    assert data.expected("train") == gaps
+    assert {s.label_id for s in data.samples("train")} == {0, 1}
+
+
+def _hash_order(key: str) -> bytes:
+    import hashlib
+
+    return hashlib.sha256(f"0:{key}".encode()).digest()
+
+
+def test_a_missing_clip_that_turns_up_moves_no_other(clips: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "downloaded", tmp_path / "out"
+    downloaded(root, sorted(clips.rglob("*.mp4")), {"late": Reason.NETWORK})
+    run(root, out)
+    times = written(out)
+    late = root / "clips" / "train" / "running" / "late_000000_000010.mp4"
+    shutil.copy(next((clips / "running").iterdir()), late)
+
+    summary = run(root, out)
+
+    assert summary.gaps == {}
+    changed = {name[-10:] for name, when in written(out).items() if when != times[name]}
+    assert len(changed) == 1
+
+
+def test_only_the_splits_asked_for_are_made(clips: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "downloaded", tmp_path / "out"
+    downloaded(root, sorted(clips.rglob("*.mp4")), {})
+    plan = plan_for(root, out)
+
+    extract(read_clips(root, ["val"]), plan, show=lambda done, _: done)
+    assert ShardFolder(out).splits == ("val",)
+    extract(read_clips(root, ["train"]), plan, show=lambda done, _: done)
+
+    assert ShardFolder(out).splits == ("train", "val")
+    with pytest.raises(UnknownNameError, match=r"unknown split 'vall'\. Did you mean 'val'"):
+        read_clips(root, ["vall"])
+
+
+def test_shards_mix_classes_and_have_each_key_once(tmp_path: Path, clips: Path) -> None:
+    (found,) = {read_clips(clips).clips[0]}
+    many = [replace(found, key=f"{label}{n}", label=label) for n in range(50) for label in "ab"]
+    plan = plan_for(clips, tmp_path, samples_per_shard=16)
+
+    units = units_of(many, plan)
+
+    assert [len(unit.clips) for unit in units] == [16] * 6 + [4]
+    assert len({c.key for unit in units for c in unit.clips}) == 100
+    assert all({c.label for c in unit.clips} == {"a", "b"} for unit in units[:6])
+    assert units != units_of(many, replace(plan, seed=1))
+    assert units == units_of(reversed(many), plan)
+
+
+def test_unusable_clips_are_named_in_one_line(clips: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ManifestError, match=r"holds no clips; looked for manifest.csv .* class"):
+        read_clips(empty)
+    with pytest.raises(ManifestError, match="is not a folder"):
+        read_clips(tmp_path / "absent")
+    with pytest.raises(ManifestError, match="is both CLIPS and OUT"):
+        read_clips(clips, out=clips)
+    with pytest.raises(ManifestError, match="whose folders are classes; choose another OUT"):
+        read_clips(clips, out=clips / "shards")
+    with pytest.raises(ManifestError, match=r"2 videos such as clapping_0.mp4 lie in no class"):
+        read_clips(clips / "clapping")
+    (clips / "notes").mkdir()
+    with pytest.raises(ManifestError, match="notes is a class folder without a video"):
+        read_clips(clips)
+
+
+def test_a_changed_recipe_is_refused_and_another_name_is_not(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(clips, out)
+    before = tree(out)
+    bound = replace(plan_for(clips, out).flow, bound=10.0)
+    smaller = replace(plan_for(clips, out).rgb, short_side=32)
+
+    with pytest.raises(OutError, match=r"flow-tvl1 there: bound = 20.0, in this run: bound = 10.0"):
+        run(clips, out, flow=bound)
+    with pytest.raises(OutError, match="short_side = None, in this run: short_side = 32"):
+        run(clips, out, rgb=smaller)
+    with pytest.raises(OutError, match="samples_per_shard = 2, in this run: samples_per_shard = 3"):
+        run(clips, out, samples_per_shard=3)
+    (clips / "singing").mkdir()
+    shutil.copy(clips / "running" / "running_0.mp4", clips / "singing" / "new.mp4")
+    with pytest.raises(OutError, match="another label list"):
+        run(clips, out)
+
+    assert tree(out) == before
+
+
+def test_another_opencv_than_the_recipes_stops_the_run(clips: Path, tmp_path: Path) -> None:
+    parameters = make_method("opencv-tvl1").as_json() | {"opencv": "4.0.0"}
+    recipe = FlowRecipe(method="opencv-tvl1", parameters=parameters)
+
+    with pytest.raises(KineticsError, match="not the same on this machine"):
+        run(clips, tmp_path / "out", flow=recipe, name="cv")
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    done = run_command("extract-flow", clips, out, "--samples-per-shard", 2, "--dry-run")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "5 samples of 2 classes in 3 shards",
+        "to do: 3 shards, 5 samples, about 19 pairs",
+    ]
+    assert not out.exists()
+
+
+def test_the_command_does_it_all_with_helpers_and_reports(clips: Path, tmp_path: Path) -> None:
+    whole = (clips / "running" / "running_0.mp4").read_bytes()
+    (clips / "running" / "running_0.mp4").write_bytes(whole[: len(whole) // 2])
+    out = tmp_path / "out"
+    options = (clips, out, "--short-side", "keep", "--jobs", 2)
+
+    done = run_command("extract-flow", *options, "--tmp-dir", tmp_path / "scratch")
+
+    assert done.returncode == 4, done.stderr
+    assert "4 of 5 samples" in done.stdout
+    assert "16 frame pairs in flow-tvl1" in done.stdout
+    assert "damaged        1" in done.stdout
+    assert f"index: {out}/dataset.json" in done.stdout
+    run(clips, tmp_path / "here", samples_per_shard=64)
+    assert tree(out) == tree(tmp_path / "here")
+    assert not (out / ".scratch").exists()
+    (out / "dataset.json").unlink()
+    index = run_command("extract-flow", "index", out)
+    assert index.returncode == 0
+    assert "all: 5 expected, flow-tvl1 4, rgb 4" in index.stdout
+    assert tree(out) == tree(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "tvl"], "unknown flow method 'tvl'. Did you mean 'tvl1'?"),
+        (["--codec", "fv1"], "unknown flow codec 'fv1'. Did you mean 'ffv1'?"),
+        (["--device", "cuda:7"], "no device 'cuda:7' here; there is cpu"),
+        (["--bound", "0"], "not a number of pixels above 0"),
+        (["--name", "a/b"], "not made of letters, digits, - and _"),
+        (["--task", "3/2"], "--task '3/2' is not I/N"),
+        (["--split", "tain"], "unknown split 'tain'"),
+        (["--short-side", "small"], "not a whole number from 1"),
+    ],
+)
+def test_a_wrong_option_ends_in_one_line(
+    clips: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    done = run_command("extract-flow", clips, tmp_path / "out", *options)
+
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(clips: Path, tmp_path: Path) -> None:
+    with (
+        files.hold(tmp_path / "out", "0-of-1"),
+        pytest.raises(OutError, match=rf"is in use by process {os.getpid()} on"),
+    ):
+        run(clips, tmp_path / "out")
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_written(
+    clips: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = command("extract-flow", clips, out, "--short-side", "keep", "--jobs", 1)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    done = subprocess.run(
+        words, env=environment(), preexec_fn=limit, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "rgb-000000.tar: File too large; make room or choose another folder" in line
+    assert [p.name for p in (out / "all").iterdir()] == []
+    assert not (out / ".scratch").exists()
+
+    again = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    run(clips, tmp_path / "whole", samples_per_shard=64)
+    assert tree(out) == tree(tmp_path / "whole")
+
+
+def killed_runs(clips: Path, out: Path, delays_s: Sequence[float]) -> None:
+    """Start the command and kill -9 it after each delay, then let it end."""
+    words = command("extract-flow", clips, out, "--short-side", "keep", "--jobs", 2)
+    words += ["--samples-per-shard", "2"]
+    for delay_s in delays_s:
+        with subprocess.Popen(
+            words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            deadline = time.monotonic() + delay_s
+            while time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_tree(clips: Path, tmp_path: Path) -> None:
+    run(clips, tmp_path / "whole")
+
+    killed_runs(clips, tmp_path / "out", [4.0])
+
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+@pytest.mark.full
+def test_ten_kills_give_the_same_tree(clips: Path, tmp_path: Path) -> None:
+    run(clips, tmp_path / "whole")
+
+    killed_runs(clips, tmp_path / "out", [1 + 0.7 * n for n in range(10)])
+
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_pending_counts_only_what_is_to_do(clips: Path, tmp_path: Path) -> None:
+    plan = plan_for(clips, tmp_path / "out")
+    units = units_of(read_clips(clips).clips, plan)
+    assert pending(units, plan) == units
+
+    run(clips, tmp_path / "out", part=Part(1, 3))
+
+    assert pending(units, plan) == [units[0], units[2]]
+    assert pending(units, replace(plan, force=True)) == units
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['extract-flow', '--help']; "
+        "from kinetics_tools.commands.extract import build_parser; build_parser().format_help(); "
+        "print(*{'torch', 'cv2', 'pandas', 'numpy', 'av'} & {*sys.modules})"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split() == []

@@ -1,0 +1,341 @@
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from support import environment
+
+from kinetics_tools import flow, media, opencv, tvl1
+from kinetics_tools.errors import KineticsError, UnknownNameError
+from kinetics_tools.flow import METHODS, compute, dequantise, quantise, stream
+
+GOLDEN_FOLDER = Path(__file__).parent / "golden"
+GOLDEN = json.loads((GOLDEN_FOLDER / "flow.json").read_text())
+Gray = npt.NDArray[np.uint8]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def make_flow() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_flow", GOLDEN_FOLDER / "make_flow.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def texture(num: int, height: int, width: int, step: tuple[float, float], seed: int = 0) -> Gray:
+    """Frames of a smooth random texture that moves by `step` (x, y) pixels each time."""
+    margin = 32
+    noise = np.random.default_rng(seed).random((height + 2 * margin, width + 2 * margin))
+    smooth = cv2.GaussianBlur(noise, (0, 0), 2.0)
+    smooth = (smooth - smooth.min()) / (smooth.max() - smooth.min()) * 255
+    moved = [
+        cv2.warpAffine(
+            smooth,
+            np.array([[1, 0, step[0] * t - margin], [0, 1, step[1] * t - margin]], np.float64),
+            (width, height),
+        )
+        for t in range(num)
+    ]
+    return np.stack(moved).round().astype(np.uint8)
+
+
+def gray_frames(path: Path, start: int, num: int) -> Gray:
+    return opencv.gray(media.read_frames(path)[start : start + num])
+
+
+def agreement(
+    ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]
+) -> tuple[float, float]:
+    """Mean absolute difference in pixels, and the share of codes that differ by at most 1."""
+    codes = quantise(ours).astype(int) - quantise(theirs).astype(int)
+    return float(abs(ours - theirs).mean()), float((abs(codes) <= 1).mean())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("step", [(3, 0), (0, -2)])
+def test_a_shifted_texture_gives_its_shift(method: str, step: tuple[int, int]) -> None:
+    found = compute(texture(3, 48, 64, step), method)
+
+    assert found.shape == (2, 48, 64, 2)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.median(found, axis=(0, 1, 2)), step, atol=0.05)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_flow_has_its_golden_quartiles(make_flow: ModuleType, method: str) -> None:
+    found = make_flow.quartiles(method)
+
+    limit = GOLDEN["quartiles_tolerance_px"]
+    np.testing.assert_allclose(found, GOLDEN["quartiles"][method], rtol=0, atol=limit)
+
+
+def test_the_first_warp_has_its_golden_values(make_flow: ModuleType) -> None:
+    limit = GOLDEN["first_warp_tolerance_px"]
+    np.testing.assert_allclose(make_flow.first_warp(), GOLDEN["first_warp"], rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize(("num_scales", "num_warps"), [(1, 1), (1, 5), (3, 1)])
+def test_tvl1_takes_the_steps_of_opencv(num_scales: int, num_warps: int) -> None:
+    before, after = texture(2, 47, 66, (1.4, -0.6))
+    theirs = cv2.optflow.DualTVL1OpticalFlow.create(nscales=num_scales, warps=num_warps)
+
+    ours = compute(np.stack([before, after]), num_scales=num_scales, num_warps=num_warps)[0]
+
+    difference = abs(ours - theirs.calc(before, after, np.zeros((47, 66, 2), np.float32)))
+    # Steps are the same but for rounding, which a few pixels at the border blow up.
+    assert np.percentile(difference, 99) < 1e-3
+
+
+def test_tvl1_agrees_with_opencv_on_textures() -> None:
+    for number, (height, width) in enumerate([(48, 64), (61, 83), (20, 100), (15, 15)]):
+        frames = texture(3, height, width, (1.7, -0.6), seed=number)
+
+        mad, within_1 = agreement(compute(frames, "tvl1"), compute(frames, "opencv-tvl1"))
+
+        assert mad < 0.01, (height, width)
+        assert within_1 > 0.99, (height, width)
+
+
+@pytest.mark.parametrize("name", ["jack/daria_jack", "run/denis_run", "wave2/eli_wave2"])
+def test_tvl1_agrees_with_opencv_on_real_clips(shared_data: Path, name: str) -> None:
+    frames = gray_frames(shared_data / "weizmann" / f"{name}.avi", 10, 4)
+
+    mad, within_1 = agreement(compute(frames, "tvl1"), compute(frames, "opencv-tvl1"))
+
+    assert mad <= 0.03
+    assert within_1 >= 0.99
+
+
+@pytest.mark.parametrize(("name", "limit"), [("RubberWhale", 0.158), ("Dimetrodon", 0.182)])
+def test_tvl1_meets_the_known_end_point_error(shared_data: Path, name: str, limit: float) -> None:
+    folder = shared_data / "flow" / name
+    frames = np.stack(
+        [opencv.gray(media.read_frames(folder / f"frame{n}.png", None)[0]) for n in (10, 11)]
+    )
+    stored = np.fromfile(folder / "flow10.flo", np.float32, offset=12)
+    truth = stored.reshape(*frames.shape[1:], 2)
+    known = (abs(truth) < 1e9).all(axis=2)
+
+    error = np.linalg.norm(compute(frames)[0] - truth, axis=2)[known].mean()
+
+    assert error <= limit
+
+
+def test_flow_of_a_pair_does_not_depend_on_its_batch() -> None:
+    still = np.repeat(texture(1, 40, 52, (0, 0)), 2, axis=0)
+    frames = np.concatenate([texture(3, 40, 52, (2.3, 1.1)), still, texture(2, 40, 52, (-6, 3))])
+    images = torch.from_numpy(frames).float()
+    method = tvl1.TVL1()
+
+    together = method.between(images[:-1], images[1:])
+
+    for t, found in enumerate(together):
+        assert torch.equal(found, method.between(images[t, None], images[t + 1, None])[0])
+
+
+def test_flow_does_not_depend_on_the_number_of_threads() -> None:
+    images = torch.from_numpy(texture(4, 90, 120, (2.3, 1.1))).float()
+    method = tvl1.TVL1(num_scales=2, num_warps=1, outer_iterations=1)
+    one = method.between(images[:-1], images[1:])
+
+    torch.set_num_threads(2)
+
+    assert torch.equal(method.between(images[:-1], images[1:]), one)
+
+
+def test_float32_and_float64_agree() -> None:
+    images = torch.from_numpy(texture(2, 48, 64, (1.2, 0.4)))
+    method = tvl1.TVL1(num_warps=1)
+
+    single = method.between(images[:1].float(), images[1:].float())
+    double = method.between(images[:1].double(), images[1:].double())
+
+    assert double.dtype == torch.float64
+    assert torch.quantile((single - double).abs(), 0.99) < 1e-3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_equal_frames_give_exactly_no_flow(method: str) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (1, 37, 53), np.uint8)
+
+    assert (compute(np.repeat(frame, 3, axis=0), method) == 0).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (4, 4), (5, 70), (17, 16)])
+def test_tiny_and_hostile_frames_give_finite_flow(size: tuple[int, int]) -> None:
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, (3, *size), np.uint8)
+    black_and_white = (random.random((3, *size)) < 0.5).astype(np.uint8) * 255
+    flash = np.stack([np.full(size, value, np.uint8) for value in (0, 255, 0)])
+
+    for frames in (noise, black_and_white, flash):
+        assert np.isfinite(compute(frames)).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_frame_has_no_flow_and_none_has_none(method: str) -> None:
+    assert compute(np.zeros((1, 8, 9), np.uint8), method).shape == (0, 8, 9, 2)
+    assert list(stream([], method)) == []
+
+
+def test_the_median_filter_is_that_of_opencv() -> None:
+    images = torch.rand(2, 2, 11, 7)
+
+    found = tvl1._median_5x5(images)
+
+    for image, median in zip(images.flatten(0, 1), found.flatten(0, 1), strict=True):
+        assert np.array_equal(median.numpy(), cv2.medianBlur(image.numpy(), 5))
+
+
+def test_a_stream_reads_only_a_batch_ahead() -> None:
+    read = 0
+
+    def endless() -> Iterator[Gray]:
+        nonlocal read
+        while True:
+            read += 1
+            yield np.zeros((128, 128), np.uint8)
+
+    fields = stream(endless())
+    for _ in range(3):
+        next(fields)
+
+    assert read <= 3 + tvl1.BATCH_PX["cpu"] // 128**2
+
+
+def test_frames_that_change_size_or_type_are_refused_in_one_line() -> None:
+    whole, part = np.zeros((8, 8), np.uint8), np.zeros((8, 6), np.uint8)
+    with pytest.raises(ValueError, match=r"frame 2 is \(8, 6\), the first one is \(8, 8\)"):
+        list(stream([whole, whole, part]))
+    with pytest.raises(ValueError, match="frame 0 is float64"):
+        list(stream([np.zeros((8, 8))]))  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="3x3 pixels at least"):
+        list(stream([np.zeros((2, 8), np.uint8)] * 2, "opencv-tvl1"))
+
+
+def test_wrong_names_say_what_there_is() -> None:
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'tvl1'\? Known: opencv-tvl1, tvl1"):
+        stream([], "tvl")
+    with pytest.raises(ValueError, match="taw"):
+        stream([], taw=0.1)
+    with pytest.raises(ValueError, match="tau must be above 0"):
+        stream([], tau=0)
+    with pytest.raises(KineticsError, match="none of auto, cpu, cuda"):
+        stream([], device="gpu")
+    with pytest.raises(KineticsError, match="runs on cpu only"):
+        stream([], "opencv-tvl1", device="cuda")
+    absent = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(KineticsError, match=f"no device '{absent}' here; there is cpu"):
+        stream([], device=absent)
+
+
+def test_more_iterations_than_none_change_flow() -> None:
+    frames = texture(2, 40, 40, (2, 0))
+
+    fewer = compute(frames, num_warps=1, outer_iterations=1, inner_iterations=2)
+
+    assert abs(fewer - compute(frames)).max() > 0.1
+
+
+def test_names_of_methods_and_codecs_cost_no_heavy_import() -> None:
+    code = (
+        "import sys; from kinetics_tools.flow import METHODS; from kinetics_tools.codecs import "
+        "CODECS; assert METHODS and CODECS; "
+        "print(*{'torch', 'cv2', 'numpy', 'av'} & {*sys.modules})"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split() == []
+
+
+flows = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=2, max_dims=2, max_side=6).map(lambda shape: (*shape, 2)),
+    elements=st.floats(-40, 40, width=32),
+)
+
+
+@given(flows, st.sampled_from([20.0, 5.0, 31.0]))
+@settings(max_examples=60, deadline=None)
+def test_quantised_flow_comes_back_within_one_step(
+    fields: npt.NDArray[np.float32], bound: float
+) -> None:
+    step = 2 * bound / 255
+    clamped = fields.clip(-bound, bound)
+
+    back = dequantise(quantise(fields, bound=bound), bound=bound)
+
+    # floor never rounds up: what comes back is at most one step below.
+    assert (back <= clamped + 1e-4).all()
+    assert (back >= clamped - step - 1e-4).all()
+
+
+def test_codes_are_those_of_the_formula() -> None:
+    values = np.array([-25, -20, -19.99, 0, 0.08, 19.9, 20, 90], np.float32)
+    clamped = (Fraction(float(value.clip(-20, 20))) for value in values)
+
+    assert quantise(values).tolist() == [255 * (value + 20) // 40 for value in clamped]
+    assert quantise(values).tolist() == [0, 0, 0, 127, 128, 254, 255, 255]
+    assert dequantise(np.array([0, 255], np.uint8)).tolist() == [-20, 20]
+
+
+def test_codes_are_monotonous() -> None:
+    codes = quantise(np.linspace(-21, 21, 5001, dtype=np.float32))
+
+    assert all(a <= b for a, b in pairwise(codes.tolist()))
+    assert set(codes.tolist()) == set(range(256))
+
+
+def test_nan_and_a_useless_bound_are_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        quantise(np.array([np.nan, 0], np.float32))
+    with pytest.raises(ValueError, match="bound"):
+        quantise(np.zeros(2, np.float32), bound=0)
+
+
+def test_a_recipe_hash_says_what_changes_flow() -> None:
+    parameters = flow.make_method("tvl1").as_json()
+    base = flow.FlowRecipe(method="tvl1", parameters=parameters)
+
+    same = flow.FlowRecipe(method="tvl1", parameters=dict(reversed(parameters.items())))
+    other = flow.FlowRecipe(method="tvl1", parameters=parameters | {"tau": 0.2})
+
+    assert base.hash == same.hash
+    assert base.hash != other.hash
+    assert base.hash != flow.FlowRecipe(method="tvl1", parameters=parameters, bound=10).hash
+
+
+def test_gray_is_that_of_opencv_for_any_number_of_frames() -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), np.uint8)
+
+    found = opencv.gray(rgb)
+
+    assert found.shape == (3, 5, 7)
+    assert np.array_equal(found[1], opencv.gray(rgb[1]))
+    assert np.array_equal(found[2], cv2.cvtColor(rgb[2], cv2.COLOR_RGB2GRAY))
