@@ -14,195 +14,37 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kinetics_tools import engine, ledger, media, shards
+from kinetics_tools import engine, media, sharding, shards
+from kinetics_tools.clips import Clip, ClipSet
 from kinetics_tools.codecs import CODECS
 from kinetics_tools.engine import WHOLE, Crash, Part
 from kinetics_tools.errors import (
     PERMANENT,
     KineticsError,
-    ManifestError,
     MediaError,
     Reason,
     ShardError,
     lookup,
 )
-from kinetics_tools.files import digest, file_digest, hold, scratch_folder
+from kinetics_tools.files import digest, hold, scratch_folder
 from kinetics_tools.flow import FlowRecipe, make_method, quantise, stream
-from kinetics_tools.manifest import clip_path, read_labels, read_manifest
 from kinetics_tools.media import ClipRecipe
-from kinetics_tools.names import file_keys
 from kinetics_tools.opencv import gray
-from kinetics_tools.shards import RGB, RGB_EXT, Content, Location, Member, Sidecar, shard_path
+from kinetics_tools.sharding import Content, Member, Sidecar
+from kinetics_tools.shards import RGB, RGB_EXT, Location, shard_path
 
 logger = logging.getLogger(__name__)
 
-ALL = "all"  # the split of a folder of class folders
-VIDEO_SUFFIXES = frozenset(
-    {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
-)
 MIN_FRAMES = 2  # fewer have no flow
 MIN_SIDE_PX = 4  # smaller pictures have no neighbourhood to speak of, and methods differ in them
 NUM_PROBED = 32  # clips that a dry run decodes to say how long the others may be
 CRASHED = "crashed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clip:
-    """A clip that is expected.
-
-    Attributes:
-        key: its name.
-        label: class name, or None.
-        split: where its sample goes.
-        path: of its file.
-        source: the path relative to CLIPS.
-        sha256: of the file; None where there is none.
-        reason: why there is none.
-        frames: as the ledger has it, or None.
-    """
-
-    key: str
-    label: str | None
-    split: str
-    path: Path
-    source: str
-    sha256: str | None
-    reason: str = shards.MISSING
-    frames: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ClipSet:
-    """All clips that are expected, and the dataset's full label list."""
-
-    labels: tuple[str, ...]
-    clips: tuple[Clip, ...]
-
-
-def read_clips(root: Path, splits: Sequence[str] = (), *, out: Path | None = None) -> ClipSet:
-    """Read what a folder of clips holds, and what it should hold.
-
-    Args:
-        root: a folder that kinetics-download filled, or a folder of class folders of videos.
-        splits: only these; none for all.
-        out: where shards are to go; it may not be taken for a class folder.
-
-    Raises:
-        ManifestError: it is neither; the message says what was looked for.
-        UnknownNameError: it has no such split.
-    """
-    if not root.is_dir():
-        raise ManifestError(
-            f"{root} is not a folder; give kinetics-download's OUT or class folders"
-        )
-    if out is not None and out.resolve() == root.resolve():
-        raise ManifestError(f"{out} is both CLIPS and OUT; choose another OUT")
-    if (root / "manifest.csv").is_file():
-        return _downloaded(root, splits)
-    _check_splits(splits, (ALL,))
-    if out is not None and root.resolve() in out.resolve().parents:
-        raise ManifestError(f"{out} lies in {root}, whose folders are classes; choose another OUT")
-    return _class_folders(root)
-
-
-def _check_splits(splits: Iterable[str], present: Iterable[str]) -> None:
-    """Raise UnknownNameError for a split that is not among `present`."""
-    known = {split: split for split in present}
-    for split in splits:
-        lookup("split", split, known)
-
-
-def _downloaded(root: Path, splits: Sequence[str]) -> ClipSet:
-    manifest = read_manifest(root / "manifest.csv")
-    listed = root / "labels.txt"
-    # A manifest without labels comes with an empty list.
-    has_list = listed.is_file() and listed.stat().st_size > 0
-    labels = read_labels(listed) if has_list else manifest.labels
-    _check_splits(splits, {segment.split for segment in manifest.segments})
-    histories = ledger.read(root)
-    clips = []
-    for segment in manifest.segments:
-        if splits and segment.split not in splits:
-            continue
-        path = clip_path(root, segment)
-        history = histories.get(segment.key, ledger.History())
-        clips.append(
-            Clip(
-                key=segment.key,
-                label=segment.label,
-                split=segment.split,
-                path=path,
-                source=path.relative_to(root).as_posix(),
-                sha256=_clip_digest(path, history.done),
-                reason=_gap_reason(history),
-                frames=history.done.frames if history.done else None,
-            )
-        )
-    return ClipSet(labels, tuple(clips))
-
-
-def _clip_digest(path: Path, done: ledger.Line | None) -> str | None:
-    if not path.is_file():
-        return None
-    if done is not None and done.sha256 and done.bytes == path.stat().st_size:
-        return done.sha256
-    return file_digest(path)
-
-
-def _gap_reason(history: ledger.History) -> str:
-    """Only what will never change is told apart: a new reason makes the shard anew."""
-    return history.main_reason if history.main_reason in PERMANENT else shards.MISSING
-
-
-def _class_folders(root: Path) -> ClipSet:
-    looked_for = (
-        f"looked for manifest.csv (kinetics-download's OUT), and for class folders of videos "
-        f"({', '.join(sorted(VIDEO_SUFFIXES))})"
-    )
-    try:
-        entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
-        loose = [entry for entry in entries if _is_video(entry)]
-        if loose:
-            raise ManifestError(
-                f"{root}: {len(loose)} videos such as {loose[0].name} lie in no class folder; "
-                "put each into the folder of its class, or give their folder's parent"
-            )
-        found = {
-            folder.name: [f for f in sorted(folder.iterdir()) if _is_video(f)]
-            for folder in entries
-            if folder.is_dir()
-        }
-    except OSError as error:
-        raise ManifestError(f"{root} cannot be read: {error.strerror}; {looked_for}") from error
-    if not found:
-        raise ManifestError(f"{root} holds no clips; {looked_for}")
-    for name, videos in found.items():
-        if not videos:
-            raise ManifestError(f"{root / name} is a class folder without a video; {looked_for}")
-    sources = {PurePosixPath(name, f.name): f for name, videos in found.items() for f in videos}
-    keys = file_keys(sources)
-    clips = (
-        Clip(
-            key=keys[source],
-            label=source.parts[0],
-            split=ALL,
-            path=path,
-            source=str(source),
-            sha256=file_digest(path),
-        )
-        for source, path in sources.items()
-    )
-    return ClipSet(tuple(sorted(found)), tuple(clips))
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,7 +198,7 @@ def extract(
         units = units_of(clips.clips, plan)
         counts = _claim(units, plan)
         for split, count in counts.items():
-            shards.remove_beyond(plan.out, split, count["shards"])
+            sharding.remove_beyond(plan.out, split, count["shards"])
         todo = pending(units, plan)
         num_made = 0
         jobs = min(plan.jobs, max(len(todo), 1))
@@ -380,7 +222,7 @@ def extract(
                     num_made += result
         is_indexed = all(unit.is_done(plan) for unit in units)
         if is_indexed:
-            shards.write_index(plan.out)
+            sharding.write_index(plan.out)
     return summarise(
         plan.part.of(units),
         plan,
@@ -402,7 +244,7 @@ def _claim(units: Sequence[Unit], plan: Plan) -> dict[str, dict[str, int]]:
         count = counts.setdefault(unit.split, {"expected": 0, "shards": 0})
         count["expected"] += len(unit.clips)
         count["shards"] += 1
-    shards.claim(
+    sharding.claim(
         plan.out,
         labels=plan.labels,
         layout={"samples_per_shard": plan.samples_per_shard, "seed": plan.seed},
@@ -511,7 +353,7 @@ def _make_rgb(unit: Unit, plan: Plan, folder: Path, helpers: int) -> Sidecar:
     ordered = [(clip.key, results[clip.key]) for clip in unit.clips]
     shard = unit.shard(plan, RGB)
     contents = [result for _, result in ordered if isinstance(result, Content)]
-    size, members = shards.write_shard(shard, contents, ext=RGB_EXT, labels=plan.labels)
+    size, members = sharding.write_shard(shard, contents, ext=RGB_EXT, labels=plan.labels)
     sidecar = Sidecar(
         stream=RGB,
         split=unit.split,
@@ -584,7 +426,7 @@ def _make_flow(unit: Unit, rgb: Sidecar, plan: Plan, folder: Path, helpers: int)
     shard = unit.shard(plan, plan.stream)
     contents = [results[member.key] for member in rgb.members]
     ext = f"flow.{lookup('flow codec', plan.flow.codec, CODECS).ext}"
-    size, members = shards.write_shard(shard, contents, ext=ext, labels=plan.labels)
+    size, members = sharding.write_shard(shard, contents, ext=ext, labels=plan.labels)
     Sidecar(
         stream=plan.stream,
         split=unit.split,
@@ -617,7 +459,7 @@ def _flow_content(member: Member, *, plan: Plan, shard: Path, folder: Path, devi
             f"{member.frames}; remove the shard and run again"
         )
     path = folder / f"{member.key}.flow.{codec.ext}"
-    with shards.naming(path):
+    with sharding.naming(path):
         path.write_bytes(codec.encode(codes))
     return Content(
         key=member.key,

@@ -11,6 +11,8 @@ MAX_STEM = 80
 MAX_FOLDER = 200
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 UNLABELLED = "unlabelled"
+_CONTAINERS = "3gp avi flv m4v mkv mov mp4 mpeg mpg ts webm wmv"
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in _CONTAINERS.split())
 
 
 def is_key(text: str) -> bool:

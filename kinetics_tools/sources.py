@@ -16,24 +16,9 @@ from typing import Any, Protocol
 
 from kinetics_tools.errors import KineticsError, Reason, SourceError, lookup
 from kinetics_tools.files import STORAGE_ERRNOS
+from kinetics_tools.names import VIDEO_SUFFIXES
 
 SOCKET_TIMEOUT_S = 30
-VIDEO_SUFFIXES = frozenset(
-    (
-        ".3gp",
-        ".avi",
-        ".flv",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".ts",
-        ".webm",
-        ".wmv",
-    )
-)
 
 
 class Source(Protocol):

@@ -16,9 +16,10 @@ import pytest
 from support import command, environment, run_command, tree
 
 from kinetics_tools import files, flow, ledger, media, opencv
+from kinetics_tools.clips import read_clips
 from kinetics_tools.engine import Part
 from kinetics_tools.errors import KineticsError, ManifestError, OutError, Reason, UnknownNameError
-from kinetics_tools.extract import Plan, Summary, extract, pending, read_clips, units_of
+from kinetics_tools.extract import Plan, Summary, extract, pending, units_of
 from kinetics_tools.files import file_digest
 from kinetics_tools.flow import FlowRecipe, make_method
 from kinetics_tools.media import ClipRecipe

@@ -13,12 +13,13 @@ import pytest
 import webdataset
 from support import environment
 
-from kinetics_tools import shards
+from kinetics_tools import sharding
 from kinetics_tools.codecs import CODECS
 from kinetics_tools.errors import OutError, ShardError, UnknownNameError
 from kinetics_tools.files import file_digest
 from kinetics_tools.media import write_video
-from kinetics_tools.shards import Content, ShardFolder, Sidecar, read_samples, shard_path
+from kinetics_tools.sharding import Content, Sidecar
+from kinetics_tools.shards import ShardFolder, read_samples, shard_path
 
 LABELS = ("abseiling", "yoga")
 RECIPES: dict[str, dict[str, Any]] = {
@@ -50,7 +51,7 @@ class Maker:
     def claim(self, **changes: object) -> None:
         splits = {split: {"expected": 4, "shards": n} for split, n in self.shards.items()}
         kept: dict[str, Any] = {"labels": LABELS, "layout": {"seed": 0}, "recipes": RECIPES}
-        shards.claim(self.folder, splits=splits, **kept | changes)
+        sharding.claim(self.folder, splits=splits, **kept | changes)
 
     def rgb(self, split: str, number: int, samples: dict[str, int], missing: str = "") -> Sidecar:
         self.shards[split] = max(self.shards.get(split, 0), number + 1)
@@ -86,7 +87,7 @@ class Maker:
         missing: str = "",
     ) -> Sidecar:
         shard = shard_path(self.folder, split, stream, number)
-        size, members = shards.write_shard(shard, contents, ext=ext, labels=LABELS)
+        size, members = sharding.write_shard(shard, contents, ext=ext, labels=LABELS)
         from kinetics_tools.files import digest
 
         sidecar = Sidecar(
@@ -115,7 +116,7 @@ def folder(maker: Maker) -> Path:
     maker.flow(maker.rgb("train", 0, {"bb": 5, "-a": 4}, missing="gone"))
     maker.flow(maker.rgb("train", 1, {"c": 3}))
     maker.flow(maker.rgb("val", 0, {"dd_": 2}))
-    shards.write_index(maker.folder)
+    sharding.write_index(maker.folder)
     return maker.folder
 
 
@@ -169,7 +170,7 @@ def test_the_same_contents_give_the_same_bytes(maker: Maker, tmp_path: Path, ffm
     other = Maker(tmp_path / "other", tmp_path / "scratch", ffmpeg)
     for each in (maker, other):
         each.flow(each.rgb("train", 0, {"bb": 5, "-a": 4}))
-        shards.write_index(each.folder)
+        sharding.write_index(each.folder)
 
     names = sorted(p.relative_to(maker.folder) for p in maker.folder.rglob("*") if p.is_file())
 
@@ -239,7 +240,7 @@ def test_flow_made_from_other_rgb_is_not_used(maker: Maker) -> None:
     old = maker.rgb("train", 0, {"bb": 5, "c": 4})
     maker.flow(old)
     maker.rgb("train", 0, {"bb": 6, "c": 4})
-    dataset = shards.write_index(maker.folder)
+    dataset = sharding.write_index(maker.folder)
 
     assert dataset["splits"]["train"]["present"] == {"rgb": 2, "flow-tvl1": 1}
     data = ShardFolder(maker.folder)
@@ -253,7 +254,7 @@ def test_flow_with_another_number_of_fields_is_an_error(maker: Maker) -> None:
     maker.flow(replace(rgb, members=(replace(rgb.members[0], frames=4),)))
     sidecar_path = shard_path(maker.folder, "train", "flow-tvl1", 0).with_suffix(".json")
     sidecar_path.write_text(sidecar_path.read_text().replace('"frames": 4', '"frames": 5'))
-    shards.write_index(maker.folder)
+    sharding.write_index(maker.folder)
 
     with pytest.raises(ShardError, match=r"bb.flow.mkv has 3 pictures, not 4; rgb and flow"):
         next(read_samples(maker.folder, "train")).flow()
@@ -265,7 +266,7 @@ def test_a_shard_of_another_recipe_is_refused(folder: Path) -> None:
     path.write_text(json.dumps(sidecar | {"recipe": "0" * 64}))
 
     with pytest.raises(ShardError, match=r"val/flow-tvl1-000000.tar was made with another recipe"):
-        shards.write_index(folder)
+        sharding.write_index(folder)
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "recipe.json", "train/rgb-000000.json"])
@@ -274,14 +275,14 @@ def test_another_schema_version_is_an_error_that_names_both(folder: Path, name: 
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 7'))
 
     with pytest.raises(ShardError, match=f"{name} is of schema version 7, this program reads 1"):
-        ShardFolder(folder) if name == "dataset.json" else shards.write_index(folder)
+        ShardFolder(folder) if name == "dataset.json" else sharding.write_index(folder)
 
 
 def test_what_is_not_there_is_said_in_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"no dataset.json\); make them with: extract-flow CLIPS"):
         ShardFolder(tmp_path)
     with pytest.raises(ShardError, match="holds no shards"):
-        shards.write_index(tmp_path)
+        sharding.write_index(tmp_path)
     data = ShardFolder(folder)
     with pytest.raises(UnknownNameError, match=r"unknown split 'tain'\. Did you mean 'train'"):
         data.samples("tain")
@@ -293,7 +294,7 @@ def test_a_shard_that_is_not_whole_is_left_out_of_the_index(folder: Path) -> Non
     shard = folder / "train" / "rgb-000001.tar"
     shard.write_bytes(shard.read_bytes()[:-512])
 
-    dataset = shards.write_index(folder)
+    dataset = sharding.write_index(folder)
 
     assert dataset["splits"]["train"]["present"] == {"rgb": 2, "flow-tvl1": 2}
     assert dataset["splits"]["train"]["expected"] == 4
@@ -345,7 +346,7 @@ def test_shards_without_their_recipe_are_refused(folder: Path, maker: Maker) -> 
 
 
 def test_shards_beyond_the_expected_are_removed(folder: Path) -> None:
-    shards.remove_beyond(folder, "train", 1)
+    sharding.remove_beyond(folder, "train", 1)
 
     names = sorted(path.name for path in (folder / "train").iterdir())
     assert names == [

@@ -15,7 +15,8 @@ from kinetics_tools.errors import OutError
 from kinetics_tools.flow import BOUND_PX, METHODS, FlowRecipe, find_devices, make_method
 
 if TYPE_CHECKING:
-    from kinetics_tools.extract import ClipSet, Plan, Summary
+    from kinetics_tools.clips import ClipSet
+    from kinetics_tools.extract import Plan, Summary
 
 EXITS = (
     "exit codes: 0 complete; 2 unusable input; 3 finished with permanent gaps only; "
@@ -141,7 +142,8 @@ def _main(argv: list[str]) -> int:
     method = make_method(options.method)
     devices = find_devices(options.device, method)
     from kinetics_tools import media
-    from kinetics_tools.extract import Plan, extract, read_clips
+    from kinetics_tools.clips import read_clips
+    from kinetics_tools.extract import Plan, extract
 
     clips = read_clips(options.clips, options.split, out=options.out)
     binary = media.find_ffmpeg()
@@ -210,7 +212,7 @@ def _say_how_it_stands(summary: "Summary", plan: "Plan") -> None:
 
 
 def _index(out: Path) -> int:
-    from kinetics_tools.shards import write_index
+    from kinetics_tools.sharding import write_index
 
     dataset = write_index(out)
     for split, counts in dataset["splits"].items():
