@@ -1,0 +1,293 @@
+"""The command run-benchmark: parse, call, print."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from benchmarks.archs import ARCHS, STREAMS
+from benchmarks.protocols import PROTOCOLS
+from benchmarks.recipes import RECIPES
+from kinetics_tools import cli
+from kinetics_tools.cli import Exit, Parser, one_of, positive
+from kinetics_tools.errors import KineticsError
+from kinetics_tools.files import hold
+
+if TYPE_CHECKING:
+    from benchmarks.results import Result
+
+PROG: Final = "run-benchmark"
+RUNS: Final = Path("runs")
+REPORT: Final = "report.html"
+
+
+def main() -> NoReturn:
+    """Entry point of run-benchmark."""
+    cli.run(lambda: run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Do what the command line says and return the exit code."""
+    verb, rest = cli.take_verb(list(argv), VERBS)
+    parser, act = VERBS[verb] if verb else (train_parser, _train)
+    return act(parser().parse_args(rest))
+
+
+def train_parser() -> Parser:
+    """The parser of training, which is what the command does without a verb."""
+    parser = Parser(
+        PROG,
+        "Train and evaluate an architecture on shards that extract-flow wrote.",
+        "verbs: run-benchmark evaluate | report | predict (each has --help). "
+        "Many processes: torchrun --no-python --nproc-per-node N run-benchmark ...",
+    )
+    parser.add_argument(
+        "--arch", required=True, type=one_of("architecture", ARCHS), help=_known(ARCHS)
+    )
+    parser.add_argument(
+        "--stream",
+        default="joint",
+        type=one_of("stream", STREAMS),
+        help="rgb, flow, or joint: both trained apart (or reused), their logits added",
+    )
+    parser.add_argument(
+        "--recipe", default="paper", type=one_of("recipe", RECIPES), help=_known(RECIPES)
+    )
+    _add_data(parser, test_split="val")
+    parser.add_argument("--train-split", default="train", metavar="SPLIT", help="as --test-split")
+    parser.add_argument("--flow", metavar="NAME", help="which flow, where there are several")
+    parser.add_argument(
+        "--batch-size", type=positive, help="clips a step, over all processes; overrides the recipe"
+    )
+    parser.add_argument(
+        "--work-dir", type=Path, help="what is learnt goes here (default: runs/ARCH-STREAM-RECIPE)"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue a training that stopped")
+    parser.add_argument("--force", action="store_true", help="train anew what is there already")
+    _add_machine(parser)
+    parser.add_common()
+    return parser
+
+
+def evaluate_parser() -> Parser:
+    """The parser of `run-benchmark evaluate`."""
+    parser = Parser(
+        f"{PROG} evaluate", "Evaluate a finished run again, or on other clips, or otherwise."
+    )
+    parser.add_argument("work_dir", type=Path, metavar="WORK_DIR", help="--work-dir of the run")
+    _add_data(parser, test_split=None, data=None)
+    _add_machine(parser)
+    parser.add_common()
+    return parser
+
+
+def report_parser() -> Parser:
+    """The parser of `run-benchmark report`."""
+    parser = Parser(f"{PROG} report", "Write one HTML page about runs.")
+    parser.add_argument(
+        "runs", type=Path, nargs="*", metavar="RUN", help="work-dirs (default: all in runs/)"
+    )
+    parser.add_argument("--out", type=Path, default=RUNS / REPORT, help="the page")
+    parser.add_common()
+    return parser
+
+
+def predict_parser() -> Parser:
+    """The parser of `run-benchmark predict`."""
+    parser = Parser(f"{PROG} predict", "Name the classes of any video files, with probabilities.")
+    parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="a video file")
+    parser.add_argument("--work-dir", type=Path, required=True, help="a finished run")
+    parser.add_argument(
+        "--stream", type=one_of("stream", STREAMS), help="default: what the run trained"
+    )
+    parser.add_argument("--top", type=positive, default=5, help="how many classes")
+    parser.add_argument(
+        "--start", type=_seconds, metavar="S", help="seconds from the video's start (default: 0)"
+    )
+    parser.add_argument(
+        "--duration", type=_seconds, metavar="D", help="seconds (default: to the end)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a video")
+    _add_machine(parser, workers=False)
+    parser.add_common()
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    _refuse_no_data(arguments.data)
+    from benchmarks.benchmark import Request, benchmark
+    from benchmarks.machine import start
+
+    request = Request(
+        arch=arguments.arch,
+        stream=arguments.stream,
+        recipe=arguments.recipe,
+        data=arguments.data.absolute(),
+        train_split=arguments.train_split,
+        test_split=arguments.test_split,
+        flow=arguments.flow,
+        protocol=arguments.protocol,
+        batch_size=arguments.batch_size,
+        splits=arguments.splits and arguments.splits.absolute(),
+        seed=arguments.seed,
+        num_workers=arguments.workers,
+    )
+    recipe = arguments.recipe + (f"+batch-{arguments.batch_size}" if arguments.batch_size else "")
+    work_dir = arguments.work_dir or RUNS / f"{arguments.arch}-{arguments.stream}-{recipe}"
+    with _held(work_dir), start(arguments.device, arguments.amp) as machine:
+        results = benchmark(
+            request, work_dir, machine, resume=arguments.resume, force=arguments.force
+        )
+        return _tell(results, work_dir) if machine.is_first else Exit.COMPLETE
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from benchmarks.benchmark import evaluate_again
+    from benchmarks.machine import start
+
+    given = {
+        "data": arguments.data and arguments.data.absolute(),
+        "test_split": arguments.test_split,
+        "protocol": arguments.protocol,
+        "splits": arguments.splits and arguments.splits.absolute(),
+        "num_workers": arguments.workers,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    with _held(arguments.work_dir), start(arguments.device, arguments.amp) as machine:
+        results, folder = evaluate_again(arguments.work_dir, changes, machine)
+        return _tell(results, folder) if machine.is_first else Exit.COMPLETE
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from benchmarks.report import write_report
+
+    runs = arguments.runs or sorted(path for path in RUNS.glob("*") if path.is_dir())
+    print(write_report(runs, arguments.out))
+    return Exit.COMPLETE
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from benchmarks.machine import start
+    from benchmarks.predict import Predictor, Span
+
+    span = Span(arguments.start or 0, arguments.duration)
+    failed = 0
+    with start(arguments.device, arguments.amp) as machine:
+        predictor = Predictor.of_run(
+            arguments.work_dir, machine, stream=arguments.stream, tmp_dir=arguments.tmp_dir
+        )
+        for video in arguments.videos:
+            try:
+                shares = predictor.predict(video, span)
+            except KineticsError as error:
+                failed += 1
+                print(f"error: {error}", file=sys.stderr)
+                continue
+            _tell_classes(video, shares[: arguments.top], as_json=arguments.json)
+    return Exit.RETRYABLE_GAPS if failed else Exit.COMPLETE
+
+
+VERBS: Final[Mapping[str, Any]] = {
+    "evaluate": (evaluate_parser, _evaluate),
+    "report": (report_parser, _report),
+    "predict": (predict_parser, _predict),
+}
+
+
+def _add_data(
+    parser: Parser, *, test_split: str | None, data: Path | None = Path("shards")
+) -> None:
+    parser.add_argument(
+        "--data", type=Path, default=data, metavar="DIR", help="what extract-flow wrote"
+    )
+    parser.add_argument(
+        "--test-split",
+        default=test_split,
+        metavar="SPLIT",
+        help="a split in DIR, ucf101/1 to 3, hmdb51/1 to 3, or a file of keys with * and ?",
+    )
+    parser.add_argument(
+        "--splits", type=Path, metavar="DIR", help="folder of the official UCF-101, HMDB-51 lists"
+    )
+    parser.add_argument(
+        "--protocol",
+        type=one_of("protocol", PROTOCOLS),
+        help=f"{_known(PROTOCOLS)} (default: the recipe's)",
+    )
+
+
+def _add_machine(parser: Parser, *, workers: bool = True) -> None:
+    if workers:
+        parser.add_argument(
+            "--workers",
+            type=_count,
+            metavar="N",
+            help="processes that read clips (default: "
+            "none where decoded clips fit in memory, else one a processor)",
+        )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--amp",
+        default="auto",
+        choices=("auto", "none", "bfloat16"),
+        help="mixed precision; auto: bfloat16 where the hardware has it",
+    )
+
+
+def _known(table: Mapping[str, Any]) -> str:
+    return "one of: " + ", ".join(table)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
+def _refuse_no_data(data: Path) -> None:
+    if not (data / "dataset.json").exists():
+        raise KineticsError(
+            f"{data} holds no shards; make them with: kinetics-download kinetics400 clips, then "
+            f"extract-flow clips {data} (or give --data DIR)"
+        )
+
+
+def _held(work_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """One run at a time in a work-dir. Of torchrun's processes the first holds it for all."""
+    if os.environ.get("RANK", "0") != "0":
+        return contextlib.nullcontext()
+    return hold(work_dir)
+
+
+def _tell(results: "Sequence[Result]", folder: Path) -> int:
+    from benchmarks.report import write_report
+    from benchmarks.results import cells, text_table
+
+    report = write_report([folder], folder / REPORT)
+    print(text_table([cells(result) for result in results]))
+    print(f"report: {report}")
+    return Exit.COMPLETE
+
+
+def _tell_classes(video: Path, shares: Sequence[tuple[str, float]], *, as_json: bool) -> None:
+    if as_json:
+        classes = [{"label": label, "probability": share} for label, share in shares]
+        print(json.dumps({"video": str(video), "classes": classes}))
+        return
+    print(video)
+    for label, share in shares:
+        print(f"  {share:7.2%}  {label}")

@@ -1,0 +1,209 @@
+"""Evaluation: a trained network over a split, by key, and the row that says what it covers."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.archs import CHANNELS, build
+from benchmarks.loader import Clips, Reader, eval_items
+from benchmarks.machine import Machine
+from benchmarks.protocols import EvalProtocol
+from benchmarks.recipes import Recipe
+from benchmarks.results import RESULT, Predictions, Result, origin, score
+from benchmarks.splits import Selection
+from benchmarks.train import Checkpoint
+from benchmarks.views import eval_view
+from kinetics_tools.cli import default_jobs, progress
+from kinetics_tools.errors import EvaluationError
+from kinetics_tools.files import digest
+from kinetics_tools.shards import ShardFolder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Test:
+    """What a network is evaluated on, and how."""
+
+    data: ShardFolder
+    selection: Selection
+    protocol: EvalProtocol
+    num_workers: int | None = None
+
+
+def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine) -> Result:
+    """Evaluate a stream and write predictions.parquet and result.json into `folder`.
+
+    The same evaluation of the same weights, done before, is reused.
+
+    Raises:
+        EvaluationError: labels or flow of the shards are not those of the training, or no clip can
+            be scored.
+    """
+    _refuse_other_data(checkpoint, test)
+    missing = sorted(test.selection.missing)
+    protocol = test.protocol.as_json()
+    identity = digest([checkpoint.identity, protocol["hash"], test.selection.keys_sha256, missing])
+    before = _found(folder, identity)
+    if before is not None:
+        logger.info("%s: reused, evaluated already (%s)", checkpoint.stream, folder / RESULT)
+        return before
+    began = time.monotonic()
+    predictions = predict_split(checkpoint, test, machine)
+    result = Result(
+        arch=checkpoint.arch,
+        stream=checkpoint.stream,
+        protocol=protocol,
+        score=score(predictions),
+        recipes={
+            "training": {checkpoint.stream: checkpoint.recipe},
+            **{name: dict(recipe) for name, recipe in checkpoint.data["recipes"].items()},
+        },
+        data=_data(checkpoint, test, identity),
+        cost=_cost(checkpoint, test, machine) | {"seconds_evaluation": time.monotonic() - began},
+        origin=origin(),
+        failed=predictions.failed,
+        history={checkpoint.stream: checkpoint.history},
+    )
+    if machine.is_first:
+        result.write(folder, predictions)
+    machine.wait()
+    return result
+
+
+def predict_split(checkpoint: Checkpoint, test: Test, machine: Machine) -> Predictions:
+    """Predictions of a stream over a split, each clip once, whatever the number of processes."""
+    net = machine.place(checkpoint.network())
+    samples = test.selection.samples
+    reader = Reader(
+        checkpoint.stream, Recipe.from_json(checkpoint.recipe), checkpoint.data["bound"]
+    )
+    clips = Clips.for_evaluation(samples, reader, test.protocol)
+    num_workers = default_jobs() if test.num_workers is None else test.num_workers
+    mine = range(machine.rank, len(samples), machine.num_processes)
+    rows, failed = {}, {}
+    items = eval_items(clips, mine, num_workers=num_workers)
+    if machine.is_first:
+        items = progress(items, total=len(mine), what=f"evaluating {checkpoint.stream}")
+    for item in items:
+        if item.clip is None:
+            failed[item.key] = item.failure
+        else:
+            rows[item.key] = (item.label_id, logits_of(net, item.clip[None], machine)[0].numpy())
+    gathered = machine.gather((rows, failed))
+    return Predictions.of(
+        {key: row for rows, _ in gathered for key, row in rows.items()},
+        dict(test.selection.missing)
+        | {key: why for _, failed in gathered for key, why in failed.items()},
+    )
+
+
+def logits_of(net: nn.Module, clips: torch.Tensor, machine: Machine) -> torch.Tensor:
+    """Logits float32 (B, K), on the CPU, of clips (B, C, T, H, W)."""
+    with torch.inference_mode(), machine.autocast():
+        logits: torch.Tensor = net(machine.place_clips(clips))
+    return logits.float().cpu()
+
+
+def add_streams(rgb: Result, flow: Result, predictions: Sequence[Predictions]) -> Result:
+    """The joint row: the logits of both streams added, over the clips that both scored."""
+    streams = {"rgb": rgb, "flow": flow}
+    costs = [rgb.cost, flow.cost]
+    added = ("parameters", "flops", "seconds_training", "seconds_evaluation")
+    return Result(
+        arch=rgb.arch,
+        stream="joint",
+        protocol=rgb.protocol,
+        score=score(predictions[0] + predictions[1]),
+        recipes={
+            **rgb.recipes,
+            **flow.recipes,
+            "training": {name: each.recipes["training"][name] for name, each in streams.items()},
+        },
+        data=dict(flow.data) | {"identity": digest([rgb.data["identity"], flow.data["identity"]])},
+        cost=dict(rgb.cost)
+        | {name: sum(cost[name] for cost in costs) for name in added}
+        | {"flops_shape": [*rgb.cost["flops_shape"], *flow.cost["flops_shape"]]},
+        origin=rgb.origin,
+        failed=(predictions[0] + predictions[1]).failed,
+        history={},
+    )
+
+
+def _found(folder: Path, identity: str) -> Result | None:
+    if not (folder / RESULT).exists():
+        return None
+    result = Result.read(folder)
+    return result if result.data["identity"] == identity else None
+
+
+def _refuse_other_data(checkpoint: Checkpoint, test: Test) -> None:
+    if checkpoint.labels != test.data.labels:
+        raise EvaluationError(
+            f"{test.data.folder} has {len(test.data.labels)} labels that are not the "
+            f"{len(checkpoint.labels)} of the training: their numbers would not mean the same"
+        )
+    if checkpoint.stream == "flow":
+        name = f"flow-{checkpoint.data['flow']}"
+        trained, given = checkpoint.data["recipes"][name], test.data.recipes[name]
+        if trained["hash"] != given["hash"]:
+            raise EvaluationError(
+                f"{name} in {test.data.folder} was made by another recipe than the training's"
+            )
+
+
+def _data(checkpoint: Checkpoint, test: Test, identity: str) -> dict[str, Any]:
+    return {
+        "folder": str(test.data.folder),
+        "identity": identity,
+        "labels": list(checkpoint.labels),
+        "flow": checkpoint.data["flow"],
+        "train_split": checkpoint.data["train_split"],
+        "num_train": checkpoint.data["num_train"],
+        "failed_train": checkpoint.failed,
+        "test_split": test.selection.name,
+    }
+
+
+def _cost(checkpoint: Checkpoint, test: Test, machine: Machine) -> dict[str, Any]:
+    recipe = Recipe.from_json(checkpoint.recipe)
+    lengths = sorted(
+        eval_view(sample.num_frames, checkpoint.stream, recipe, test.protocol).indices.size
+        for sample in test.selection.samples
+    )
+    shape = (
+        CHANNELS[checkpoint.stream],
+        lengths[len(lengths) // 2],
+        recipe.crop_px,
+        recipe.crop_px,
+    )
+    parameters, flops = _parameters_and_flops(checkpoint, shape)
+    device = machine.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "parameters": parameters,
+        "flops": flops,
+        "flops_shape": [list(shape)],
+        "device": name,
+        "num_threads": torch.get_num_threads(),
+        "num_processes": machine.num_processes,
+        "precision": machine.precision,
+        "seconds_training": sum(row["seconds"] for row in checkpoint.history),
+    }
+
+
+def _parameters_and_flops(checkpoint: Checkpoint, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Of one clip of `shape` (C, T, H, W): the median length of the split. Nothing is computed."""
+    with torch.device("meta"):
+        net = build(checkpoint.arch, checkpoint.stream, len(checkpoint.labels)).eval()
+        clip = torch.empty(1, *shape)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(clip)
+    return sum(weight.numel() for weight in net.parameters()), counter.get_total_flops()

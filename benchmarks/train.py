@@ -1,0 +1,404 @@
+"""Training of one stream, and its checkpoint."""
+
+import json
+import logging
+import pickle
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.tensorboard import SummaryWriter
+
+from benchmarks.archs import build
+from benchmarks.loader import CACHE_BYTES, Batch, Clips, Plan, Reader, Step, train_batches
+from benchmarks.machine import Machine
+from benchmarks.recipes import Recipe
+from benchmarks.splits import Selection
+from benchmarks.views import randomness
+from kinetics_tools.cli import default_jobs, progress
+from kinetics_tools.errors import EvaluationError
+from kinetics_tools.files import digest, publish, write_text
+from kinetics_tools.shards import ShardFolder
+
+FORMAT: Final = 1
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.jsonl"
+EVENTS = "tensorboard"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is trained, on what. `folder` is the stream's own; `num_workers` None: as fits."""
+
+    arch: str
+    stream: str
+    recipe: Recipe
+    data: ShardFolder
+    flow: str
+    train: Selection
+    seed: int
+    folder: Path
+    num_workers: int | None = None
+
+    @property
+    def data_recipe(self) -> Mapping[str, Any]:
+        """The recipe by which the stream's shards were made."""
+        return self.data.recipes["rgb" if self.stream == "rgb" else f"flow-{self.flow}"]
+
+    @property
+    def bound(self) -> float:
+        """Pixels a frame that become 1 in the network's input; 1 for rgb, which has none."""
+        return 1.0 if self.stream == "rgb" else self.data.flow_bound(self.flow)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights. Jobs of equal identity train the same network."""
+        return {
+            "arch": self.arch,
+            "stream": self.stream,
+            "recipe": self.recipe.hash,
+            "seed": self.seed,
+            "labels": digest(list(self.data.labels)),
+            "data recipe": self.data_recipe["hash"],
+            "training clips": self.train.keys_sha256,
+        }
+
+
+@dataclass(slots=True, kw_only=True)
+class Checkpoint:
+    """A stream's network, trained or under way, and everything needed to go on or to use it.
+
+    Attributes:
+        recipe: as `Recipe.as_json` tells it.
+        data: what the shards were: `labels`, `recipes` (rgb and this flow), `flow` (its name),
+            `bound`, `train_split`, `num_train`.
+        epoch: epochs that are behind it.
+        step: optimizer steps that are behind it.
+        net, optimizer: state dicts.
+        history: an object an epoch.
+        failed: key -> reason, of training clips that could not be decoded.
+    """
+
+    arch: str
+    stream: str
+    identity: dict[str, Any]
+    recipe: dict[str, Any]
+    data: dict[str, Any]
+    seed: int
+    precision: str
+    net: dict[str, Any]
+    optimizer: dict[str, Any]
+    epoch: int = 0
+    step: int = 0
+    finished: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def write(self, path: Path) -> None:
+        """Write it; a reader sees the old file or the new one."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        with publish(path) as scratch:
+            torch.save(values, scratch)
+
+    @classmethod
+    def read(cls, path: Path) -> "Checkpoint":
+        """Read what `write` wrote, to the CPU; nothing in it is run.
+
+        Raises:
+            EvaluationError: it is missing, truncated, or of another format.
+        """
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = cls(**values)
+        except FileNotFoundError as error:
+            raise EvaluationError(f"{path} is missing: no training was started there") from error
+        except (RuntimeError, EOFError, pickle.UnpicklingError, TypeError) as error:
+            raise EvaluationError(
+                f"{path} is truncated or no checkpoint of this version; train anew with --force"
+            ) from error
+        if checkpoint.format != FORMAT:
+            raise EvaluationError(
+                f"{path} has format {checkpoint.format}, this version reads {FORMAT}; "
+                "train anew with --force"
+            )
+        return checkpoint
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in index order."""
+        return tuple(self.data["labels"])
+
+    def network(self) -> nn.Module:
+        """The network with its weights, on the CPU, in evaluation mode.
+
+        Raises:
+            EvaluationError: the weights do not fit the architecture and class count.
+        """
+        net = build(self.arch, self.stream, len(self.labels))
+        try:
+            net.load_state_dict(self.net)
+        except RuntimeError as error:
+            raise EvaluationError(
+                f"these weights are not of {self.arch}, stream {self.stream}, with "
+                f"{len(self.labels)} classes: {str(error).splitlines()[-1].strip()}"
+            ) from error
+        return net.eval()
+
+
+def train(job: Job, machine: Machine, *, resume: bool = False, force: bool = False) -> Checkpoint:
+    """The finished checkpoint of `job`: trained, continued, or reused when it is there already.
+
+    The weights follow from the job's identity (on one kind of machine, with one number of
+    processes); a run that was stopped and resumed gives the same ones. Files in `job.folder`:
+    checkpoint.pt after each epoch, log.jsonl, tensorboard/.
+
+    Raises:
+        EvaluationError: the folder holds another training, or half of this one without `resume`.
+    """
+    if force and machine.is_first:
+        shutil.rmtree(job.folder, ignore_errors=True)
+    machine.wait()
+    before = found(job, resume=resume)
+    if before is not None and before.finished:
+        logger.info("%s: reused, trained already (%s)", job.stream, job.folder / CHECKPOINT)
+        return before
+    return _Training(job, machine, before).run()
+
+
+def found(job: Job, *, resume: bool) -> Checkpoint | None:
+    """The checkpoint to reuse or continue for `job`; None where there is none.
+
+    Raises:
+        EvaluationError: as `train` says.
+    """
+    path = job.folder / CHECKPOINT
+    if not path.exists():
+        return None
+    before = Checkpoint.read(path)
+    other = [what for what, value in job.identity().items() if before.identity.get(what) != value]
+    if other:
+        raise EvaluationError(
+            f"{job.folder} holds another training (not the same {', '.join(other)}); "
+            "choose another --work-dir, or give --force to train anew there"
+        )
+    if not before.finished and not resume:
+        raise EvaluationError(
+            f"{job.folder} holds a training that stopped after {before.epoch} epochs; "
+            "give --resume to continue it, or --force to begin anew"
+        )
+    return before
+
+
+class _Training:
+    """One training under way."""
+
+    def __init__(self, job: Job, machine: Machine, before: Checkpoint | None) -> None:
+        self.job = job
+        self.machine = machine
+        recipe = job.recipe
+        reader = Reader(job.stream, recipe, job.bound)
+        self.clips = Clips.for_training(job.train.samples, reader, seed=job.seed)
+        self.plan = Plan(len(self.clips), recipe, job.seed, machine.rank, machine.num_processes)
+        self.num_steps = recipe.schedule.num_steps(self.plan.steps_per_epoch)
+        torch.manual_seed(_seed(job.seed, 0, "weights"))
+        net = build(
+            job.arch,
+            job.stream,
+            len(job.data.labels),
+            dropout=recipe.dropout,
+            bn_momentum=recipe.bn_momentum,
+        )
+        self.net = machine.place(net).train()
+        self.optimizer = _optimizer(self.net, recipe)
+        self.state = before or self._begin()
+        if before is not None:
+            self.net.load_state_dict(before.net)
+            self.optimizer.load_state_dict(before.optimizer)
+            logger.info("%s: continued after epoch %d", job.stream, before.epoch)
+
+    def _begin(self) -> Checkpoint:
+        job = self.job
+        names = ["rgb", *([f"flow-{job.flow}"] if job.stream == "flow" else [])]
+        return Checkpoint(
+            arch=job.arch,
+            stream=job.stream,
+            identity=job.identity(),
+            recipe=job.recipe.as_json(),
+            data={
+                "labels": list(job.data.labels),
+                "recipes": {name: dict(job.data.recipes[name]) for name in names},
+                "flow": job.flow,
+                "bound": job.bound,
+                "train_split": job.train.name,
+                "num_train": len(job.train.samples),
+            },
+            seed=job.seed,
+            precision=self.machine.precision,
+            net={},
+            optimizer={},
+        )
+
+    def run(self) -> Checkpoint:
+        kept = self.clips.keep(CACHE_BYTES // self.machine.num_processes)
+        first = self.state.epoch
+        epochs = range(first, -(-self.num_steps // self.plan.steps_per_epoch))
+        batches = train_batches(
+            self.clips, self.plan, epochs, num_workers=self._num_workers(kept=kept)
+        )
+        steps: Iterator[tuple[int, Step]] = self._steps(epochs)
+        if self.machine.is_first:
+            total = self.num_steps - self.state.step
+            steps = progress(steps, total=total, what=f"training {self.job.stream}")
+        epoch = _Epoch()
+        for number, step in steps:
+            if number != epoch.number:
+                self._close(epoch)
+                epoch = _Epoch(number)
+                torch.manual_seed(_seed(self.job.seed, number, f"dropout {self.machine.rank}"))
+            self._step(step, batches, epoch)
+        self._close(epoch, finished=True)
+        return self.state
+
+    def _num_workers(self, *, kept: bool) -> int:
+        if self.job.num_workers is not None:
+            return self.job.num_workers
+        return 0 if kept else default_jobs()
+
+    def _steps(self, epochs: range) -> Iterator[tuple[int, Step]]:
+        left = self.num_steps - self.state.step
+        for epoch in epochs:
+            for step in self.plan.steps(epoch):
+                if left == 0:
+                    return
+                left -= 1
+                yield epoch, step
+
+    def _step(self, step: Step, batches: Iterator[Batch], epoch: "_Epoch") -> None:
+        lr = self.job.recipe.schedule.lr(self.state.step, self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(3, device=self.machine.device)  # loss, right ones, clips
+        for _ in step.passes:
+            asked = time.monotonic()
+            batch = next(batches)
+            epoch.waited_s += time.monotonic() - asked
+            epoch.failed.update({item.key: item.failure for item in batch.failed})
+            if batch.clips is not None:
+                sums += self._forward_backward(batch.clips, batch.label_ids)
+        weights = [weight for weight in self.net.parameters() if weight.requires_grad]
+        gradients = [_gradient(weight) for weight in weights]
+        self.machine.add_up([*gradients, sums])
+        num_clips = float(sums[2])
+        if num_clips > 0:
+            for gradient in gradients:
+                gradient.div_(num_clips)
+            self.optimizer.step()
+        epoch.add(sums, lr)
+        self.state.step += 1
+
+    def _forward_backward(self, clips: Tensor, label_ids: Tensor) -> Tensor:
+        label_ids = label_ids.to(self.machine.device)
+        with self.machine.autocast():
+            logits = self.net(self.machine.place_clips(clips))
+        loss = functional.cross_entropy(
+            logits, label_ids, reduction="sum", label_smoothing=self.job.recipe.label_smoothing
+        )
+        loss.backward()  # type: ignore[no-untyped-call]
+        right = (logits.argmax(dim=1) == label_ids).sum()
+        return torch.stack([loss.detach(), right, torch.tensor(len(clips), device=loss.device)])
+
+    def _close(self, epoch: "_Epoch", *, finished: bool = False) -> None:
+        """End an epoch: statistics averaged over the processes, checkpoint, log."""
+        if epoch.number < 0:
+            return
+        statistics = [b for b in self.net.buffers() if b.is_floating_point()]
+        self.machine.add_up(statistics)
+        for buffer in statistics:
+            buffer.div_(self.machine.num_processes)
+        for failed in self.machine.gather(epoch.failed):
+            self.state.failed.update(failed)
+        self.state.history.append(epoch.row(self.state.step, len(self.state.failed)))
+        self.state.epoch = epoch.number + 1
+        self.state.finished = finished
+        self.state.net = self.net.state_dict()
+        self.state.optimizer = self.optimizer.state_dict()
+        if self.machine.is_first:
+            self.state.write(self.job.folder / CHECKPOINT)
+            self._tell()
+        self.machine.wait()
+
+    def _tell(self) -> None:
+        # The checkpoint holds the whole history, so that a killed run leaves no line too many.
+        history = self.state.history
+        lines = [json.dumps(row) + "\n" for row in history]
+        write_text(self.job.folder / LOG, "".join(lines))
+        row = history[-1]
+        with SummaryWriter(str(self.job.folder / EVENTS), purge_step=row["epoch"]) as events:
+            for name in ("loss", "top1", "lr", "seconds", "waiting"):
+                events.add_scalar(name, row[name], row["epoch"])
+
+
+@dataclass(slots=True)
+class _Epoch:
+    """What is counted during an epoch. Number -1: none has begun."""
+
+    number: int = -1
+    began_s: float = field(default_factory=time.monotonic)
+    waited_s: float = 0.0
+    sums: Tensor | None = None
+    lr: float = 0.0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def add(self, sums: Tensor, lr: float) -> None:
+        self.sums = sums if self.sums is None else self.sums + sums
+        self.lr = lr
+
+    def row(self, step: int, num_failed: int) -> dict[str, Any]:
+        assert self.sums is not None
+        loss, right, num_clips = self.sums.tolist()
+        seconds = time.monotonic() - self.began_s
+        return {
+            "epoch": self.number + 1,
+            "step": step,
+            "loss": loss / max(num_clips, 1),
+            "top1": right / max(num_clips, 1),
+            "lr": self.lr,
+            "clips": int(num_clips),
+            "failed": num_failed,
+            "seconds": seconds,
+            "waiting": self.waited_s / seconds,
+        }
+
+
+def _gradient(weight: nn.Parameter) -> Tensor:
+    # A process without a pass in this step adds nothing to the others' gradients.
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad
+
+
+def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    kernels = [weight for weight in net.parameters() if weight.ndim > 1]
+    others = [weight for weight in net.parameters() if weight.ndim <= 1]
+    groups = [
+        {"params": kernels, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    # Not fused: on a CPU torch 2.13's fused step takes gradient and weight to lie alike in memory,
+    # and mixes their elements up, in silence, where they do not.
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+    assert recipe.optimizer == "adamw", recipe.optimizer
+    return torch.optim.AdamW(groups, lr=0.0)
+
+
+def _seed(seed: int, epoch: int, what: str) -> int:
+    return int(randomness(seed, epoch, what).integers(2**62))

@@ -1,0 +1,136 @@
+"""Views: what a network sees of a sample. Pure functions of numbers, then one transform of arrays.
+
+Shapes: T frames, H height, W width, C channels; (h, w) after the crop. A clip of T frames has T-1
+flow fields, and field t leads from frame t to frame t+1. A training view takes its numbers from the
+T-1 pairs, so that rgb and flow of one view show the same moments.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.protocols import EvalProtocol
+from benchmarks.recipes import Recipe
+
+IndexArray = npt.NDArray[np.int64]
+Number = TypeVar("Number", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Frame numbers, and where the crop lies: 0 is the top or left end, 1 the bottom or right."""
+
+    indices: IndexArray
+    top: float = 0.5
+    left: float = 0.5
+    flip: bool = False
+
+
+def randomness(seed: int, epoch: int, key: str) -> np.random.Generator:
+    """A generator that follows from these three alone: not from workers, order or resume."""
+    name = f"{seed}/{epoch}/{key}".encode()
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "big"))
+
+
+def looped(start: int, num: int, *, stride: int, length: int) -> IndexArray:
+    """`num` frame numbers from `start` on, every `stride`-th, of a clip repeated without end."""
+    indices: IndexArray = (start + stride * np.arange(num, dtype=np.int64)) % length
+    return indices
+
+
+def train_view(num_frames: int, recipe: Recipe, random: np.random.Generator) -> View:
+    """A random view of a clip of `num_frames` RGB frames.
+
+    It starts early enough to have all its frames. A clip too short for that is looped as often as
+    needed, and the view starts anywhere in it.
+    """
+    length = max(num_frames - 1, 1)
+    span = (recipe.num_frames - 1) * recipe.stride + 1
+    num_starts = length - span + 1 if length >= span else length
+    start = int(random.integers(num_starts))
+    top, left, flip = random.random(3)
+    indices = looped(start, recipe.num_frames, stride=recipe.stride, length=length)
+    return View(indices, float(top), float(left), bool(flip < recipe.flip))
+
+
+def eval_view(num_frames: int, stream: str, recipe: Recipe, protocol: EvalProtocol) -> View:
+    """The view by which a clip of `num_frames` RGB frames is evaluated: centre crop, no flip."""
+    fewer = 1 if stream == "flow" else 0
+    length = max(num_frames - fewer, 1)
+    stride = protocol.stride or recipe.stride
+    if protocol.num_frames is None:
+        num = max(-(-length // stride), recipe.num_frames)
+    else:
+        length = min(length, protocol.num_frames - fewer)
+        num = -(-(protocol.num_frames - fewer) // stride)
+    return View(looped(0, num, stride=stride, length=length))
+
+
+def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width with the shorter one `short_side` and the aspect kept, rounded."""
+    scale = short_side / min(height, width)
+    return max(round(height * scale), short_side), max(round(width * scale), short_side)
+
+
+def resize_rgb(frames: npt.NDArray[np.uint8], short_side: int) -> npt.NDArray[np.uint8]:
+    """uint8 (T, H, W, 3) resized to the short side, bilinear, antialiased when it shrinks."""
+    return _resize(frames, short_side)
+
+
+def resize_flow(flow: npt.NDArray[np.float32], short_side: int) -> npt.NDArray[np.float32]:
+    """float32 (T, H, W, 2), pixels per frame, resized; the vectors are scaled with their axis."""
+    height, width = flow.shape[1:3]
+    resized = _resize(flow, short_side)
+    if resized.shape == flow.shape:
+        return flow
+    scale = np.array([resized.shape[2] / width, resized.shape[1] / height], np.float32)
+    scaled: npt.NDArray[np.float32] = resized * scale
+    return scaled
+
+
+def rgb_clip(frames: npt.NDArray[np.uint8], view: View, crop_px: int) -> Tensor:
+    """uint8 (T, H, W, 3), the view's frames, to float32 (3, T, h, w) in [-1, 1]."""
+    return _crop(frames, view, crop_px).float().div_(127.5).sub_(1)
+
+
+def flow_clip(flow: npt.NDArray[np.floating], view: View, crop_px: int, *, bound: float) -> Tensor:
+    """(T, H, W, 2) pixels per frame, the view's fields, to float32 (2, T, h, w) in [-1, 1].
+
+    A mirrored view negates x. Vectors beyond `bound` pixels are clamped to it.
+    """
+    clip = _crop(flow, view, crop_px).float().div_(bound).clamp_(-1, 1)
+    if view.flip:
+        clip[0].neg_()
+    return clip
+
+
+def _resize(frames: npt.NDArray[Number], short_side: int) -> npt.NDArray[Number]:
+    height, width = frames.shape[1:3]
+    size = resized_size(height, width, short_side)
+    if size == (height, width):
+        return frames
+    images = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    resized = functional.interpolate(
+        images, size=size, mode="bilinear", antialias=min(size) < min(height, width)
+    )
+    array: npt.NDArray[Number] = np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy())
+    return array
+
+
+def _crop(frames: npt.NDArray[np.generic], view: View, crop_px: int) -> Tensor:
+    height, width = frames.shape[1:3]
+    top, left = (
+        min(int(share * (size - crop_px + 1)), size - crop_px)
+        for share, size in ((view.top, height), (view.left, width))
+    )
+    crop = frames[:, top : top + crop_px, left : left + crop_px]
+    if view.flip:
+        crop = crop[:, :, ::-1]
+    # (T, h, w, C) -> (C, T, h, w)
+    return torch.from_numpy(np.ascontiguousarray(crop.transpose(3, 0, 1, 2)))

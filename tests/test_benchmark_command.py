@@ -1,0 +1,229 @@
+"""run-benchmark as a user meets it: the real command on tiny real shards."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support import command, environment, run_command
+from tiny import copy_of_shards, damage, key_file, tiny_clips, tiny_shards
+
+from benchmarks.results import Predictions
+
+
+def splits(folder: Path) -> tuple[object, ...]:
+    train = key_file(folder, "train.txt", "ann_*", "ben_*", "cyd_*")
+    return ("--train-split", train, "--test-split", key_file(folder, "test.txt", "dan_*"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A joint run of the sample recipe: its work-dir, stdout and stderr."""
+    folder = tmp_path_factory.mktemp("run")
+    done = run_command(
+        "run-benchmark",
+        *("--arch", "i3d", "--recipe", "sample", "--data", tiny_shards(), *splits(folder)),
+        *("--work-dir", folder / "work"),
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "work", done.stdout, done.stderr
+
+
+def test_a_run_ends_with_a_table_and_the_reports_path(trained: tuple[Path, str, str]) -> None:
+    work_dir, stdout, _ = trained
+    lines = stdout.splitlines()
+    assert re.split(r"\s{2,}", lines[0]) == [
+        *("stream", "top-1 %", "+-", "top-5 %", "mean-class %", "scored / expected")
+    ]
+    assert [line.split()[0] for line in lines[1:4]] == ["rgb", "flow", "joint"]
+    assert all(line.endswith("2 / 2") for line in lines[1:4])
+    assert lines[4] == f"report: {work_dir / 'report.html'}"
+    assert "<!doctype html>" in (work_dir / "report.html").read_text()
+
+
+def test_a_run_keeps_predictions_and_a_record_of_each_row(trained: tuple[Path, str, str]) -> None:
+    work_dir = trained[0]
+    rows = {}
+    for stream in ("rgb", "flow", "joint"):
+        result = json.loads((work_dir / stream / "result.json").read_text())
+        assert result["score"]["num_scored"] == 2
+        assert result["origin"]["versions"]["torch"]
+        rows[stream] = Predictions.read(work_dir / stream / "predictions.parquet", {})
+    assert rows["joint"].keys == rows["rgb"].keys == ("dan_left", "dan_right")
+    added = rows["rgb"].logits + rows["flow"].logits
+    assert rows["joint"].logits.tolist() == added.tolist()
+    result = json.loads((work_dir / "flow" / "result.json").read_text())
+    assert result["recipes"]["flow-opencv-tvl1"]["method"] == "opencv-tvl1"
+    assert result["cost"]["parameters"] == 12_668_032 - 398 * 1025  # two classes, not 400
+    # Convolutions alone; the first one: 64 channels of 7x7x7x2, two operations each.
+    assert result["cost"]["flops"] > 1e9
+
+
+def test_running_again_reuses_what_is_there(trained: tuple[Path, str, str]) -> None:
+    work_dir, stdout, _ = trained
+    again = run_command(
+        "run-benchmark",
+        *("--arch", "i3d", "--recipe", "sample", "--data", tiny_shards()),
+        *splits(work_dir.parent),
+        *("--work-dir", work_dir),
+    )
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == stdout
+    for stream in ("rgb", "flow"):
+        assert f"{stream}: reused, trained already" in again.stderr
+        assert f"{stream}: reused, evaluated already" in again.stderr
+
+
+def test_evaluate_again_and_on_other_clips(trained: tuple[Path, str, str], tmp_path: Path) -> None:
+    work_dir, stdout, _ = trained
+    again = run_command("run-benchmark", "evaluate", work_dir)
+    assert (again.returncode, again.stdout) == (0, stdout), again.stderr
+
+    shards = copy_of_shards(tmp_path)
+    damage(shards, "ann_left")
+    keys = key_file(tmp_path, "other.txt", "ann_*", "ben_left")
+    other = run_command(
+        *("run-benchmark", "evaluate", work_dir, "--test-split", keys, "--data", shards)
+    )
+    assert other.returncode == 0, other.stderr
+    lines = other.stdout.splitlines()
+    assert [line.split()[-3:] for line in lines[1:4]] == [
+        ["2", "/", "3"],
+        ["3", "/", "3"],
+        ["2", "/", "3"],
+    ]
+    folder = Path(lines[4].removeprefix("report: ")).parent
+    assert folder.parent == work_dir
+    failed = json.loads((folder / "joint" / "result.json").read_text())["failed"]
+    assert list(failed) == ["ann_left"]
+    assert "failed clips (1)" in (folder / "report.html").read_text().lower()
+    # The run's own numbers stand as they were.
+    assert run_command("run-benchmark", "evaluate", work_dir).stdout == stdout
+
+
+def test_predict_names_classes_of_any_video(trained: tuple[Path, str, str], tmp_path: Path) -> None:
+    work_dir = trained[0]
+    good = tiny_clips() / "left" / "dan_left.mp4"
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(good.read_bytes()[:300])
+    done = run_command(
+        *("run-benchmark", "predict", good, bad, tmp_path / "gone.mp4", "--work-dir", work_dir),
+        *("--json", "--tmp-dir", tmp_path),
+    )
+    assert done.returncode == 4, done.stderr
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert found["video"] == str(good)
+    assert {each["label"] for each in found["classes"]} == {"left", "right"}
+    assert sum(each["probability"] for each in found["classes"]) == pytest.approx(1)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert str(bad) in errors[0]
+    assert str(tmp_path / "gone.mp4") in errors[1]
+    assert not (tmp_path / ".scratch").exists()
+
+
+def test_predict_takes_a_stretch_and_a_stream(trained: tuple[Path, str, str]) -> None:
+    video = tiny_clips() / "right" / "ann_right.mp4"
+    options = ("--work-dir", trained[0], "--stream", "flow", "--start", "0.1", "--top", "1")
+    done = run_command("run-benchmark", "predict", video, *options, "--duration", "0.4")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(rf"{re.escape(str(video))}\n +[\d.]+%  (left|right)\n", done.stdout)
+    late = run_command("run-benchmark", "predict", video, *options, "--duration", "5")
+    assert late.returncode == 4
+    assert "ends at 0.5" in late.stderr
+
+
+def test_report_is_one_page_about_runs(trained: tuple[Path, str, str], tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    done = run_command("run-benchmark", "report", trained[0], "--out", out)
+    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
+    nothing = run_command("run-benchmark", "report", cwd=tmp_path)
+    assert (nothing.returncode, nothing.stdout) == (2, "")
+    assert nothing.stderr.startswith("error: no result in runs")
+
+
+def test_a_work_dir_belongs_to_one_training(trained: tuple[Path, str, str]) -> None:
+    work_dir = trained[0]
+    other = run_command(
+        *("run-benchmark", "--arch", "i3d", "--recipe", "sample", "--data", tiny_shards()),
+        *(*splits(work_dir.parent), "--work-dir", work_dir, "--batch-size", "2"),
+    )
+    assert_one_line(other, "holds another training (not the same recipe)", "--force")
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+
+
+def test_without_shards_the_two_commands_that_make_them_are_named(tmp_path: Path) -> None:
+    done = run_command("run-benchmark", "--arch", "i3d", cwd=tmp_path)
+    assert_one_line(done, "shards holds no shards", "kinetics-download", "extract-flow")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--arch", "i4d"], "Did you mean 'i3d'?"),
+        (["--arch", "i3d", "--recipe", "papr"], "Did you mean 'paper'?"),
+        (["--arch", "i3d", "--stream", "join"], "Did you mean 'joint'?"),
+        (["--arch", "i3d", "--protocol", "papers"], "Did you mean 'paper'?"),
+        (["--arch", "i3d", "--batch-size", "0"], "not a whole number from 1"),
+        (["--arch", "i3d", "--flow", "opencv-tvl2"], "Did you mean 'opencv-tvl1'?"),
+        (["--arch", "i3d"], "no split 'train' for --train-split"),
+        (["--arch", "i3d", "--train-split", "all", "--test-split", "all"], "share 8 keys"),
+        (["--arch", "i3d", "--device", "cuda"], "sees no CUDA device"),
+        (["evaluate", "nowhere"], "nowhere holds no run"),
+        (["predict", "x.mp4", "--work-dir", "nowhere"], "nowhere holds no run"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], words: str, tmp_path: Path) -> None:
+    data = () if arguments[0] in ("evaluate", "predict") else ("--data", tiny_shards())
+    if "cuda" in arguments:
+        pytest.importorskip("torch")
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a CUDA device")
+    assert_one_line(run_command("run-benchmark", *arguments, *data, cwd=tmp_path), words)
+
+
+def test_shards_of_another_schema_or_without_their_flow_are_one_line(tmp_path: Path) -> None:
+    shards = copy_of_shards(tmp_path)
+    options = ("--arch", "i3d", "--recipe", "sample", "--data", shards, *splits(tmp_path))
+    dataset = shards / "dataset.json"
+    text = dataset.read_text()
+    dataset.write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
+    assert_one_line(run_command("run-benchmark", *options, cwd=tmp_path), "schema version 2")
+    dataset.write_text(text)
+    (shards / "all" / "flow-opencv-tvl1-000000.tar").unlink()
+    done = run_command("run-benchmark", *options, "--stream", "flow", cwd=tmp_path)
+    assert_one_line(done, "flow-opencv-tvl1-000000.tar is gone")
+
+
+def test_a_truncated_checkpoint_is_one_line(trained: tuple[Path, str, str], tmp_path: Path) -> None:
+    work_dir = Path(shutil.copytree(trained[0], tmp_path / "copy"))
+    checkpoint = work_dir / "flow" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1_000_000])
+    video = tiny_clips() / "left" / "dan_left.mp4"
+    for arguments in (["evaluate", work_dir], ["predict", video, "--work-dir", work_dir]):
+        assert_one_line(run_command("run-benchmark", *arguments), "checkpoint.pt is truncated")
+
+
+def test_help_of_every_verb_is_light() -> None:
+    for verb in ([], ["evaluate"], ["report"], ["predict"]):
+        words = command("run-benchmark", *verb, "--help")
+        tell = "lambda: sys.stderr.write(json.dumps(sorted(sys.modules)))"
+        words[2] = f"import atexit, json, sys; atexit.register({tell}); {words[2]}"
+        done = subprocess.run(words, capture_output=True, text=True, env=environment(), check=True)
+        loaded = {name.partition(".")[0] for name in json.loads(done.stderr)}
+        assert loaded.isdisjoint({"torch", "numpy", "pandas", "cv2", "av", "matplotlib"})
+        assert done.stdout.startswith("usage: run-benchmark")

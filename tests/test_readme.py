@@ -1,0 +1,104 @@
+"""The README is true: its commands are the ones CI runs, its options and names exist."""
+
+import configparser
+import re
+import shlex
+from collections.abc import Callable, Mapping
+
+import pytest
+from support import ROOT
+
+from benchmarks import commands as benchmark_commands
+from benchmarks.archs import ARCHS
+from benchmarks.recipes import RECIPES
+from kinetics_tools.cli import Parser
+from kinetics_tools.commands import download, extract
+from kinetics_tools.errors import REASON_CLASSES
+from kinetics_tools.flow import METHODS
+from kinetics_tools.sources import SOURCES
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TESTS = "python3 -m venv .venv && .venv/bin/pip install tox && .venv/bin/tox run"
+DEMO = f"{TESTS} -e demo"
+
+PARSERS: Mapping[str, Callable[[], Parser]] = {
+    "kinetics-download": download.build_parser,
+    "extract-flow": extract.build_parser,
+    "run-benchmark": benchmark_commands.train_parser,
+    **{f"run-benchmark {verb}": parser for verb, (parser, _) in benchmark_commands.VERBS.items()},
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def shown_commands() -> list[str]:
+    """Every line of a console block that calls one of the three commands."""
+    lines = (
+        line.partition(" #")[0].strip()
+        for block in blocks("console")
+        for line in block.splitlines()
+    )
+    calls = (re.sub(r"^torchrun .*?(?=run-benchmark)", "", line) for line in lines)
+    return [call for call in calls if call.split(" ")[0] in PARSERS]
+
+
+def options_of(parser: Parser) -> set[str]:
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+def test_the_two_commands_are_the_ones_that_ci_and_tox_know() -> None:
+    console = [line for block in blocks("console") for line in block.splitlines()]
+    assert TESTS in console
+    assert DEMO in console
+    assert TESTS in (ROOT / ".ci" / "run").read_text()
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini")
+    assert {"testenv:check", "testenv:smoke", "testenv:demo", "testenv:full"} <= set(tox.sections())
+
+
+@pytest.mark.parametrize("call", shown_commands())
+def test_every_command_shown_is_one_that_its_parser_takes(call: str) -> None:
+    words = shlex.split(call)
+    name = " ".join(words[:2]) if " ".join(words[:2]) in PARSERS else words[0]
+    PARSERS[name]().parse_args(words[len(name.split()) :])
+
+
+def test_every_option_named_exists() -> None:
+    known = set().union(*(options_of(parser()) for parser in PARSERS.values()))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    foreign = {"--index-url", "--no-python", "--nproc-per-node"}
+    assert named - foreign <= known
+
+
+def first_cells(heading: str) -> set[str]:
+    """The words in the first column of the table whose header begins with `heading`."""
+    table = README.split(f"| {heading}", 1)[1].split("\n\n", 1)[0]
+    cells = (line.split("|")[1].strip(" `") for line in table.splitlines()[2:])
+    return {cell.partition(":")[0] for cell in cells}
+
+
+def test_the_tables_name_what_the_registries_hold() -> None:
+    assert first_cells("`--source`") == set(SOURCES)
+    assert first_cells("`--method`") == set(METHODS)
+    assert first_cells("`--recipe`") == set(RECIPES)
+    assert first_cells("class | reasons") == set(REASON_CLASSES)
+    assert "i3d" in ARCHS
+    for name, reasons in REASON_CLASSES.items():
+        (row,) = (line for line in README.splitlines() if line.startswith(f"| {name} |"))
+        shown = re.sub(r"\(.*?\)", "", row.split("|")[2])
+        assert {word.strip() for word in shown.split(",")} == set(reasons)
+
+
+def test_the_python_shown_compiles_and_its_names_exist() -> None:
+    from kinetics_tools import flow, shards
+
+    for block in blocks("python"):
+        compile(block, "README.md", "exec")
+    assert callable(flow.compute)
+    assert callable(shards.read_samples)
+
+
+def test_no_figure_is_missing() -> None:
+    assert not re.findall(r"\b[A-Z]+_[A-Z]+\b|FIGURES", README)

@@ -1,0 +1,199 @@
+"""Training: the same weights whatever happened on the way, and files that are whole."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import command, environment
+from tiny import copy_of_shards, damage, key_file, tiny_shards
+
+from benchmarks.machine import Machine
+from benchmarks.recipes import RECIPES, OneCycle, Recipe, Stairs
+from benchmarks.splits import select
+from benchmarks.train import CHECKPOINT, EVENTS, LOG, Checkpoint, Job, train
+from kinetics_tools.errors import EvaluationError
+from kinetics_tools.shards import ShardFolder
+
+CPU = Machine(torch.device("cpu"))
+RECIPE = replace(
+    RECIPES["small"]["rgb"],
+    num_frames=9,
+    short_side=36,
+    crop_px=32,
+    batch_size=4,
+    pass_size=4,
+    schedule=OneCycle(epochs=3, peak_lr=1e-3),
+)
+
+
+def job(
+    folder: Path, recipe: Recipe = RECIPE, *, shards: Path | None = None, **changes: Any
+) -> Job:
+    data = ShardFolder(shards or tiny_shards())
+    stream = changes.setdefault("stream", "rgb")
+    chosen = select(data, "all", role="train", stream=stream, flow="opencv-tvl1")
+    values: dict[str, Any] = {
+        "arch": "i3d",
+        "recipe": recipe,
+        "data": data,
+        "flow": "opencv-tvl1",
+        "train": chosen,
+        "seed": 0,
+        "folder": folder,
+    }
+    return Job(**(values | changes))
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def test_a_resumed_training_gives_the_same_weights(tmp_path: Path) -> None:
+    whole = train(job(tmp_path / "whole", stream="flow"), CPU)
+    # Killed after the first epoch's checkpoint: what a process leaves behind is this folder.
+    part = tmp_path / "part"
+    one_epoch = Checkpoint.read(tmp_path / "whole" / CHECKPOINT)
+    assert one_epoch.finished
+    stopped = job(part, stream="flow")
+    _train_one_epoch(stopped)
+    with pytest.raises(EvaluationError, match=r"stopped after 1 epochs; give --resume .*--force"):
+        train(stopped, CPU)
+    resumed = train(stopped, CPU, resume=True)
+    assert_same(whole.net, resumed.net)
+    assert [row["loss"] for row in whole.history] == [row["loss"] for row in resumed.history]
+    lines = [json.loads(line) for line in (part / LOG).read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert lines == resumed.history
+
+
+def _train_one_epoch(stopped: Job) -> None:
+    """Write what a training of `stopped` has written after its first epoch."""
+
+    class StopAfterOne(Machine):
+        def wait(self) -> None:
+            if (stopped.folder / CHECKPOINT).exists():
+                raise Killed
+
+    with pytest.raises(Killed):
+        train(stopped, StopAfterOne(torch.device("cpu")))
+    assert Checkpoint.read(stopped.folder / CHECKPOINT).epoch == 1
+
+
+def test_a_finished_training_is_reused_and_another_refused(tmp_path: Path) -> None:
+    first = train(job(tmp_path), CPU)
+    modified = (tmp_path / CHECKPOINT).stat().st_mtime_ns
+    again = train(job(tmp_path), CPU)
+    assert_same(first.net, again.net)
+    assert (tmp_path / CHECKPOINT).stat().st_mtime_ns == modified
+    with pytest.raises(EvaluationError, match=r"another training \(not the same seed\).*--force"):
+        train(job(tmp_path, seed=1), CPU)
+    anew = train(job(tmp_path, seed=1), CPU, force=True)
+    assert any(not torch.equal(anew.net[name], value) for name, value in first.net.items())
+    assert (tmp_path / EVENTS).is_dir()
+
+
+def test_a_batch_in_several_passes_sums_their_gradients(tmp_path: Path) -> None:
+    # Without batch statistics that differ, passes of 4 and of 2 would agree; here only the number
+    # of steps and the counting can be compared.
+    recipe = replace(RECIPE, batch_size=8, pass_size=2, schedule=Stairs(stairs=((3, 1e-2),)))
+    done = train(job(tmp_path, replace(recipe, optimizer="sgd")), CPU)
+    assert [(row["step"], row["clips"], row["lr"]) for row in done.history] == [
+        (1, 8, 0.01),
+        (2, 8, 0.01),
+        (3, 8, 0.01),
+    ]
+
+
+def test_a_clip_that_cannot_be_decoded_is_counted(tmp_path: Path) -> None:
+    shards = copy_of_shards(tmp_path)
+    damage(shards, "ben_left")
+    done = train(job(tmp_path / "run", shards=shards), CPU)
+    assert list(done.failed) == ["ben_left"]
+    assert [(row["clips"], row["failed"]) for row in done.history] == [(7, 1)] * 3
+
+
+@pytest.mark.parametrize("damaged", ["truncated", "foreign", "format"])
+def test_a_broken_checkpoint_is_one_line(damaged: str, tmp_path: Path) -> None:
+    train(job(tmp_path, replace(RECIPE, schedule=OneCycle(epochs=1, peak_lr=1e-3))), CPU)
+    path = tmp_path / CHECKPOINT
+    if damaged == "truncated":
+        path.write_bytes(path.read_bytes()[:100_000])
+    elif damaged == "foreign":
+        torch.save({"state_dict": {}}, path)
+    else:
+        values = torch.load(path, weights_only=True)
+        torch.save(values | {"format": 99}, path)
+    with pytest.raises(EvaluationError, match="train anew with --force") as caught:
+        Checkpoint.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_class_count_are_refused(tmp_path: Path) -> None:
+    done = train(job(tmp_path, replace(RECIPE, schedule=OneCycle(epochs=1, peak_lr=1e-3))), CPU)
+    done.data["labels"] = ["left", "right", "up"]
+    with pytest.raises(EvaluationError, match="not of i3d, stream rgb, with 3 classes") as caught:
+        done.network()
+    assert "\n" not in str(caught.value)
+
+
+def _arguments(work_dir: Path, keys: Path) -> tuple[object, ...]:
+    return (
+        *("--arch", "i3d", "--stream", "rgb", "--recipe", "sample", "--data", tiny_shards()),
+        *("--train-split", key_file(keys, "train.txt", "ann_*", "ben_*", "cyd_*")),
+        *("--test-split", key_file(keys, "test.txt", "dan_*"), "--work-dir", work_dir),
+    )
+
+
+@pytest.mark.full
+def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    first = command("run-benchmark", *_arguments(whole, tmp_path))
+    subprocess.run(first, env=environment(), check=True)
+    again = command("run-benchmark", *_arguments(killed, tmp_path))
+    process = subprocess.Popen(again, env=environment())
+    while not (killed / "rgb" / CHECKPOINT).exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not Checkpoint.read(killed / "rgb" / CHECKPOINT).finished
+    subprocess.run([*again, "--resume"], env=environment(), check=True)
+    assert_same(
+        Checkpoint.read(whole / "rgb" / CHECKPOINT).net,
+        Checkpoint.read(killed / "rgb" / CHECKPOINT).net,
+    )
+
+
+@pytest.mark.full
+def test_two_processes_train_and_score_each_clip_once(tmp_path: Path) -> None:
+    torchrun = shutil.which("torchrun", path=str(Path(command("run-benchmark")[0]).parent))
+    assert torchrun is not None
+    words = command("run-benchmark", *_arguments(tmp_path / "run", tmp_path), "--device", "cpu")
+    options = ["--standalone", "--no-python", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [torchrun, *options, *words],
+        env=environment() | {"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "rgb" / "result.json").read_text())
+    assert (result["score"]["num_scored"], result["score"]["num_expected"]) == (2, 2)
+    assert result["cost"]["num_processes"] == 2
+    assert [row["clips"] for row in result["history"]["rgb"]] == [6] * len(result["history"]["rgb"])
+    assert done.stdout.count("report: ") == 1

@@ -1,0 +1,128 @@
+"""Views: which frames, which pixels, and what happens to vectors."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import views
+from benchmarks.protocols import PROTOCOLS
+from benchmarks.recipes import RECIPES
+from benchmarks.views import View, eval_view, flow_clip, randomness, rgb_clip, train_view
+
+SMALL = RECIPES["small"]["rgb"]
+PAPER = RECIPES["paper"]["rgb"]
+ALL = np.arange(3)
+
+
+def test_a_training_view_follows_from_seed_epoch_and_key() -> None:
+    view = train_view(80, SMALL, randomness(0, 3, "daria_bend"))
+    # numpy's PCG64 and SHA-256 are the same everywhere.
+    assert view.indices.tolist() == list(range(48, 80, 2))
+    again = train_view(80, SMALL, randomness(0, 3, "daria_bend"))
+    assert (again.top, again.left, again.flip) == (view.top, view.left, view.flip)
+    others = [randomness(1, 3, "daria_bend"), randomness(0, 4, "daria_bend"), randomness(0, 3, "x")]
+    assert all(train_view(80, SMALL, other).top != view.top for other in others)
+
+
+@given(st.integers(1, 400), st.integers(0, 1000))
+def test_training_views_lie_in_the_clip_and_keep_their_stride(num_frames: int, seed: int) -> None:
+    view = train_view(num_frames, SMALL, randomness(seed, 0, "key"))
+    assert len(view.indices) == SMALL.num_frames
+    assert view.indices.min() >= 0
+    # The last frame has no flow to a next one; rgb and flow see the same moments.
+    assert view.indices.max() < max(num_frames - 1, 1)
+    span = (SMALL.num_frames - 1) * SMALL.stride + 1
+    if num_frames - 1 >= span:
+        assert set(np.diff(view.indices)) == {SMALL.stride}
+
+
+def test_training_views_reach_both_ends() -> None:
+    starts = {int(train_view(34, SMALL, randomness(s, 0, "k")).indices[0]) for s in range(60)}
+    assert starts == {0, 1, 2}  # 33 pairs, a span of 31
+
+
+def test_short_clips_are_looped() -> None:
+    assert views.looped(1, 6, stride=2, length=5).tolist() == [1, 3, 0, 2, 4, 1]
+    assert eval_view(4, "rgb", SMALL, PROTOCOLS["whole"]).indices.tolist() == [0, 2] * 8
+    assert eval_view(4, "flow", SMALL, PROTOCOLS["whole"]).indices.tolist()[:6] == [*(0, 2, 1)] * 2
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "stream", "count", "last"),
+    [
+        (250, "rgb", 250, 249),
+        (250, "flow", 249, 248),
+        (300, "rgb", 250, 249),
+        (300, "flow", 249, 248),
+        (100, "rgb", 250, 49),
+        (100, "flow", 249, 50),
+    ],
+)
+def test_the_papers_protocol_sees_250_frames_and_249_fields(
+    num_frames: int, stream: str, count: int, last: int
+) -> None:
+    view = eval_view(num_frames, stream, PAPER, PROTOCOLS["paper"])
+    assert (len(view.indices), view.indices[-1]) == (count, last)
+    assert (view.top, view.left, view.flip) == (0.5, 0.5, False)
+
+
+def test_the_whole_protocol_sees_every_frame_at_the_recipes_stride() -> None:
+    whole = PROTOCOLS["whole"]
+    assert eval_view(80, "rgb", SMALL, whole).indices.tolist() == list(range(0, 80, 2))
+    assert eval_view(80, "flow", SMALL, whole).indices.tolist() == list(range(0, 79, 2))
+
+
+def test_rgb_becomes_minus_one_to_one() -> None:
+    frames = np.zeros((3, 8, 10, 3), np.uint8)
+    frames[1:] = 255
+    clip = rgb_clip(frames, View(ALL), 8)
+    assert clip.shape == (3, 3, 8, 8)
+    assert clip.dtype == torch.float32
+    assert (clip[:, 0] == -1).all()
+    assert (clip[:, 1:] == 1).all()
+
+
+def test_a_mirrored_view_negates_x_only_and_stays_consistent() -> None:
+    flow = np.random.default_rng(0).normal(0, 5, (3, 8, 10, 2)).astype(np.float32)
+    plain = flow_clip(flow, View(ALL), 8, bound=20)
+    mirrored = flow_clip(flow, View(ALL, flip=True), 8, bound=20)
+    assert torch.equal(mirrored[0], -plain[0].flip(-1))
+    assert torch.equal(mirrored[1], plain[1].flip(-1))
+    frames = np.random.default_rng(0).integers(0, 255, (3, 8, 10, 3), dtype=np.uint8)
+    pair = (rgb_clip(frames, View(ALL, flip=flip), 8) for flip in (True, False))
+    assert torch.equal(next(pair), next(pair).flip(-1))
+
+
+def test_flow_beyond_the_bound_is_clamped() -> None:
+    flow = np.array([[[[-30.0, 10.0]]]], np.float32).repeat(8, 1).repeat(8, 2)
+    clip = flow_clip(flow, View(ALL[:1]), 8, bound=20)
+    assert clip[:, 0, 0, 0].tolist() == [-1.0, 0.5]
+
+
+def test_resized_flow_scales_its_vectors_with_their_axis() -> None:
+    flow = np.ones((2, 40, 60, 2), np.float32)
+    smaller = views.resize_flow(flow, 20)
+    assert smaller.shape == (2, 20, 30, 2)
+    np.testing.assert_allclose(smaller, 0.5, rtol=1e-6)
+    rounded = views.resize_flow(np.ones((1, 45, 61, 2), np.float32), 20)  # 61 -> 27.1 -> 27
+    np.testing.assert_allclose(rounded[0, 0, 0], [27 / 61, 20 / 45], rtol=1e-6)
+    assert views.resize_flow(flow, 40) is flow
+
+
+@given(st.integers(16, 300), st.integers(16, 300), st.integers(16, 256))
+def test_resizing_gives_the_short_side(height: int, width: int, short_side: int) -> None:
+    new_height, new_width = views.resized_size(height, width, short_side)
+    assert min(new_height, new_width) == short_side
+    longer, shorter = max(height, width), min(height, width)
+    assert abs(max(new_height, new_width) - longer * short_side / shorter) <= 0.5 + 1e-9
+
+
+def test_crops_reach_the_corners_and_the_centre() -> None:
+    ramp = np.arange(100, dtype=np.uint8).reshape(1, 10, 10, 1).repeat(3, 3)
+    corners = {
+        (top, left): float((rgb_clip(ramp, View(ALL[:1], top, left), 4)[0, 0, 0, 0] + 1) * 127.5)
+        for top, left in ((0.0, 0.0), (1.0, 1.0), (0.5, 0.5))
+    }
+    assert corners == pytest.approx({(0.0, 0.0): 0, (1.0, 1.0): 66, (0.5, 0.5): 33})

@@ -1,0 +1,80 @@
+"""A tiny set of real shards: eight clips of two classes, told by motion; made once a test run."""
+
+import atexit
+import functools
+import hashlib
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from support import run_command
+
+from kinetics_tools import media
+
+SUBJECTS = ("ann", "ben", "cyd", "dan")
+LABELS = ("left", "right")
+NUM_FRAMES = 14
+SIZE = (40, 48)  # height, width
+
+
+@functools.cache
+def tiny_clips() -> Path:
+    """A folder of class folders: textures that drift left or right by two pixels a frame."""
+    folder = Path(tempfile.mkdtemp(prefix="tiny-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    random = np.random.default_rng(0)
+    for label, step in zip(LABELS, (-2, 2), strict=True):
+        for subject in SUBJECTS:
+            coarse = random.integers(0, 256, (SIZE[0] // 4, SIZE[1] // 4, 3), dtype=np.uint8)
+            texture = coarse.repeat(4, axis=0).repeat(4, axis=1)
+            pictures = (np.roll(texture, step * t, axis=1) for t in range(NUM_FRAMES))
+            clip = folder / "clips" / label / f"{subject}_{label}.mp4"
+            clip.parent.mkdir(parents=True, exist_ok=True)
+            media.write_video(clip, pictures, fps=25, binary=media.find_ffmpeg())
+    return folder / "clips"
+
+
+@functools.cache
+def tiny_shards() -> Path:
+    """The shards of `tiny_clips`, split `all`; do not write into them, see `copy_of_shards`."""
+    clips = tiny_clips()
+    shards = clips.with_name("shards")
+    options = ("--method", "opencv-tvl1", "--short-side", "keep", "--jobs", 1)
+    done = run_command("extract-flow", clips, shards, *options)
+    assert done.returncode == 0, done.stderr
+    return shards
+
+
+def copy_of_shards(folder: Path) -> Path:
+    """A copy of `tiny_shards` to damage."""
+    return Path(shutil.copytree(tiny_shards(), folder / "shards"))
+
+
+def damage(shards: Path, key: str) -> None:
+    """Overwrite the middle of a sample's mp4 in its shard, and tell the index the new digest.
+
+    The sample is what its shard says, and cannot be decoded.
+    """
+    tar = shards / "all" / "rgb-000000.tar"
+    with tarfile.open(tar) as members:
+        member = members.getmember(f"{key}.mp4")
+    start, end = member.offset_data, member.offset_data + member.size
+    data = bytearray(tar.read_bytes())
+    data[start + 40 : start + 1400] = bytes(1360)
+    tar.write_bytes(data)
+    path = shards / "all" / "index.parquet"
+    index = pd.read_parquet(path)
+    length = index["rgb_sha256"].str.len().iloc[0]
+    digest = hashlib.sha256(data[start:end]).hexdigest()[:length]
+    index.loc[index["key"] == key, "rgb_sha256"] = digest
+    index.to_parquet(path, index=False)
+
+
+def key_file(folder: Path, name: str, *patterns: str) -> Path:
+    """A file of keys."""
+    path = folder / name
+    path.write_text("".join(f"{pattern}\n" for pattern in patterns))
+    return path
