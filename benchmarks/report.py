@@ -123,9 +123,12 @@ def _section(name: str, rows: Sequence[Row]) -> dict[str, Any]:
         "covers": [_covers(row) for row in rows],
         "failed": list(result.failed.items())[:NUM_FAILED],
         "num_failed": len(result.failed),
-        "curves": _svg(_curves(history), "Loss and accuracy on training clips, epoch by epoch")
+        "curves": [
+            _curve(history, "loss", "training loss"),
+            _curve(history, "top1", "training top-1 %", 100),
+        ]
         if history
-        else None,
+        else [],
         "matrix": _svg(_matrix(best), "Confusion matrix") if small else None,
         "classes": _svg(_per_class(rows), "Accuracy class by class"),
         "worst": _worst(best),
@@ -210,21 +213,20 @@ def _svg_style() -> Any:
     return mpl.rc_context({"svg.hashsalt": "report", "font.size": 10})
 
 
-def _curves(history: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
+def _curve(
+    history: Mapping[str, Sequence[Mapping[str, Any]]], name: str, title: str, scale: float = 1
+) -> Markup:
+    """A number of each epoch, a line a stream."""
+    figure = Figure(figsize=(5.4, 3.2), layout="constrained")
+    axes = figure.subplots()
     for stream, rows in history.items():
-        epochs = [row["epoch"] for row in rows]
-        colour = COLOURS[stream]
-        loss.plot(epochs, [row["loss"] for row in rows], color=colour, label=stream)
-        accuracy.plot(epochs, [100 * row["top1"] for row in rows], color=colour, label=stream)
-    loss.set(xlabel="epoch", title="training loss")
-    loss.set_ylim(bottom=0)
-    accuracy.set(xlabel="epoch", title="training top-1 %", ylim=(0, 102))
-    accuracy.legend(frameon=False, loc="lower right")
-    for axes in (loss, accuracy):
-        _plain(axes)
-    return figure
+        values = [scale * row[name] for row in rows]
+        axes.plot([row["epoch"] for row in rows], values, color=COLOURS[stream], label=stream)
+    axes.set(xlabel="epoch", title=title)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    _plain(axes)
+    return _svg(figure, f"{title}, epoch by epoch")
 
 
 def _matrix(row: Row) -> Figure:

@@ -378,3 +378,49 @@ def test_videos_are_kept_when_asked(
     table = write_manifest(tmp_path / "list.csv", [("a", "good", 0, 2, "val")])
     download(table, tmp_path / "out", "--source", media_server.template, "--keep-videos")
     assert (tmp_path / "out" / "videos" / "good.mp4").read_bytes() == make_video().read_bytes()
+
+
+def test_real_videos_end_as_exact_clips_or_with_their_reason_even_when_killed(
+    shared_data: Path, media_server: MediaServer, ffmpeg: Path, tmp_path: Path
+) -> None:
+    clips = shared_data / "clips"
+    turned = tmp_path / "turned.mp4"
+    turn = [str(ffmpeg), "-loglevel", "error", "-display_rotation", "90"]
+    subprocess.run([*turn, "-i", str(clips / "bikes.mp4"), "-c", "copy", str(turned)], check=True)
+    hmdb = "hmdb51_Turnk_r_Pippi_Michel_cartwheel_f_cm_np2_le_med_6.avi"
+    cases: list[tuple[str, Path | bytes | None, int, int, str | None]] = [
+        ("R6llTwEh07w", clips / "R6llTwEh07w.mp4", 0, 10, None),
+        ("WUzgd7C1pWA", clips / "WUzgd7C1pWA.mp4", 0, 10, None),
+        ("-M8qt69nljE", clips / "arm_wrestling.mp4", 0, 10, None),
+        ("turned", turned, 0, 10, None),
+        ("long", clips / "long_1080p.mp4", 100, 110, None),
+        ("hevc", clips / "h265_video.mp4", 0, 1, None),
+        ("av1", clips / "av1_video.mkv", 0, 1, None),
+        ("hmdb", clips / hmdb, 0, 2, None),
+        ("bikes", clips / "bikes.mp4", 5, 15, "too-short"),
+        ("missing0000", None, 0, 10, "gone"),
+        ("corrupted", clips / "corrupted.mp4", 0, 5, "damaged"),
+        ("page", b"<html><body>no video here</body></html>", 0, 10, "no-formats"),
+        ("empty", b"", 0, 10, "damaged"),
+    ]
+    for name, content, *_ in cases:
+        if content is not None:
+            media_server.put(name, content)
+    rows: list[Row] = [("a", name, start, end, "val") for name, _, start, end, _ in cases]
+    table = write_manifest(tmp_path / "list.csv", rows)
+    source = ("--source", media_server.template)
+
+    assert kill_after(command("kinetics-download", table, tmp_path / "torn", *source), 4)
+    for out in (tmp_path / "torn", tmp_path / "whole"):
+        assert download(table, out, *source).returncode == 4
+        for name, _, start, end, reason in cases:
+            key = f"{name}_{start:06d}_{end:06d}"
+            assert reasons(out)[key] == reason, name
+            if reason is None:
+                path = out / "clips" / "val" / "a" / f"{key}.mp4"
+                assert media.count_frames(path) == (end - start) * 25, name
+                assert media.probe(path).fps == 25
+    assert tree(tmp_path / "torn", without=("ledger",)) == tree(
+        tmp_path / "whole", without=("ledger",)
+    )
+    assert not (tmp_path / "torn" / ".scratch").exists()

@@ -77,7 +77,7 @@ def test_a_page_tells_everything_and_needs_no_other_file(tmp_path: Path) -> None
     for words in ("a-run", "Two-Stream I3D", "12 / 13", "gone_clip", "12,689,984", "bfloat16"):
         assert words in page
     assert "train: 59 clips (1 could not be decoded)" in page
-    assert page.count("<img ") == 3  # curves, confusion matrix, accuracy by class
+    assert page.count("<img ") == 4  # two curves, confusion matrix, accuracy by class
     assert set(re.findall(r'src="([^;]*);', page)) == {"data:image/svg+xml"}
     assert not re.search(r'(href|src)="(?!data:)', page)
     assert "<script>" not in page
@@ -93,7 +93,7 @@ def test_the_same_results_give_the_same_page(tmp_path: Path) -> None:
 def test_many_classes_have_bars_and_no_matrix(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [f"class {at}" for at in range(60)], ("rgb",))
     page = write_report([run], tmp_path / "r.html").read_text()
-    assert page.count("<img ") == 2
+    assert page.count("<img ") == 3
     assert "Confusion" not in page
 
 
