@@ -13,7 +13,7 @@ from typing import NoReturn, TypeVar
 
 import kinetics_tools
 from kinetics_tools.errors import KineticsError, lookup, nearest
-from kinetics_tools.files import STORAGE_ERRNOS
+from kinetics_tools.files import PATH_ERRNOS, STORAGE_ERRNOS
 
 T = TypeVar("T")
 LOG_EVERY_S = 30.0
@@ -114,7 +114,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(Exit.INTERRUPTED)
     except OSError as error:
-        if error.errno not in STORAGE_ERRNOS:
+        if error.errno not in STORAGE_ERRNOS | PATH_ERRNOS:
             raise
         where = error.filename or tempfile.gettempdir()
         print(

@@ -90,6 +90,12 @@ def _downloaded(root: Path, splits: Sequence[str]) -> ClipSet:
     # A manifest without labels comes with an empty list.
     has_list = listed.is_file() and listed.stat().st_size > 0
     labels = read_labels(listed) if has_list else manifest.labels
+    unknown = sorted(set(manifest.labels) - set(labels))
+    if unknown:
+        raise ManifestError(
+            f"{listed} lacks {unknown[0]!r}, a label of {root / 'manifest.csv'}; these two files "
+            "are not of one set"
+        )
     _check_splits(splits, {segment.split for segment in manifest.segments})
     histories = ledger.read(root)
     clips = []
@@ -151,6 +157,11 @@ def _class_folders(root: Path) -> ClipSet:
     for name, videos in found.items():
         if not videos:
             raise ManifestError(f"{root / name} is a class folder without a video; {looked_for}")
+    for path in (f for videos in found.values() for f in videos):
+        if not path.as_posix().isprintable():
+            raise ManifestError(
+                f"{root}: the name of {str(path)!a} is not printable UTF-8 text; rename it"
+            )
     sources = {PurePosixPath(name, f.name): f for name, videos in found.items() for f in videos}
     keys = file_keys(sources)
     clips = (

@@ -3,7 +3,7 @@
 NumPy is only named here, in types: command lines read CODECS before anything heavy is imported.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,22 +20,23 @@ class Codec:
 
     Attributes:
         ext: what the member's name ends with in a shard, after `<key>.flow.`.
-        encode: uint8 codes (T, H, W, 2), T from 1, to bytes; the same bytes each time.
+        encode: fields of codes, uint8 (H, W, 2) each, one at least, to bytes; the same each time.
         decode: back, given the numbers of the fields wanted, from 0, in any order, or None for all.
             It raises MediaError for damaged bytes and for a number past the end.
     """
 
     ext: str
-    encode: "Callable[[Codes], bytes]"
+    encode: "Callable[[Iterable[Codes]], bytes]"
     decode: "Callable[[bytes, Sequence[int] | None], Codes]"
 
 
-def _encode_ffv1(codes: "Codes") -> bytes:
+def _encode_ffv1(codes: "Iterable[Codes]") -> bytes:
     from kinetics_tools import media
 
-    num, height, width, _ = codes.shape
     # One grey picture a field, x over y: it stays one stream, and readers seek in it by time.
-    return media.encode_gray(codes.transpose(0, 3, 1, 2).reshape(num, 2 * height, width))
+    return media.encode_gray(
+        field.transpose(2, 0, 1).reshape(-1, field.shape[1]) for field in codes
+    )
 
 
 def _decode_ffv1(data: bytes, indices: Sequence[int] | None) -> "Codes":

@@ -27,11 +27,14 @@ from kinetics_tools.errors import (
 )
 from kinetics_tools.files import (
     digest,
+    exclusive,
     file_digest,
     hold,
     move,
+    naming,
     read_json,
     scratch_folder,
+    sweep,
     write_json,
 )
 from kinetics_tools.ledger import DONE, FAILED, History, Line
@@ -134,9 +137,9 @@ def pending(
 def _is_wanted(segment: Segment, plan: Plan, history: History | None) -> bool:
     if plan.force or history is None:
         return True
-    if history.done is not None:
-        return not is_done(plan.out, segment, history)
-    return any(history.may_try(source.name, plan.retry) for source in plan.sources)
+    return not is_done(plan.out, segment, history) and any(
+        history.may_try(source.name, plan.retry) for source in plan.sources
+    )
 
 
 def claim_recipe(out: Path, recipe: ClipRecipe) -> None:
@@ -147,10 +150,11 @@ def claim_recipe(out: Path, recipe: ClipRecipe) -> None:
     """
     path = out / "recipe.json"
     values = recipe.as_json()
-    if not path.exists():
-        write_json(path, {"recipe": values, "hash": digest(values)})
-        return
-    old = read_json(path)["recipe"]
+    with exclusive(out / ".lock-recipe"):
+        if not path.exists():
+            write_json(path, {"recipe": values, "hash": digest(values)})
+            return
+    old = read_json(path).get("recipe", {})
     for name in sorted(old.keys() | values.keys()):
         if old.get(name) != values.get(name):
             raise OutError(
@@ -178,6 +182,7 @@ def download(
         OutError: OUT is in use, or holds another recipe or another label list.
     """
     with hold(plan.out, str(plan.part)):
+        sweep(plan.out)
         claim_recipe(plan.out, plan.recipe)
         record_selection(plan.out, segments, labels)
         units = pending(segments, plan, ledger.read(plan.out))
@@ -196,9 +201,10 @@ def download(
         ):
             lockout = _Lockout()
             for unit, result in show(finished, len(units)):
-                for line in _lines_of(unit, result, plan):
+                lines = _lines_of(unit, result, plan)
+                for line in lines:
                     record.add(line)
-                    lockout.see(line)
+                lockout.see(lines)
                 if lockout.reason is not None:
                     stopped = lockout.reason
                     break
@@ -209,14 +215,16 @@ class _Lockout:
     """Tells from the lines of a run that the host refuses us, not a clip."""
 
     def __init__(self) -> None:
-        self._in_a_row = 0
+        self._in_a_row: Counter[str] = Counter()
         self.reason: Reason | None = None
 
-    def see(self, line: Line) -> None:
-        refused = line.reason in IDENTITY
-        self._in_a_row = self._in_a_row + 1 if refused else 0
-        if self._in_a_row >= STOP_AFTER:
-            self.reason = line.reason
+    def see(self, lines: Iterable[Line]) -> None:
+        """Take a unit into account: each source was asked for its video once."""
+        for source, line in {line.source: line for line in lines}.items():
+            refused = line.reason in IDENTITY
+            self._in_a_row[source] = self._in_a_row[source] + 1 if refused else 0
+            if self._in_a_row[source] >= STOP_AFTER:
+                self.reason = line.reason
 
 
 def _lines_of(unit: Unit, result: object, plan: Plan) -> list[Line]:
@@ -240,7 +248,7 @@ def summarise(segments: Iterable[Segment], plan: Plan, stopped: Reason | None = 
             history = histories.get(segment.key)
             if is_done(plan.out, segment, history):
                 num_done += 1
-            elif history is None or history.done is not None:
+            elif history is None or not history.failures:
                 gaps["not tried"] += 1
                 num_retryable += 1
             else:
@@ -346,7 +354,8 @@ def _make_clip(segment: Segment, source: Source, videos: _Videos, plan: Plan) ->
 def _pass_ready(ready: Path, clip: Path, plan: Plan) -> Cut:
     """Bring a clip that a source has ready through the same door, from its time 0, all of it."""
     if media.conforms(ready, plan.recipe):
-        shutil.copyfile(ready, clip)
+        with naming(clip):
+            shutil.copyfile(ready, clip)
         made = Cut(media.count_frames(clip))
     else:
         made = media.conform(ready, clip, recipe=plan.recipe, binary=plan.binary)

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
@@ -96,7 +96,8 @@ class _Worker(Generic[U, R]):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work))
-        self.process.start()
+        with _ctrl_c_ignored():  # by the process too, until it says so itself
+            self.process.start()
         theirs.close()
         self._is_ready = False
         self.give(unit)
@@ -187,6 +188,18 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
                 error.add_note("".join(traceback.format_exception(error)))  # it stays behind
             reply = (False, error)
         pipe.send(reply)
+
+
+@contextlib.contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _die_with_parent() -> None:

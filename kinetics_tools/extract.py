@@ -21,18 +21,17 @@ import numpy as np
 import numpy.typing as npt
 
 from kinetics_tools import engine, media, sharding, shards
-from kinetics_tools.clips import Clip, ClipSet
+from kinetics_tools.clips import MISSING, Clip, ClipSet
 from kinetics_tools.codecs import CODECS
 from kinetics_tools.engine import WHOLE, Crash, Part
 from kinetics_tools.errors import (
-    PERMANENT,
     KineticsError,
     MediaError,
     Reason,
     ShardError,
     lookup,
 )
-from kinetics_tools.files import digest, hold, scratch_folder
+from kinetics_tools.files import digest, hold, naming, scratch_folder, sweep
 from kinetics_tools.flow import FlowRecipe, make_method, quantise, stream
 from kinetics_tools.media import ClipRecipe
 from kinetics_tools.opencv import gray
@@ -196,11 +195,13 @@ def extract(
     start = time.monotonic()
     with hold(plan.out, str(plan.part)):
         units = units_of(clips.clips, plan)
+        sweep(plan.out)
         counts = _claim(units, plan)
         for split, count in counts.items():
             sharding.remove_beyond(plan.out, split, count["shards"])
         todo = pending(units, plan)
         num_made = 0
+        crashed = set()
         jobs = min(plan.jobs, max(len(todo), 1))
         with (
             scratch_folder(plan.tmp_dir or plan.out) as scratch,
@@ -217,10 +218,18 @@ def extract(
         ):
             for unit, result in show(finished, len(todo)):
                 if isinstance(result, Crash):
-                    logger.warning("%s: %s", unit, result.detail)
+                    logger.warning(
+                        "%s: %s; the shard is left to the next run, with fewer --jobs if memory "
+                        "was short",
+                        unit,
+                        result.detail,
+                    )
+                    crashed.add((unit.split, unit.number))
                 else:
                     num_made += result
-        is_indexed = all(unit.is_done(plan) for unit in units)
+        is_indexed = all(
+            (unit.split, unit.number) in crashed or unit.is_done(plan) for unit in units
+        )
         if is_indexed:
             sharding.write_index(plan.out)
     return summarise(
@@ -244,12 +253,16 @@ def _claim(units: Sequence[Unit], plan: Plan) -> dict[str, dict[str, int]]:
         count = counts.setdefault(unit.split, {"expected": 0, "shards": 0})
         count["expected"] += len(unit.clips)
         count["shards"] += 1
+    keys: dict[str, list[str]] = {}
+    for unit in units:
+        keys.setdefault(unit.split, []).extend(clip.key for clip in unit.clips)
     sharding.claim(
         plan.out,
         labels=plan.labels,
         layout={"samples_per_shard": plan.samples_per_shard, "seed": plan.seed},
         recipes={RGB: plan.rgb.as_json(), plan.stream: plan.flow.as_json()},
-        splits=counts,
+        splits={split: {**counts[split], "keys": digest(keys[split])} for split in counts},
+        force=plan.force,
     )
     return counts
 
@@ -280,7 +293,7 @@ def summarise(
         num_samples=num_samples,
         num_pairs=num_pairs,
         gaps=dict(sorted(gaps.items())),
-        num_retryable=sum(n for reason, n in gaps.items() if reason not in PERMANENT),
+        num_retryable=gaps[MISSING] + gaps[CRASHED],  # a damaged file stays as it is
         num_made=num_made,
         seconds=seconds,
         is_indexed=is_indexed,
@@ -312,8 +325,10 @@ def _decoded_pairs(clip: Clip, plan: Plan) -> float:
 # What a worker process does
 
 
-def make_shard(unit: Unit, *, plan: Plan, scratch: Path, helpers: int = 1) -> int:
+def make_shard(unit: Unit, *, plan: Plan, scratch: Path, helpers: int = 1) -> int | Crash:
     """Make a unit's RGB, unless it is current, then its flow; return the frame pairs computed.
+
+    A Crash instead says that a helper died (out of memory, say): the shard is left to another run.
 
     Args:
         unit: the shard.
@@ -333,8 +348,14 @@ def make_shard(unit: Unit, *, plan: Plan, scratch: Path, helpers: int = 1) -> in
         if not plan.force and unit.current_flow(plan, rgb) is not None:
             return 0
         return _make_flow(unit, rgb, plan, folder, helpers)
+    except _HelperDiedError as error:
+        return Crash(str(error))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class _HelperDiedError(Exception):
+    """A process that shared the shard's clips died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +369,7 @@ def _make_rgb(unit: Unit, plan: Plan, folder: Path, helpers: int) -> Sidecar:
     results: dict[str, Content | _Failure] = {}
     for clip, result in engine.run(unit.clips, work, jobs=helpers if helpers > 1 else 0):
         if isinstance(result, Crash):
-            result = _Failure(Reason.DAMAGED, result.detail)
+            raise _HelperDiedError(f"{clip.key}: {result.detail}")
         results[clip.key] = result
     ordered = [(clip.key, results[clip.key]) for clip in unit.clips]
     shard = unit.shard(plan, RGB)
@@ -418,10 +439,7 @@ def _make_flow(unit: Unit, rgb: Sidecar, plan: Plan, folder: Path, helpers: int)
     results: dict[str, Content] = {}
     for member, result in engine.run(rgb.members, work, jobs=helpers if helpers > 1 else 0):
         if isinstance(result, Crash):
-            raise KineticsError(
-                f"flow of {member.key}: {result.detail}; give the command again, with fewer --jobs "
-                "if memory was short"
-            )
+            raise _HelperDiedError(f"{member.key}: {result.detail}")
         results[member.key] = result
     shard = unit.shard(plan, plan.stream)
     contents = [results[member.key] for member in rgb.members]
@@ -447,20 +465,28 @@ def _flow_content(member: Member, *, plan: Plan, shard: Path, folder: Path, devi
     codec = lookup("flow codec", recipe.codec, CODECS)
     name = f"{member.key}.{RGB_EXT}"
     data = Location(str(shard), name, member.offset, member.size, member.sha256).read()
+    num_fields = 0
+
+    def counted() -> Iterator[npt.NDArray[np.uint8]]:
+        nonlocal num_fields
+        for codes in _flow_codes(data, recipe, device):
+            num_fields += 1
+            yield codes
+
     try:
-        codes = _flow_codes(data, recipe, device)
+        stored = codec.encode(counted())  # field by field: a clip may be hours long
     except MediaError as error:
         raise ShardError(
             f"{shard}, sample {member.key}: {error.detail}; remove the shard and run again"
         ) from error
-    if len(codes) != member.frames - 1:
+    if num_fields != member.frames - 1:
         raise ShardError(
-            f"{shard}, sample {member.key}: {len(codes) + 1} frames, its sidecar says "
+            f"{shard}, sample {member.key}: {num_fields + 1} frames, its sidecar says "
             f"{member.frames}; remove the shard and run again"
         )
     path = folder / f"{member.key}.flow.{codec.ext}"
-    with sharding.naming(path):
-        path.write_bytes(codec.encode(codes))
+    with naming(path):
+        path.write_bytes(stored)
     return Content(
         key=member.key,
         label=member.label,
@@ -477,8 +503,8 @@ def _flow_content(member: Member, *, plan: Plan, shard: Path, folder: Path, devi
     )
 
 
-def _flow_codes(data: bytes, recipe: FlowRecipe, device: str) -> npt.NDArray[np.uint8]:
-    """Flow codes (T-1, H, W, 2) of a video's T frames."""
+def _flow_codes(data: bytes, recipe: FlowRecipe, device: str) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the flow codes (H, W, 2) of a video's frame pairs."""
     import torch
 
     # Parallelism is across clips: threads that share a small frame mostly wait for one another.
@@ -489,5 +515,5 @@ def _flow_codes(data: bytes, recipe: FlowRecipe, device: str) -> npt.NDArray[np.
             f"method {recipe.method} is not the same on this machine ({here}) as where the run "
             f"began ({recipe.parameters}); install the same versions on all"
         )
-    fields = stream((gray(frame) for frame in media.frames(data)), recipe.method, device)
-    return np.stack([quantise(flow, bound=recipe.bound) for flow in fields])
+    for flow in stream((gray(frame) for frame in media.frames(data)), recipe.method, device):
+        yield quantise(flow, bound=recipe.bound)

@@ -1,5 +1,6 @@
 """Files that are complete when they exist: publishing, locks, scratch folders, digests."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -8,7 +9,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,49 @@ from kinetics_tools.errors import OutError
 STORAGE_ERRNOS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 )
+# A path that cannot be: below a file, too long, a loop of links.
+PATH_ERRNOS = frozenset({errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP})
 
 
 @contextmanager
 def publish(path: Path) -> Iterator[Path]:
     """Yield a scratch path beside `path`; it becomes `path` only if the block succeeds.
 
-    The scratch name starts with a dot, holds the process id (each name has one writer a process)
-    and keeps the suffix, from which ffmpeg picks the container.
+    The scratch name starts with a dot, names the process (each name has one writer a process) and
+    keeps the suffix, from which ffmpeg picks the container.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".part-{os.getpid()}-{path.name}")
+    scratch = path.with_name(f"{_scratch_prefix()}{os.getpid()}-{path.name}")
     try:
-        yield scratch
-        scratch.replace(path)
+        with naming(path):
+            yield scratch
+            scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _scratch_prefix() -> str:
+    return f".part-{socket.gethostname()}-"
+
+
+def sweep(folder: Path) -> None:
+    """Remove, anywhere below `folder`, what killed processes of this host were publishing."""
+    prefix = _scratch_prefix()
+    for leftover in folder.rglob(f"{prefix}*"):
+        pid = leftover.name.removeprefix(prefix).partition("-")[0]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """In this block an OSError that names no file gets this one: a full disk does not say where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def move(scratch: Path, path: Path) -> None:
@@ -85,8 +113,12 @@ def file_digest(path: Path) -> str:
 
 
 @contextmanager
-def hold(out: Path, name: str = "0-of-1") -> Iterator[None]:
-    """Hold the lock `name` of the folder `out` for the block. It ends with the process that has it.
+def hold(out: Path, part: str = "0-of-1") -> Iterator[None]:
+    """Hold a part's lock of the folder `out` for the block. It ends with the process that has it.
+
+    Args:
+        out: made if it is not there.
+        part: "I-of-N". Parts of one N may run together, parts of another N may not beside them.
 
     Raises:
         OutError: another run holds it; the message says which.
@@ -94,6 +126,33 @@ def hold(out: Path, name: str = "0-of-1") -> Iterator[None]:
     if out.exists() and not out.is_dir():
         raise OutError(f"{out} is not a folder; choose another OUT")
     out.mkdir(parents=True, exist_ok=True)
+    with _hold_partition(out, part), _hold_part(out, part):
+        yield
+
+
+@contextmanager
+def _hold_partition(out: Path, part: str) -> Iterator[None]:
+    """Share the lock on how many parts there are; the first one there says how many."""
+    count = part.rpartition("-")[2]
+    with (out / ".lock-parts").open("a+", encoding="utf-8") as file:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(count)
+            file.flush()
+        fcntl.flock(file, fcntl.LOCK_SH)
+        file.seek(0)
+        running = file.read()
+        if running != count:
+            raise OutError(
+                f"{out} is in use by a job of {running} parts, this one is of {count}; "
+                "wait for it, or choose another folder"
+            )
+        yield
+
+
+@contextmanager
+def _hold_part(out: Path, name: str) -> Iterator[None]:
     path = out / f".lock-{name}"
     with path.open("a+", encoding="utf-8") as file:
         try:
@@ -128,21 +187,23 @@ def scratch_folder(root: Path) -> Iterator[Path]:
     """
     home = root / ".scratch"
     host = socket.gethostname()
-    for old in home.glob(f"{host}-*"):
-        _remove_if_dead(old)
     mine = home / f"{host}-{os.getpid()}"
-    mine.mkdir(parents=True, exist_ok=True)
-    try:
-        with (mine / ".owner").open("a") as owner:
+    # Parts start and end at any time: between its mkdir and its lock a folder looks dead.
+    in_turn = root / ".lock-scratch"
+    with ExitStack() as stack:
+        with exclusive(in_turn):
+            for old in home.glob(f"{host}-*"):
+                _remove_if_dead(old)
+            mine.mkdir(parents=True, exist_ok=True)
+            owner = stack.enter_context((mine / ".owner").open("a"))
             fcntl.flock(owner, fcntl.LOCK_EX)
-            yield mine
-    finally:
-        shutil.rmtree(mine, ignore_errors=True)
         try:
-            home.rmdir()
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
-                raise
+            yield mine
+        finally:
+            with exclusive(in_turn):
+                shutil.rmtree(mine, ignore_errors=True)
+                if not any(home.iterdir()):
+                    home.rmdir()
 
 
 def _remove_if_dead(folder: Path) -> None:
@@ -151,7 +212,4 @@ def _remove_if_dead(folder: Path) -> None:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
     except BlockingIOError:
-        return
-    except FileNotFoundError:
-        # Its owner is between mkdir and lock, or has just removed it.
         return

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from kinetics_tools.engine import Part
 from kinetics_tools.errors import RETRYABLE, OutError, Reason
+from kinetics_tools.files import naming
 
 DONE = "done"
 FAILED = "failed"
@@ -69,7 +70,7 @@ class History:
     """What the ledger says of one key.
 
     Attributes:
-        done: the line of the finished clip, unless a later attempt failed.
+        done: the line of the clip that was last finished. Whether it is still there, its file says.
         failures: each source's last failure since.
         num_damaged: how often the clip came damaged from each source.
     """
@@ -84,7 +85,6 @@ class History:
             self.done = line
             self.failures.clear()
             return
-        self.done = None
         self.failures[line.source] = line
         if line.reason is Reason.DAMAGED:
             self.num_damaged[line.source] = self.num_damaged.get(line.source, 0) + 1
@@ -150,7 +150,9 @@ def _lines(path: Path) -> Iterator[Line]:
                 ) from error
 
 
-def _parse(value: dict[str, Any]) -> Line:
+def _parse(value: Any) -> Line:
+    if not isinstance(value, dict):
+        raise TypeError("not an object")
     reason = value.pop("reason", None)
     return Line(**value, reason=None if reason is None else Reason(reason))
 
@@ -161,7 +163,7 @@ def writer(path: Path) -> Iterator["Writer"]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         _remove_torn_line(file)
-        yield Writer(file)
+        yield Writer(file, path)
 
 
 def _remove_torn_line(file: BinaryIO) -> None:
@@ -180,10 +182,12 @@ def _remove_torn_line(file: BinaryIO) -> None:
 class Writer:
     """Appends lines as they happen; each is on its way to the disk when `add` returns."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file = file
+        self._path = path
 
     def add(self, line: Line) -> None:
         """Append one line."""
-        self._file.write(line.as_text().encode())
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(line.as_text().encode())
+            self._file.flush()

@@ -77,6 +77,7 @@ class Video:
         width: pixels as shown, after rotation.
         height: pixels as shown, after rotation.
         fps: average rate, where the header has one.
+        container: FFmpeg's names of the file format, such as "mov,mp4,m4a,3gp,3g2,mj2".
         codec: PyAV's name of the decoder's codec, such as "h264".
         pixel_format: FFmpeg's name, such as "yuv420p".
         num_audio: number of audio tracks.
@@ -87,6 +88,7 @@ class Video:
     width: int
     height: int
     fps: Fraction | None
+    container: str
     codec: str
     pixel_format: str
     num_audio: int
@@ -114,7 +116,10 @@ def ffmpeg_version(binary: Path) -> str:
     Raises:
         KineticsError: it does not answer as ffmpeg does.
     """
-    said = subprocess.run([binary, "-version"], capture_output=True, text=True, check=False)
+    try:
+        said = subprocess.run([binary, "-version"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise KineticsError(f"{binary} does not run: {error.strerror}") from error
     words = said.stdout.split()
     if said.returncode != 0 or words[:2] != ["ffmpeg", "version"]:
         raise KineticsError(f"{binary} does not answer -version as ffmpeg does")
@@ -168,6 +173,7 @@ def probe(path: Path) -> Video:
             width=first.height if turned else first.width,
             height=first.width if turned else first.height,
             fps=stream.average_rate,
+            container=container.format.name,
             codec=stream.codec_context.name,
             pixel_format=first.format.name,
             num_audio=len(container.streams.audio),
@@ -188,11 +194,15 @@ def conforms(path: Path, recipe: ClipRecipe) -> bool:
     wanted = _size(video, recipe)
     if (video.codec, video.pixel_format, video.width, video.height) != ("h264", "yuv420p", *wanted):
         return False
+    if "mp4" not in video.container.split(","):
+        return False
     if video.num_audio > int(recipe.keep_audio):
         return False
     since_key = 0
     for number, frame in enumerate(_decode(path)):
-        if frame.rotation or frame.pts * frame.time_base * recipe.fps != number:
+        if frame.rotation or (frame.width, frame.height) != wanted or frame.pts is None:
+            return False
+        if frame.pts * frame.time_base * recipe.fps != number:
             return False
         since_key = 0 if frame.key_frame else since_key + 1
         if since_key >= recipe.keyframe_interval:
@@ -518,18 +528,21 @@ def _read(source: Path | bytes, indices: Sequence[int] | None, pixel_format: str
     return np.stack([found[index] for index in indices])
 
 
-def encode_gray(frames: Frame) -> bytes:
+def encode_gray(frames: Iterable[Frame]) -> bytes:
     """Store frames losslessly: FFV1 in Matroska, each frame a keyframe, the same bytes each time.
 
     Args:
-        frames: uint8 (T, H, W), T from 1, H and W from 2.
+        frames: uint8 (H, W) each, one at least, all of one size, H and W from 2. They are read one
+            by one, so that a long clip needs no memory but for what is stored of it.
     """
     buffer = io.BytesIO()
-    _, height, width = frames.shape
+    rest = iter(frames)
+    first = next(rest)
+    height, width = first.shape
     with av.open(buffer, "w", format="matroska", options={"fflags": "bitexact"}) as container:
         stream = container.add_stream("ffv1", rate=_GRAY_FPS, options=_FFV1)
         stream.width, stream.height, stream.pix_fmt = width, height, "gray"
-        for number, pixels in enumerate(frames):
+        for number, pixels in enumerate(itertools.chain([first], rest)):
             frame = av.VideoFrame.from_ndarray(pixels, format="gray")
             frame.pts = number
             container.mux(stream.encode(frame))

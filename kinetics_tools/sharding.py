@@ -10,7 +10,6 @@ import json
 import logging
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,8 +149,7 @@ def write_shard(
     members = []
     # Never the new tar beside the old sidecar.
     shard.with_suffix(".json").unlink(missing_ok=True)
-    _remove_leftovers(shard, shard.with_suffix(".json"))
-    with naming(shard), publish(shard) as scratch:
+    with publish(shard) as scratch:
         with (
             scratch.open("wb") as file,
             webdataset.TarWriter(
@@ -164,24 +162,6 @@ def write_shard(
                 tar.write({"__key__": content.key, ext: data, "json": text.encode()})
                 members.append(_member(content, data))
         return scratch.stat().st_size, tuple(_located(scratch, members, ext))
-
-
-def _remove_leftovers(*paths: Path) -> None:
-    """Remove what killed writers of `paths` left beside them; no one else may be writing them."""
-    for path in paths:
-        for leftover in path.parent.glob(f".part-*-{path.name}"):
-            leftover.unlink(missing_ok=True)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """In this block an OSError that names no file gets this one: a full disk does not say where."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _about(content: Content, labels: Sequence[str]) -> dict[str, Any]:
@@ -223,7 +203,8 @@ def claim(
     labels: Sequence[str],
     layout: Mapping[str, Any],
     recipes: Mapping[str, Mapping[str, Any]],
-    splits: Mapping[str, Mapping[str, int]],
+    splits: Mapping[str, Mapping[str, Any]],
+    force: bool = False,
 ) -> None:
     """Write down what this run makes in `folder`, or check that it agrees with earlier runs.
 
@@ -232,15 +213,16 @@ def claim(
         labels: the dataset's full label list.
         layout: what decides which keys share a shard.
         recipes: of the streams that this run makes.
-        splits: `expected` samples and `shards` of each split.
+        splits: `expected` samples, `shards`, and a digest of the `keys` of each split.
+        force: let go of shards that are not of this set of clips.
 
     Raises:
-        OutError: shards there were made with other labels, another layout or another recipe.
+        OutError: shards there were made with other labels, another layout or another recipe, or of
+            another set of clips than one that has grown.
         ShardError: they are of another schema version.
     """
     path = folder / "recipe.json"
     with exclusive(folder / ".lock-recipe"):
-        _remove_leftovers(path)
         old: dict[str, Any] = {"labels": [], "layout": {}, "recipes": {}, "splits": {}}
         if path.exists():
             old = read_json(path)
@@ -256,6 +238,14 @@ def claim(
                     f"than this run ({len(labels)}); choose another OUT"
                 )
             _refuse_change(folder, "the shards", old["layout"], layout, "choose another OUT")
+        for split, now in splits.items():
+            had = old["splits"].get(split, now)
+            is_other = had["keys"] != now["keys"] and had["expected"] >= now["expected"]
+            if is_other and not force and _shards_present(folder, RGB, split):
+                raise OutError(
+                    f"{folder}: split {split} was made from {had['expected']} clips, CLIPS now has "
+                    f"{now['expected']} others; give the same CLIPS, another OUT, or --force"
+                )
         for stream, recipe in recipes.items():
             if stream in old["recipes"] and _shards_present(folder, stream):
                 way_out = "choose another OUT"
@@ -322,7 +312,6 @@ def write_index(folder: Path) -> dict[str, Any]:
         for split, expected in claims["splits"].items():
             table, gaps = _index_split(folder, split, expected["shards"], claims)
             index = folder / split / "index.parquet"
-            _remove_leftovers(index, folder / "dataset.json")
             with publish(index) as scratch:
                 table.to_parquet(scratch, index=False)
             present = {s: int(table[f"{s}_shard"].notna().sum()) for s in claims["recipes"]}

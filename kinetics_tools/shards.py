@@ -194,12 +194,13 @@ class ShardFolder:
         recipes: of each stream, with its `hash`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
         """Open the folder.
 
         Raises:
             ShardError: it has no dataset.json, or one of another schema version.
         """
+        folder = Path(folder)
         path = folder / "dataset.json"
         if not path.exists():
             raise ShardError(
@@ -315,7 +316,7 @@ class ShardFolder:
 
 
 def read_samples(
-    folder: Path, split: str, streams: Sequence[str] = (RGB, "flow"), *, flow: str = "tvl1"
+    folder: Path | str, split: str, streams: Sequence[str] = (RGB, "flow"), *, flow: str = "tvl1"
 ) -> Iterator[Sample]:
     """Yield the samples of a split in the order of its shards; see `ShardFolder.samples`.
 

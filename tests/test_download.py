@@ -1,5 +1,6 @@
 """From a manifest to verified clips: the chain, the record, resume, and what users get wrong."""
 
+import contextlib
 import csv
 import json
 import os
@@ -241,6 +242,51 @@ def test_ten_kills_do_no_harm(
     check_kills(media_server, make_video(seconds=8, size="640x480"), tmp_path, moments)
 
 
+def test_one_refused_video_with_many_segments_is_one_refusal(
+    media_server: MediaServer, tmp_path: Path
+) -> None:
+    rows: list[Row] = [("a", "status-429", n, n + 2, "val") for n in range(5)]
+    table = write_manifest(tmp_path / "list.csv", rows)
+    said = download(table, tmp_path / "out", "--source", media_server.template)
+    assert said.returncode == 4
+
+
+def test_a_failed_attempt_at_a_finished_clip_leaves_it_finished(
+    media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    media_server.put("good", make_video())
+    table = write_manifest(tmp_path / "list.csv", [("a", "good", 0, 2, "val")])
+    out = tmp_path / "out"
+    source = ("--source", media_server.template)
+    assert download(table, out, *source).returncode == 0
+    media_server.files.clear()
+    assert download(table, out, *source, "--force").returncode == 0
+
+
+def test_a_ready_clip_in_another_container_is_made_anew(
+    make_video: MakeVideo, ffmpeg: Path, recipe: media.ClipRecipe, tmp_path: Path
+) -> None:
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    key = "abc_000000_000010"
+    media.conform(make_video(), ready / f"{key}.mkv", recipe=recipe, binary=ffmpeg)
+    table = write_manifest(tmp_path / "list.csv", [("a", "abc", 0, 10, "val")])
+    download(table, tmp_path / "out", "--source", f"dir:{ready}")
+    clip = tmp_path / "out" / "clips" / "val" / "a" / f"{key}.mp4"
+    assert "mp4" in media.probe(clip).container
+
+
+def processes_of(session: int) -> list[str]:
+    """The command lines of a session's living processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append((path / "cmdline").read_text())
+    return found
+
+
 def test_ctrl_c_leaves_a_whole_ledger_and_no_process(
     media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
 ) -> None:
@@ -251,26 +297,34 @@ def test_ctrl_c_leaves_a_whole_ledger_and_no_process(
     out = tmp_path / "out"
     words = command("kinetics-download", table, out, "--source", media_server.template)
     with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        start_new_session=True,
     ) as running:
         while not list(out.glob("clips/*/*/*.mp4")):
             time.sleep(0.05)
-        running.send_signal(signal.SIGINT)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
         _, words_said = running.communicate(timeout=30)
     assert running.returncode == 130
     assert words_said.decode().startswith("interrupted; the same command goes on")
     assert all(history.done for history in ledger.read(out).values())
     assert not (out / ".scratch").exists()
+    assert processes_of(running.pid) == []
 
 
 def test_three_refusals_in_a_row_stop_the_run_with_75(
     media_server: MediaServer, tmp_path: Path
 ) -> None:
-    media_server.files |= {f"status-429-{n}": b"" for n in range(20)}
-    rows: list[Row] = [("a", "status-429", n, n + 2, "val") for n in range(20)]
+    other = tmp_path / "other"
+    other.mkdir()
+    rows: list[Row] = [("a", f"status-429-{n}", 0, 2, "val") for n in range(20)]
     table = write_manifest(tmp_path / "list.csv", rows)
-    said = download(table, tmp_path / "out", "--source", media_server.template)
+    sources = ("--source", media_server.template, "--source", f"dir:{other}")
+    said = download(table, tmp_path / "out", *sources, "--jobs", 1)
     assert said.returncode == 75
+    assert len(ledger.read(tmp_path / "out")) == 3
     assert "rate-limited three times in a row" in said.stderr
 
 
@@ -318,8 +372,10 @@ def test_another_recipe_or_a_second_run_in_one_out_is_refused(
 
     with files.hold(out):
         said = download(table, out, "--source", media_server.template)
-    assert said.returncode == 2
+        parted = download(table, out, "--source", media_server.template, "--task", "0/2")
+    assert said.returncode == parted.returncode == 2
     assert f"in use by process {os.getpid()}" in said.stderr
+    assert "in use by a job of 1 parts, this one is of 2" in parted.stderr
 
 
 def test_bad_rows_are_left_out_only_when_asked(

@@ -34,7 +34,7 @@ def fail(number: int) -> int:
 
 
 def sleep_with_child(seconds: float, *, pids: Path) -> None:
-    child = subprocess.Popen(["sleep", str(seconds)])
+    child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])
     with pids.open("a") as file:
         file.write(f"{os.getpid()}\n{child.pid}\n")
     child.wait()

@@ -299,6 +299,7 @@ def test_gray_frames_are_stored_without_loss(frames: media.Frame, data: st.DataO
     stored = media.encode_gray(frames)
     assert stored == media.encode_gray(frames)
     np.testing.assert_array_equal(media.decode_gray(stored), frames)
+    assert stored == media.encode_gray(iter(frames))
     indices = data.draw(st.lists(st.integers(0, len(frames) - 1), min_size=1, max_size=4))
     np.testing.assert_array_equal(media.decode_gray(stored, indices), frames[indices])
 

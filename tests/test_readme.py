@@ -13,7 +13,7 @@ from benchmarks.archs import ARCHS
 from benchmarks.recipes import RECIPES
 from kinetics_tools.cli import Parser
 from kinetics_tools.commands import download, extract
-from kinetics_tools.errors import REASON_CLASSES
+from kinetics_tools.errors import REASON_CLASSES, ShardError
 from kinetics_tools.flow import METHODS
 from kinetics_tools.sources import SOURCES
 
@@ -94,10 +94,11 @@ def test_the_tables_name_what_the_registries_hold() -> None:
 def test_the_python_shown_compiles_and_its_names_exist() -> None:
     from kinetics_tools import flow, shards
 
-    for block in blocks("python"):
-        compile(block, "README.md", "exec")
+    (block,) = blocks("python")
+    compile(block, "README.md", "exec")
     assert callable(flow.compute)
-    assert callable(shards.read_samples)
+    with pytest.raises(ShardError, match="make them with: extract-flow"):
+        next(shards.read_samples("shards-that-are-not-there", "val"))
 
 
 def test_no_figure_is_missing() -> None:

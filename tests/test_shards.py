@@ -49,7 +49,7 @@ class Maker:
         scratch.mkdir(exist_ok=True)
 
     def claim(self, **changes: object) -> None:
-        splits = {split: {"expected": 4, "shards": n} for split, n in self.shards.items()}
+        splits = {s: {"expected": 4, "shards": n, "keys": ""} for s, n in self.shards.items()}
         kept: dict[str, Any] = {"labels": LABELS, "layout": {"seed": 0}, "recipes": RECIPES}
         sharding.claim(self.folder, splits=splits, **kept | changes)
 
