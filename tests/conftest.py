@@ -83,7 +83,9 @@ def _handler(server: MediaServer) -> type[http.server.BaseHTTPRequestHandler]:
             name = self.path.removeprefix("/").removesuffix(".mp4")
             kind, _, rest = name.partition("-of-")
             data = server.files.get(name, server.files.get(rest))
-            status = int(name[7:]) if name.startswith("status-") else 200 if data else 404
+            status = 200 if data else 404
+            if name.startswith("status-"):
+                status = int(name.split("-")[1])
             if data == b"":
                 status = 200
             self.send_response(status)
@@ -100,7 +102,7 @@ def _handler(server: MediaServer) -> type[http.server.BaseHTTPRequestHandler]:
 
 @pytest.fixture
 def media_server() -> Iterator[MediaServer]:
-    """A server of /<name>.mp4 as put, /half-of-<name>.mp4 cut off, /status-<n>.mp4; else 404."""
+    """A server of /<name>.mp4 as put, /half-of-<name>.mp4 cut off, /status-<n>[-*].mp4; else 404."""
     known = MediaServer("")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(known))
     known.address = f"http://127.0.0.1:{server.server_port}"

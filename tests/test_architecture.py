@@ -72,7 +72,8 @@ def modules() -> list[str]:
 
 def path_of(module: str) -> Path:
     path = ROOT.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    package = path / "__init__.py"
+    return package if package.exists() else path.with_suffix(".py")
 
 
 def imports(module: str) -> Iterator[str]:
