@@ -15,7 +15,7 @@ from benchmarks.evaluate import Test, add_streams, evaluate
 from benchmarks.machine import Machine
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.recipes import recipe_for
-from benchmarks.results import EVALUATION, PREDICTIONS, Predictions, Result
+from benchmarks.record import EVALUATION, PREDICTIONS, Predictions, Result
 from benchmarks.splits import Selection, refuse_overlap, select
 from benchmarks.train import CHECKPOINT, Checkpoint, Job, found, train
 from kinetics_tools.errors import EvaluationError, KineticsError, lookup

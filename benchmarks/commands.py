@@ -18,7 +18,7 @@ from kinetics_tools.errors import KineticsError
 from kinetics_tools.files import hold
 
 if TYPE_CHECKING:
-    from benchmarks.results import Result
+    from benchmarks.record import Result
 
 PROG: Final = "run-benchmark"
 RUNS: Final = Path("runs")
@@ -274,8 +274,8 @@ def _held(work_dir: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def _tell(results: "Sequence[Result]", folder: Path) -> int:
+    from benchmarks.record import cells, text_table
     from benchmarks.report import write_report
-    from benchmarks.results import cells, text_table
 
     report = write_report([folder], folder / REPORT)
     print(text_table([cells(result) for result in results]))

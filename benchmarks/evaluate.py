@@ -16,7 +16,7 @@ from benchmarks.loader import Clips, Reader, eval_items
 from benchmarks.machine import Machine
 from benchmarks.protocols import EvalProtocol
 from benchmarks.recipes import Recipe
-from benchmarks.results import RESULT, Predictions, Result, origin, score
+from benchmarks.record import RESULT, Predictions, Result, origin, score
 from benchmarks.splits import Selection
 from benchmarks.train import Checkpoint
 from benchmarks.views import eval_view

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.archs import ARCHS, STREAMS
-from benchmarks.results import (
+from benchmarks.record import (
     EVALUATION,
     PREDICTIONS,
     RESULT,

@@ -102,7 +102,7 @@ def _handler(server: MediaServer) -> type[http.server.BaseHTTPRequestHandler]:
 
 @pytest.fixture
 def media_server() -> Iterator[MediaServer]:
-    """A server of /<name>.mp4 as put, /half-of-<name>.mp4 cut off, /status-<n>[-*].mp4; else 404."""
+    """A server of /<name>.mp4 as put, /half-of-<name>.mp4 cut off, /status-<n>[-*].mp4."""
     known = MediaServer("")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(known))
     known.address = f"http://127.0.0.1:{server.server_port}"

@@ -40,7 +40,7 @@ SUITE = (
     "machine",
     "loader",
     "train",
-    "results",
+    "record",
     "evaluate",
     "benchmark",
     "report",

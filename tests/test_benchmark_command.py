@@ -10,7 +10,7 @@ import pytest
 from support import command, environment, run_command
 from tiny import copy_of_shards, damage, key_file, tiny_clips, tiny_shards
 
-from benchmarks.results import Predictions
+from benchmarks.record import Predictions
 
 
 def splits(folder: Path) -> tuple[object, ...]:

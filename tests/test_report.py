@@ -10,8 +10,8 @@ import pytest
 from benchmarks.archs import STREAMS
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.recipes import RECIPES
+from benchmarks.record import Predictions, Result, origin, score
 from benchmarks.report import find_rows, softmax, write_report
-from benchmarks.results import Predictions, Result, origin, score
 from kinetics_tools.errors import EvaluationError
 
 FAILED = {"gone_clip": "rgb-000000.tar, sample gone_clip: <b>damaged</b>"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.results import Predictions, ranks, score, text_table
+from benchmarks.record import Predictions, ranks, score, text_table
 from kinetics_tools.errors import EvaluationError
 
 
