@@ -134,7 +134,7 @@ def evaluate_again(
             protocol=lookup("protocol", protocol, PROTOCOLS),
             num_workers=request.num_workers,
         )
-    deciding = ("data", "test_split", "protocol", "splits")
+    deciding = ("data", "test_split", "protocol", "splits", "flow")
     told, own = ({name: r.as_json()[name] for name in deciding} for r in (request, asked))
     folder = work_dir if told == own else work_dir / f"{EVALUATION}{digest(told)[:8]}"
     return _rows(checkpoints, tests, folder, machine), folder

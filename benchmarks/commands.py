@@ -59,7 +59,6 @@ def train_parser() -> Parser:
     )
     _add_data(parser, test_split="val")
     parser.add_argument("--train-split", default="train", metavar="SPLIT", help="as --test-split")
-    parser.add_argument("--flow", metavar="NAME", help="which flow, where there are several")
     parser.add_argument(
         "--batch-size", type=positive, help="clips a step, over all processes; overrides the recipe"
     )
@@ -153,6 +152,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         "data": arguments.data and arguments.data.absolute(),
         "test_split": arguments.test_split,
         "protocol": arguments.protocol,
+        "flow": arguments.flow,
         "splits": arguments.splits and arguments.splits.absolute(),
         "num_workers": arguments.workers,
     }
@@ -188,7 +188,9 @@ def _predict(arguments: argparse.Namespace) -> int:
                 print(f"error: {error}", file=sys.stderr)
                 continue
             _tell_classes(video, shares[: arguments.top], as_json=arguments.json)
-    return Exit.RETRYABLE_GAPS if failed else Exit.COMPLETE
+    if failed == len(arguments.videos):
+        return Exit.UNUSABLE
+    return Exit.PERMANENT_GAPS if failed else Exit.COMPLETE
 
 
 VERBS: Final[Mapping[str, Any]] = {
@@ -213,6 +215,7 @@ def _add_data(
     parser.add_argument(
         "--splits", type=Path, metavar="DIR", help="folder of the official UCF-101, HMDB-51 lists"
     )
+    parser.add_argument("--flow", metavar="NAME", help="which flow, where there are several")
     parser.add_argument(
         "--protocol",
         type=one_of("protocol", PROTOCOLS),
@@ -261,7 +264,7 @@ def _seconds(text: str) -> float:
 def _refuse_no_data(data: Path) -> None:
     if not (data / "dataset.json").exists():
         raise KineticsError(
-            f"{data} holds no shards; make them with: kinetics-download kinetics400 clips, then "
+            f"{data} holds no shards; make them with: kinetics-download MANIFEST.csv clips, then "
             f"extract-flow clips {data} (or give --data DIR)"
         )
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from benchmarks.record import (
 )
 from kinetics_tools.errors import EvaluationError
 from kinetics_tools.files import write_text
+
+logger = logging.getLogger(__name__)
 
 TEMPLATE: Final = "report.html.jinja"
 MAX_MATRIX: Final = 20  # classes that a confusion matrix can show legibly
@@ -62,6 +65,8 @@ def find_rows(runs: Sequence[Path]) -> dict[Path, list[Row]]:
             rows = [_read(folder / name) for name in STREAMS if (folder / name / RESULT).exists()]
             if rows:
                 found[folder] = rows
+        if run not in found:
+            logger.warning("%s has no result yet and is left out", run)
     if not found:
         where = ", ".join(map(str, runs)) or "runs"
         raise EvaluationError(f"no result in {where}; make one with: run-benchmark --arch i3d")

@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         # "(default: None)" and "(default: False)" say nothing.
-        if action.default in (None, False, argparse.SUPPRESS) or action.help is None:
+        if action.default in (None, False, (), argparse.SUPPRESS) or action.help is None:
             return action.help
         return super()._get_help_string(action)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from kinetics_tools.errors import ManifestError, OutError, lookup
+from kinetics_tools.errors import ManifestError, OutError, lookup, nearest
 from kinetics_tools.files import exclusive, write_text
 from kinetics_tools.names import is_key, label_folder, label_problem
 
@@ -234,6 +234,8 @@ def choose_labels(manifest: Manifest, named: str | None) -> tuple[str, ...]:
     """
     own = manifest.labels
     if named is not None:
+        if named not in KNOWN_LABELS and not Path(named).exists():
+            raise ManifestError(f"no such file, and {nearest('label list', named, KNOWN_LABELS)}")
         full = known_labels(named) if named in KNOWN_LABELS else read_labels(Path(named))
         unknown = sorted(set(own) - set(full))
         if unknown:

@@ -134,7 +134,7 @@ def _video_of(source: Path | bytes, *, strict: bool = True) -> Iterator[tuple[An
     """
     name = source if isinstance(source, Path) else Path("<bytes>")
     if isinstance(source, Path) and not source.is_file():
-        raise MediaError(source, "no such file")
+        raise MediaError(source, "is a folder" if source.is_dir() else "no such file")
     try:
         # HMDB-51 has metadata that is not UTF-8: a plain open raises UnicodeDecodeError there.
         with av.open(

@@ -224,6 +224,9 @@ def claim(
     path = folder / "recipe.json"
     with exclusive(folder / ".lock-recipe"):
         old: dict[str, Any] = {"labels": [], "layout": {}, "recipes": {}, "splits": {}}
+        dataset = folder / "dataset.json"
+        if dataset.exists():
+            check_schema(dataset, read_json(dataset))
         if path.exists():
             old = read_json(path)
             check_schema(path, old)
@@ -238,14 +241,8 @@ def claim(
                     f"than this run ({len(labels)}); choose another OUT"
                 )
             _refuse_change(folder, "the shards", old["layout"], layout, "choose another OUT")
-        for split, now in splits.items():
-            had = old["splits"].get(split, now)
-            is_other = had["keys"] != now["keys"] and had["expected"] >= now["expected"]
-            if is_other and not force and _shards_present(folder, RGB, split):
-                raise OutError(
-                    f"{folder}: split {split} was made from {had['expected']} clips, CLIPS now has "
-                    f"{now['expected']} others; give the same CLIPS, another OUT, or --force"
-                )
+        if not force:
+            _refuse_other_clips(folder, old["splits"], splits)
         for stream, recipe in recipes.items():
             if stream in old["recipes"] and _shards_present(folder, stream):
                 way_out = "choose another OUT"
@@ -261,6 +258,20 @@ def claim(
             "splits": old["splits"] | dict(splits),
         }
         write_json(path, new)
+
+
+def _refuse_other_clips(
+    folder: Path, old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Refuse to replace a set of clips; one that has grown is still the same set."""
+    for split, now in new.items():
+        had = old.get(split, now)
+        is_other = had["keys"] != now["keys"] and had["expected"] >= now["expected"]
+        if is_other and _shards_present(folder, RGB, split):
+            raise OutError(
+                f"{folder}: split {split} was made from {had['expected']} clips, CLIPS now has "
+                f"{now['expected']} others; give the same CLIPS, another OUT, or --force"
+            )
 
 
 def _refuse_change(

@@ -194,6 +194,8 @@ def _main(argv: Sequence[str]) -> int:
         print(f"  {reason:14} {count}")
     if summary.gaps:
         print(f"each clip's record: {options.out}/ledger-*.jsonl")
+        if summary.num_retryable < sum(summary.gaps.values()):
+            print("permanent gaps are asked again only with --retry permanent")
     if summary.stopped is not None:
         print(
             f"error: stopped: {summary.stopped} three times in a row; wait an hour, or use "
