@@ -277,11 +277,11 @@ def _held(work_dir: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def _tell(results: "Sequence[Result]", folder: Path) -> int:
-    from benchmarks.record import cells, text_table
+    from benchmarks.record import cells
     from benchmarks.report import write_report
 
     report = write_report([folder], folder / REPORT)
-    print(text_table([cells(result) for result in results]))
+    print(cli.text_table([cells(result) for result in results]))
     print(f"report: {report}")
     return Exit.COMPLETE
 

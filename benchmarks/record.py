@@ -245,16 +245,3 @@ def cells(result: Result) -> dict[str, str]:
         "mean-class %": percent(value.mean_class),
         "scored / expected": f"{value.num_scored} / {value.num_expected}",
     }
-
-
-def text_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of equal keys as aligned columns, the titles first."""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if at == 0 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )

@@ -1,7 +1,5 @@
 """The report: one HTML page without any other file, of one run or several."""
 
-import base64
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.archs import ARCHS, STREAMS
@@ -28,10 +24,11 @@ from benchmarks.record import (
 )
 from kinetics_tools.errors import EvaluationError
 from kinetics_tools.files import write_text
+from kinetics_tools.page import picture, plain, render, words
 
 logger = logging.getLogger(__name__)
 
-TEMPLATE: Final = "report.html.jinja"
+TEMPLATE: Final = Path(__file__).with_name("report.html.jinja")
 MAX_MATRIX: Final = 20  # classes that a confusion matrix can show legibly
 NUM_WORST: Final = 12
 NUM_FAILED: Final = 20
@@ -76,14 +73,8 @@ def find_rows(runs: Sequence[Path]) -> dict[Path, list[Row]]:
 def write_report(runs: Sequence[Path], out: Path) -> Path:
     """Write the page about `runs` to `out`, and return `out`."""
     found = find_rows(runs)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(TEMPLATE).render(
+    page = render(
+        TEMPLATE,
         sections=[_section(_name(folder), rows) for folder, rows in found.items()],
         table_rows=[
             {"run": _name(folder), **cells(row.result)}
@@ -134,8 +125,8 @@ def _section(name: str, rows: Sequence[Row]) -> dict[str, Any]:
         ]
         if history
         else [],
-        "matrix": _svg(_matrix(best), "Confusion matrix") if small else None,
-        "classes": _svg(_per_class(rows), "Accuracy class by class"),
+        "matrix": picture(_matrix(best), "Confusion matrix") if small else None,
+        "classes": picture(_per_class(rows), "Accuracy class by class"),
         "worst": _worst(best),
         "costs": [_cost(row) for row in rows],
         "recipes": result.recipes,
@@ -202,22 +193,6 @@ def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return shares
 
 
-def _svg(figure: Figure, alt: str) -> Markup:
-    """An <img> that holds the figure."""
-    buffer = io.BytesIO()
-    # No date, and a fixed salt for the ids: the same results give the same bytes.
-    with _svg_style():
-        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return Markup('<img alt="{}" src="data:image/svg+xml;base64,{}">').format(alt, data)
-
-
-def _svg_style() -> Any:
-    import matplotlib as mpl
-
-    return mpl.rc_context({"svg.hashsalt": "report", "font.size": 10})
-
-
 def _curve(
     history: Mapping[str, Sequence[Mapping[str, Any]]], name: str, title: str, scale: float = 1
 ) -> Markup:
@@ -230,8 +205,8 @@ def _curve(
     axes.set(xlabel="epoch", title=title)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    _plain(axes)
-    return _svg(figure, f"{title}, epoch by epoch")
+    plain(axes)
+    return picture(figure, f"{title}, epoch by epoch")
 
 
 def _matrix(row: Row) -> Figure:
@@ -243,8 +218,9 @@ def _matrix(row: Row) -> Figure:
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(num), row.labels, rotation=90)
-    axes.set_yticks(range(num), row.labels)
+    labels = [words(label) for label in row.labels]
+    axes.set_xticks(range(num), labels, rotation=90)
+    axes.set_yticks(range(num), labels)
     axes.set(xlabel="taken for", ylabel="is")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -269,12 +245,12 @@ def _per_class(rows: Sequence[Row]) -> Figure:
         places = np.arange(len(order)) + (number - (len(rows) - 1) / 2) * height
         stream = row.result.stream
         axes.barh(places, 100 * values[order], height * 0.9, color=COLOURS[stream], label=stream)
-    axes.set_yticks(range(len(order)), [labels[at] for at in order])
+    axes.set_yticks(range(len(order)), [words(labels[at]) for at in order])
     axes.invert_yaxis()
     axes.set(xlabel="top-1 %", xlim=(0, 100))
     if len(rows) > 1:
         axes.legend(frameon=False, ncols=len(rows), loc="lower right", bbox_to_anchor=(1, 1))
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -287,9 +263,3 @@ def _class_shares(row: Row) -> npt.NDArray[np.float64]:
     of_class[of_class == 0] = np.nan
     shares: npt.NDArray[np.float64] = hits / of_class
     return shares
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)

@@ -6,12 +6,13 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import kinetics_tools
+from kinetics_tools.engine import ENGINES, num_processors
 from kinetics_tools.errors import KineticsError, lookup, nearest
 from kinetics_tools.files import PATH_ERRNOS, STORAGE_ERRNOS
 
@@ -47,6 +48,34 @@ class Parser(argparse.ArgumentParser):
         """End with one line instead of argparse's usage block."""
         self.exit(Exit.UNUSABLE, f"error: {message} (see {self.prog} --help)\n")
 
+    def add_run(self, *, jobs: str, made: str) -> argparse._ArgumentGroup:
+        """Add the options of a run that makes things, in any number of parts.
+
+        Args:
+            jobs: what `--jobs` counts, and its default, in words.
+            made: what `--force` makes anew, such as "clip".
+
+        Returns:
+            their group, for options of the command's own.
+        """
+        run = self.add_argument_group("the run")
+        run.add_argument("--jobs", type=positive, metavar="N", help=jobs)
+        run.add_argument(
+            "--engine",
+            type=one_of("engine", ENGINES),
+            default="local",
+            help="what runs the work: local, processes of this machine; ray, a Ray cluster, the "
+            "one that RAY_ADDRESS names",
+        )
+        run.add_argument(
+            "--task",
+            metavar="I/N",
+            help="do the I-th of N shares, I from 0; in a Slurm array it follows from the array",
+        )
+        run.add_argument("--force", action="store_true", help=f"make every {made} anew")
+        run.add_argument("--dry-run", action="store_true", help="say what would be done")
+        return run
+
     def add_common(self) -> None:
         """Add the options that every command has."""
         common = self.add_argument_group("in every command")
@@ -62,7 +91,7 @@ class Parser(argparse.ArgumentParser):
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         # "(default: None)" and "(default: False)" say nothing.
-        if action.default in (None, False, (), argparse.SUPPRESS) or action.help is None:
+        if action.default in (None, False, (), [], argparse.SUPPRESS) or action.help is None:
             return action.help
         return super()._get_help_string(action)
 
@@ -95,7 +124,35 @@ def take_verb(argv: list[str], verbs: Iterable[str]) -> tuple[str | None, list[s
 
 def default_jobs() -> int:
     """How many processors this process may use."""
-    return len(os.sched_getaffinity(0))
+    return num_processors()
+
+
+def add_cache_dir(group: argparse._ArgumentGroup) -> None:
+    """Add the option whose value `cache_dir` takes."""
+    group.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="what outlives a run: fetched lists, the pace of asking (default: "
+        "$XDG_CACHE_HOME/kinetics-tools or ~/.cache/kinetics-tools)",
+    )
+
+
+def cache_dir(chosen: Path | None = None) -> Path:
+    """The folder of what outlives a run: the chosen one, else ours among the user's caches.
+
+    Raises:
+        KineticsError: the user has no home folder.
+    """
+    if chosen is not None:
+        return chosen
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if root.is_absolute():  # by the XDG rules another one is to be ignored
+        return root / "kinetics-tools"
+    try:
+        return Path.home() / ".cache" / "kinetics-tools"
+    except RuntimeError as error:
+        raise KineticsError("there is no home folder for a cache; give --cache-dir DIR") from error
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -142,3 +199,16 @@ def progress(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
             logging.getLogger(what).info(
                 "%s: %d of %d, about %.0f s left", what, done, total, left_s
             )
+
+
+def text_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of equal keys as aligned columns, the titles first."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )

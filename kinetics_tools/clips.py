@@ -4,14 +4,16 @@ CLIPS is a folder that kinetics-download filled, where the manifest and the ledg
 expected and what became of it; or a folder of class folders of videos, such as UCF-101's.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 
 from kinetics_tools import ledger
 from kinetics_tools.errors import PERMANENT, ManifestError, lookup
 from kinetics_tools.files import file_digest
-from kinetics_tools.manifest import clip_path, read_labels, read_manifest
+from kinetics_tools.manifest import Manifest, clip_path, read_labels, read_manifest
 from kinetics_tools.names import VIDEO_SUFFIXES, file_keys
 
 ALL = "all"  # the split of a folder of class folders
@@ -77,6 +79,53 @@ def read_clips(root: Path, splits: Sequence[str] = (), *, out: Path | None = Non
     return _class_folders(root)
 
 
+def read_out(out: Path) -> tuple[Manifest, tuple[str, ...]]:
+    """What kinetics-download was asked to fill `out` with, and the dataset's full label list.
+
+    Raises:
+        ManifestError: `out` is not such a folder, or its two lists are not of one set.
+    """
+    table, listed = out / "manifest.csv", out / "labels.txt"
+    if not table.is_file():
+        raise ManifestError(f"{out} holds no manifest.csv; give a folder of kinetics-download's")
+    manifest = read_manifest(table)
+    # A manifest without labels comes with an empty list.
+    has_list = listed.is_file() and listed.stat().st_size > 0
+    labels = read_labels(listed) if has_list else manifest.labels
+    unknown = sorted(set(manifest.labels) - set(labels))
+    if unknown:
+        raise ManifestError(
+            f"{listed} lacks {unknown[0]!r}, a label of {table}; these two files are not of one set"
+        )
+    return manifest, labels
+
+
+def clip_files(out: Path) -> dict[str, int]:
+    """The files in `out/clips` that are where clips lie, with their bytes.
+
+    Names are relative to `out`, with slashes. Hidden files are being written, and are left out.
+    """
+    return {
+        f"clips/{split.name}/{label.name}/{clip.name}": clip.stat().st_size
+        for split in _entries(out / "clips")
+        for label in _entries(split)
+        for clip in _entries(label)
+        if clip.is_file()
+    }
+
+
+def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; nothing when it is none (a run may move files meanwhile)."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not e.name.startswith(".")), key=_name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+_name = attrgetter("name")
+
+
 def _check_splits(splits: Iterable[str], present: Iterable[str]) -> None:
     """Raise UnknownNameError for a split that is not among `present`."""
     known = {split: split for split in present}
@@ -85,17 +134,7 @@ def _check_splits(splits: Iterable[str], present: Iterable[str]) -> None:
 
 
 def _downloaded(root: Path, splits: Sequence[str]) -> ClipSet:
-    manifest = read_manifest(root / "manifest.csv")
-    listed = root / "labels.txt"
-    # A manifest without labels comes with an empty list.
-    has_list = listed.is_file() and listed.stat().st_size > 0
-    labels = read_labels(listed) if has_list else manifest.labels
-    unknown = sorted(set(manifest.labels) - set(labels))
-    if unknown:
-        raise ManifestError(
-            f"{listed} lacks {unknown[0]!r}, a label of {root / 'manifest.csv'}; these two files "
-            "are not of one set"
-        )
+    manifest, labels = read_out(root)
     _check_splits(splits, {segment.split for segment in manifest.segments})
     histories = ledger.read(root)
     clips = []
@@ -111,7 +150,7 @@ def _downloaded(root: Path, splits: Sequence[str]) -> ClipSet:
                 split=segment.split,
                 path=path,
                 source=path.relative_to(root).as_posix(),
-                sha256=_clip_digest(path, history.done),
+                sha256=_clip_digest(path, history),
                 reason=_gap_reason(history),
                 frames=history.done.frames if history.done else None,
             )
@@ -119,9 +158,10 @@ def _downloaded(root: Path, splits: Sequence[str]) -> ClipSet:
     return ClipSet(labels, tuple(clips))
 
 
-def _clip_digest(path: Path, done: ledger.Line | None) -> str | None:
-    if not path.is_file():
+def _clip_digest(path: Path, history: ledger.History) -> str | None:
+    if history.is_broken or not path.is_file():
         return None
+    done = history.done
     if done is not None and done.sha256 and done.bytes == path.stat().st_size:
         return done.sha256
     return file_digest(path)

@@ -1,21 +1,21 @@
-"""The stage from manifest to clips: the source chain of each clip, the ledger, resume.
+"""The stage from manifest to clips: the source chain, the ledger, resume.
 
-A unit is one video: it is fetched once for all of its segments that are not done. For each segment
-the sources are asked in order until one gives a clip that survives the door (cut, decoded once
-more, frames counted); every failure on the way is a ledger line.
+The sources are asked one after another. Each is asked for the segments that no clip has yet and
+that every source before it has failed to give; what it gives must pass one door (cut or conformed,
+decoded once more, frames counted) to become a clip. Every answer is a ledger line.
 """
 
 import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from kinetics_tools import engine, ledger, media, sources
+from kinetics_tools import engine, ledger, media
 from kinetics_tools.engine import WHOLE, Crash, Part
 from kinetics_tools.errors import (
     IDENTITY,
@@ -37,13 +37,13 @@ from kinetics_tools.files import (
     sweep,
     write_json,
 )
-from kinetics_tools.ledger import DONE, FAILED, History, Line
+from kinetics_tools.ledger import DONE, FAILED, History, Line, Writer
 from kinetics_tools.manifest import Segment, clip_path, record_selection
 from kinetics_tools.media import ClipRecipe, Cut
-from kinetics_tools.sources import Source
+from kinetics_tools.names import VIDEO_SUFFIXES
+from kinetics_tools.sources.base import Opened, Source, Unit, by_video
 
 MIN_READY_S = 2  # a ready clip shorter than this is too short to say what it shows
-STOP_AFTER = 3  # identity errors in a row: the host has locked us out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +58,9 @@ class Plan:
         retry: reasons for which a source that failed before is asked again.
         keep_videos: keep fetched videos in `out/videos`.
         force: make every clip anew.
-        part: which share of the videos.
-        jobs: how many videos at once; the clips' bytes do not depend on it.
+        part: which share of the work.
+        jobs: how many units at once (None: as many as the engine has processors); the clips' bytes
+            do not depend on it.
         engine: a name in `engine.ENGINES`.
         tmp_dir: where videos go while they are cut; None for beside the clips.
     """
@@ -72,18 +73,9 @@ class Plan:
     keep_videos: bool = False
     force: bool = False
     part: Part = WHOLE
-    jobs: int = 1
+    jobs: int | None = 1
     engine: str = "local"
     tmp_dir: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A video, its segments that are to be made, and what the ledger says of them."""
-
-    youtube_id: str
-    segments: tuple[Segment, ...]
-    histories: Mapping[str, History] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,51 +87,67 @@ class Summary:
         num_done: of them, clips in place.
         gaps: of the others, how many by reason.
         num_retryable: of the others, how many may succeed when asked again.
-        stopped: the reason for which the run was ended early, or None.
+        stopped: the refusal for which the run was ended early, or None.
     """
 
     num_expected: int
     num_done: int
     gaps: Mapping[str, int]
     num_retryable: int
-    stopped: Reason | None = None
+    stopped: SourceError | None = None
 
 
-def videos_of(segments: Iterable[Segment], part: Part) -> list[tuple[str, list[Segment]]]:
-    """The part's videos, each with its segments, in manifest order."""
-    videos: dict[str, list[Segment]] = {}
-    for segment in segments:
-        videos.setdefault(segment.youtube_id, []).append(segment)
-    return part.of(list(videos.items()))
+Show = Callable[[Iterator[Line], int, str], Iterable[Line]]
+
+
+def share(segments: Sequence[Segment], part: Part) -> list[Segment]:
+    """The part's segments: those of every N-th video, in manifest order."""
+    return [segment for own in part.of(by_video(segments)) for segment in own]
 
 
 def is_done(out: Path, segment: Segment, history: History | None) -> bool:
     """Whether the ledger has the clip as done and the file is there with the size it had."""
     if history is None or history.done is None:
         return False
-    clip = clip_path(out, segment)
-    return clip.is_file() and clip.stat().st_size == history.done.bytes
+    try:
+        return clip_path(out, segment).stat().st_size == history.done.bytes
+    except OSError:
+        return False
+
+
+def wanted(
+    segments: Iterable[Segment], source: Source, plan: Plan, histories: Mapping[str, History]
+) -> list[Segment]:
+    """What to ask a source of the plan for, now that the ledger says this of the segments."""
+    before = plan.sources[: plan.sources.index(source)]
+    return [
+        s
+        for s in segments
+        if _is_next(source, before, histories.get(s.key, History()), plan.retry)
+        and not is_done(plan.out, s, histories.get(s.key))
+    ]
+
+
+def _is_next(
+    source: Source, before: Sequence[Source], history: History, retry: frozenset[Reason]
+) -> bool:
+    """Whether every source before has failed, and this one is worth asking."""
+    return (
+        source.wants(history)
+        and history.may_try(source.name, retry)
+        and all(history.has_failed(s.name) or not s.wants(history) for s in before)
+    )
 
 
 def pending(
-    segments: Iterable[Segment], plan: Plan, histories: Mapping[str, History]
-) -> list[Unit]:
-    """The part's units: videos with a segment that is not done and has a source worth asking."""
-    units = []
-    for video, own in videos_of(segments, plan.part):
-        wanted = tuple(s for s in own if _is_wanted(s, plan, histories.get(s.key)))
-        if wanted:
-            known = {s.key: histories[s.key] for s in wanted if s.key in histories}
-            units.append(Unit(video, wanted, {} if plan.force else known))
-    return units
-
-
-def _is_wanted(segment: Segment, plan: Plan, history: History | None) -> bool:
-    if plan.force or history is None:
-        return True
-    return not is_done(plan.out, segment, history) and any(
-        history.may_try(source.name, plan.retry) for source in plan.sources
-    )
+    segments: Sequence[Segment], plan: Plan, histories: Mapping[str, History]
+) -> list[Segment]:
+    """The part's segments that this run would ask any source for."""
+    own = share(segments, plan.part)
+    if plan.force:
+        return own
+    asked = {s.key for source in plan.sources for s in wanted(own, source, plan, histories)}
+    return [s for s in own if s.key in asked]
 
 
 def claim_recipe(out: Path, recipe: ClipRecipe) -> None:
@@ -164,11 +172,7 @@ def claim_recipe(out: Path, recipe: ClipRecipe) -> None:
 
 
 def download(
-    segments: Sequence[Segment],
-    labels: tuple[str, ...],
-    plan: Plan,
-    *,
-    show: Callable[[Iterator[tuple[Unit, object]], int], Iterable[tuple[Unit, object]]],
+    segments: Sequence[Segment], labels: tuple[str, ...], plan: Plan, *, show: Show
 ) -> Summary:
     """Make the clips that are not yet made; safe to call again at any time.
 
@@ -176,165 +180,166 @@ def download(
         segments: what OUT is to hold after this run, beside what it was asked to hold before.
         labels: the dataset's full label list, sorted.
         plan: how.
-        show: wraps the iterator of finished units, given how many there will be, to show progress.
+        show: wraps the iterator of a source's ledger lines, given how many there may be and the
+            source's name, to show progress.
 
     Raises:
         OutError: OUT is in use, or holds another recipe or another label list.
+        KineticsError: a source cannot be used.
     """
     with hold(plan.out, str(plan.part)):
         sweep(plan.out)
         claim_recipe(plan.out, plan.recipe)
         record_selection(plan.out, segments, labels)
-        units = pending(segments, plan, ledger.read(plan.out))
-        stopped = None
         with (
             scratch_folder(plan.tmp_dir or plan.out) as scratch,
             ledger.writer(ledger.ledger_path(plan.out, plan.part)) as record,
-            closing(
-                engine.run(
-                    units,
-                    partial(make_clips, plan=plan, scratch=scratch),
-                    jobs=min(plan.jobs, max(len(units), 1)),
-                    engine=plan.engine,
-                )
-            ) as finished,
         ):
-            lockout = _Lockout()
-            for unit, result in show(finished, len(units)):
-                lines = _lines_of(unit, result, plan)
-                for line in lines:
-                    record.add(line)
-                lockout.see(lines)
-                if lockout.reason is not None:
-                    stopped = lockout.reason
-                    break
+            run = _Run(plan, segments, scratch, record, show)
+            stopped = next(filter(None, map(run.ask, plan.sources)), None)
         return summarise(segments, plan, stopped)
 
 
-class _Lockout:
-    """Tells from the lines of a run that the host refuses us, not a clip."""
+class _Run:
+    """One run of one part: what the ledger says by now, and the refusal that ends it."""
 
-    def __init__(self) -> None:
-        self._in_a_row: Counter[str] = Counter()
-        self.reason: Reason | None = None
+    def __init__(
+        self, plan: Plan, segments: Sequence[Segment], scratch: Path, record: Writer, show: Show
+    ) -> None:
+        self._plan = plan
+        self._segments = segments
+        self._own = share(segments, plan.part)
+        self._scratch = scratch
+        self._record = record
+        self._show = show
+        self._histories = {} if plan.force else ledger.read(plan.out)
+        self._refusal: SourceError | None = None
 
-    def see(self, lines: Iterable[Line]) -> None:
-        """Take a unit into account: each source was asked for its video once."""
-        for source, line in {line.source: line for line in lines}.items():
-            refused = line.reason in IDENTITY
-            self._in_a_row[source] = self._in_a_row[source] + 1 if refused else 0
-            if self._in_a_row[source] >= STOP_AFTER:
-                self.reason = line.reason
+    def ask(self, source: Source) -> SourceError | None:
+        """Ask one source for all that is wanted of it; return the refusal that stops the run."""
+        plan = self._plan
+        if plan.part.count > 1 and not plan.force:
+            self._histories = ledger.read(plan.out)  # other parts may have served this one's clips
+        pool = self._own if source.by_video else self._segments
+        asked = wanted(pool, source, plan, self._histories)
+        if not asked:
+            return None
+        work = partial(make_clips, source=source, plan=plan, scratch=self._scratch)
+        with (
+            closing(self._units(source, asked)) as units,
+            closing(engine.run(units, work, jobs=plan.jobs, engine=plan.engine)) as finished,
+        ):
+            for line in self._show(_lines(finished, source), len(asked), source.name):
+                self._record.add(line)
+                self._histories.setdefault(line.key, History()).add(line)
+                if line.reason in IDENTITY:
+                    self._refusal = SourceError(line.reason, line.detail)
+        return self._refusal
+
+    def _units(self, source: Source, asked: Sequence[Segment]) -> Generator[Unit, None, None]:
+        """The source's units, none after a refusal: what is under way then ends in peace."""
+        try:
+            with closing(source.units(asked, self._plan.part, self._scratch)) as units:
+                for unit in units:
+                    if self._refusal is not None:
+                        return
+                    yield unit
+        except SourceError as error:
+            if error.reason not in IDENTITY:
+                raise
+            self._refusal = error
 
 
-def _lines_of(unit: Unit, result: object, plan: Plan) -> list[Line]:
-    if not isinstance(result, Crash):
-        assert isinstance(result, list)
-        return result
-    source = plan.sources[0].name
-    return [
-        Line(key=s.key, status=FAILED, source=source, reason=Reason.DAMAGED, detail=result.detail)
-        for s in unit.segments
-    ]
+def _lines(finished: Iterable[tuple[Unit, list[Line] | Crash]], source: Source) -> Iterator[Line]:
+    for unit, result in finished:
+        if isinstance(result, Crash):
+            error = SourceError(Reason.DAMAGED, result.detail)
+            yield from (_failed(segment, source, error) for segment in unit.segments)
+        else:
+            yield from result
 
 
-def summarise(segments: Iterable[Segment], plan: Plan, stopped: Reason | None = None) -> Summary:
+def _failed(
+    segment: Segment,
+    source: Source,
+    error: SourceError | MediaError,
+    *,
+    seconds: float = 0.0,
+    versions: Mapping[str, str] | None = None,
+) -> Line:
+    return Line(
+        key=segment.key,
+        status=FAILED,
+        source=source.name,
+        reason=error.reason,
+        detail=error.detail,
+        seconds=seconds,
+        versions=versions or {},
+    )
+
+
+def summarise(
+    segments: Sequence[Segment], plan: Plan, stopped: SourceError | None = None
+) -> Summary:
     """How the part stands, from the ledger and the files."""
     histories = ledger.read(plan.out)
     gaps: Counter[str] = Counter()
     num_done = num_retryable = 0
-    for _, own in videos_of(segments, plan.part):
-        for segment in own:
-            history = histories.get(segment.key)
-            if is_done(plan.out, segment, history):
-                num_done += 1
-            elif history is None or not history.failures:
-                gaps["not tried"] += 1
-                num_retryable += 1
-            else:
-                gaps[history.main_reason] += 1
-                num_retryable += history.is_retryable
+    for segment in share(segments, plan.part):
+        history = histories.get(segment.key)
+        if is_done(plan.out, segment, history):
+            num_done += 1
+        elif history is None or not (history.failures or history.is_broken):
+            gaps["not tried"] += 1
+            num_retryable += 1
+        else:
+            gaps[history.main_reason] += 1
+            num_retryable += history.is_retryable
     return Summary(
         num_done + gaps.total(), num_done, dict(gaps.most_common()), num_retryable, stopped
     )
 
 
-def make_clips(unit: Unit, *, plan: Plan, scratch: Path) -> list[Line]:
-    """Make a video's clips. Expected failures are lines; a bug still raises."""
-    lines: list[Line] = []
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        videos = _Videos(unit.youtube_id, Path(folder), plan)
-        for segment in unit.segments:
-            history = unit.histories.get(segment.key, History())
-            for source in plan.sources:
-                if not history.may_try(source.name, plan.retry):
-                    continue
-                lines.append(_make_clip(segment, source, videos, plan))
-                if lines[-1].status == DONE:
-                    break
+def make_clips(unit: Unit, *, source: Source, plan: Plan, scratch: Path) -> list[Line]:
+    """Make a unit's clips. Expected failures are lines; a bug still raises."""
+    if unit.error is not None:
+        return [_failed(segment, source, unit.error) for segment in unit.segments]
+    with tempfile.TemporaryDirectory(dir=scratch) as name:
+        folder = Path(name)
+        fetched = folder / "video"
+        fetched.mkdir()
+        opened = source.open(unit, fetched)
+        lines = [
+            _make_clip(segment, unit.ready.get(segment.key), opened, folder, source, plan)
+            for segment in unit.segments
+        ]
+        if plan.keep_videos:
+            for video in fetched.iterdir():
+                if video.suffix not in VIDEO_SUFFIXES:
+                    continue  # what a broken fetch left
+                move(video, plan.out / "videos" / f"{unit.segments[0].youtube_id}{video.suffix}")
+    for ready in unit.ready.values():
+        if ready.is_relative_to(scratch):
+            ready.unlink()
     return lines
 
 
-class _Videos:
-    """A unit's video from each source, fetched when first asked for, once."""
-
-    def __init__(self, youtube_id: str, folder: Path, plan: Plan) -> None:
-        self._youtube_id = youtube_id
-        self._plan = plan
-        self._answers: dict[str, Path | SourceError] = {}
-        self.folder = folder
-
-    def of(self, source: Source) -> Path:
-        """The video, or the SourceError that the first ask gave."""
-        if source.name not in self._answers:
-            self._answers[source.name] = self._fetch(source)
-        answer = self._answers[source.name]
-        if isinstance(answer, SourceError):
-            raise answer
-        return answer
-
-    def _fetch(self, source: Source) -> Path | SourceError:
-        into = self.folder / str(len(self._answers))
-        into.mkdir()
-        try:
-            video = source.video(self._youtube_id, into)
-        except SourceError as error:
-            return error
-        if not (self._plan.keep_videos and video.is_relative_to(into)):
-            return video
-        kept = self._plan.out / "videos" / f"{self._youtube_id}{video.suffix}"
-        move(video, kept)
-        return kept
-
-
-def _make_clip(segment: Segment, source: Source, videos: _Videos, plan: Plan) -> Line:
+def _make_clip(
+    segment: Segment, ready: Path | None, opened: Opened, folder: Path, source: Source, plan: Plan
+) -> Line:
     """One attempt at one clip from one source."""
     start = time.monotonic()
-    scratch = videos.folder / f"{segment.key}.mp4"
-    versions = {"ffmpeg": plan.recipe.ffmpeg, **sources.versions()}
+    scratch = folder / f"{segment.key}.mp4"
+    versions = {"ffmpeg": plan.recipe.ffmpeg, **source.versions()}
     try:
-        ready = source.clip(segment.key)
-        if ready is not None:
-            made = _pass_ready(ready, scratch, plan)
-        else:
-            made = media.cut(
-                videos.of(source),
-                scratch,
-                start_s=segment.start_s,
-                end_s=segment.end_s,
-                recipe=plan.recipe,
-                binary=plan.binary,
-            )
-    except (SourceError, MediaError) as error:
-        return Line(
-            key=segment.key,
-            status=FAILED,
-            source=source.name,
-            reason=error.reason,
-            detail=error.detail,
-            seconds=round(time.monotonic() - start, 3),
-            versions=versions,
+        made = (
+            _cut(segment, opened, scratch, plan)
+            if ready is None
+            else _pass_ready(ready, scratch, plan)
         )
+    except (SourceError, MediaError) as error:
+        seconds = round(time.monotonic() - start, 3)
+        return _failed(segment, source, error, seconds=seconds, versions=versions)
     num_bytes, sha256 = scratch.stat().st_size, file_digest(scratch)
     move(scratch, clip_path(plan.out, segment))
     return Line(
@@ -349,6 +354,25 @@ def _make_clip(segment: Segment, source: Source, videos: _Videos, plan: Plan) ->
         seconds=round(time.monotonic() - start, 3),
         versions=versions,
     )
+
+
+def _cut(segment: Segment, opened: Opened, clip: Path, plan: Plan) -> Cut:
+    """Cut the segment out of the first footage from which it can be cut."""
+    damage = None
+    for footage in opened.footage(segment):
+        try:
+            return media.cut(
+                footage.path,
+                clip,
+                start_s=segment.start_s - footage.zero_s,
+                end_s=segment.end_s - footage.zero_s,
+                recipe=plan.recipe,
+                binary=plan.binary,
+            )
+        except MediaError as error:
+            damage = error
+    assert damage is not None, "a source gives footage or says why not"
+    raise damage
 
 
 def _pass_ready(ready: Path, clip: Path, plan: Plan) -> Cut:

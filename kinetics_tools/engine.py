@@ -1,8 +1,11 @@
-"""The one engine: run `work` on every unit, in processes of this machine, and share units out.
+"""The one engine: run `work` on every unit, here or on a Ray cluster, and share units out.
 
 Every command uses `run`. A unit is the smallest share that is done or not done; its result comes
 back as it finishes. Worker processes are started afresh (no inherited locks or threads), die with
 the process that started them, and take their own children (ffmpeg) with them.
+
+A unit may be worked on twice (Ray tries again where a node was lost), so work is idempotent: it
+publishes its files whole.
 """
 
 import contextlib
@@ -10,10 +13,14 @@ import itertools
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
@@ -22,12 +29,28 @@ from kinetics_tools.errors import KineticsError, lookup
 U = TypeVar("U")
 R = TypeVar("R")
 
+RETRIES = 3  # of a unit whose process or node died under Ray
+_CANCEL_S = 30  # how long a cancelled unit's process may take to die
+# A Ray of our own serves this process only: on loopback, calling nobody, no more memory than small
+# results need, every GPU in sight of every task. An environment that says otherwise is left alone.
+_OWN_RAY_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_OWN_RAY_STORE_BYTES = 128 * 2**20
+_QUIET_RAY: Mapping[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+_CONNECT_S = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Crash:
     """In place of a result: the process that worked on the unit died (killed, out of memory)."""
 
     detail: str
+
+
+Results = Generator[tuple[U, R | Crash], None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +96,29 @@ def part_from(task: str | None, environ: Mapping[str, str]) -> Part:
 
 
 def run(
-    units: Iterable[U], work: Callable[[U], R], *, jobs: int, engine: str = "local"
-) -> Generator[tuple[U, R | Crash], None, None]:
+    units: Iterable[U], work: Callable[[U], R], *, jobs: int | None, engine: str = "local"
+) -> Results[U, R]:
     """Yield `(unit, work(unit))` for every unit, in the order in which they finish.
 
     Args:
         units: read lazily; at most `jobs` are under way at once, so memory stays bounded.
         work: a module-level function or a `functools.partial` of one (it is sent to processes).
             An exception it raises is a bug or stops the run: it is raised here.
-        jobs: how many at once. 0 works in this process, for debuggers.
+        jobs: how many at once; None for as many as the engine has processors. 0 works in this
+            process, for debuggers.
         engine: a name in ENGINES.
+
+    Raises:
+        KineticsError: the engine cannot be used.
     """
     if jobs == 0:
         return ((unit, work(unit)) for unit in units)
     return lookup("engine", engine, ENGINES)(units, work, jobs)
+
+
+def num_processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 class _Worker(Generic[U, R]):
@@ -139,13 +171,11 @@ class _Worker(Generic[U, R]):
         self.process.join()
 
 
-def _local(
-    units: Iterable[U], work: Callable[[U], R], jobs: int
-) -> Generator[tuple[U, R | Crash], None, None]:
+def _local(units: Iterable[U], work: Callable[[U], R], jobs: int | None) -> Results[U, R]:
     waiting = iter(units)
     workers: dict[Any, _Worker[U, R]] = {}
     try:
-        for unit in itertools.islice(waiting, jobs):
+        for unit in itertools.islice(waiting, jobs or num_processors()):
             worker: _Worker[U, R] = _Worker(work, unit)
             workers[worker.pipe] = worker
         while workers:
@@ -180,14 +210,18 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
             unit = pipe.recv()
         except EOFError:
             return
-        try:
-            reply = (True, work(unit))
-        except BaseException as error:  # noqa: BLE001 - carried to the parent, which raises it
-            error.add_note(f"while working on {unit!r}"[:500])
-            if not isinstance(error, (KineticsError, OSError)):
-                error.add_note("".join(traceback.format_exception(error)))  # it stays behind
-            reply = (False, error)
-        pipe.send(reply)
+        pipe.send(_attempt(work, unit))
+
+
+def _attempt(work: Callable[[U], R], unit: U) -> tuple[bool, R | BaseException]:
+    """Whether the work on a unit came to a result, and that, or what it raised."""
+    try:
+        return True, work(unit)
+    except BaseException as error:  # noqa: BLE001 - carried to the parent, which raises it
+        error.add_note(f"while working on {unit!r}"[:500])
+        if not isinstance(error, (KineticsError, OSError)):
+            error.add_note("".join(traceback.format_exception(error)))  # it stays behind
+        return False, error
 
 
 @contextlib.contextmanager
@@ -209,4 +243,127 @@ def _die_with_parent() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-ENGINES: Mapping[str, Callable[..., Generator[tuple[Any, Any], None, None]]] = {"local": _local}
+def _ray(units: Iterable[U], work: Callable[[U], R], jobs: int | None) -> Results[U, R]:
+    """One Ray task a unit: on the cluster that RAY_ADDRESS names, else on a Ray of our own."""
+    waiting = iter(units)
+    with _connected_ray(jobs) as ray:
+        task = ray.remote(num_cpus=1, max_retries=RETRIES)(_work_on_node)
+        shared = ray.put(work)  # once, not with every unit
+        running: dict[Any, U] = {}
+
+        def start() -> None:
+            # Asked each time: nodes come and go.
+            limit = jobs or max(int(ray.cluster_resources().get("CPU", 0)), 1)
+            for unit in itertools.islice(waiting, max(limit - len(running), 0)):
+                running[task.remote(shared, unit)] = unit
+
+        try:
+            start()
+            while running:
+                (reference,), _ = ray.wait(list(running))
+                unit = running.pop(reference)
+                result = _ray_result(ray, reference)
+                start()  # the next unit is under way before the caller looks at this result
+                yield unit, result
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+            if running:
+                ray.wait(list(running), num_returns=len(running), timeout=_CANCEL_S)
+
+
+def _ray_result(ray: Any, reference: Any) -> Any:
+    """What a finished task gives: its result, or a Crash; raises what its work raised."""
+    errors = ray.exceptions
+    died = (
+        errors.WorkerCrashedError,
+        errors.NodeDiedError,
+        errors.OutOfMemoryError,
+        errors.ObjectLostError,
+    )
+    try:
+        ok, value = ray.get(reference)
+    except died as error:
+        words = " ".join(str(error).split())[:300]
+        return Crash(f"the process working on it died, {RETRIES + 1} times: {words}")
+    except errors.RayError as error:  # never the work's own: that comes as a value
+        words = str(error).strip().rpartition("\n")[2]
+        raise KineticsError(
+            f"Ray could not hand over a unit or its result: {words}; every node needs the same "
+            "Python and the same kinetics-tools as this one"
+        ) from error
+    if not ok:
+        raise value
+    return value
+
+
+@contextlib.contextmanager
+def _connected_ray(jobs: int | None) -> Iterator[Any]:
+    """Yield the module `ray`, connected; a connection that was there before stays."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        for name, value in _OWN_RAY_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise KineticsError(
+            "the engine ray needs Ray; install it with: pip install 'kinetics-tools[ray]'"
+        ) from error
+    if ray.is_initialized():
+        yield ray
+        return
+    if address:
+        _join_cluster(ray, address)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=jobs or num_processors(),
+            include_dashboard=False,
+            object_store_memory=_OWN_RAY_STORE_BYTES,
+            **_QUIET_RAY,
+        )
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _join_cluster(ray: Any, address: str) -> None:
+    """Connect to the cluster at an address of Ray's: HOST:PORT, ray://HOST:PORT or auto."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if port.isdecimal():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+        ray.init(address=address, **_QUIET_RAY)
+    except (OSError, RuntimeError) as error:
+        words = " ".join(str(error).split())[:300]
+        raise KineticsError(
+            f"RAY_ADDRESS={address} is not a Ray cluster that can be used: {words}"
+        ) from error
+
+
+def _work_on_node(work: Callable[[U], R], unit: U) -> tuple[bool, R | BaseException]:
+    """What a Ray task does, in a process of Ray's that does many."""
+    _end_children_with_process()
+    return _attempt(work, unit)
+
+
+@cache
+def _end_children_with_process() -> "subprocess.Popen[bytes] | None":
+    """Let what this process starts end with it, also when it is killed: Ray leaves it running.
+
+    A guard in the same process group waits for the other end of its pipe to close.
+    """
+    with contextlib.suppress(PermissionError):  # it leads a session, and so its group
+        os.setpgid(0, 0)
+    if os.getpgrp() != os.getpid():
+        return None
+    guard = "import os, signal, sys; sys.stdin.read(); os.killpg(0, signal.SIGKILL)"
+    return subprocess.Popen([sys.executable, "-I", "-S", "-c", guard], stdin=subprocess.PIPE)
+
+
+ENGINES: Mapping[str, Callable[..., Generator[tuple[Any, Any], None, None]]] = {
+    "local": _local,
+    "ray": _ray,
+}

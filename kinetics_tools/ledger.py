@@ -3,18 +3,22 @@
 JSON lines, one object an attempt at one source. Every resume and every report derives from it and
 from the files. A process that is killed may leave a torn last line: readers ignore it, and the next
 writer removes it.
+
+A job of many parts has as many files; they are read one after another, whatever their number.
+`read` keeps what a resume needs (0.45 KB a key: 110 MB for 250,000 keys of two lines each, read in
+7 s), `lines` streams everything, for reports.
 """
 
-import heapq
 import json
+import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from kinetics_tools.engine import Part
 from kinetics_tools.errors import RETRYABLE, OutError, Reason
@@ -22,6 +26,9 @@ from kinetics_tools.files import naming
 
 DONE = "done"
 FAILED = "failed"
+# In place of a source, in a failed line: the clip that was done is damaged on disk. It counts
+# against no source.
+VERIFY = "verify"
 MAX_DAMAGED = 3  # a download that was damaged so often is damaged at its source
 
 
@@ -65,49 +72,131 @@ class Line:
         return json.dumps(kept, ensure_ascii=False) + "\n"
 
 
-@dataclass(slots=True)
-class History:
-    """What the ledger says of one key.
+class Done(NamedTuple):
+    """The clip of a key that was last finished. Whether it is still there, its file says.
 
     Attributes:
-        done: the line of the clip that was last finished. Whether it is still there, its file says.
-        failures: each source's last failure since.
-        num_damaged: how often the clip came damaged from each source.
+        source: where it came from.
+        frames: in it.
+        bytes: of the file.
+        sha256: of the file, hex.
     """
 
-    done: Line | None = None
-    failures: dict[str, Line] = field(default_factory=dict)
-    num_damaged: dict[str, int] = field(default_factory=dict)
+    source: str
+    frames: int | None
+    bytes: int | None
+    sha256: str | None
 
-    def add(self, line: Line) -> None:
-        """Take a later line into account."""
+
+class Failure(NamedTuple):
+    """A source's last failure to give a key.
+
+    Attributes:
+        source: which.
+        reason: why.
+        at_s: when, in seconds since 1970.
+    """
+
+    source: str
+    reason: Reason | None
+    at_s: float
+
+
+@dataclass(slots=True)
+class History:
+    """What the ledger says of one key, whatever the order in which its lines were read.
+
+    Attributes:
+        done: the clip that was last finished, unless it was found damaged since.
+        failures: each source's last failure since a clip was last finished or found damaged.
+    """
+
+    done: Done | None = None
+    failures: tuple[Failure, ...] = ()
+    # A source as often as the clip came damaged from it.
+    _damaged: tuple[str, ...] = field(default=(), init=False)
+    _done_at_s: float = field(default=-math.inf, init=False)
+    _broken_at_s: float = field(default=-math.inf, init=False)
+
+    def add(self, line: Line, at_s: float | None = None) -> None:
+        """Take a line into account.
+
+        Args:
+            line: of this key.
+            at_s: when it was written, in seconds since 1970; of equal times the last one added
+                counts as the later. None: after all lines before.
+        """
+        if at_s is None:
+            before = (failure.at_s for failure in self.failures)
+            at_s = max(_seconds(line.time), self._done_at_s, self._broken_at_s, *before)
         if line.status == DONE:
-            self.done = line
-            self.failures.clear()
+            self._add_done(line, at_s)
+        elif line.source == VERIFY:
+            self._broken_at_s = max(self._broken_at_s, at_s)
+            self.failures = tuple(failure for failure in self.failures if failure.at_s > at_s)
+            if at_s >= self._done_at_s:
+                self.done = None
+        else:
+            self._add_failure(line, at_s)
+
+    def _add_done(self, line: Line, at_s: float) -> None:
+        if at_s < self._done_at_s:
             return
-        self.failures[line.source] = line
+        self._done_at_s = at_s
+        self.failures = tuple(failure for failure in self.failures if failure.at_s > at_s)
+        if at_s >= self._broken_at_s:
+            self.done = Done(line.source, line.frames, line.bytes, line.sha256)
+
+    def _add_failure(self, line: Line, at_s: float) -> None:
         if line.reason is Reason.DAMAGED:
-            self.num_damaged[line.source] = self.num_damaged.get(line.source, 0) + 1
+            self._damaged += (line.source,)
+        others = []
+        for failure in self.failures:
+            if failure.source != line.source:
+                others.append(failure)
+            elif failure.at_s > at_s:
+                return
+        if at_s >= max(self._done_at_s, self._broken_at_s):
+            failure = Failure(line.source, line.reason, at_s)
+            self.failures = (*others, failure)
+
+    def has_failed(self, source: str) -> bool:
+        """Whether `source` was asked and failed since a clip was last finished."""
+        return any(failure.source == source for failure in self.failures)
+
+    def failed_with(self, source: str) -> Reason | None:
+        """The reason of the source's last failure since a clip was last finished."""
+        return next((f.reason for f in self.failures if f.source == source), None)
 
     def may_try(self, source: str, retry: frozenset[Reason]) -> bool:
         """Whether `source` is worth asking: never asked, or failed with a reason in `retry`."""
-        failure = self.failures.get(source)
-        if failure is None or failure.reason is None:
+        reason = self.failed_with(source)
+        if reason is None:
             return True
-        if failure.reason is Reason.DAMAGED and self.num_damaged[source] >= MAX_DAMAGED:
+        if reason is Reason.DAMAGED and self._damaged.count(source) >= MAX_DAMAGED:
             return False
-        return failure.reason in retry
+        return reason in retry
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the clip was found damaged on disk, and no source has been asked since."""
+        return self.done is None and self._broken_at_s > -math.inf and not self.failures
 
     @property
     def main_reason(self) -> str:
         """One reason for a clip that could not be had: a retryable one where there is one."""
-        reasons = [line.reason for line in self.failures.values() if line.reason is not None]
+        if self.is_broken:
+            return Reason.DAMAGED
+        in_order = sorted(self.failures, key=lambda failure: failure.at_s)
+        reasons = [failure.reason for failure in in_order if failure.reason is not None]
         return next((r for r in reasons if r in RETRYABLE), reasons[-1] if reasons else "unknown")
 
     @property
     def is_retryable(self) -> bool:
         """Whether any source failed with a reason that may pass."""
-        return any(self.may_try(source, RETRYABLE) for source in self.failures)
+        return self.is_broken or any(
+            self.may_try(failure.source, RETRYABLE) for failure in self.failures
+        )
 
 
 def ledger_path(out: Path, part: Part) -> Path:
@@ -122,39 +211,81 @@ def read(out: Path) -> dict[str, History]:
         OutError: a line other than a torn last one is not a ledger line.
     """
     histories: dict[str, History] = {}
-    for _, line in heapq.merge(
-        *(_timed(path) for path in sorted(out.glob("ledger-*.jsonl"))), key=itemgetter(0)
-    ):
-        histories.setdefault(line.key, History()).add(line)
+    for path in _paths(out):
+        for line, at_s in _timed(path):
+            history = histories.get(line.key)
+            if history is None:
+                history = histories[line.key] = History()
+            history.add(line, at_s)
     return histories
 
 
-def _timed(path: Path) -> Iterator[tuple[str, Line]]:
+def lines(out: Path) -> Iterator[Line]:
+    """Every line of all parts in `out`, one file after another.
+
+    Raises:
+        OutError: a line other than a torn last one is not a ledger line.
+    """
+    for path in _paths(out):
+        for line, _ in _lines(path):
+            yield line
+
+
+def done_in(out: Path) -> dict[str, Path]:
+    """The file that has each key's last "done" line.
+
+    What is appended there comes after that line whatever the clocks say.
+
+    Raises:
+        OutError: a line other than a torn last one is not a ledger line.
+    """
+    last: dict[str, tuple[float, Path]] = {}
+    for path in _paths(out):
+        for line, at_s in _timed(path):
+            if line.status == DONE and (line.key not in last or last[line.key][0] <= at_s):
+                last[line.key] = (at_s, path)
+    return {key: path for key, (_, path) in last.items()}
+
+
+def _paths(out: Path) -> list[Path]:
+    return sorted(out.glob("ledger-*.jsonl"))
+
+
+def _timed(path: Path) -> Iterator[tuple[Line, float]]:
     """Each line with its time, never earlier than the line before: a clock may be set back."""
-    latest = ""
-    for line in _lines(path):
-        latest = max(latest, line.time)
-        yield latest, line
+    latest_s = -math.inf
+    for line, at_s in _lines(path):
+        latest_s = max(latest_s, at_s)
+        yield line, latest_s
 
 
-def _lines(path: Path) -> Iterator[Line]:
+def _lines(path: Path) -> Iterator[tuple[Line, float]]:
+    """Each whole line of a file, and its time in seconds since 1970."""
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             if not raw.endswith(b"\n"):
                 return  # torn: its writer was killed, or is writing now
             try:
-                yield _parse(json.loads(raw))
-            except (ValueError, TypeError, KeyError) as error:
+                line = _parse(json.loads(raw))
+                at_s = _seconds(line.time)
+            except (ValueError, TypeError, KeyError, OverflowError) as error:
                 raise OutError(
                     f"{path}, line {number}: not a ledger line ({error}); remove that line"
                 ) from error
+            yield line, at_s
+
+
+def _seconds(time: str) -> float:
+    return datetime.fromisoformat(time).timestamp()
 
 
 def _parse(value: Any) -> Line:
     if not isinstance(value, dict):
         raise TypeError("not an object")
     reason = value.pop("reason", None)
-    return Line(**value, reason=None if reason is None else Reason(reason))
+    # A few words name the sources of millions of lines.
+    source = sys.intern(value.pop("source"))
+    return Line(**value, source=source, reason=None if reason is None else Reason(reason))
 
 
 @contextmanager

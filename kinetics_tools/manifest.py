@@ -1,8 +1,7 @@
 """Manifests and label lists: which segments a set has, and what its classes are called.
 
-A manifest is a CSV of labelled intervals of videos. Both dialects of Kinetics are read (with
-`is_cc` or without, `val` or `validate`, with labels or without), everything as text, and every bad
-row is found before anything starts.
+A manifest is a list of labelled intervals of videos, in any dialect of Kinetics' lists (see
+`dialects`). Everything in it is read as text, and every bad row is found before anything starts.
 """
 
 import csv
@@ -11,19 +10,19 @@ import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
+from kinetics_tools.dialects import COLUMNS, Row, rows
 from kinetics_tools.errors import ManifestError, OutError, lookup, nearest
 from kinetics_tools.files import exclusive, write_text
 from kinetics_tools.names import is_key, label_folder, label_problem
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
-REQUIRED = frozenset(COLUMNS) - {"label"}  # test lists ship without labels
 SPLIT_ALIASES = {"validate": "val"}
 KNOWN_LABELS: Mapping[str, str] = {"kinetics400": "kinetics400_labels.txt"}
 NUM_SHOWN = 10
@@ -57,7 +56,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A manifest row that cannot be used."""
+    """A manifest row that cannot be used; `line` is its last one, in JSON the entry's number."""
 
     line: int
     problem: str
@@ -77,28 +76,46 @@ class Manifest:
         return tuple(sorted({s.label for s in self.segments if s.label is not None}))
 
 
-def read_manifest(path: Path, *, skip_bad_rows: bool = False) -> Manifest:
-    """Read a CSV manifest.
+def read_manifest(path: Path, *, skip_bad_rows: bool = False, split: str | None = None) -> Manifest:
+    """Read a manifest.
 
     Args:
         path: a CSV with a header; columns `youtube_id,time_start,time_end,split` and, but for
-            lists without labels, `label`; other columns are ignored.
+            lists without labels, `label`, or other lists' names of these; other columns are
+            ignored. Or the JSON of the official archives.
         skip_bad_rows: return bad rows in the result instead of raising.
+        split: what the rows are, where the list has no column that says so.
 
     Raises:
         ManifestError: no such file, a column is missing, or some rows are bad; the message shows
             the first ten of them and how many there are.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
     except OSError as error:
-        raise ManifestError(f"{path}: {error.strerror}; give a CSV manifest") from error
+        raise ManifestError(
+            f"{path}: {error.strerror}; give a CSV manifest, or an official list by its name, "
+            "such as kinetics400/val"
+        ) from error
+    return parse_manifest(data, str(path), skip_bad_rows=skip_bad_rows, split=split)
+
+
+def parse_manifest(
+    data: bytes, where: str, *, skip_bad_rows: bool = False, split: str | None = None
+) -> Manifest:
+    """Read a manifest from the bytes of its file; `where` names it in messages.
+
+    Raises:
+        ManifestError: as `read_manifest`.
+    """
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{path} is not UTF-8 text: {error}") from error
+        raise ManifestError(f"{where} is not UTF-8 text: {error}") from error
     segments: dict[str, Segment] = {}
     bad: list[BadRow] = []
     num_duplicates = 0
-    for line, row in _rows(path, text):
+    for line, row in rows(text, where, split):
         parsed = row if isinstance(row, str) else _parse(row)
         if isinstance(parsed, str):
             bad.append(BadRow(line, parsed))
@@ -113,42 +130,17 @@ def read_manifest(path: Path, *, skip_bad_rows: bool = False) -> Manifest:
     if bad and not skip_bad_rows:
         shown = "".join(f"\n  line {row.line}: {row.problem}" for row in bad[:NUM_SHOWN])
         raise ManifestError(
-            f"{path}: {len(bad)} bad rows; mend them, or leave them out with --skip-bad-rows{shown}"
+            f"{where}: {len(bad)} bad rows; mend them, or leave them out with --skip-bad-rows"
+            f"{shown}"
         )
     if not segments:
-        raise ManifestError(f"{path}: no usable row below the header")
+        raise ManifestError(f"{where}: no usable row below the header")
     if num_duplicates:
-        logger.info("%s: %d identical duplicate rows collapsed", path, num_duplicates)
+        logger.info("%s: %d identical duplicate rows collapsed", where, num_duplicates)
     return Manifest(tuple(segments.values()), tuple(bad), num_duplicates)
 
 
-def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str] | str]]:
-    """Yield each row with the number of its last line: a dict, or why it is none."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header = _next_row(reader)
-    names = [name.strip() for name in header] if isinstance(header, list) else []
-    missing = sorted(REQUIRED - set(names))
-    if missing:
-        raise ManifestError(
-            f"{path}: no column {', '.join(missing)}; its header is {','.join(names)[:200]!r}, "
-            f"and {','.join(COLUMNS)} is wanted (label may be absent)"
-        )
-    while (row := _next_row(reader)) is not None:
-        if isinstance(row, str) or len(row) == len(names):
-            line = reader.line_num
-            yield line, row if isinstance(row, str) else dict(zip(names, row, strict=True))
-        elif row:
-            yield reader.line_num, f"{len(row)} fields where the header has {len(names)}"
-
-
-def _next_row(reader: Iterator[list[str]]) -> list[str] | str | None:
-    try:
-        return next(reader, None)
-    except csv.Error as error:
-        return f"not CSV: {error}"
-
-
-def _parse(row: Mapping[str, str]) -> Segment | str:
+def _parse(row: Row) -> Segment | str:
     """The row's segment, or what is wrong with the row."""
     problem = _problem(row)
     if problem is not None:
@@ -156,14 +148,19 @@ def _parse(row: Mapping[str, str]) -> Segment | str:
     split = row["split"]
     return Segment(
         youtube_id=row["youtube_id"],
-        start_s=Fraction(row["time_start"]),
-        end_s=Fraction(row["time_end"]),
+        start_s=_seconds(row["time_start"]),
+        end_s=_seconds(row["time_end"]),
         label=row.get("label") or None,
         split=SPLIT_ALIASES.get(split, split),
     )
 
 
-def _problem(row: Mapping[str, str]) -> str | None:
+@lru_cache(maxsize=4096)  # lists of half a million rows have a few hundred different times
+def _seconds(text: str) -> Fraction:
+    return Fraction(text)
+
+
+def _problem(row: Row) -> str | None:
     video, start, end, split = (
         row[name] for name in ("youtube_id", "time_start", "time_end", "split")
     )
@@ -172,7 +169,7 @@ def _problem(row: Mapping[str, str]) -> str | None:
     for name, time in (("time_start", start), ("time_end", end)):
         if not _TIME.fullmatch(time):
             return f"{name} {time[:40]!r} is not a number of seconds below {MAX_TIME_S}"
-    if Fraction(start) >= Fraction(end):
+    if _seconds(start) >= _seconds(end):
         return f"time_end {end} is not after time_start {start}"
     if not is_key(split):
         return f"split {split[:40]!r} is not made of letters, digits, - and _"
@@ -185,9 +182,14 @@ def format_manifest(segments: Iterable[Segment]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for s in sorted(segments, key=lambda s: (s.split, s.key)):
-        writer.writerow((s.label or "", s.youtube_id, _time(s.start_s), _time(s.end_s), s.split))
+    writer.writerows(map(manifest_row, sorted(segments, key=lambda s: (s.split, s.key))))
     return buffer.getvalue()
+
+
+def manifest_row(segment: Segment) -> tuple[str, ...]:
+    """The segment's fields in the order of COLUMNS."""
+    times = (_time(segment.start_s), _time(segment.end_s))
+    return (segment.label or "", segment.youtube_id, *times, segment.split)
 
 
 def _time(time_s: Fraction) -> str:
@@ -196,13 +198,23 @@ def _time(time_s: Fraction) -> str:
 
 def clip_path(out: Path, segment: Segment) -> Path:
     """Where the clip of a segment lies in a folder that kinetics-download fills."""
-    return out / "clips" / segment.split / label_folder(segment.label) / f"{segment.key}.mp4"
+    return out / clip_name(segment)
+
+
+def clip_name(segment: Segment) -> str:
+    """The clip's path in that folder, with slashes."""
+    return f"clips/{segment.split}/{label_folder(segment.label)}/{segment.key}.mp4"
 
 
 def known_labels(name: str) -> tuple[str, ...]:
     """The full label list of a known dataset, in index order."""
     resource = importlib.resources.files("manifests") / KNOWN_LABELS[name]
     return tuple(resource.read_text(encoding="utf-8").splitlines())
+
+
+def dataset_of(labels: Sequence[str]) -> str | None:
+    """The known dataset whose full label list this is."""
+    return next((name for name in KNOWN_LABELS if known_labels(name) == tuple(labels)), None)
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -299,26 +311,26 @@ def record_selection(out: Path, segments: Sequence[Segment], labels: tuple[str, 
                 )
             labels = old
         path = out / "manifest.csv"
-        rows = {s.key: s for s in read_manifest(path).segments} if path.exists() else {}
+        known = {s.key: s for s in read_manifest(path).segments} if path.exists() else {}
         for segment in segments:
-            if rows.setdefault(segment.key, segment) != segment:
+            if known.setdefault(segment.key, segment) != segment:
                 raise OutError(
                     f"{path} has another row for {segment.key}; choose another folder for this list"
                 )
         for target, text in (
-            (path, format_manifest(rows.values())),
+            (path, format_manifest(known.values())),
             (kept, "".join(f"{label}\n" for label in labels)),
         ):
             if not target.exists() or target.read_text(encoding="utf-8") != text:
                 write_text(target, text)
 
 
-def format_bad_rows(rows: Sequence[BadRow]) -> str:
+def format_bad_rows(bad: Sequence[BadRow]) -> str:
     """Bad rows as CSV text: the line of the manifest and what is wrong with it."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(("line", "problem"))
-    writer.writerows((row.line, row.problem) for row in rows)
+    writer.writerows((row.line, row.problem) for row in bad)
     return buffer.getvalue()
 
 

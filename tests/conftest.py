@@ -124,3 +124,14 @@ def _only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
         real(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture(scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, _cache: Path) -> None:
+    """No test reads or writes the user's own cache, nor do the commands that it starts."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(_cache))

@@ -4,11 +4,14 @@ import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support import environment, run_command
 
 from kinetics_tools import __version__, cli
+from kinetics_tools.cli import Parser
+from kinetics_tools.commands import extract
 
 COMMANDS = ("kinetics-download", "extract-flow", "run-benchmark")
 
@@ -56,3 +59,38 @@ def test_a_bug_is_a_traceback_and_exit_1() -> None:
     )
     assert said.returncode == 1
     assert "ZeroDivisionError" in said.stderr
+
+
+def test_the_options_of_a_run_are_the_same_words_everywhere() -> None:
+    parser = Parser("make", "Make things.")
+    run = parser.add_run(jobs="things at once", made="thing")
+    cli.add_cache_dir(run)
+    options = parser.parse_args(["--jobs", "3", "--engine", "ray", "--task", "1/4", "--force"])
+    assert (options.jobs, options.engine, options.task, options.force) == (3, "ray", "1/4", True)
+    defaults = parser.parse_args([])
+    assert (defaults.jobs, defaults.engine, defaults.task) == (None, "local", None)
+    assert not (defaults.force or defaults.dry_run)
+    shown = extract.build_parser().format_help()
+    for option in ("--jobs N", "--engine", "--task I/N", "--force", "--dry-run"):
+        assert option in parser.format_help()
+        assert option in shown
+
+
+def test_an_engine_that_is_none_is_one_line_with_the_nearest_name() -> None:
+    said = run_command("extract-flow", "clips", "out", "--engine", "rat")
+    assert said.returncode == 2
+    assert "Did you mean 'ray'?" in said.stderr
+    assert said.stderr.count("\n") == 1
+
+
+def test_the_cache_is_where_the_user_keeps_caches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cli.cache_dir() == tmp_path / "kinetics-tools"
+    assert cli.cache_dir(Path("here")) == Path("here")
+    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
+    assert cli.cache_dir() == Path("/home/me/.cache/kinetics-tools")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cli.cache_dir() == Path("/home/me/.cache/kinetics-tools")

@@ -90,7 +90,8 @@ def test_every_row_ends_as_a_clip_or_as_a_line_with_its_reason(
         "empty_000000_000002": "damaged",
         "half-of-twice_000000_000002": "damaged",
     }
-    assert media_server.requests.count("/twice.mp4") == 2  # looked at once, fetched once
+    # Looked at once, a section asked for (this server knows none), fetched once.
+    assert media_server.requests.count("/twice.mp4") == 3
 
 
 def test_running_again_does_only_what_may_now_succeed(
@@ -244,13 +245,19 @@ def test_ten_kills_do_no_harm(
     check_kills(media_server, make_video(seconds=8, size="640x480"), tmp_path, moments)
 
 
-def test_one_refused_video_with_many_segments_is_one_refusal(
+def test_a_refused_visitor_asks_for_the_same_video_until_it_is_locked_out(
     media_server: MediaServer, tmp_path: Path
 ) -> None:
     rows: list[Row] = [("a", "status-429", n, n + 2, "val") for n in range(5)]
     table = write_manifest(tmp_path / "list.csv", rows)
-    said = download(table, tmp_path / "out", "--source", media_server.template)
-    assert said.returncode == 4
+    out = tmp_path / "out"
+    said = download(table, out, "--source", media_server.template)
+    assert said.returncode == 75
+    assert "rate-limited: " in said.stderr
+    assert "locked out until" in said.stderr
+    assert media_server.requests.count("/status-429.mp4") == 3
+    assert set(reasons(out).values()) == {"rate-limited"}
+    assert len(ledger.read(out)) == 5
 
 
 def test_a_failed_attempt_at_a_finished_clip_leaves_it_finished(
@@ -319,18 +326,20 @@ def test_ctrl_c_leaves_a_whole_ledger_and_no_process(
     assert processes_of(running.pid) == []
 
 
-def test_three_refusals_in_a_row_stop_the_run_with_75(
-    media_server: MediaServer, tmp_path: Path
+def test_a_visitor_who_is_locked_out_asks_nothing_more(
+    media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
 ) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
+    media_server.put("good", make_video())
     rows: list[Row] = [("a", f"status-429-{n}", 0, 2, "val") for n in range(20)]
-    table = write_manifest(tmp_path / "list.csv", rows)
-    sources = ("--source", media_server.template, "--source", f"dir:{other}")
-    said = download(table, tmp_path / "out", *sources, "--jobs", 1)
-    assert said.returncode == 75
-    assert len(ledger.read(tmp_path / "out")) == 3
-    assert "rate-limited three times in a row" in said.stderr
+    table = write_manifest(tmp_path / "list.csv", [*rows, ("a", "good", 0, 2, "val")])
+    words = (table, tmp_path / "out", "--source", media_server.template, "--jobs", 1)
+    assert download(*words).returncode == 75
+    assert len(media_server.requests) == 3
+    told = len(ledger.read(tmp_path / "out"))
+    assert told <= 2, "the one that was refused, and one that was about to ask"
+    assert download(*words).returncode == 75
+    assert len(media_server.requests) == 3
+    assert len(ledger.read(tmp_path / "out")) == told
 
 
 BAD_CALLS = {
@@ -427,8 +436,10 @@ def test_a_disk_that_fills_stops_the_run_and_no_clip_is_blamed(
 def test_a_dry_run_writes_nothing(manifest: Path, tmp_path: Path) -> None:
     said = download(manifest, tmp_path / "out", "--dry-run")
     assert said.returncode == 0
-    assert "8 segments of 6 videos, 2 classes (train 2, val 6)" in said.stdout
-    assert "to do: 8 clips of 6 videos" in said.stdout
+    assert said.stdout.startswith("8 segments, of which 8 are to do:\n")
+    rows = [line.split() for line in said.stdout.splitlines()]
+    assert ["val", "6", "5", "1"] in rows  # split, segments, videos, classes
+    assert ["all", "8", "6", "2"] in rows
     assert not (tmp_path / "out").exists()
 
 

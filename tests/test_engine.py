@@ -1,11 +1,14 @@
 """One engine: results come back, dead workers are told apart, nothing outlives the run."""
 
+import ast
+import importlib
 import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +34,21 @@ def square_or_die(number: int) -> int:
 
 def fail(number: int) -> int:
     raise MediaError(Path(f"/v/{number}.mp4"), "torn", reason=Reason.TOO_SHORT)
+
+
+def die_once(number: int, *, folder: Path) -> int:
+    mark = folder / str(number)
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def mark_and_wait(number: int, *, folder: Path) -> int:
+    """Say who works on the unit; end when the test says so."""
+    (folder / f"{number}-{os.getpid()}").touch()
+    wait_until(lambda: (folder / "go on").exists(), seconds=60)
+    return number * number
 
 
 def sleep_with_child(seconds: float, *, pids: Path) -> None:
@@ -104,24 +122,48 @@ def test_ending_a_run_ends_its_workers_and_their_children(tmp_path: Path) -> Non
     wait_until(lambda: not any(is_alive(int(pid)) for pid in pids.read_text().split()))
 
 
-def test_workers_and_their_children_die_with_a_killed_run(tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
-    code = (
-        "import sys, pathlib, functools; from kinetics_tools import engine; import test_engine\n"
-        "if __name__ == '__main__':\n"
-        "    pids = pathlib.Path(sys.argv[1])\n"
-        "    work = functools.partial(test_engine.sleep_with_child, pids=pids)\n"
-        "    list(engine.run([600.0, 600.0], work, jobs=2))\n"
-    )
-    script = tmp_path / "run.py"
-    script.write_text(code)
+SLEEPERS = """
+import functools, pathlib, sys
+from kinetics_tools import engine
+import test_engine
+if __name__ == "__main__":
+    work = functools.partial(test_engine.sleep_with_child, pids=pathlib.Path(sys.argv[1]))
+    list(engine.run([600.0, 600.0], work, jobs=2, engine=sys.argv[2]))
+"""
+
+
+def with_tests_on_path() -> dict[str, str]:
+    """The environment of processes that import this module."""
     paths = environment()["PYTHONPATH"] + os.pathsep + str(Path(__file__).parent)
+    return environment() | {"PYTHONPATH": paths}
+
+
+@pytest.mark.parametrize(
+    ("name", "signal_number"),
+    [
+        ("local", signal.SIGKILL),
+        pytest.param("ray", signal.SIGKILL, marks=pytest.mark.full),
+        pytest.param("ray", signal.SIGINT, marks=pytest.mark.full),
+    ],
+)
+def test_workers_and_their_children_end_with_the_run(
+    name: str, signal_number: int, tmp_path: Path
+) -> None:
+    pids = tmp_path / "pids"
+    script = tmp_path / "run.py"
+    script.write_text(SLEEPERS)
     with subprocess.Popen(
-        [sys.executable, script, pids], env=environment() | {"PYTHONPATH": paths}
+        [sys.executable, script, pids, name],
+        env=with_tests_on_path(),
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
     ) as parent:
-        wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 4)
-        parent.kill()
-    wait_until(lambda: not any(is_alive(int(pid)) for pid in pids.read_text().split()))
+        wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 4, seconds=60)
+        if signal_number == signal.SIGKILL:
+            parent.kill()
+        else:
+            os.killpg(parent.pid, signal_number)  # as a terminal does
+    wait_until(lambda: not any(is_alive(int(pid)) for pid in pids.read_text().split()), seconds=60)
 
 
 @given(st.integers(0, 50), st.integers(1, 9))
@@ -149,3 +191,198 @@ def test_the_part_follows_from_the_option_or_from_slurm() -> None:
     for wrong in ("8/8", "-1/8", "a/b", "3", "1/0"):
         with pytest.raises(KineticsError, match="--task"):
             part_from(wrong, {})
+
+
+@pytest.fixture(scope="module")
+def own_ray() -> Iterator[None]:
+    """A Ray that the engine started; later runs of this module use it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("PYTHONPATH", with_tests_on_path()["PYTHONPATH"])
+        with engine._connected_ray(2):
+            yield
+
+
+@pytest.mark.usefixtures("own_ray")
+@pytest.mark.parametrize("jobs", [None, 1, 3])
+def test_ray_works_on_every_unit_once(jobs: int | None) -> None:
+    results = sorted(engine.run(range(7), square, jobs=jobs, engine="ray"))
+    assert results == [(n, n * n) for n in range(7)]
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_ray_reads_units_as_they_are_needed() -> None:
+    taken = []
+
+    def units() -> Iterator[int]:
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    running = engine.run(units(), square, jobs=2, engine="ray")
+    next(running)
+    running.close()
+    assert len(taken) <= 4
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_an_error_comes_back_whole_from_ray() -> None:
+    with pytest.raises(MediaError, match="torn") as caught:
+        list(engine.run([4], fail, jobs=1, engine="ray"))
+    assert caught.value.reason is Reason.TOO_SHORT
+    assert any("while working on 4" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_ray_tries_a_unit_again_whose_process_died(tmp_path: Path) -> None:
+    work = partial(die_once, folder=tmp_path)
+    assert sorted(engine.run(range(3), work, jobs=2, engine="ray")) == [(0, 0), (1, 1), (2, 4)]
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_unit_that_always_kills_its_process_is_a_crash_under_ray() -> None:
+    results = dict(engine.run(range(2, 5), square_or_die, jobs=2, engine="ray"))
+    died = results.pop(3)
+    assert isinstance(died, Crash)
+    assert "died, 4 times" in died.detail
+    assert results == {2: 4, 4: 16}
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_ending_a_run_ends_what_ray_works_on(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    running = engine.run([0.0, 600.0], partial(sleep_with_child, pids=pids), jobs=1, engine="ray")
+    assert next(running)[0] == 0.0
+    wait_until(lambda: len(pids.read_text().split()) == 4)
+    running.close()
+    wait_until(lambda: not any(is_alive(int(pid)) for pid in pids.read_text().split()[2:]))
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_the_children_of_a_killed_ray_worker_die(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    work = partial(sleep_with_child, pids=pids)
+    running = engine.run([0.0, 600.0], work, jobs=1, engine="ray")
+    assert next(running)[0] == 0.0
+    wait_until(lambda: len(pids.read_text().split()) == 4)
+    worker, child = map(int, pids.read_text().split()[2:])
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: not is_alive(child))
+    running.close()
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_node_that_lacks_the_code_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text("def work(unit):\n    return unit\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    only_here = importlib.import_module("only_here")
+    with pytest.raises(KineticsError, match=r"No module named 'only_here'; every node needs"):
+        list(engine.run([1], only_here.work, jobs=1, engine="ray"))
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_our_own_ray_listens_on_loopback_only() -> None:
+    ours = descendants(os.getpid())
+    assert any("raylet" in Path(f"/proc/{pid}/cmdline").read_text() for pid in ours)
+    inodes = {inode for pid in ours for inode in sockets_of(pid)}
+    addresses = {address for address, inode in listeners() if inode in inodes}
+    # 127.0.0.1 as the kernel writes it, in IPv4 and mapped into IPv6.
+    assert addresses
+    assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+def descendants(pid: int) -> set[int]:
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended
+    found: set[int] = set()
+    while more := {p for p, parent in parents.items() if parent in found | {pid}} - found:
+        found |= more
+    return found
+
+
+def sockets_of(pid: int) -> Iterator[str]:
+    for link in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            target = str(link.readlink())
+        except FileNotFoundError:
+            continue
+        if target.startswith("socket:["):
+            yield target.removeprefix("socket:[").removesuffix("]")
+
+
+def listeners() -> Iterator[tuple[str, str]]:
+    """Address and inode of every socket that listens."""
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                yield fields[1].partition(":")[0], fields[9]
+
+
+def test_without_ray_the_engine_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(KineticsError, match=r"pip install 'kinetics-tools\[ray\]'"):
+        list(engine.run([1], square, jobs=1, engine="ray"))
+
+
+def test_a_cluster_that_is_not_there_is_one_line() -> None:
+    code = (
+        "from kinetics_tools import cli, engine\n"
+        "cli.run(lambda: len(list(engine.run([1], abs, jobs=1, engine='ray'))))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment() | {"RAY_ADDRESS": "127.0.0.1:1"},
+        check=False,
+    )
+    assert said.returncode == 2
+    assert said.stderr.startswith("error: RAY_ADDRESS=127.0.0.1:1 is not a Ray cluster")
+    assert said.stderr.count("\n") == 1
+
+
+TWO_NODES = """
+import functools, os, pathlib, sys
+from ray.cluster_utils import Cluster
+from kinetics_tools import engine
+import test_engine
+folder = pathlib.Path(sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+other = cluster.add_node(num_cpus=1)
+os.environ["RAY_ADDRESS"] = cluster.address
+work = functools.partial(test_engine.mark_and_wait, folder=folder)
+running = engine.run(range(6), work, jobs=None, engine="ray")
+results = []
+import threading
+thread = threading.Thread(target=lambda: results.extend(running))
+thread.start()
+test_engine.wait_until(lambda: len(list(folder.glob("[0-9]*"))) == 2, seconds=60)
+cluster.remove_node(other, allow_graceful=False)
+(folder / "go on").touch()
+thread.join()
+print(results)
+cluster.shutdown()
+"""
+
+
+@pytest.mark.full
+def test_a_lost_node_costs_no_unit(tmp_path: Path) -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", TWO_NODES, tmp_path],
+        capture_output=True,
+        text=True,
+        env=with_tests_on_path() | engine._OWN_RAY_ENVIRONMENT,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    results = ast.literal_eval(said.stdout.splitlines()[-1])
+    assert sorted(results) == [(n, n * n) for n in range(6)]
+    started = [path.name.partition("-")[0] for path in tmp_path.glob("*-*")]
+    assert len(started) == len(set(started)) + 1, "the lost node's unit was worked on again"

@@ -1,5 +1,9 @@
 """The ledger survives what kills its writer, and says of each key what happened last."""
 
+import random
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,7 @@ from hypothesis import strategies as st
 from kinetics_tools import ledger
 from kinetics_tools.engine import Part
 from kinetics_tools.errors import RETRYABLE, OutError, Reason
-from kinetics_tools.ledger import Line
+from kinetics_tools.ledger import VERIFY, Done, History, Line
 
 
 def failed(key: str, reason: Reason, source: str = "youtube", time: str = "2026-01-01") -> Line:
@@ -29,11 +33,12 @@ def write(out: Path, *lines: Line, part: Part = Part()) -> Path:  # noqa: B008 -
 
 
 def test_a_line_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    lines = (failed("a", Reason.GONE), done("b"))
+    lines = [failed("a", Reason.GONE), done("b")]
     write(tmp_path, *lines)
+    assert list(ledger.lines(tmp_path)) == lines
     read = ledger.read(tmp_path)
-    assert read["a"].failures == {"youtube": lines[0]}
-    assert read["b"].done == lines[1]
+    assert read["a"].failed_with("youtube") is Reason.GONE
+    assert read["b"].done == Done("cvdf", frames=250, bytes=9, sha256=None)
 
 
 @given(st.data())
@@ -58,6 +63,9 @@ def test_a_damaged_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path
     path = write(tmp_path, done("a"))
     path.write_bytes(path.read_bytes() + b'{"key": 1\n' + path.read_bytes())
     with pytest.raises(OutError, match="line 2: not a ledger line"):
+        ledger.read(tmp_path)
+    path.write_text('{"key": "a", "status": "done", "source": "cvdf", "time": "noon"}\n')
+    with pytest.raises(OutError, match="line 1: not a ledger line"):
         ledger.read(tmp_path)
 
 
@@ -89,3 +97,121 @@ def test_a_source_is_asked_again_for_reasons_that_may_pass(tmp_path: Path) -> No
     assert read["mixed"].may_try("a new source", frozenset())
     assert read["mixed"].main_reason == "server"
     assert read["gone"].may_try("youtube", frozenset({Reason.GONE}))
+
+
+def test_it_is_told_which_sources_failed_since_the_clip_was_done(tmp_path: Path) -> None:
+    write(tmp_path, failed("a", Reason.GONE, "cvdf"), done("a"), failed("a", Reason.PRIVATE))
+    history = ledger.read(tmp_path)["a"]
+    assert history.done is not None
+    assert not history.has_failed("cvdf")
+    assert history.failed_with("cvdf") is None
+    assert history.has_failed("youtube")
+    assert history.failed_with("youtube") is Reason.PRIVATE
+
+
+def test_a_clip_found_damaged_on_disk_is_to_be_made_again(tmp_path: Path) -> None:
+    def broken(time: str) -> Line:
+        return failed("a", Reason.DAMAGED, VERIFY, time)
+
+    write(tmp_path, failed("a", Reason.GONE, "cvdf", "2026-01-01"), done("a", time="2026-01-02"))
+    (tmp_path / "ledger-verify.jsonl").write_text(broken("2026-01-03").as_text())
+    history = ledger.read(tmp_path)["a"]
+    assert history.done is None
+    assert history.failures == ()
+    assert (history.main_reason, history.is_retryable) == ("damaged", True)
+    assert history.may_try("cvdf", frozenset())
+    write(tmp_path, done("a", time="2026-01-04"))
+    assert ledger.read(tmp_path)["a"].done is not None
+    again = [broken(f"2026-02-{day:02}") for day in range(1, ledger.MAX_DAMAGED + 2)]
+    write(tmp_path, *again, failed("a", Reason.DAMAGED, "cvdf", "2026-03-01"))
+    history = ledger.read(tmp_path)["a"]
+    assert history.done is None
+    assert history.may_try("cvdf", RETRYABLE), "what we broke counts against no source"
+
+
+def test_a_run_adds_its_own_lines_whatever_the_clock_says(tmp_path: Path) -> None:
+    write(tmp_path, failed("a", Reason.GONE, "cvdf", "2027-01-01"))
+    history = ledger.read(tmp_path)["a"]
+    history.add(done("a", time="2026-01-01"))
+    assert history.done is not None
+    assert not history.has_failed("cvdf")
+    history.add(failed("a", Reason.DAMAGED, VERIFY, "2025-01-01"))
+    assert history.done is None
+
+
+LINES = st.lists(
+    st.tuples(
+        st.sampled_from(["done", "failed"]),
+        st.sampled_from(["cvdf", "youtube", VERIFY]),
+        st.sampled_from([Reason.GONE, Reason.SERVER, Reason.DAMAGED]),
+    ),
+    max_size=9,
+)
+
+
+@given(LINES, st.randoms(use_true_random=False))
+@settings(max_examples=200)
+def test_lines_say_the_same_in_whatever_order_they_are_read(
+    attempts: list[tuple[str, str, Reason]], chance: random.Random
+) -> None:
+    in_order = [
+        Line(
+            key="a",
+            status=status,
+            source=source,
+            reason=None if status == "done" else reason,
+            time=f"2026-01-01T00:00:{number:02}+00:00",
+        )
+        for number, (status, source, reason) in enumerate(attempts)
+        if (status, source) != ("done", VERIFY)
+    ]
+    expected = History()
+    for line in in_order:
+        expected.add(line)
+    shuffled = list(enumerate(in_order))
+    chance.shuffle(shuffled)
+    history = History()
+    for number, line in shuffled:
+        history.add(line, at_s=float(number))
+    assert (history.done, history.main_reason) == (expected.done, expected.main_reason)
+    for source in ("cvdf", "youtube"):
+        assert history.failed_with(source) == expected.failed_with(source)
+        assert history.may_try(source, RETRYABLE) == expected.may_try(source, RETRYABLE)
+
+
+@contextmanager
+def open_files_at_most(count: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_parts_than_files_may_be_open(tmp_path: Path) -> None:
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    count = highest + 100
+    for index in range(count):
+        write(tmp_path, done(f"key{index}"), part=Part(index, count))
+    with open_files_at_most(highest + 20):
+        assert len(ledger.read(tmp_path)) == count
+        assert sum(1 for _ in ledger.lines(tmp_path)) == count
+
+
+def test_what_failed_before_the_damage_was_found_is_asked_again(tmp_path: Path) -> None:
+    """A clip that was there while a forced run failed: both are past."""
+    found = failed("a", Reason.DAMAGED, VERIFY, time="2026-01-03")
+    write(tmp_path, done("a"), failed("a", Reason.GONE, time="2026-01-02"), found)
+    history = ledger.read(tmp_path)["a"]
+    assert history.is_broken
+    assert history.may_try("youtube", frozenset())
+
+
+def test_the_file_of_the_last_done_line_is_known(tmp_path: Path) -> None:
+    first = write(tmp_path, done("b"), done("a", time="2026-01-03"), part=Part(0, 2))
+    second = write(tmp_path, done("a", time="2026-01-02"), failed("c", Reason.GONE))
+    write(tmp_path, failed("a", Reason.DAMAGED, time="2026-01-09"), part=Part(1, 2))
+    assert ledger.done_in(tmp_path) == {"a": first, "b": first}
+    write(tmp_path, done("b", time="2026-01-02"))
+    assert ledger.done_in(tmp_path) == {"a": first, "b": second}

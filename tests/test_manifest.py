@@ -1,5 +1,7 @@
 """Manifests: every dialect, every bad row found first, labels that mean what the dataset means."""
 
+import csv
+import io
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from kinetics_tools import manifest as m
 from kinetics_tools.errors import ManifestError, OutError, UnknownNameError
 from kinetics_tools.manifest import Manifest, Segment, read_manifest
+from kinetics_tools.names import is_key
 
 HEADER = "label,youtube_id,time_start,time_end,split\n"
 
@@ -47,6 +50,50 @@ def test_a_test_list_without_labels_is_read(tmp_path: Path) -> None:
     assert m.clip_path(tmp_path, segment) == (
         tmp_path / "clips" / "test" / "unlabelled" / "NA_000001_000011.mp4"
     )
+
+
+DIALECTS = {
+    "activitynet": "label,youtube_id,time_start,time_end,split,is_cc\nyoga,-a,8,18.5,val,0\n",
+    "deepmind": "label,youtube_id,time_start,time_end,split\nyoga,-a,8,18.5,validate\n",
+    "quoted": 'label,youtube_id,time_start,time_end,split\n"yoga","-a",8,18.5,"val"\n',
+    "mediapipe": "label_name,video,start,end,split\nyoga,-a,8,18.5,val\n",
+    "renamed": "video-id,start-time,end-time,label-name,split\n-a,8,18.5,yoga,val\n",
+    "no split": "video-id,start-time,end-time,label-name\n-a,8,18.5,yoga\n",
+    "marked": "\ufefflabel , youtube_id,time_start,time_end,split\r\nyoga,-a,8,18.5,val\r\n\r\n",
+    "json": '{"-a": {"annotations": {"label": "yoga", "segment": [8, 18.5]}, "duration": 10.0,'
+    ' "subset": "validate", "url": "https://www.youtube.com/watch?v=-a"}}',
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_every_dialect_says_the_same(tmp_path: Path, dialect: str) -> None:
+    (row,) = read_manifest(write(tmp_path, DIALECTS[dialect]), split="val").segments
+    assert (row.label, row.youtube_id, row.split) == ("yoga", "-a", "val")
+    assert (row.start_s, row.end_s) == (Fraction(8), Fraction(37, 2))
+
+
+def test_a_named_split_is_only_for_lists_that_name_none(tmp_path: Path) -> None:
+    path = write(tmp_path, DIALECTS["deepmind"])
+    assert read_manifest(path, split="train").segments[0].split == "val"
+    path = write(tmp_path, DIALECTS["no split"])
+    assert read_manifest(path, split="validate").segments[0].split == "val"
+    with pytest.raises(ManifestError, match=r"split '\.\./up' is not made of"):
+        read_manifest(path, split="../up")
+
+
+def test_json_keeps_a_video_that_is_listed_twice_and_names_bad_entries(tmp_path: Path) -> None:
+    def entry(segment: str) -> str:
+        return f'{{"annotations": {{"segment": {segment}}}, "subset": "test"}}'
+
+    text = (
+        f'{{"a": {entry("[0, 10]")}, "a": {entry("[20.0, 30.0]")}, "b": 7, "c": {entry("[1]")},'
+        f' "../up": {entry("[0, 10]")}, "d": {entry("[NaN, 1e3]")}}}'
+    )
+    read = read_manifest(write(tmp_path, text), skip_bad_rows=True)
+    assert [s.key for s in read.segments] == ["a_000000_000010", "a_000020_000030"]
+    assert {s.label for s in read.segments} == {None}
+    assert [row.line for row in read.bad_rows] == [3, 4, 5, 6]
+    assert "entry 'b' has no annotations.segment" in read.bad_rows[0].problem
 
 
 def test_words_that_tables_mistake_for_nothing_stay_words(tmp_path: Path) -> None:
@@ -98,7 +145,11 @@ def test_identical_rows_collapse_and_others_with_one_key_are_bad(tmp_path: Path)
     ("text", "said"),
     [
         ("", "no column split, time_end, time_start, youtube_id"),
-        ("label,id,start,end,split\n", "no column time_end, time_start, youtube_id"),
+        ("label,id,from,to,split\n", "no column time_end, time_start, youtube_id"),
+        ("label,video,start,time_start,end,split\n", "two columns for time_start"),
+        ("label,youtube_id,time_start,time_end\n", "no column split; say .* such as --split val"),
+        ('{"a": 1', "is not JSON"),
+        ("{" * 100_000, "is not JSON"),
         (HEADER, "no usable row"),
         (HEADER + '"yoga,abc,0,10,val\n', "not CSV"),
     ],
@@ -137,17 +188,40 @@ def test_what_is_written_is_read_back(
     assert set(read_manifest(path).segments) == set(segments)
 
 
-@given(st.binary(max_size=200))
-@settings(max_examples=200)
-def test_any_bytes_are_a_manifest_or_one_error(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes
-) -> None:
-    path = tmp_path_factory.mktemp("m") / "list.csv"
-    path.write_bytes(HEADER.encode() + content)
+HEADERS = st.sampled_from([HEADER, "", "{", "video,start,end\n", DIALECTS["json"][:-1] + ","])
+
+
+@given(header=HEADERS, content=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+@settings(max_examples=300)
+def test_any_bytes_are_a_manifest_with_safe_names_or_one_error(header: str, content: bytes) -> None:
     try:
-        read_manifest(path)
+        read = m.parse_manifest(header.encode() + content, "list", split="val", skip_bad_rows=True)
     except ManifestError as error:
+        assert str(error).startswith("list")
         assert len(str(error).splitlines()) <= 11
+        return
+    for found in read.segments:
+        assert is_key(found.key)
+        path = m.clip_path(Path("out"), found)
+        assert len(path.parts) == 5
+        assert ".." not in path.parts
+
+
+ROWS = st.lists(
+    st.tuples(*[st.text(max_size=12) | st.sampled_from(["0", "9.5", "ok", ".."])] * 5), max_size=4
+)
+
+
+@given(ROWS)
+@settings(max_examples=200)
+def test_any_row_is_a_segment_with_a_safe_key_or_a_bad_row(
+    fields: list[tuple[str, ...]],
+) -> None:
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows([HEADER.strip().split(","), *fields, ("yoga", "a", 0, 10, "val")])
+    read = m.parse_manifest(buffer.getvalue().encode(errors="replace"), "", skip_bad_rows=True)
+    assert all(is_key(found.key) for found in read.segments)
+    assert len(read.segments) + len(read.bad_rows) + read.num_duplicates == len(fields) + 1
 
 
 def segment(name: str, label: str | None, split: str = "val") -> Segment:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.record import Predictions, ranks, score, text_table
+from benchmarks.record import Predictions, ranks, score
+from kinetics_tools.cli import text_table
 from kinetics_tools.errors import EvaluationError
 
 

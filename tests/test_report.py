@@ -72,7 +72,7 @@ def make_run(folder: Path, labels: list[str], streams: tuple[str, ...] = STREAMS
 
 
 def test_a_page_tells_everything_and_needs_no_other_file(tmp_path: Path) -> None:
-    labels = ["walk", "run", "<script>alert(1)</script>"]
+    labels = ["walk", r"run $\frac$", "<script>alert(1)</script>"]
     page = write_report([make_run(tmp_path / "a-run", labels)], tmp_path / "r.html").read_text()
     for words in ("a-run", "Two-Stream I3D", "12 / 13", "gone_clip", "12,689,984", "bfloat16"):
         assert words in page

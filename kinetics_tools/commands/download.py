@@ -4,22 +4,35 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from kinetics_tools import cli
 from kinetics_tools.cli import Exit, Parser
-from kinetics_tools.engine import ENGINES, part_from
+from kinetics_tools.commands import record
+from kinetics_tools.engine import part_from
 from kinetics_tools.errors import (
     REASON_CLASSES,
     KineticsError,
     Reason,
     lookup,
 )
+from kinetics_tools.sources.options import PASSED_THROUGH, settle
 
-# Options of yt-dlp that pass through under its own names.
-YTDLP_OPTIONS = ("cookies", "proxy", "limit_rate")
+if TYPE_CHECKING:
+    from kinetics_tools.download import Plan, Summary
+    from kinetics_tools.estimate import Estimate
+    from kinetics_tools.manifest import Manifest, Segment
+    from kinetics_tools.official import Official
+
+VERBS = {
+    "report": (record.report_parser, record.report_main),
+    "verify": (record.verify_parser, record.verify_main),
+}
+FETCHES = ("auto", "section", "full")
+YTDLP_REPEATED = ("retry-sleep", "extractor-args", "js-runtimes")
 
 
 def build_parser() -> Parser:
@@ -28,7 +41,8 @@ def build_parser() -> Parser:
         "kinetics-download",
         "Build frame-exact, verified clips from a manifest of YouTube ids, from the best source "
         "for each clip, and keep the record of every clip that could not be had. Give the same "
-        "command again to go on where it stopped.",
+        "command again to go on where it stopped. `kinetics-download report OUT` shows the record, "
+        "`kinetics-download verify OUT` decodes every clip again.",
         "exit codes: 0 complete; 2 unusable input; 3 finished with permanent gaps only; "
         "4 finished with gaps that may close when asked again; 75 stopped by rate limit or bot "
         "check; 130 interrupted",
@@ -36,8 +50,9 @@ def build_parser() -> Parser:
     parser.add_argument(
         "manifest",
         metavar="MANIFEST",
-        type=Path,
-        help="CSV with label,youtube_id,time_start,time_end,split",
+        help="CSV with label,youtube_id,time_start,time_end,split; or an official list by name: "
+        "kinetics400, kinetics600, kinetics700, kinetics700-2020, or one split of it: "
+        "kinetics400/val",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to fill")
     what = parser.add_argument_group("what to make")
@@ -51,7 +66,13 @@ def build_parser() -> Parser:
         "when the manifest has only some of a known dataset's labels",
     )
     what.add_argument("--skip-bad-rows", action="store_true", help="leave bad rows out and go on")
+    what.add_argument(
+        "--manifest-address",
+        metavar="ADDRESS",
+        help="fetch a list given by name from here: a .tar.gz as the official one, or a CSV",
+    )
     _add_sources(parser)
+    _add_youtube(parser)
     clips = parser.add_argument_group("the clips")
     clips.add_argument("--fps", type=cli.positive, default=25, help="constant frame rate")
     clips.add_argument(
@@ -60,34 +81,8 @@ def build_parser() -> Parser:
     clips.add_argument("--keep-original", action="store_true", help="keep size and frame rate")
     clips.add_argument("--keep-audio", action="store_true", help="keep the sound, as AAC")
     clips.add_argument("--ffmpeg", type=Path, metavar="PATH", help="another ffmpeg than our own")
-    _add_run(parser)
-    parser.add_common()
-    return parser
-
-
-def _add_sources(parser: Parser) -> None:
-    where = parser.add_argument_group("where videos come from")
-    where.add_argument(
-        "--source",
-        action="append",
-        metavar="SOURCE",
-        help="asked in the order given, for each clip: youtube (default); url:TEMPLATE, an http "
-        "address with {youtube_id}; dir:PATH, where <key>.* is a clip and <youtube_id>.* a video",
-    )
-    where.add_argument("--keep-videos", action="store_true", help="keep whole videos in OUT/videos")
-    where.add_argument("--cookies", type=Path, metavar="FILE", help="as in yt-dlp")
-    where.add_argument("--proxy", metavar="URL", help="as in yt-dlp")
-    where.add_argument("--limit-rate", metavar="RATE", help="as in yt-dlp: 50K or 4.2M a second")
-
-
-def _add_run(parser: Parser) -> None:
-    run = parser.add_argument_group("the run")
-    run.add_argument(
-        "--jobs",
-        type=cli.positive,
-        default=cli.default_jobs(),
-        metavar="N",
-        help="videos at once",
+    run = parser.add_run(
+        jobs="videos or clips at once (default: as many as there are processors)", made="clip"
     )
     run.add_argument(
         "--retry",
@@ -97,20 +92,82 @@ def _add_run(parser: Parser) -> None:
         help="ask again where an earlier run failed so: reasons or their classes "
         f"({', '.join(REASON_CLASSES)}), or none",
     )
-    run.add_argument("--force", action="store_true", help="make every clip anew")
-    run.add_argument("--dry-run", action="store_true", help="say what would be done")
     run.add_argument(
-        "--engine", type=cli.one_of("engine", ENGINES), default="local", help="what runs the work"
+        "--check", action="store_true", help="say what is missing or old before a long job, and end"
     )
-    run.add_argument(
-        "--task",
-        metavar="I/N",
-        help="do the I-th of N shares, I from 0; in a Slurm array it follows from the array",
+    cli.add_cache_dir(run)
+    parser.add_common()
+    return parser
+
+
+def _add_sources(parser: Parser) -> None:
+    where = parser.add_argument_group("where clips come from")
+    where.add_argument(
+        "--source",
+        action="append",
+        metavar="SOURCE",
+        help="asked in the order given, for each clip: youtube (default); cvdf, the mirror of "
+        "ready clips; url:TEMPLATE, an http address with {youtube_id}; dir:PATH, where <key>.* is "
+        "a clip and <youtube_id>.* a video",
+    )
+    where.add_argument(
+        "--fetch",
+        type=cli.one_of("way to fetch", FETCHES),
+        default="auto",
+        help="of a video: section (only the segment's part of it), full, or auto (section, and "
+        "full where that fails)",
+    )
+    where.add_argument("--keep-videos", action="store_true", help="keep whole videos in OUT/videos")
+    where.add_argument(
+        "--cvdf-base",
+        metavar="ADDRESS",
+        default="https://s3.amazonaws.com/kinetics",
+        help="of the mirror",
+    )
+    where.add_argument(
+        "--cvdf-list",
+        type=_split_address,
+        action="append",
+        default=[],
+        metavar="SPLIT=ADDRESS",
+        help="the mirror's list of tar files of a split; needed for any set but Kinetics-400",
+    )
+
+
+def _add_youtube(parser: Parser) -> None:
+    youtube = parser.add_argument_group("YouTube, and yt-dlp's own options")
+    youtube.add_argument(
+        "--videos-per-hour",
+        type=cli.positive,
+        default=240,
+        metavar="N",
+        help="asked of YouTube by one identity (cookies, proxy, address), all workers together",
+    )
+    for name, takes in PASSED_THROUGH.items():
+        if takes is None:
+            youtube.add_argument(f"--{name}", action="store_true", help="as in yt-dlp")
+        else:
+            repeated = "append" if name in YTDLP_REPEATED else "store"
+            youtube.add_argument(f"--{name}", action=repeated, metavar=takes, help="as in yt-dlp")
+    youtube.add_argument(
+        "--ytdlp-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another option of yt-dlp, such as force-ipv4 or http-chunk-size=1M; none that runs "
+        "programs",
     )
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _split_address(text: str) -> tuple[str, str]:
+    split, equals, address = text.partition("=")
+    if not (split and equals and address):
+        raise argparse.ArgumentTypeError(f"{text!r} is not SPLIT=ADDRESS")
+    return split, address
 
 
 def _retry(text: str) -> frozenset[Reason]:
@@ -130,35 +187,78 @@ def main() -> NoReturn:
 
 
 def _main(argv: Sequence[str]) -> int:
-    options = build_parser().parse_args(argv)
-    from kinetics_tools import media
-    from kinetics_tools.download import Plan, download, pending
-    from kinetics_tools.files import write_text
-    from kinetics_tools.ledger import read
-    from kinetics_tools.manifest import (
-        choose_labels,
-        describe,
-        format_bad_rows,
-        read_manifest,
-        select,
-    )
-    from kinetics_tools.sources import make_source
+    verb, rest = cli.take_verb(list(argv), VERBS)
+    if verb is not None:
+        return VERBS[verb][1](rest)
+    options = build_parser().parse_args(rest)
+    from kinetics_tools.manifest import select
 
-    manifest = read_manifest(options.manifest, skip_bad_rows=options.skip_bad_rows)
-    labels = choose_labels(manifest, options.labels)
+    listed = _read(options)
     segments = select(
-        manifest,
+        listed.manifest,
         splits=options.split or (),
         classes=options.classes or (),
         limit=options.limit,
     )
+    plan = _plan(options, listed.labels)
+    if options.check:
+        return _check(options, segments, plan)
+    if options.dry_run:
+        return _dry_run(options, segments, plan)
+    return _download(options, listed, segments, plan)
+
+
+@dataclass(frozen=True)
+class _List:
+    """What MANIFEST is: its rows, the dataset's labels, and where it was fetched, if it was."""
+
+    manifest: "Manifest"
+    labels: tuple[str, ...]
+    official: "Official | None" = None
+
+
+def _read(options: argparse.Namespace) -> _List:
+    from kinetics_tools import official
+    from kinetics_tools.manifest import choose_labels, read_manifest
+
+    if official.is_name(options.manifest):
+        found = official.fetch(
+            options.manifest,
+            cli.cache_dir(options.cache_dir),
+            address=options.manifest_address,
+            skip_bad_rows=options.skip_bad_rows,
+        )
+        labels = (
+            found.labels
+            if options.labels is None
+            else choose_labels(found.manifest, options.labels)
+        )
+        return _List(found.manifest, labels, found)
+    one = options.split[0] if options.split and len(options.split) == 1 else None
+    manifest = read_manifest(Path(options.manifest), skip_bad_rows=options.skip_bad_rows, split=one)
+    return _List(manifest, choose_labels(manifest, options.labels))
+
+
+def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> "Plan":
+    from kinetics_tools import media
+    from kinetics_tools.download import Plan
+    from kinetics_tools.manifest import dataset_of
+    from kinetics_tools.sources.chain import Settings, make_sources
+
     binary = media.find_ffmpeg(options.ffmpeg)
-    plan = Plan(
+    settings = Settings(
+        cache=cli.cache_dir(options.cache_dir),
+        ytdlp=settle(_ytdlp_words(options)),
+        keep_audio=options.keep_audio,
+        fetch="full" if options.keep_videos else options.fetch,
+        videos_per_hour=options.videos_per_hour,
+        cvdf_base=options.cvdf_base,
+        cvdf_lists=dict(options.cvdf_list),
+        dataset=dataset_of(labels),
+    )
+    return Plan(
         out=options.out,
-        sources=tuple(
-            make_source(named, _ytdlp_options(options, binary))
-            for named in options.source or ["youtube"]
-        ),
+        sources=make_sources(_sources(options), settings),
         recipe=media.ClipRecipe(
             fps=options.fps,
             short_side=options.short_side,
@@ -175,50 +275,128 @@ def _main(argv: Sequence[str]) -> int:
         engine=options.engine,
         tmp_dir=options.tmp_dir,
     )
-    if options.dry_run:
-        units = pending(segments, plan, read(plan.out))
-        print(describe(segments))
-        print(f"to do: {sum(len(u.segments) for u in units)} clips of {len(units)} videos")
-        return Exit.COMPLETE
+
+
+def _ytdlp_words(options: argparse.Namespace) -> list[str]:
+    """The options that pass through, in yt-dlp's own words."""
+    words = []
+    for name in PASSED_THROUGH:
+        given = getattr(options, name.replace("-", "_"))
+        if given is True:
+            words.append(name)
+        elif given:
+            values = given if isinstance(given, list) else [given]
+            words += [f"{name}={value}" for value in values]
+    return [*words, *options.ytdlp_option]
+
+
+def _sources(options: argparse.Namespace) -> list[str]:
+    return options.source or ["youtube"]
+
+
+def _estimate(
+    options: argparse.Namespace, segments: "Sequence[Segment]", plan: "Plan"
+) -> "tuple[list[Segment], Estimate]":
+    """What is still to do, and what that costs."""
+    from kinetics_tools.download import pending
+    from kinetics_tools.estimate import estimate
+    from kinetics_tools.ledger import read
+
+    todo = pending(segments, plan, read(plan.out))
+    expected = estimate(
+        todo,
+        _sources(options),
+        videos_per_hour=options.videos_per_hour,
+        jobs=options.jobs or cli.default_jobs(),
+    )
+    return todo, expected
+
+
+def _dry_run(options: argparse.Namespace, segments: "Sequence[Segment]", plan: "Plan") -> int:
+    from kinetics_tools.estimate import format_estimate
+
+    todo, expected = _estimate(options, segments, plan)
+    print(f"{len(segments)} segments, of which {len(todo)} are to do:\n")
+    print(format_estimate(todo, expected))
+    return Exit.COMPLETE
+
+
+def _check(options: argparse.Namespace, segments: "Sequence[Segment]", plan: "Plan") -> int:
+    from kinetics_tools.check import Job, check, exit_code
+    from kinetics_tools.sources import ytdlp
+    from kinetics_tools.sources.online import Web
+
+    _, expected = _estimate(options, segments, plan)
+    online = [source for source in plan.sources if isinstance(source, Web)]
+    findings = check(
+        Job(
+            out=plan.out,
+            cache=cli.cache_dir(options.cache_dir),
+            tmp_dir=plan.tmp_dir,
+            binary=plan.binary,
+            recipe=plan.recipe,
+            needed_bytes=expected.disk_bytes,
+            ytdlp=ytdlp.parse(settle(_ytdlp_words(options))) if online else None,
+            is_youtube=any(source.name == "youtube" for source in online),
+            lockout=next(filter(None, (source.pace.lockout() for source in online)), None),
+        )
+    )
+    for finding in findings:
+        print(finding)
+    return exit_code(findings)
+
+
+def _warn(options: argparse.Namespace, plan: "Plan") -> None:
+    """Say what yt-dlp lacks for YouTube: its failures would look like the videos'."""
+    from kinetics_tools.check import Level, check_youtube
+    from kinetics_tools.sources import ytdlp
+
+    if all(source.name != "youtube" for source in plan.sources):
+        return
+    for finding in check_youtube(ytdlp.parse(settle(_ytdlp_words(options)))):
+        if finding.level is not Level.OK:
+            print(f"warning: {finding}", file=sys.stderr)
+
+
+def _download(
+    options: argparse.Namespace, listed: _List, segments: "Sequence[Segment]", plan: "Plan"
+) -> int:
+    from kinetics_tools.download import download
+    from kinetics_tools.files import write_text
+    from kinetics_tools.manifest import format_bad_rows
+
+    _warn(options, plan)
     summary = download(
         segments,
-        labels,
+        listed.labels,
         plan,
-        show=lambda done, total: cli.progress(done, total=total, what="videos"),
+        show=lambda lines, total, name: cli.progress(lines, total=total, what=name),
     )
-    if manifest.bad_rows:
-        write_text(options.out / "bad-rows.csv", format_bad_rows(manifest.bad_rows))
-        print(f"{len(manifest.bad_rows)} bad rows left out: {options.out}/bad-rows.csv")
+    if listed.official is not None:
+        listed.official.record(options.out)
+    bad_rows = listed.manifest.bad_rows
+    if bad_rows:
+        write_text(options.out / "bad-rows.csv", format_bad_rows(bad_rows))
+        print(f"{len(bad_rows)} bad rows left out: {options.out}/bad-rows.csv")
+    return _tell(options, summary)
+
+
+def _tell(options: argparse.Namespace, summary: "Summary") -> int:
+    """Print how the part stands; return the exit code that says so."""
     print(f"{summary.num_done} of {summary.num_expected} clips in {options.out}")
     for reason, count in summary.gaps.items():
         print(f"  {reason:14} {count}")
     if summary.gaps:
-        print(f"each clip's record: {options.out}/ledger-*.jsonl")
+        print(f"the record of each clip: kinetics-download report {options.out}")
         if summary.num_retryable < sum(summary.gaps.values()):
             print("permanent gaps are asked again only with --retry permanent")
     if summary.stopped is not None:
         print(
-            f"error: stopped: {summary.stopped} three times in a row; wait an hour, or use "
-            "--cookies or another --source, then give the same command again",
+            f"error: stopped: {summary.stopped}; give the same command again then, or use another "
+            "--source, --cookies or --proxy",
             file=sys.stderr,
         )
         return Exit.STOPPED
     if summary.num_retryable:
         return Exit.RETRYABLE_GAPS
     return Exit.PERMANENT_GAPS if summary.gaps else Exit.COMPLETE
-
-
-def _ytdlp_options(options: argparse.Namespace, binary: Path) -> dict[str, object]:
-    """yt-dlp's own names for what passes through to it."""
-    chosen: dict[str, object] = {"ffmpeg_location": str(binary), "keep_audio": options.keep_audio}
-    if options.cookies is not None:
-        if not options.cookies.is_file():
-            raise KineticsError(f"--cookies {options.cookies}: no such file")
-        chosen["cookiefile"] = str(options.cookies)
-    if options.proxy is not None:
-        chosen["proxy"] = options.proxy
-    if options.limit_rate is not None:
-        from kinetics_tools.sources import parse_rate
-
-        chosen["ratelimit"] = parse_rate(options.limit_rate)
-    return chosen

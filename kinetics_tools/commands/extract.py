@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from kinetics_tools import cli, names
 from kinetics_tools.cli import Exit, Parser
 from kinetics_tools.codecs import CODECS
-from kinetics_tools.engine import ENGINES, part_from
+from kinetics_tools.engine import part_from
 from kinetics_tools.errors import OutError
 from kinetics_tools.flow import BOUND_PX, METHODS, FlowRecipe, find_devices, make_method
 
@@ -72,23 +72,7 @@ def build_parser() -> Parser:
     samples.add_argument(
         "--samples-per-shard", type=cli.positive, default=64, metavar="N", help="in one tar"
     )
-    run = parser.add_argument_group("the run")
-    run.add_argument(
-        "--jobs",
-        type=cli.positive,
-        metavar="N",
-        help="processes at once (default: one a processor, or one a GPU)",
-    )
-    run.add_argument("--force", action="store_true", help="make every shard anew")
-    run.add_argument("--dry-run", action="store_true", help="say what would be done")
-    run.add_argument(
-        "--engine", type=cli.one_of("engine", ENGINES), default="local", help="what runs the work"
-    )
-    run.add_argument(
-        "--task",
-        metavar="I/N",
-        help="do the I-th of N shares, I from 0; in a Slurm array it follows from the array",
-    )
+    parser.add_run(jobs="processes at once (default: one a processor, or one a GPU)", made="shard")
     parser.add_common()
     return parser
 

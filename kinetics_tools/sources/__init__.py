@@ -1,0 +1,1 @@
+"""Where videos and ready clips come from."""

@@ -1,0 +1,271 @@
+"""`youtube` and `url:TEMPLATE`: videos that yt-dlp fetches, a section or all of them.
+
+A site is asked in its own time: under the pace that everything on this host shares which it takes
+for one visitor. A refusal of the visitor says nothing about the video, which is asked for again.
+"""
+
+import importlib.metadata
+import re
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from kinetics_tools import media
+from kinetics_tools.engine import Part
+from kinetics_tools.errors import IDENTITY, KineticsError, MediaError, Reason, SourceError, lookup
+from kinetics_tools.ledger import History
+from kinetics_tools.manifest import Segment
+from kinetics_tools.pace import STRIKES, Pace
+from kinetics_tools.sources import base
+from kinetics_tools.sources.base import Footage, Unit
+from kinetics_tools.sources.options import settle
+
+if TYPE_CHECKING:
+    from kinetics_tools.sources import ytdlp
+
+T = TypeVar("T")
+
+FETCHES: Mapping[str, str] = {
+    "auto": "sections where that saves something, all of the video where that fails",
+    "section": "sections only",
+    "full": "whole videos only",
+}
+SECTION_OVERHEAD_S = 5  # of video that a section takes besides its segment, with the index
+
+
+@dataclass(frozen=True, slots=True)
+class Web:
+    """A source that yt-dlp fetches: YouTube, or any HTTP address.
+
+    Attributes:
+        name: as named on the command line.
+        template: the address, with {youtube_id}. Always a full address: 3 % of ids begin with `-`.
+        words: options of yt-dlp, as `ytdlp.parse` takes them.
+        pace: of the identity that these options make.
+        fetch: a name in FETCHES.
+        keep_audio: whether sections have sound.
+    """
+
+    name: str
+    template: str
+    words: tuple[str, ...]
+    pace: Pace
+    fetch: str = "auto"
+    keep_audio: bool = False
+
+    @property
+    def by_video(self) -> bool:
+        """Parts share the videos out."""
+        return True
+
+    def wants(self, history: History) -> bool:  # noqa: ARG002 - any video may be there
+        """Any segment, whatever became of it elsewhere."""
+        return True
+
+    def units(
+        self,
+        segments: Sequence[Segment],
+        part: Part,  # noqa: ARG002 - the segments are the part's already
+        scratch: Path,  # noqa: ARG002 - nothing is fetched before it is opened
+    ) -> Generator[Unit, None, None]:
+        """A unit a video, and none for a visitor who is locked out.
+
+        Raises:
+            SourceError: the identity is locked out; the detail says until when.
+        """
+        lockout = self.pace.lockout()
+        if lockout is not None:
+            raise lockout
+        for own in base.by_video(segments):
+            yield Unit(tuple(own))
+
+    def open(self, unit: Unit, into: Path) -> "Video":
+        """Begin with a unit's video; nothing is asked before its first footage is."""
+        return Video(self, unit, into)
+
+    def versions(self) -> Mapping[str, str]:
+        """Of yt-dlp."""
+        return {"yt-dlp": importlib.metadata.version("yt-dlp")}
+
+
+def youtube(words: Sequence[str], pace: Pace, *, keep_audio: bool, fetch: str = "auto") -> Web:
+    """The source `youtube`.
+
+    Args:
+        words: the user's options of yt-dlp.
+        pace: of the identity that they make.
+        keep_audio: whether sound is fetched too.
+        fetch: a name in FETCHES.
+
+    Raises:
+        KineticsError: an option cannot be used.
+    """
+    # The smallest picture that still covers a short side of 256, else the largest (which is the
+    # "worst" in this order), with sound only where it is kept.
+    sound = "+ba" if keep_audio else ""
+    own = (
+        f"format=bv*[height>=256][width>=256]{sound}/b[height>=256][width>=256]/wv*{sound}/w",
+        "format-sort=+res,fps~30,br",
+        "use-extractors=youtube",
+        f"ffmpeg-location={media.find_ffmpeg()}",
+    )
+    address = "https://www.youtube.com/watch?v={youtube_id}"
+    return _checked(Web("youtube", address, (*own, *settle(words)), pace, fetch, keep_audio))
+
+
+def url(
+    template: str, words: Sequence[str], pace: Pace, *, keep_audio: bool, fetch: str = "auto"
+) -> Web:
+    """The source `url:TEMPLATE`.
+
+    Args:
+        template: an http(s) address with {youtube_id} in it.
+        words: the user's options of yt-dlp.
+        pace: of the identity that they make.
+        keep_audio: whether sections have sound.
+        fetch: a name in FETCHES.
+
+    Raises:
+        KineticsError: the template or an option cannot be used.
+    """
+    if "{youtube_id}" not in template or not re.match(r"https?://", template):
+        raise KineticsError(
+            f"--source url:{template} is not an http(s) address with {{youtube_id}} in it"
+        )
+    own = ("force-generic-extractor", "use-extractors=generic")
+    return _checked(
+        Web(f"url:{template}", template, (*own, *settle(words)), pace, fetch, keep_audio)
+    )
+
+
+def _checked(web: Web) -> Web:
+    from kinetics_tools.sources import ytdlp  # 0.3 s; --help does without it
+
+    lookup("--fetch", web.fetch, FETCHES)
+    ytdlp.session(web.words)
+    return web
+
+
+class Video:
+    """A unit's video: asked for once, fetched whole once at most, whatever its segments."""
+
+    def __init__(self, web: Web, unit: Unit, into: Path) -> None:
+        from kinetics_tools.sources import ytdlp
+
+        self._session = ytdlp.session(web.words)
+        self._web = web
+        self._unit = unit
+        self._into = into
+        self._answer: ytdlp.Facts | SourceError | None = None
+        self._whole: Path | SourceError | None = None
+        self._is_renewed = False  # its address: that is done once
+
+    def footage(self, segment: Segment) -> Iterator[Footage]:
+        """Yield a section that shows the segment, where that is wanted and can be had, and then,
+        where that is wanted, all of the video.
+
+        Raises:
+            SourceError: the video, or the last thing that would have been yielded, cannot be had.
+            OSError: the disk is full.
+        """
+        wants_whole = self._web.fetch != "section"
+        if self._begins_with_section():
+            try:
+                yield self._section(segment)
+            except (SourceError, MediaError) as error:
+                if not wants_whole or error.reason in IDENTITY:
+                    raise SourceError(error.reason, error.detail) from error
+        if wants_whole:
+            yield Footage(self._all())
+
+    def _begins_with_section(self) -> bool:
+        if self._web.fetch != "auto":
+            return self._web.fetch == "section"
+        if self._whole is not None:
+            return False
+        duration_s = self._facts().get("duration")
+        segments = self._unit.segments
+        wanted_s = sum(s.end_s - s.start_s + SECTION_OVERHEAD_S for s in segments)
+        return duration_s is None or wanted_s < duration_s
+
+    def _section(self, segment: Segment) -> Footage:
+        path = self._into / f"{segment.key}.mp4"
+        return self._of_media(lambda facts: Footage(path, self._copy(facts, segment, path)))
+
+    def _copy(self, facts: "ytdlp.Facts", segment: Segment, path: Path) -> Fraction:
+        files = self._session.remote_files(facts)
+        if not files:
+            raise SourceError(Reason.NO_FORMATS, "the format comes in fragments, not in sections")
+        return media.copy_section(
+            files,
+            path,
+            start_s=segment.start_s,
+            end_s=segment.end_s,
+            with_sound=self._web.keep_audio,
+        )
+
+    def _all(self) -> Path:
+        if self._whole is None:
+            try:
+                self._whole = self._of_media(lambda facts: self._session.fetch(facts, self._into))
+            except SourceError as error:
+                self._whole = error
+        if isinstance(self._whole, SourceError):
+            raise self._whole
+        return self._whole
+
+    def _facts(self) -> "ytdlp.Facts":
+        """What the site says of the video; it is asked once."""
+        if self._answer is None:
+            try:
+                self._answer = self._ask()
+            except SourceError as error:
+                self._answer = error
+        if isinstance(self._answer, SourceError):
+            raise self._answer
+        return self._answer
+
+    def _ask(self) -> "ytdlp.Facts":
+        """Ask in turn; again and again while it is the visitor that is refused, until that is
+        locked out: then `wait` raises."""
+        from kinetics_tools.sources.ytdlp import FetchError
+
+        address = self._web.template.replace("{youtube_id}", self._unit.segments[0].youtube_id)
+        while True:
+            self._web.pace.wait()
+            try:
+                facts = self._session.ask(address)
+            except FetchError as error:
+                if error.reason in IDENTITY:
+                    self._note_refusal(error)
+                    continue
+                if error.reason is not Reason.NETWORK:  # that is no answer at all
+                    self._web.pace.granted()
+                raise
+            self._web.pace.granted()
+            return facts
+
+    def _of_media(self, take: "Callable[[ytdlp.Facts], T]") -> T:
+        """Take something from the video's own address, renewed where it has aged."""
+        from kinetics_tools.sources.ytdlp import FORBIDDEN, FetchError
+
+        refusals = 0
+        while True:
+            facts = self._facts()
+            try:
+                return take(facts)
+            except FetchError as error:
+                if error.reason in IDENTITY and refusals < STRIKES - 1:
+                    refusals += 1
+                elif error.status == FORBIDDEN and not self._is_renewed:
+                    self._is_renewed = True
+                else:
+                    raise
+                if error.reason in IDENTITY:
+                    self._note_refusal(error)
+            self._answer = None
+
+    def _note_refusal(self, error: "ytdlp.FetchError") -> None:
+        self._web.pace.refused(error.reason, error.retry_after_s, detail=error.detail)

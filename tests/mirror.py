@@ -1,0 +1,205 @@
+"""A mirror on loopback: real tarballs over real HTTP, with every way of going wrong asked of it."""
+
+import contextlib
+import gzip
+import hashlib
+import http.server
+import io
+import re
+import socket
+import struct
+import tarfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+CHUNK = 65536
+Content = tuple[str, bytes]
+Member = tarfile.TarInfo | Content
+
+
+@dataclass
+class Served:
+    """One file and how its server behaves.
+
+    Attributes:
+        content: its bytes.
+        etag: None sends none.
+        kind: its Content-Type.
+        ranges: whether parts of it can be asked for.
+        breaks: the n-th GET is cut off when it reaches this byte of the file (None: not).
+        always_breaks: every GET is.
+        statuses: the n-th GET is answered with this status (0: as it should be).
+        headers: sent with those.
+        hangs: nothing is ever answered.
+        resets: whether a cut is a reset connection, or one that ends in good order.
+        says_length: whether the answers have a Content-Length.
+        head: whether HEAD is known.
+    """
+
+    content: bytes
+    etag: str | None
+    kind: str = "application/octet-stream"
+    ranges: bool = True
+    breaks: list[int | None] = field(default_factory=list)
+    always_breaks: int | None = None
+    statuses: list[int] = field(default_factory=list)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    hangs: bool = False
+    resets: bool = True
+    says_length: bool = True
+    head: bool = True
+
+
+@dataclass
+class MirrorServer:
+    """What the server has, and what was asked of it.
+
+    Attributes:
+        address: its base.
+        files: by path, with the leading slash.
+        requests: method, path and Range header of each request, in order.
+        bytes_sent: of bodies, by path.
+    """
+
+    address: str = ""
+    files: dict[str, Served] = field(default_factory=dict)
+    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    bytes_sent: Counter[str] = field(default_factory=Counter)
+
+    def put(self, path: str, content: bytes, **manner: Any) -> Served:
+        """Serve `content` as `path`; `manner` are fields of Served."""
+        etag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+        self.files[path] = Served(content, **({"etag": etag} | manner))
+        return self.files[path]
+
+    def gets(self, path: str | None = None) -> list[str]:
+        """The paths of the GET requests so far, of one path if given."""
+        asked = [asked for method, asked, _ in self.requests if method == "GET"]
+        return asked if path is None else [one for one in asked if one == path]
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as the file that is asked for is told to."""
+
+    server: "_Server"
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._serve("HEAD")
+
+    def do_GET(self) -> None:
+        self._serve("GET")
+
+    def _serve(self, method: str) -> None:
+        known = self.server.known
+        known.requests.append((method, self.path, self.headers.get("Range")))
+        served = known.files.get(self.path)
+        while served is not None and served.hangs:
+            time.sleep(0.02)
+        if served is None:
+            self._head(404, None, 0)
+        elif method == "HEAD":
+            self._head(200 if served.head else 405, served, len(served.content))
+        elif status := served.statuses.pop(0) if served.statuses else 0:
+            self._head(status, served, 0)
+        else:
+            self._send(served)
+
+    def _head(self, status: int, served: Served | None, size: int, part: str | None = None) -> None:
+        headers: dict[str, str | None] = {"Content-Length": str(size), "Content-Range": part}
+        if served is not None:
+            headers |= {"Content-Type": served.kind, "ETag": served.etag}
+            headers |= served.headers if status >= 400 else {}
+            headers |= {} if served.says_length else {"Content-Length": None}
+        self.send_response(status)
+        for name, value in headers.items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+
+    def _send(self, served: Served) -> None:
+        content, start = served.content, self._start(served)
+        total = len(content)
+        if start:
+            self._head(206, served, total - start, f"bytes {start}-{total - 1}/{total}")
+        else:
+            self._head(200, served, total)
+        stop = served.breaks.pop(0) if served.breaks else served.always_breaks
+        end = total if stop is None else min(stop, total)
+        with contextlib.suppress(ConnectionError):  # a reader who has enough hangs up
+            for position in range(start, end, CHUNK):
+                piece = content[position : min(position + CHUNK, end)]
+                self.wfile.write(piece)
+                self.server.known.bytes_sent[self.path] += len(piece)
+        if stop is not None and served.resets:
+            # As a cable that is pulled; what was sent arrives first.
+            time.sleep(0.05)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def _start(self, served: Served) -> int:
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if asked is None or not served.ranges:
+            return 0
+        return int(asked[1]) if self.headers.get("If-Range", served.etag) == served.etag else 0
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, known: MirrorServer) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.known = known
+        known.address = f"http://127.0.0.1:{self.server_port}"
+
+    def shutdown_request(self, request: Any) -> None:
+        """End the connection without the courtesy that would hide a reset."""
+        self.close_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Broken connections are what this server is for."""
+
+
+@contextlib.contextmanager
+def serve() -> Iterator[MirrorServer]:
+    """Run a server of what is put into it."""
+    known = MirrorServer()
+    server = _Server(known)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield known
+    finally:
+        for served in known.files.values():
+            served.hangs = False
+        server.shutdown()
+        server.server_close()
+
+
+def tarball(members: Sequence[Member], *, compressed: bool = True, pax: bool = False) -> bytes:
+    """A tar of (name, bytes) and of bare headers (links and the like), compressed or plain."""
+    buffer = io.BytesIO()
+    form = tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                archive.addfile(member)
+            else:
+                name, content = member
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    data = buffer.getvalue()
+    return gzip.compress(data, 1, mtime=0) if compressed else data
+
+
+def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
+    """The header of a symbolic link, or of another thing without content."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info

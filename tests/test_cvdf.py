@@ -1,0 +1,622 @@
+"""The mirror, on loopback: every clip once, nothing read for nothing, each failure with its reason.
+
+Clips here are bytes; whether they can be decoded is asked at the door, by who takes them.
+"""
+
+import json
+import logging
+import pickle
+import random
+import resource
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeVideo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mirror import Content, Member, MirrorServer, Served, link, serve, tarball
+from support import tree
+
+from kinetics_tools import media
+from kinetics_tools.engine import WHOLE, Part
+from kinetics_tools.errors import KineticsError, MediaError, Reason, SourceError
+from kinetics_tools.ledger import FAILED, History, Line
+from kinetics_tools.manifest import Segment
+from kinetics_tools.sources import cvdf
+from kinetics_tools.sources.base import Source, Unit
+
+FILLER: Member = ("filler.bin", random.Random(0).randbytes(40_000_000))
+
+
+def segment(number: int, split: str = "val", start: int = 0) -> Segment:
+    return Segment(
+        youtube_id=f"video-{number:05d}",
+        start_s=Fraction(start),
+        end_s=Fraction(start + 10),
+        label="a",
+        split=split,
+    )
+
+
+def content(number: int) -> bytes:
+    return random.Random(number).randbytes(20_000 + number)
+
+
+def clips(numbers: Iterable[int], folder: str = "val/") -> list[Member]:
+    return [(f"{folder}{segment(n).key}.mp4", content(n)) for n in numbers]
+
+
+@dataclass
+class Outcome:
+    """What a source gave.
+
+    Attributes:
+        clips: their bytes, by key.
+        errors: reason and detail, by key.
+        order: the keys, as they came.
+    """
+
+    clips: dict[str, bytes] = field(default_factory=dict)
+    errors: dict[str, tuple[Reason, str]] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+
+    @property
+    def reasons(self) -> dict[str, Reason]:
+        return {key: reason for key, (reason, _) in self.errors.items()}
+
+
+def collect(units: Iterable[Unit]) -> Outcome:
+    """Take units as the caller does: a clip is used and removed before the next is asked for."""
+    outcome = Outcome()
+    for unit in units:
+        for one in unit.segments:
+            assert one.key not in outcome.order
+            outcome.order.append(one.key)
+            if unit.error is not None:
+                outcome.errors[one.key] = (unit.error.reason, unit.error.detail)
+        for key, path in unit.ready.items():
+            outcome.clips[key] = path.read_bytes()
+            path.unlink()
+    return outcome
+
+
+@dataclass
+class Lab:
+    """A mirror, its server, and the folders of a run that uses it."""
+
+    server: MirrorServer
+    folder: Path
+    timeout_s: float = 10
+
+    @property
+    def scratch(self) -> Path:
+        path = self.folder / "scratch"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def put_list(self, names: Iterable[str], split: str = "val") -> None:
+        """A path list as CVDF has it: official addresses."""
+        lines = [f"{cvdf.OFFICIAL}/400/{split}/{name}\n" for name in names]
+        self.server.put(f"/400/{split}/k400_{split}_path.txt", "".join(lines).encode())
+
+    def put_parts(self, parts: Mapping[str, bytes], split: str = "val") -> dict[str, Served]:
+        self.put_list(parts, split)
+        return {name: self.server.put(f"/400/{split}/{name}", data) for name, data in parts.items()}
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return cvdf.make(self.folder / "cache", base=self.server.address)
+
+    @property
+    def mirror(self) -> cvdf.Mirror:
+        base = self.server.address
+        lists = {s: f"{base}/400/{s}/k400_{s}_path.txt" for s in ("train", "val")}
+        return cvdf.Mirror(
+            cache=self.folder / "cache",
+            lists=lists,
+            base=base,
+            timeout_s=self.timeout_s,
+            pauses_s=(0, 0),
+        )
+
+    @property
+    def replacement(self) -> cvdf.Replacement:
+        return cvdf.Replacement(
+            address=f"{self.server.address}/400/replacement_for_corrupted_k400.tgz",
+            timeout_s=self.timeout_s,
+            pauses_s=(0, 0),
+        )
+
+    def run(self, segments: Iterable[Segment], part: Part = WHOLE) -> Outcome:
+        self.server.requests.clear()
+        self.server.bytes_sent.clear()
+        outcome = collect(self.mirror.units(list(segments), part, self.scratch))
+        assert tree(self.scratch) == {}
+        return outcome
+
+    @property
+    def read(self) -> list[str]:
+        """The parts that the last run read, in order."""
+        return [path.rpartition("/")[2] for path in self.server.gets() if ".tar" in path]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    with serve() as server:
+        yield Lab(server, tmp_path)
+
+
+def test_each_clip_comes_once_and_the_rest_is_gone(lab: Lab) -> None:
+    lab.put_parts(
+        {
+            "part_0.tar.gz": tarball(clips([0, 1, 2])),
+            "part_1.tar.gz": tarball(clips([3, 4]), compressed=False),  # as part_120 once was
+            "part_2.tar.gz": tarball(clips([2, 5])),  # 2 again
+        }
+    )
+    outcome = lab.run(map(segment, [5, 4, 2, 0, 9, 8]))
+    assert outcome.clips == {segment(n).key: content(n) for n in (0, 2, 4, 5)}
+    gone = (Reason.GONE, "in none of the 3 parts of the mirror")
+    assert outcome.errors == {segment(n).key: gone for n in (9, 8)}
+    assert lab.read == ["part_0.tar.gz", "part_1.tar.gz", "part_2.tar.gz"]
+
+
+def test_splits_are_apart(lab: Lab) -> None:
+    lab.put_parts({"part_0.tar.gz": tarball(clips([0, 1]))}, "val")
+    lab.put_parts({"part_0.tar.gz": tarball(clips([1, 2]))}, "train")
+    outcome = lab.run([segment(0, "val"), segment(1, "train"), segment(2, "val")])
+    assert set(outcome.clips) == {segment(0).key, segment(1).key}
+    assert outcome.reasons == {segment(2).key: Reason.GONE}
+
+
+def test_nothing_is_read_that_cannot_help(lab: Lab) -> None:
+    lab.put_parts(
+        {f"part_{p}.tar.gz": tarball(clips(range(10 * p, 10 * p + 10))) for p in range(4)}
+    )
+    assert len(lab.run(map(segment, range(40))).clips) == 40
+    assert len(lab.read) == 4
+
+    assert lab.run(map(segment, [21, 22])).order == [segment(21).key, segment(22).key]
+    assert lab.read == ["part_2.tar.gz"]
+
+    assert lab.run([segment(77)]).reasons == {segment(77).key: Reason.GONE}
+    assert lab.read == []
+
+
+def test_a_part_that_is_known_in_part_is_read_before_unknown_ones(lab: Lab) -> None:
+    members = [*clips(range(10, 16)), FILLER, *clips(range(16, 20))]
+    lab.put_parts(
+        {
+            "part_0.tar.gz": tarball(clips(range(10))),
+            "part_1.tar.gz": tarball(members, compressed=False),
+            "part_2.tar.gz": tarball(clips(range(20, 30))),
+        }
+    )
+    lab.run([segment(0), segment(15)])  # reads part 0 to its end, part 1 to 15
+    assert lab.read == ["part_0.tar.gz", "part_1.tar.gz"]
+    lab.run([segment(12)])
+    assert lab.read == ["part_1.tar.gz"]
+    # 18 lies behind what is known of part 1, which goes on being read before part 2 is.
+    lab.run([segment(12), segment(18)])
+    assert lab.read == ["part_1.tar.gz"]
+
+
+def test_reading_stops_when_all_wanted_clips_are_found(lab: Lab) -> None:
+    data = tarball([*clips([0, 1]), FILLER], compressed=False)
+    lab.put_parts({"part_0.tar.gz": data, "part_1.tar.gz": tarball(clips([2]))})
+    assert len(lab.run([segment(1)]).clips) == 1
+    assert lab.read == ["part_0.tar.gz"]
+    assert lab.server.bytes_sent["/400/val/part_0.tar.gz"] < len(data) / 2
+
+
+def test_a_part_that_changed_is_read_again(lab: Lab) -> None:
+    lab.put_parts({"part_0.tar.gz": tarball(clips([0]))})
+    assert lab.run([segment(1)]).reasons == {segment(1).key: Reason.GONE}
+    lab.put_parts({"part_0.tar.gz": tarball(clips([0, 1]))})
+    assert set(lab.run([segment(1)]).clips) == {segment(1).key}
+
+
+def test_without_head_a_part_is_read_rather_than_believed(lab: Lab) -> None:
+    served = lab.put_parts({"part_0.tar.gz": tarball(clips([0]))})
+    served["part_0.tar.gz"].head = False
+    for _ in range(2):
+        assert lab.run([segment(1)]).reasons == {segment(1).key: Reason.GONE}
+        assert lab.read == ["part_0.tar.gz"]
+
+
+def test_a_cache_that_is_not_ours_is_written_anew(lab: Lab) -> None:
+    lab.put_parts({"part_0.tar.gz": tarball(clips([0]))})
+    lab.run([segment(0), segment(1)])
+    (known,) = (lab.folder / "cache" / "cvdf").glob("*.json")
+    whole = known.read_text()
+    for garbage in (
+        "",
+        "[]",
+        "{}",
+        '{"size": 1, "etag": "", "complete": true, "members": 3}',
+        "\0",
+    ):
+        known.write_text(garbage)
+        assert lab.run([segment(1)]).reasons == {segment(1).key: Reason.GONE}
+        assert known.read_text() == whole
+    assert json.loads(whole)["members"] == [segment(0).key]
+
+
+def test_what_a_broken_read_saw_is_remembered_and_no_better_knowledge_is_lost(lab: Lab) -> None:
+    data = tarball(clips(range(10)), compressed=False)
+    served = lab.put_parts({"part_0.tar.gz": data})["part_0.tar.gz"]
+    served.always_breaks = len(data) // 2
+    lab.run(map(segment, range(10)))
+    (known,) = (lab.folder / "cache" / "cvdf").glob("*.json")
+    assert json.loads(known.read_text())["complete"] is False
+    seen = json.loads(known.read_text())["members"]
+    assert seen == [segment(n).key for n in range(len(seen))]
+    assert 4 <= len(seen) <= 6
+    served.always_breaks = None
+    lab.run([segment(11)])
+    assert json.loads(known.read_text())["complete"] is True
+    lab.run([segment(0)])
+    assert len(json.loads(known.read_text())["members"]) == 10
+
+
+def test_a_break_in_the_middle_is_mended(lab: Lab) -> None:
+    data = tarball(clips(range(10)))
+    served = lab.put_parts({"part_0.tar.gz": data})["part_0.tar.gz"]
+    served.breaks += [50_000, 50_001, 120_000]
+    assert len(lab.run(map(segment, range(10))).clips) == 10
+    assert lab.server.bytes_sent["/400/val/part_0.tar.gz"] == len(data)
+
+
+def with_hurt_byte(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
+
+
+# Ways of part 1, and the reason and words for what may have been in it.
+BROKEN: dict[str, tuple[bytes, dict[str, Any], Reason, str]] = {
+    "cut gzip": (tarball(clips([2, 3]))[:-3000], {}, Reason.DAMAGED, "broken archive"),
+    "hurt gzip": (with_hurt_byte(tarball(clips([2, 3]))), {}, Reason.DAMAGED, "broken archive"),
+    "no archive": (b"\0\1" * 9999, {}, Reason.DAMAGED, "broken archive"),
+    "empty": (b"", {}, Reason.DAMAGED, "broken archive"),
+    "page": (b"<html>", {"kind": "text/html"}, Reason.SERVER, "is an HTML page"),
+    "forbidden": (b"", {"statuses": [403] * 9}, Reason.SERVER, "HTTP 403"),
+    "busy": (b"", {"statuses": [429] * 9}, Reason.SERVER, "HTTP 429"),
+    "server": (b"", {"statuses": [500] * 9}, Reason.SERVER, "HTTP 500"),
+    "breaks": (tarball(clips([2])), {"always_breaks": 9000}, Reason.NETWORK, "part_1.tar.gz: "),
+    "hangs": (b"", {"hangs": True}, Reason.NETWORK, "timed out"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_what_a_broken_part_may_have_held_may_be_asked_again(lab: Lab, case: str) -> None:
+    data, manner, reason, words = BROKEN[case]
+    lab.timeout_s = 1 if case == "hangs" else 10
+    lab.put_parts(
+        {f"part_{p}.tar.gz": tarball(clips([2 * p, 2 * p + 1])) for p in (0, 2)}
+        | {"part_1.tar.gz": b""}
+    )
+    lab.server.put("/400/val/part_1.tar.gz", data, **manner)
+    outcome = lab.run(map(segment, [0, 3, 5, 7]))
+    assert set(outcome.clips) >= {segment(0).key, segment(5).key}
+    assert set(outcome.reasons.values()) == {reason}
+    assert segment(7).key in outcome.errors
+    detail = outcome.errors[segment(7).key][1]
+    assert "part_1.tar.gz" in detail
+    assert words in detail
+
+
+def test_a_part_that_is_listed_but_absent_is_the_servers_matter(lab: Lab) -> None:
+    lab.put_parts({"part_0.tar.gz": tarball(clips([0]))})
+    lab.put_list(["part_0.tar.gz", "part_1.tar.gz"])
+    outcome = lab.run([segment(0), segment(1)])
+    ((reason, detail),) = outcome.errors.values()
+    assert reason is Reason.SERVER
+    assert detail.endswith("part_1.tar.gz: HTTP 404 Not Found")
+    assert lab.read == ["part_0.tar.gz"]
+
+
+def test_a_mirror_that_is_down_is_not_asked_for_every_part(lab: Lab) -> None:
+    parts = lab.put_parts({f"part_{p}.tar.gz": b"" for p in range(30)})
+    for served in parts.values():
+        served.statuses += [503] * 9
+    outcome = lab.run([segment(0)])
+    ((reason, detail),) = outcome.errors.values()
+    assert reason is Reason.SERVER
+    assert "HTTP 503" in detail
+    assert len(set(lab.read)) == 3
+
+
+def test_odd_members_are_passed_over_and_zero_bytes_are_left_to_the_door(lab: Lab) -> None:
+    key = [segment(n).key for n in range(9)]
+    outside = lab.folder / "outside.mp4"
+    data = tarball(
+        [
+            (f"._{key[0]}.mp4", b"apple double"),
+            (f"val/._{key[1]}.mp4", b"apple double"),
+            (f"../../{key[2]}.mp4", b"up"),
+            (f"/tmp/{key[3]}.mp4", b"absolute"),
+            link(f"{key[4]}.mp4", str(outside)),
+            link(f"{key[5]}.mp4", str(outside), b"1"),
+            (f"{key[6]}.mp4", b""),
+            (f"{key[7]}.mp4.exe", b"no video"),
+            (f"../{key[8]}/../x.mp4", b"hostile"),
+        ]
+    )
+    lab.put_parts({"part_0.tar.gz": data})
+    outcome = lab.run(map(segment, range(9)))
+    assert outcome.clips == {key[2]: b"up", key[3]: b"absolute", key[6]: b""}
+    assert set(outcome.errors) == {key[n] for n in (0, 1, 4, 5, 7, 8)}
+    assert not outside.exists()
+
+
+hostile = st.one_of(
+    st.text(st.sampled_from("./\\-_%x\n "), max_size=12),
+    st.sampled_from(["../" * 9 + "etc/passwd", "/etc/passwd", "~", "C:\\x", "." * 300]),
+)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(hostile, st.integers(0, 2), hostile), max_size=5))
+def test_no_name_of_a_member_is_used_on_disk(
+    tmp_path_factory: pytest.TempPathFactory, names: list[tuple[str, int, str]]
+) -> None:
+    folder = tmp_path_factory.mktemp("lab")
+    members: list[Content] = [
+        (f"{before}{segment(n).key}{behind}.mp4", content(n)) for before, n, behind in names
+    ]
+    with serve() as server:
+        lab = Lab(server, folder)
+        lab.put_parts({"part_0.tar.gz": tarball(members)})
+        units = list(lab.mirror.units([segment(n) for n in range(3)], WHOLE, lab.scratch))
+        ready = [path for unit in units for path in unit.ready.values()]
+        assert set(ready) <= {lab.scratch / f"{segment(n).key}.mp4" for n in range(3)}
+        assert {folder / name for name in tree(folder) if not name.startswith("cache/")} == set(
+            ready
+        )
+
+
+def test_two_parts_of_a_job_share_the_tars(lab: Lab) -> None:
+    lab.put_parts({f"part_{p}.tar.gz": tarball(clips([2 * p, 2 * p + 1])) for p in range(5)})
+    wanted = [segment(n) for n in (*range(10), 77)]
+    first = lab.run(wanted, Part(0, 2))
+    assert lab.read == [f"part_{p}.tar.gz" for p in (0, 2, 4)]
+    assert (len(first.clips), first.errors) == (6, {})  # the rest waits for the other task
+
+    second = lab.run(wanted, Part(1, 2))
+    assert lab.read == ["part_1.tar.gz", "part_3.tar.gz"]
+    assert len(second.clips) == 4
+    # Whatever is in neither is known once both were read; what the other one has is not gone.
+    assert second.reasons == {segment(77).key: Reason.GONE}
+    assert first.clips.keys() | second.clips.keys() == {segment(n).key for n in range(10)}
+
+
+def test_a_task_leaves_alone_what_another_ones_part_holds(lab: Lab) -> None:
+    lab.put_parts({"part_0.tar.gz": tarball(clips([0])), "part_1.tar.gz": tarball(clips([1]))})
+    lab.run([segment(0), segment(1), segment(2)])
+    outcome = lab.run([segment(1), segment(2)], Part(0, 2))
+    assert (outcome.clips, outcome.reasons) == ({}, {segment(2).key: Reason.GONE})
+    assert lab.read == []
+
+
+def test_what_is_to_come_is_said_before_it_comes(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = {f"part_{p}.tar.gz": tarball(clips([p])) for p in range(4)}
+    lab.put_parts(parts)
+    lab.run([segment(9)])
+    with caplog.at_level(logging.INFO):
+        units = lab.mirror.units([segment(0), segment(3)], WHOLE, lab.scratch)
+        with closing(units):
+            next(units)
+    (said,) = caplog.messages
+    assert said == "cvdf: 2 clips wanted; 2 of 4 parts to read, at most 0.0 GB"
+    num_bytes = len(parts["part_0.tar.gz"]) + len(parts["part_3.tar.gz"])
+    assert lab.mirror.expect([segment(0), segment(3)]) == (2, num_bytes)
+
+
+def test_few_clips_lie_waiting_for_a_slow_taker(lab: Lab) -> None:
+    lab.put_parts({"part_0.tar.gz": tarball(clips(range(200)))})
+    most = 0
+    for unit in lab.mirror.units(list(map(segment, range(200))), WHOLE, lab.scratch):
+        most = max(most, len(list(lab.scratch.iterdir())))
+        for path in unit.ready.values():
+            path.unlink()
+    assert 1 <= most <= cvdf.CLIPS_AHEAD + 3  # waiting, being written (two names), in our hands
+
+
+def test_who_stops_taking_leaves_no_reader_behind(lab: Lab) -> None:
+    lab.put_parts({"part_0.tar.gz": tarball(clips(range(200)))})
+    units = lab.mirror.units(list(map(segment, range(200))), WHOLE, lab.scratch)
+    next(units)
+    units.close()
+    assert "read-ahead" not in {thread.name for thread in threading.enumerate()}
+    assert len(tree(lab.scratch)) <= cvdf.CLIPS_AHEAD + 2
+    (known,) = (lab.folder / "cache" / "cvdf").glob("*.json")
+    assert json.loads(known.read_text())["complete"] is False
+
+
+def test_a_full_disk_stops_the_run(lab: Lab) -> None:
+    lab.put_parts({"part_0.tar.gz": tarball(clips([0]))})
+    units = lab.mirror.units([segment(0)], WHOLE, lab.scratch)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            list(units)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# path lists
+
+
+def test_lines_of_a_list_are_addresses_of_all_kinds() -> None:
+    text = (
+        "\ufeff# parts\r\n"
+        "https://s3.amazonaws.com/kinetics/400/val/part_0.tar.gz\r\n"
+        "http://s3.amazonaws.com/kinetics/400/val/part_1.tar.gz\n\n"
+        "part_2.tar.gz\n"
+        "  ../train/part_3.tar.gz \n"
+        "https://else.where/part_4.tar.gz\n"
+        "part_2.tar.gz"
+    )
+    near = "http://near/k"
+    assert cvdf.parse_list(text.encode(), f"{near}/400/val/list.txt", f"{near}/") == [
+        f"{near}/400/val/part_0.tar.gz",
+        f"{near}/400/val/part_1.tar.gz",
+        f"{near}/400/val/part_2.tar.gz",
+        f"{near}/400/train/part_3.tar.gz",
+        "https://else.where/part_4.tar.gz",
+    ]
+
+
+@given(st.one_of(st.binary(), st.text(st.sampled_from("http:/.[]@\n #?x"), max_size=30)))
+def test_any_list_is_addresses_or_one_line(content: bytes | str) -> None:
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        found = cvdf.parse_list(data, "http://host/list.txt")
+    except KineticsError as error:
+        assert "\n" not in str(error)
+        return
+    assert found
+    assert all(address.startswith(("http://", "https://")) for address in found)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "words"),
+    [
+        (b"<!doctype html><p>not here", "text/html", "is an HTML page"),
+        (b"<!doctype html><p>not here", "text/plain", "is an HTML page"),
+        (b"<?xml version='1.0'?><Error/>", "text/plain", "line 1: .* is not an address"),
+        (b"\n# nothing yet\n", "text/plain", "names no tar"),
+        (b"file:///etc/passwd\n", "text/plain", "line 1: .* is not an address"),
+    ],
+)
+def test_a_list_that_is_none_is_one_line(lab: Lab, data: bytes, kind: str, words: str) -> None:
+    lab.server.put("/400/val/k400_val_path.txt", data, kind=kind)
+    with pytest.raises(KineticsError, match=words) as caught:
+        lab.run([segment(0)])
+    assert not isinstance(caught.value, SourceError)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_split_without_a_list_is_one_line_that_names_the_option(lab: Lab) -> None:
+    lab.put_parts({"part_0.tar.gz": tarball(clips([0]))})
+    with pytest.raises(KineticsError, match="give one with --cvdf-list all=ADDRESS"):
+        lab.run([segment(0), segment(1, "all")])
+    with pytest.raises(KineticsError, match=r"HTTP 404.*--cvdf-list train=ADDRESS"):
+        lab.run([segment(0), segment(1, "train")])
+    assert lab.read == []  # all lists are asked for before any part
+
+
+def test_without_an_answer_the_list_of_an_earlier_run_does(lab: Lab) -> None:
+    lab.put_parts({"part_0.tar.gz": tarball(clips([0]))})
+    lab.run([segment(0)])
+    lab.server.files["/400/val/k400_val_path.txt"].statuses += [500] * 9
+    assert set(lab.run([segment(0)]).clips) == {segment(0).key}
+
+
+# what the command line names
+
+
+def test_the_mirror_of_another_set_needs_its_lists(tmp_path: Path) -> None:
+    mirror, replacement = cvdf.make(tmp_path, base="http://near/k/")
+    assert isinstance(mirror, cvdf.Mirror)
+    assert isinstance(replacement, cvdf.Replacement)
+    assert mirror.lists["train"] == "http://near/k/400/train/k400_train_path.txt"
+    assert replacement.address == "http://near/k/400/replacement_for_corrupted_k400.tgz"
+    lists = {"val": "http://near/k600.txt"}
+    (other,) = cvdf.make(tmp_path, lists=lists, is_kinetics400=False)
+    assert isinstance(other, cvdf.Mirror)
+    assert other.lists == lists
+    with pytest.raises(KineticsError, match="does not begin with http"):
+        cvdf.make(tmp_path, base="/data/mirror")
+
+
+def test_the_option_for_a_list_is_a_split_and_an_address() -> None:
+    assert cvdf.parse_list_option("val=https://h/l?a=b") == ("val", "https://h/l?a=b")
+    for word in ("val", "=https://h/l", "val=", "val=/data/list.txt"):
+        with pytest.raises(KineticsError, match="is not SPLIT=ADDRESS"):
+            cvdf.parse_list_option(word)
+
+
+def test_there_is_nothing_beyond_the_ready_clip(lab: Lab, tmp_path: Path) -> None:
+    for source in lab.sources:
+        with pytest.raises(SourceError) as caught:
+            source.open(Unit((segment(0),)), tmp_path).footage(segment(0))
+        assert caught.value.reason is Reason.GONE
+        assert not source.versions()
+        assert pickle.loads(pickle.dumps(source)) == source  # it is sent to workers
+
+
+# replacements
+
+
+def history(reason: Reason | None) -> History:
+    known = History()
+    if reason is not None:
+        known.add(Line(key="k", status=FAILED, source="cvdf", reason=reason))
+    return known
+
+
+def test_only_what_came_damaged_is_replaced(lab: Lab) -> None:
+    assert lab.replacement.wants(history(Reason.DAMAGED))
+    assert not lab.replacement.wants(history(Reason.GONE))
+    assert not lab.replacement.wants(history(None))
+    assert lab.mirror.wants(history(None))
+
+
+def replaced(lab: Lab, members: list[Member], wanted: list[Segment]) -> Outcome:
+    lab.server.put("/400/replacement_for_corrupted_k400.tgz", tarball(members))
+    return collect(lab.replacement.units(wanted, WHOLE, lab.scratch))
+
+
+def test_a_corrupt_clip_of_the_mirror_comes_whole_from_the_replacements(
+    lab: Lab, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    whole = make_video(seconds=3).read_bytes()
+    key = segment(0).key
+    lab.put_parts({"part_0.tar.gz": tarball([(f"{key}.mp4", whole[:-2000])])})
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(lab.run([segment(0)]).clips[key])
+    with pytest.raises(MediaError):
+        media.count_frames(clip)
+    folder = "replacement_for_corrupted_k400"
+    members: list[Member] = [(f"./{folder}/._{key}.mp4", b""), (f"./{folder}/{key}.mp4", whole)]
+    clip.write_bytes(replaced(lab, members, [segment(0)]).clips[key])
+    assert media.count_frames(clip) == 90
+
+
+def test_a_replacement_is_found_by_key_or_by_the_one_segment_of_its_video(lab: Lab) -> None:
+    two = [segment(1), segment(1, start=20)]
+    members: list[Member] = [
+        ("r/video-00000.mp4", b"by video"),
+        ("r/video-00001.mp4", b"of which segment?"),
+        (f"r/{segment(1).key}.mp4", b"by key"),
+        (f"r/{segment(2, start=30).key}.mp4", b"another segment of that video"),
+        ("r/video-00003_new.mp4", b"by its first eleven characters"),
+        ("r/video-00003.mp4", b"again"),
+    ]
+    outcome = replaced(lab, members, [segment(0), *two, segment(2), segment(3)])
+    assert outcome.clips == {
+        segment(0).key: b"by video",
+        segment(1).key: b"by key",
+        segment(3).key: b"by its first eleven characters",
+    }
+    gone = (Reason.GONE, "not among the replacements")
+    assert outcome.errors == {two[1].key: gone, segment(2).key: gone}
+
+
+def test_replacements_that_cannot_be_had_may_be_asked_again(lab: Lab) -> None:
+    assert collect(lab.replacement.units([], WHOLE, lab.scratch)).order == []
+    outcome = collect(lab.replacement.units([segment(0)], WHOLE, lab.scratch))
+    assert outcome.reasons == {segment(0).key: Reason.SERVER}
+    lab.server.put("/400/replacement_for_corrupted_k400.tgz", tarball(clips([1, 0]))[:9000])
+    outcome = collect(lab.replacement.units([segment(0)], WHOLE, lab.scratch))
+    assert outcome.reasons == {segment(0).key: Reason.DAMAGED}
