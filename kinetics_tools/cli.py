@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -16,6 +16,7 @@ from kinetics_tools.engine import ENGINES, num_processors
 from kinetics_tools.errors import KineticsError, lookup, nearest
 from kinetics_tools.files import PATH_ERRNOS, STORAGE_ERRNOS
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 LOG_EVERY_S = 30.0
 
@@ -157,9 +158,9 @@ def cache_dir(chosen: Path | None = None) -> Path:
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a command and exit: its own code, 2 for what the user can mend, 130 for Ctrl-C."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
-    )
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for ours in ("kinetics_tools", "benchmarks"):
+        logging.getLogger(ours).setLevel(logging.INFO)  # of libraries only what is wrong
     try:
         code = main()
         sys.stdout.flush()
@@ -196,19 +197,52 @@ def progress(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
         if now - last >= LOG_EVERY_S:
             last = now
             left_s = (now - start) / done * (total - done)
-            logging.getLogger(what).info(
+            logger.info(
                 "%s: %d of %d, about %.0f s left", what, done, total, left_s
             )
 
 
-def text_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of equal keys as aligned columns, the titles first."""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
+def names(text: str) -> tuple[str, ...]:
+    """An argparse type: names with commas between them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def text_table(rows: Sequence[Mapping[str, str]], *, words: Collection[str] = ()) -> str:
+    """Rows of equal keys as aligned columns, the titles first.
+
+    Args:
+        rows: one at least.
+        words: columns of words, which begin at one edge as the first column does; numbers end at
+            one.
+    """
+    titles = list(rows[0])
+    lines = [titles, *(list(row.values()) for row in rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(titles))]
+    begins = {titles[0], *words}
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if at == 0 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
+            cell.ljust(width) if title in begins else cell.rjust(width)
+            for title, cell, width in zip(titles, line, widths, strict=True)
+        ).rstrip()
         for line in lines
     )
+
+
+def size_text(num_bytes: float) -> str:
+    """A size in decimal units: 430 kB, 1.5 MB, 29 GB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{_short(num_bytes / size)} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def time_text(seconds: float) -> str:
+    """A time in a unit of which there are a few: 40 s, 12 min, 3.4 h, 34 days."""
+    for unit, size in (("days", 86_400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{_short(seconds / size)} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _short(number: float) -> str:
+    return f"{number:.1f}" if number < 9.95 else f"{number:.0f}"

@@ -172,7 +172,12 @@ def claim_recipe(out: Path, recipe: ClipRecipe) -> None:
 
 
 def download(
-    segments: Sequence[Segment], labels: tuple[str, ...], plan: Plan, *, show: Show
+    segments: Sequence[Segment],
+    labels: tuple[str, ...],
+    plan: Plan,
+    *,
+    show: Show,
+    begin: Callable[[], None] = lambda: None,
 ) -> Summary:
     """Make the clips that are not yet made; safe to call again at any time.
 
@@ -182,6 +187,7 @@ def download(
         plan: how.
         show: wraps the iterator of a source's ledger lines, given how many there may be and the
             source's name, to show progress.
+        begin: called when OUT is this run's, before anything is asked.
 
     Raises:
         OutError: OUT is in use, or holds another recipe or another label list.
@@ -191,6 +197,7 @@ def download(
         sweep(plan.out)
         claim_recipe(plan.out, plan.recipe)
         record_selection(plan.out, segments, labels)
+        begin()
         with (
             scratch_folder(plan.tmp_dir or plan.out) as scratch,
             ledger.writer(ledger.ledger_path(plan.out, plan.part)) as record,
@@ -383,7 +390,8 @@ def _pass_ready(ready: Path, clip: Path, plan: Plan) -> Cut:
         made = Cut(media.count_frames(clip))
     else:
         made = media.conform(ready, clip, recipe=plan.recipe, binary=plan.binary)
-    if made.num_frames < MIN_READY_S * plan.recipe.fps:
+    fps = media.probe(clip).fps or plan.recipe.fps
+    if made.num_frames < MIN_READY_S * fps:
         detail = f"the ready clip has only {made.num_frames} frames"
         raise MediaError(ready, detail, reason=Reason.TOO_SHORT)
     return made

@@ -9,7 +9,6 @@ import importlib.resources
 import io
 import logging
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -332,14 +331,3 @@ def format_bad_rows(bad: Sequence[BadRow]) -> str:
     writer.writerow(("line", "problem"))
     writer.writerows((row.line, row.problem) for row in bad)
     return buffer.getvalue()
-
-
-def describe(segments: Sequence[Segment]) -> str:
-    """One line: how many segments, videos and classes, by split."""
-    splits = Counter(s.split for s in segments)
-    return (
-        f"{len(segments)} segments of {len({s.youtube_id for s in segments})} videos, "
-        f"{len({s.label for s in segments} - {None})} classes ("
-        + ", ".join(f"{split} {count}" for split, count in sorted(splits.items()))
-        + ")"
-    )

@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.dates import ConciseDateFormatter
 from matplotlib.figure import Figure
 
+from kinetics_tools.cli import size_text
 from kinetics_tools.coverage import (
     MINUTE,
     Coverage,
     State,
-    amount,
     reason_class,
     reason_table,
     share,
@@ -86,7 +86,7 @@ def page(coverage: Coverage, lists: list[Path]) -> str:
         total={state.value: f"{count:,}" for state, count in total.items()},
         expected=f"{total.total():,}",
         num_classes=len(classes),
-        size=amount(coverage.num_bytes),
+        size=size_text(coverage.num_bytes),
         num_files=f"{coverage.num_files:,}",
         until=coverage.until[:MINUTE].replace("T", " "),
         splits=split_table(coverage),
@@ -228,7 +228,7 @@ def _sources(coverage: Coverage) -> Markup:
         axes.locator_params(axis="x", nbins=4)
         plain(axes)
     told = "; ".join(
-        f"{source} {num_clips:,} clips, {amount(num_bytes)}"
+        f"{source} {num_clips:,} clips, {size_text(num_bytes)}"
         for source, (num_clips, num_bytes) in given.items()
     )
     return picture(figure, f"Clips and bytes by source: {told}")

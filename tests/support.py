@@ -54,6 +54,11 @@ def command(name: str, *arguments: object) -> list[str]:
     return [sys.executable, "-c", f"from {module} import main; main()", *map(str, arguments)]
 
 
+def run(*command: object) -> None:
+    """Run a program that must succeed."""
+    subprocess.run(list(map(str, command)), check=True)
+
+
 def run_command(
     name: str, *arguments: object, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:

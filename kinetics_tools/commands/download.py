@@ -19,6 +19,7 @@ from kinetics_tools.errors import (
     Reason,
     lookup,
 )
+from kinetics_tools.sources.base import FETCHES
 from kinetics_tools.sources.options import PASSED_THROUGH, settle
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ VERBS = {
     "report": (record.report_parser, record.report_main),
     "verify": (record.verify_parser, record.verify_main),
 }
-FETCHES = ("auto", "section", "full")
 YTDLP_REPEATED = ("retry-sleep", "extractor-args", "js-runtimes")
 
 
@@ -56,8 +56,8 @@ def build_parser() -> Parser:
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to fill")
     what = parser.add_argument_group("what to make")
-    what.add_argument("--split", help="only these splits: train,val", type=_names)
-    what.add_argument("--classes", help="only these labels: abseiling,yoga", type=_names)
+    what.add_argument("--split", help="only these splits: train,val", type=cli.names)
+    what.add_argument("--classes", help="only these labels: abseiling,yoga", type=cli.names)
     what.add_argument("--limit", type=cli.positive, metavar="N", help="only the first N segments")
     what.add_argument(
         "--labels",
@@ -114,8 +114,7 @@ def _add_sources(parser: Parser) -> None:
         "--fetch",
         type=cli.one_of("way to fetch", FETCHES),
         default="auto",
-        help="of a video: section (only the segment's part of it), full, or auto (section, and "
-        "full where that fails)",
+        help="; ".join(f"{name}: {what}" for name, what in FETCHES.items()),
     )
     where.add_argument("--keep-videos", action="store_true", help="keep whole videos in OUT/videos")
     where.add_argument(
@@ -159,10 +158,6 @@ def _add_youtube(parser: Parser) -> None:
     )
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def _split_address(text: str) -> tuple[str, str]:
     split, equals, address = text.partition("=")
     if not (split and equals and address):
@@ -175,7 +170,9 @@ def _retry(text: str) -> frozenset[Reason]:
         return frozenset()
     reasons = {str(reason): frozenset({reason}) for reason in Reason}
     try:
-        chosen = [lookup("reason", name, reasons | dict(REASON_CLASSES)) for name in _names(text)]
+        chosen = [
+            lookup("reason", name, reasons | dict(REASON_CLASSES)) for name in cli.names(text)
+        ]
     except KineticsError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return frozenset().union(*chosen)
@@ -245,9 +242,14 @@ def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> "Plan":
     from kinetics_tools.manifest import dataset_of
     from kinetics_tools.sources.chain import Settings, make_sources
 
+    if options.engine != "local" and options.tmp_dir is not None:
+        raise KineticsError(
+            f"--tmp-dir {options.tmp_dir} is not seen by every node of --engine {options.engine}; "
+            "leave it out: scratch files then lie in OUT"
+        )
     binary = media.find_ffmpeg(options.ffmpeg)
     settings = Settings(
-        cache=cli.cache_dir(options.cache_dir),
+        cache=cli.cache_dir(options.cache_dir).absolute(),
         ytdlp=settle(_ytdlp_words(options)),
         keep_audio=options.keep_audio,
         fetch="full" if options.keep_videos else options.fetch,
@@ -257,7 +259,7 @@ def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> "Plan":
         dataset=dataset_of(labels),
     )
     return Plan(
-        out=options.out,
+        out=options.out.absolute(),  # Ray's workers start in other folders
         sources=make_sources(_sources(options), settings),
         recipe=media.ClipRecipe(
             fps=options.fps,
@@ -273,7 +275,7 @@ def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> "Plan":
         part=part_from(options.task, os.environ),
         jobs=options.jobs,
         engine=options.engine,
-        tmp_dir=options.tmp_dir,
+        tmp_dir=options.tmp_dir and options.tmp_dir.absolute(),
     )
 
 
@@ -366,17 +368,22 @@ def _download(
     from kinetics_tools.manifest import format_bad_rows
 
     _warn(options, plan)
+    bad_rows = listed.manifest.bad_rows
+
+    def begin() -> None:
+        if listed.official is not None:
+            listed.official.record(options.out)
+        if bad_rows:
+            write_text(options.out / "bad-rows.csv", format_bad_rows(bad_rows))
+
     summary = download(
         segments,
         listed.labels,
         plan,
         show=lambda lines, total, name: cli.progress(lines, total=total, what=name),
+        begin=begin,
     )
-    if listed.official is not None:
-        listed.official.record(options.out)
-    bad_rows = listed.manifest.bad_rows
     if bad_rows:
-        write_text(options.out / "bad-rows.csv", format_bad_rows(bad_rows))
         print(f"{len(bad_rows)} bad rows left out: {options.out}/bad-rows.csv")
     return _tell(options, summary)
 

@@ -16,6 +16,13 @@ from kinetics_tools.errors import SourceError
 from kinetics_tools.ledger import History
 from kinetics_tools.manifest import Segment
 
+# How a source that has whole videos gives a segment of one.
+FETCHES: Mapping[str, str] = {
+    "auto": "sections where that saves something, all of the video where that fails",
+    "section": "sections only",
+    "full": "whole videos only",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:

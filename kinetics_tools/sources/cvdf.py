@@ -219,7 +219,7 @@ class Mirror:
         if address is None:
             raise KineticsError(
                 f"the mirror has no path list for split {split!r}; "
-                f"give one with --cvdf-list {split}=ADDRESS, or --labels kinetics400 if it is of that"
+                f"give one with --cvdf-list {split}=ADDRESS, or say --labels kinetics400"
             )
         path = self.cache / "cvdf" / f"{short_hash(address)}.txt"
         try:

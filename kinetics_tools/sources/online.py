@@ -12,14 +12,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from kinetics_tools import media
+from kinetics_tools import media, sections
 from kinetics_tools.engine import Part
 from kinetics_tools.errors import IDENTITY, KineticsError, MediaError, Reason, SourceError, lookup
 from kinetics_tools.ledger import History
 from kinetics_tools.manifest import Segment
 from kinetics_tools.pace import STRIKES, Pace
 from kinetics_tools.sources import base
-from kinetics_tools.sources.base import Footage, Unit
+from kinetics_tools.sources.base import FETCHES, Footage, Unit
 from kinetics_tools.sources.options import settle
 
 if TYPE_CHECKING:
@@ -27,11 +27,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FETCHES: Mapping[str, str] = {
-    "auto": "sections where that saves something, all of the video where that fails",
-    "section": "sections only",
-    "full": "whole videos only",
-}
 SECTION_OVERHEAD_S = 5  # of video that a section takes besides its segment, with the index
 
 
@@ -198,7 +193,7 @@ class Video:
         files = self._session.remote_files(facts)
         if not files:
             raise SourceError(Reason.NO_FORMATS, "the format comes in fragments, not in sections")
-        return media.copy_section(
+        return sections.copy_section(
             files,
             path,
             start_s=segment.start_s,
