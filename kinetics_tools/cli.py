@@ -197,9 +197,7 @@ def progress(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
         if now - last >= LOG_EVERY_S:
             last = now
             left_s = (now - start) / done * (total - done)
-            logger.info(
-                "%s: %d of %d, about %.0f s left", what, done, total, left_s
-            )
+            logger.info("%s: %d of %d, about %.0f s left", what, done, total, left_s)
 
 
 def names(text: str) -> tuple[str, ...]:

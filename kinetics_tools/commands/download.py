@@ -20,6 +20,7 @@ from kinetics_tools.errors import (
     lookup,
 )
 from kinetics_tools.sources.base import FETCHES
+from kinetics_tools.sources.cvdf import OFFICIAL
 from kinetics_tools.sources.options import PASSED_THROUGH, settle
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _add_sources(parser: Parser) -> None:
     where.add_argument(
         "--cvdf-base",
         metavar="ADDRESS",
-        default="https://s3.amazonaws.com/kinetics",
+        default=OFFICIAL,
         help="of the mirror",
     )
     where.add_argument(
