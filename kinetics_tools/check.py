@@ -21,7 +21,7 @@ from kinetics_tools.sources import runtime
 
 OLD_DAYS = 90  # YouTube changes every few weeks; older releases fail in ways that look like others
 SPARE = 1.1  # the disk estimate is no promise
-INSTALL = 'pip install -U "kinetics-tools[youtube]"'
+INSTALL = 'pip install -U "yt-dlp[default,deno]"'
 
 
 class Level(StrEnum):
@@ -237,7 +237,7 @@ def _solver(parameters: Mapping[str, Any]) -> Finding:
 
 def _lockout(lockout: SourceError | None) -> Finding:
     if lockout is None:
-        return Finding(Level.OK, "YouTube may be asked")
+        return Finding(Level.OK, "no refusal of YouTube stands against this identity")
     return Finding(
         Level.WARNING,
         f"YouTube is not asked now ({lockout})",

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -14,7 +15,7 @@ from typing import NoReturn, TypeVar
 import kinetics_tools
 from kinetics_tools.engine import ENGINES, num_processors
 from kinetics_tools.errors import KineticsError, lookup, nearest
-from kinetics_tools.files import PATH_ERRNOS, STORAGE_ERRNOS
+from kinetics_tools.files import FULL_ERRNOS, PATH_ERRNOS, STORAGE_ERRNOS
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,6 +32,7 @@ class Exit(IntEnum):
     RETRYABLE_GAPS = 4
     STOPPED = 75
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 class Parser(argparse.ArgumentParser):
@@ -161,6 +163,8 @@ def run(main: Callable[[], int]) -> NoReturn:
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for ours in ("kinetics_tools", "benchmarks"):
         logging.getLogger(ours).setLevel(logging.INFO)  # of libraries only what is wrong
+    # A batch system's word that time is up: unwinding ends children and sweeps scratch folders.
+    signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         code = main()
         sys.stdout.flush()
@@ -175,12 +179,18 @@ def run(main: Callable[[], int]) -> NoReturn:
         if error.errno not in STORAGE_ERRNOS | PATH_ERRNOS:
             raise
         where = error.filename or tempfile.gettempdir()
+        advice = "make room, or choose" if error.errno in FULL_ERRNOS else "choose"
         print(
-            f"error: {where}: {error.strerror}; make room or choose another folder, "
-            "then give the same command again",
+            f"error: {where}: {error.strerror}; {advice} another folder, then give the same "
+            "command again",
             file=sys.stderr,
         )
         sys.exit(Exit.UNUSABLE)
+
+
+def _on_sigterm(*_: object) -> NoReturn:
+    print("terminated; the same command goes on where this one stopped", file=sys.stderr)
+    sys.exit(Exit.TERMINATED)
 
 
 def progress(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:

@@ -128,6 +128,7 @@ def parse_manifest(
             bad.append(BadRow(line, f"another row, which differs, has its key {parsed.key}"))
     if bad and not skip_bad_rows:
         shown = "".join(f"\n  line {row.line}: {row.problem}" for row in bad[:NUM_SHOWN])
+        shown += f"\n  and {len(bad) - NUM_SHOWN} more" if len(bad) > NUM_SHOWN else ""
         raise ManifestError(
             f"{where}: {len(bad)} bad rows; mend them, or leave them out with --skip-bad-rows"
             f"{shown}"

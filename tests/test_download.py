@@ -436,7 +436,7 @@ def test_a_disk_that_fills_stops_the_run_and_no_clip_is_blamed(
 def test_a_dry_run_writes_nothing(manifest: Path, tmp_path: Path) -> None:
     said = download(manifest, tmp_path / "out", "--dry-run")
     assert said.returncode == 0
-    assert said.stdout.startswith("8 segments, of which 8 are to do:\n")
+    assert said.stdout.startswith("8 segments, of which 8 are to do\n")
     rows = [line.split() for line in said.stdout.splitlines()]
     assert ["val", "6", "5", "1"] in rows  # split, segments, videos, classes
     assert ["all", "8", "6", "2"] in rows

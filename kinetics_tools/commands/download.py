@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -46,7 +47,7 @@ def build_parser() -> Parser:
         "`kinetics-download verify OUT` decodes every clip again.",
         "exit codes: 0 complete; 2 unusable input; 3 finished with permanent gaps only; "
         "4 finished with gaps that may close when asked again; 75 stopped by rate limit or bot "
-        "check; 130 interrupted",
+        "check; 130 interrupted; 143 terminated",
     )
     parser.add_argument(
         "manifest",
@@ -232,6 +233,13 @@ def _read(options: argparse.Namespace) -> _List:
             else choose_labels(found.manifest, options.labels)
         )
         return _List(found.manifest, labels, found)
+    if not Path(options.manifest).exists() and "/" not in options.manifest:
+        # A mistyped verb or name is more likely than a file that went away.
+        near = get_close_matches(options.manifest, [*VERBS, *official.ADDRESSES], n=1, cutoff=0.7)
+        if near:
+            raise KineticsError(
+                f"no file {options.manifest!r}; did you mean {near[0]!r}? (a file: ./NAME)"
+            )
     one = options.split[0] if options.split and len(options.split) == 1 else None
     manifest = read_manifest(Path(options.manifest), skip_bad_rows=options.skip_bad_rows, split=one)
     return _List(manifest, choose_labels(manifest, options.labels))
@@ -319,8 +327,9 @@ def _dry_run(options: argparse.Namespace, segments: "Sequence[Segment]", plan: "
     from kinetics_tools.estimate import format_estimate
 
     todo, expected = _estimate(options, segments, plan)
-    print(f"{len(segments)} segments, of which {len(todo)} are to do:\n")
-    print(format_estimate(todo, expected))
+    print(f"{len(segments)} segments, of which {len(todo)} are to do")
+    if todo:
+        print(f"\n{format_estimate(todo, expected)}")
     return Exit.COMPLETE
 
 
