@@ -3,15 +3,18 @@
 Clips here are bytes; whether they can be decoded is asked at the door, by who takes them.
 """
 
+import csv
+import hashlib
 import json
 import logging
 import pickle
 import random
 import resource
+import subprocess
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,13 +24,13 @@ from conftest import MakeVideo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mirror import Content, Member, MirrorServer, Served, link, serve, tarball
-from support import tree
+from support import run_command, tree
 
-from kinetics_tools import media
+from kinetics_tools import ledger, media
 from kinetics_tools.engine import WHOLE, Part
 from kinetics_tools.errors import KineticsError, MediaError, Reason, SourceError
 from kinetics_tools.ledger import FAILED, History, Line
-from kinetics_tools.manifest import Segment
+from kinetics_tools.manifest import Segment, known_labels
 from kinetics_tools.sources import cvdf
 from kinetics_tools.sources.base import Source, Unit
 
@@ -672,3 +675,124 @@ def test_replacements_that_cannot_be_had_may_be_asked_again(lab: Lab) -> None:
     lab.server.put("/400/replacement_for_corrupted_k400.tgz", tarball(clips([1, 0]))[:9000])
     outcome = collect(lab.replacement.units([segment(0)], WHOLE, lab.scratch))
     assert outcome.reasons == {segment(0).key: Reason.DAMAGED}
+
+
+# through the command
+
+
+def write_list(path: Path, rows: Iterable[Segment]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("label", "youtube_id", "time_start", "time_end", "split"))
+        writer.writerows((s.label, s.youtube_id, s.start_s, s.end_s, s.split) for s in rows)
+    return path
+
+
+def download(
+    lab: Lab, manifest: object, *options: object, cache: str = "cache"
+) -> subprocess.CompletedProcess[str]:
+    """Fill the lab's folder `out` from its mirror."""
+    return run_command(
+        *("kinetics-download", manifest, lab.folder / "out", "--source", "cvdf"),
+        *("--cvdf-base", lab.server.address, "--cache-dir", lab.folder / cache, *options),
+    )
+
+
+def answers(lab: Lab) -> dict[str, list[str]]:
+    """By key: who gave the clip, or each source that did not and why."""
+    return {
+        key: [one.done.source.partition(":")[0]]
+        if one.done
+        else sorted(f"{failed.source.partition(':')[0]} {failed.reason}" for failed in one.failures)
+        for key, one in ledger.read(lab.folder / "out").items()
+    }
+
+
+def test_tasks_that_share_only_out_bring_every_clip_to_an_end(
+    lab: Lab, make_video: MakeVideo
+) -> None:
+    clip = make_video(seconds=3).read_bytes()
+    folder = lab.folder / "folder"
+    folder.mkdir()
+    (folder / f"{segment(1).key}.mp4").write_bytes(clip)  # what a broken tar keeps from us
+    for number in range(4):
+        data = tarball([(f"{segment(2 * number + k).key}.mp4", clip) for k in range(2)])
+        broken = number in (0, 1)  # one of each task
+        lab.server.put(
+            f"/400/val/part_{number}.tar.gz", data[: -len(clip) // 2 if broken else None]
+        )
+    lab.put_list(f"part_{number}.tar.gz" for number in range(4))
+    rows = (replace(segment(number), label="yoga") for number in range(9))
+    manifest = write_list(lab.folder / "list.csv", rows)
+    options = ("--source", f"dir:{folder}", "--labels", "kinetics400")
+    for task in (0, 1) * 2:
+        said = download(lab, manifest, *options, "--task", f"{task}/2", cache=f"cache-{task}")
+        assert said.returncode in (0, 4), said.stderr
+    lost = ["cvdf damaged", "cvdf-replacement server", "dir gone"]
+    assert answers(lab) == {
+        **{segment(n).key: ["cvdf"] for n in (0, 2, 4, 5, 6, 7)},
+        segment(1).key: ["dir"],
+        **{segment(n).key: lost for n in (3, 8)},
+    }
+
+
+def test_the_lists_of_another_set_are_named(lab: Lab, make_video: MakeVideo) -> None:
+    """Kinetics-600, say: labels that are not those of Kinetics-400, lists elsewhere."""
+    clip = make_video(seconds=3).read_bytes()
+    lab.server.put("/600/val/part_0.tar.gz", tarball([(f"v/{segment(0).key}.mp4", clip)]))
+    lab.server.put("/600/val/k600_val_path.txt", b"part_0.tar.gz\n")
+    rows = [replace(segment(0), label="arguing"), replace(segment(1), label="zumba")]
+    manifest = write_list(lab.folder / "list.csv", rows)
+    address = f"{lab.server.address}/600/val/k600_val_path.txt"
+    said = download(lab, manifest, "--cvdf-list", f"val={address}")
+    assert said.returncode == 3, said.stderr
+    assert answers(lab) == {segment(0).key: ["cvdf"], segment(1).key: ["cvdf gone"]}
+    assert "/400/" not in "".join(lab.server.gets())
+
+
+def test_a_set_by_name_comes_from_its_list_to_its_clips(lab: Lab, make_video: MakeVideo) -> None:
+    clip = make_video(seconds=3).read_bytes()
+    labels = known_labels("kinetics400")
+    rows = (replace(segment(n), label=labels[n % 400]) for n in range(19_906))
+    data = write_list(lab.folder / "val.csv", rows).read_bytes()
+    lab.server.put("/val.csv", data)
+    lab.put_tars({"part_0.tar.gz": tarball([(f"{segment(n).key}.mp4", clip) for n in range(2)])})
+    address = f"{lab.server.address}/val.csv"
+    said = download(lab, "kinetics400/val", "--manifest-address", address, "--limit", 2)
+    assert said.returncode == 0, said.stderr
+    assert answers(lab) == {segment(n).key: ["cvdf"] for n in range(2)}
+    assert json.loads((lab.folder / "out" / "origin.json").read_text()) == [
+        {
+            "list": "kinetics400/val",
+            "address": address,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "rows": 19_906,
+        }
+    ]
+
+
+def test_without_a_list_now_the_next_source_is_asked(lab: Lab, make_video: MakeVideo) -> None:
+    folder = lab.folder / "folder"
+    folder.mkdir()
+    (folder / f"{segment(0).key}.mp4").write_bytes(make_video(seconds=3).read_bytes())
+    manifest = write_list(lab.folder / "list.csv", [segment(0), segment(1)])
+    address = f"{lab.server.address}/list.txt"
+    lab.server.put("/list.txt", b"", statuses=[403] * 9)
+    said = download(lab, manifest, "--cvdf-list", f"val={address}", "--source", f"dir:{folder}")
+    assert said.returncode == 4, said.stderr
+    assert answers(lab) == {segment(0).key: ["dir"], segment(1).key: ["cvdf server", "dir gone"]}
+    ledger_text = (lab.folder / "out" / "ledger-0-of-1.jsonl").read_text()
+    assert f"no path list: {address}: HTTP 403" in ledger_text
+
+
+def test_a_split_that_has_no_list_is_told_before_any_source_is_asked(lab: Lab) -> None:
+    manifest = write_list(lab.folder / "list.csv", [segment(0)])
+    (lab.folder / "folder").mkdir()
+    said = run_command(
+        *("kinetics-download", manifest, lab.folder / "out"),
+        *("--source", f"dir:{lab.folder / 'folder'}", "--source", "cvdf"),
+        *("--cvdf-base", lab.server.address, "--cache-dir", lab.folder / "cache"),
+    )
+    assert said.returncode == 2
+    assert "give one with --cvdf-list val=ADDRESS" in said.stderr
+    assert not (lab.folder / "out").exists()
