@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -193,6 +193,8 @@ def download(
         OutError: OUT is in use, or holds another recipe or another label list.
         KineticsError: a source cannot be used.
     """
+    for source in plan.sources:
+        source.check(segments)
     with hold(plan.out, str(plan.part)):
         sweep(plan.out)
         claim_recipe(plan.out, plan.recipe)
@@ -216,6 +218,7 @@ class _Run:
         self._plan = plan
         self._segments = segments
         self._own = share(segments, plan.part)
+        self._own_keys = {segment.key for segment in self._own}
         self._scratch = scratch
         self._record = record
         self._show = show
@@ -250,11 +253,17 @@ class _Run:
                 for unit in units:
                     if self._refusal is not None:
                         return
-                    yield unit
+                    yield self._own_verdict(unit)
         except SourceError as error:
             if error.reason not in IDENTITY:
                 raise
             self._refusal = error
+
+    def _own_verdict(self, unit: Unit) -> Unit:
+        """What a source lacks, each part records of its own segments: the record has it once."""
+        if unit.error is None:
+            return unit
+        return replace(unit, segments=tuple(s for s in unit.segments if s.key in self._own_keys))
 
 
 def _lines(finished: Iterable[tuple[Unit, list[Line] | Crash]], source: Source) -> Iterator[Line]:

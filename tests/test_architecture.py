@@ -25,7 +25,7 @@ TOOLKIT = (
     "sources.base",
     "sources.folder",
     "sources.tars",
-    "sources.parts",
+    "sources.search",
     "sources.cvdf",
     "sources.options",
     "sources.runtime",

@@ -259,6 +259,7 @@ def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> "Plan":
     binary = media.find_ffmpeg(options.ffmpeg)
     settings = Settings(
         cache=cli.cache_dir(options.cache_dir).absolute(),
+        out=options.out.absolute(),
         ytdlp=settle(_ytdlp_words(options)),
         keep_audio=options.keep_audio,
         fetch="full" if options.keep_videos else options.fetch,

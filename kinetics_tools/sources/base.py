@@ -83,6 +83,16 @@ class Source(Protocol):
     def wants(self, history: History) -> bool:
         """Whether this source could have a segment, after what earlier sources said of it."""
 
+    def check(self, segments: Sequence[Segment]) -> None:
+        """Before any source is asked: find out, without asking, what makes this one unusable.
+
+        Args:
+            segments: all of the job's.
+
+        Raises:
+            KineticsError: it cannot be used as it was asked for.
+        """
+
     def units(
         self, segments: Sequence[Segment], part: Part, scratch: Path
     ) -> Generator[Unit, None, None]:

@@ -32,6 +32,9 @@ class Folder:
         """Whatever earlier sources lack."""
         return True
 
+    def check(self, segments: Sequence[Segment]) -> None:
+        """The folder was looked at when it was named."""
+
     def units(
         self,
         segments: Sequence[Segment],

@@ -59,6 +59,9 @@ class Web:
         """Any segment, whatever became of it elsewhere."""
         return True
 
+    def check(self, segments: Sequence[Segment]) -> None:
+        """Address and options were looked at when it was made."""
+
     def units(
         self,
         segments: Sequence[Segment],
