@@ -272,7 +272,9 @@ def _patiently(attempt: Callable[[], T], pauses_s: Sequence[float]) -> T:
         try:
             return attempt()
         except _PassingError as error:
-            time.sleep(max(pause_s, min(error.wanted_pause_s, MAX_PAUSE_S)))
+            wanted_s = max(pause_s, min(error.wanted_pause_s, MAX_PAUSE_S))
+            logger.info("%s; trying again in %.0f s", error.detail, wanted_s)
+            time.sleep(wanted_s)
     return attempt()
 
 
