@@ -154,6 +154,9 @@ class Mirror:
         """True: it may have any clip."""
         return True
 
+    def lockout(self) -> None:
+        """Never: who is refused by the mirror is told so at each of its files."""
+
     def units(
         self, segments: Sequence[Segment], part: Part, scratch: Path
     ) -> Generator[Unit, None, None]:
@@ -325,6 +328,9 @@ class Replacement:
     def wants(self, history: History) -> bool:
         """Whether the mirror's clip came damaged."""
         return history.failed_with("cvdf") is Reason.DAMAGED
+
+    def lockout(self) -> None:
+        """Never: who is refused by the mirror is told so at each of its files."""
 
     def units(
         self,

@@ -32,6 +32,9 @@ class Folder:
         """Whatever earlier sources lack."""
         return True
 
+    def lockout(self) -> None:
+        """Never: a folder is always open."""
+
     def units(
         self,
         segments: Sequence[Segment],
