@@ -145,12 +145,12 @@ def wanted(
         if _is_next(source, before, histories.get(s.key, History()), plan.retry)
         and not is_done(plan.out, s, histories.get(s.key))
     ]
-    refused = {
-        s.key
-        for s in found
-        if s.key in histories and histories[s.key].failed_with(source.name) in IDENTITY
-    }
-    return sorted(found, key=lambda s: s.key in refused)
+
+    def is_refused(segment: Segment) -> bool:
+        history = histories.get(segment.key)
+        return history is not None and history.failed_with(source.name) in IDENTITY
+
+    return sorted(found, key=is_refused)
 
 
 def _is_next(
