@@ -41,6 +41,7 @@ from kinetics_tools.ledger import DONE, FAILED, History, Line, Writer
 from kinetics_tools.manifest import Segment, clip_path, record_selection
 from kinetics_tools.media import ClipRecipe, Cut
 from kinetics_tools.names import VIDEO_SUFFIXES
+from kinetics_tools.pace import LockedOut
 from kinetics_tools.sources.base import Opened, Source, Unit, by_video
 
 MIN_READY_S = 2  # a ready clip shorter than this is too short to say what it shows
@@ -87,14 +88,28 @@ class Summary:
         num_done: of them, clips in place.
         gaps: of the others, how many by reason.
         num_retryable: of the others, how many may succeed when asked again.
-        stopped: the refusal for which the run was ended early, or None.
+        stopped: the lock-out for which the run was ended early, or None.
     """
 
     num_expected: int
     num_done: int
     gaps: Mapping[str, int]
     num_retryable: int
-    stopped: SourceError | None = None
+    stopped: LockedOut | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of a unit.
+
+    Attributes:
+        lines: one for each segment that was asked for.
+        lockout: why nothing more may be asked of the source; of the segments without a line,
+            nothing was.
+    """
+
+    lines: tuple[Line, ...]
+    lockout: LockedOut | None = None
 
 
 Show = Callable[[Iterator[Line], int, str], Iterable[Line]]
@@ -118,14 +133,24 @@ def is_done(out: Path, segment: Segment, history: History | None) -> bool:
 def wanted(
     segments: Iterable[Segment], source: Source, plan: Plan, histories: Mapping[str, History]
 ) -> list[Segment]:
-    """What to ask a source of the plan for, now that the ledger says this of the segments."""
+    """What to ask a source of the plan for, now that the ledger says this of the segments.
+
+    Those for which it refused us last time come last: were it to refuse us for them again, and lock
+    us out, nothing else would ever be asked.
+    """
     before = plan.sources[: plan.sources.index(source)]
-    return [
+    found = [
         s
         for s in segments
         if _is_next(source, before, histories.get(s.key, History()), plan.retry)
         and not is_done(plan.out, s, histories.get(s.key))
     ]
+
+    def is_refused(segment: Segment) -> bool:
+        history = histories.get(segment.key)
+        return history is not None and history.failed_with(source.name) in IDENTITY
+
+    return sorted(found, key=is_refused)
 
 
 def _is_next(
@@ -210,7 +235,7 @@ def download(
 
 
 class _Run:
-    """One run of one part: what the ledger says by now, and the refusal that ends it."""
+    """One run of one part: what the ledger says by now, and the lock-out that ends it."""
 
     def __init__(
         self, plan: Plan, segments: Sequence[Segment], scratch: Path, record: Writer, show: Show
@@ -223,10 +248,10 @@ class _Run:
         self._record = record
         self._show = show
         self._histories = {} if plan.force else ledger.read(plan.out)
-        self._refusal: SourceError | None = None
+        self._lockout: LockedOut | None = None
 
-    def ask(self, source: Source) -> SourceError | None:
-        """Ask one source for all that is wanted of it; return the refusal that stops the run."""
+    def ask(self, source: Source) -> LockedOut | None:
+        """Ask one source for all that is wanted of it; return the lock-out that stops the run."""
         plan = self._plan
         if plan.part.count > 1 and not plan.force:
             self._histories = ledger.read(plan.out)  # other parts may have served this one's clips
@@ -234,30 +259,26 @@ class _Run:
         asked = wanted(pool, source, plan, self._histories)
         if not asked:
             return None
+        lockout = source.lockout()
+        if lockout is not None:
+            return lockout
         work = partial(make_clips, source=source, plan=plan, scratch=self._scratch)
         with (
             closing(self._units(source, asked)) as units,
             closing(engine.run(units, work, jobs=plan.jobs, engine=plan.engine)) as finished,
         ):
-            for line in self._show(_lines(finished, source), len(asked), source.name):
+            for line in self._show(self._lines(finished, source), len(asked), source.name):
                 self._record.add(line)
                 self._histories.setdefault(line.key, History()).add(line)
-                if line.reason in IDENTITY:
-                    self._refusal = SourceError(line.reason, line.detail)
-        return self._refusal
+        return self._lockout
 
     def _units(self, source: Source, asked: Sequence[Segment]) -> Generator[Unit, None, None]:
-        """The source's units, none after a refusal: what is under way then ends in peace."""
-        try:
-            with closing(source.units(asked, self._plan.part, self._scratch)) as units:
-                for unit in units:
-                    if self._refusal is not None:
-                        return
-                    yield self._own_verdict(unit)
-        except SourceError as error:
-            if error.reason not in IDENTITY:
-                raise
-            self._refusal = error
+        """The source's units, none after a lock-out: what is under way then ends in peace."""
+        with closing(source.units(asked, self._plan.part, self._scratch)) as units:
+            for unit in units:
+                if self._lockout is not None:
+                    return
+                yield self._own_verdict(unit)
 
     def _own_verdict(self, unit: Unit) -> Unit:
         """What a source lacks, each part records of its own segments: the record has it once."""
@@ -265,14 +286,16 @@ class _Run:
             return unit
         return replace(unit, segments=tuple(s for s in unit.segments if s.key in self._own_keys))
 
-
-def _lines(finished: Iterable[tuple[Unit, list[Line] | Crash]], source: Source) -> Iterator[Line]:
-    for unit, result in finished:
-        if isinstance(result, Crash):
-            error = SourceError(Reason.DAMAGED, result.detail)
-            yield from (_failed(segment, source, error) for segment in unit.segments)
-        else:
-            yield from result
+    def _lines(
+        self, finished: Iterable[tuple[Unit, Made | Crash]], source: Source
+    ) -> Iterator[Line]:
+        for unit, made in finished:
+            if isinstance(made, Crash):
+                error = SourceError(Reason.DAMAGED, made.detail)
+                yield from (_failed(segment, source, error) for segment in unit.segments)
+            else:
+                self._lockout = self._lockout or made.lockout
+                yield from made.lines
 
 
 def _failed(
@@ -294,9 +317,7 @@ def _failed(
     )
 
 
-def summarise(
-    segments: Sequence[Segment], plan: Plan, stopped: SourceError | None = None
-) -> Summary:
+def summarise(segments: Sequence[Segment], plan: Plan, stopped: LockedOut | None = None) -> Summary:
     """How the part stands, from the ledger and the files."""
     histories = ledger.read(plan.out)
     gaps: Counter[str] = Counter()
@@ -316,19 +337,23 @@ def summarise(
     )
 
 
-def make_clips(unit: Unit, *, source: Source, plan: Plan, scratch: Path) -> list[Line]:
+def make_clips(unit: Unit, *, source: Source, plan: Plan, scratch: Path) -> Made:
     """Make a unit's clips. Expected failures are lines; a bug still raises."""
     if unit.error is not None:
-        return [_failed(segment, source, unit.error) for segment in unit.segments]
+        return Made(tuple(_failed(segment, source, unit.error) for segment in unit.segments))
+    lines: list[Line] = []
+    lockout = None
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         folder = Path(name)
         fetched = folder / "video"
         fetched.mkdir()
         opened = source.open(unit, fetched)
-        lines = [
-            _make_clip(segment, unit.ready.get(segment.key), opened, folder, source, plan)
-            for segment in unit.segments
-        ]
+        try:
+            for segment in unit.segments:
+                ready = unit.ready.get(segment.key)
+                lines.append(_make_clip(segment, ready, opened, folder, source, plan))
+        except LockedOut as error:
+            lockout = error
         if plan.keep_videos:
             for video in fetched.iterdir():
                 if video.suffix not in VIDEO_SUFFIXES:
@@ -337,13 +362,19 @@ def make_clips(unit: Unit, *, source: Source, plan: Plan, scratch: Path) -> list
     for ready in unit.ready.values():
         if ready.is_relative_to(scratch):
             ready.unlink()
-    return lines
+    if any(line.reason in IDENTITY for line in lines):
+        lockout = source.lockout()  # asked here: each host has a pace of its own
+    return Made(tuple(lines), lockout)
 
 
 def _make_clip(
     segment: Segment, ready: Path | None, opened: Opened, folder: Path, source: Source, plan: Plan
 ) -> Line:
-    """One attempt at one clip from one source."""
+    """One attempt at one clip from one source.
+
+    Raises:
+        LockedOut: it was not asked for.
+    """
     start = time.monotonic()
     scratch = folder / f"{segment.key}.mp4"
     versions = {"ffmpeg": plan.recipe.ffmpeg, **source.versions()}
@@ -353,6 +384,8 @@ def _make_clip(
             if ready is None
             else _pass_ready(ready, scratch, plan)
         )
+    except LockedOut:
+        raise
     except (SourceError, MediaError) as error:
         seconds = round(time.monotonic() - start, 3)
         return _failed(segment, source, error, seconds=seconds, versions=versions)

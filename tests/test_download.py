@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -245,19 +246,25 @@ def test_ten_kills_do_no_harm(
     check_kills(media_server, make_video(seconds=8, size="640x480"), tmp_path, moments)
 
 
-def test_a_refused_visitor_asks_for_the_same_video_until_it_is_locked_out(
-    media_server: MediaServer, tmp_path: Path
+def test_a_refused_video_is_asked_once_in_a_run_and_last_in_the_next(
+    media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
 ) -> None:
-    rows: list[Row] = [("a", "status-429", n, n + 2, "val") for n in range(5)]
-    table = write_manifest(tmp_path / "list.csv", rows)
+    """One that is always refused would else hold up all others, run after run."""
+    refused: list[Row] = [("a", "status-429", n, n + 2, "val") for n in range(3)]
+    absent: list[Row] = [("a", f"absent{n}", 0, 2, "val") for n in range(4)]
     out = tmp_path / "out"
-    said = download(table, out, "--source", media_server.template)
-    assert said.returncode == 75
-    assert "rate-limited: " in said.stderr
-    assert "locked out until" in said.stderr
-    assert media_server.requests.count("/status-429.mp4") == 3
-    assert set(reasons(out).values()) == {"rate-limited"}
-    assert len(ledger.read(out)) == 5
+    words = ("--source", media_server.template, "--jobs", 1)
+    said = download(write_manifest(tmp_path / "list.csv", [*refused, *absent]), out, *words)
+    assert said.returncode == 4, said.stderr
+    assert media_server.requests.count("/status-429.mp4") == 1
+    assert list(reasons(out).values()) == ["rate-limited"] * 3 + ["gone"] * 4
+    media_server.requests.clear()
+    media_server.put("good", make_video())
+    rows: list[Row] = [*refused, *absent, ("a", "good", 0, 2, "val")]
+    assert download(write_manifest(tmp_path / "list.csv", rows), out, *words).returncode == 4
+    assert reasons(out)["good_000000_000002"] is None
+    assert [path for path in media_server.requests if "absent" in path] == []
+    assert media_server.requests.index("/status-429.mp4") == len(media_server.requests) - 1
 
 
 def test_a_failed_attempt_at_a_finished_clip_leaves_it_finished(
@@ -326,20 +333,44 @@ def test_ctrl_c_leaves_a_whole_ledger_and_no_process(
     assert processes_of(running.pid) == []
 
 
-def test_a_visitor_who_is_locked_out_asks_nothing_more(
+def test_a_visitor_who_is_locked_out_asks_nothing_more_and_no_clip_is_blamed(
     media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
 ) -> None:
     media_server.put("good", make_video())
     rows: list[Row] = [("a", f"status-429-{n}", 0, 2, "val") for n in range(20)]
     table = write_manifest(tmp_path / "list.csv", [*rows, ("a", "good", 0, 2, "val")])
-    words = (table, tmp_path / "out", "--source", media_server.template, "--jobs", 1)
-    assert download(*words).returncode == 75
-    assert len(media_server.requests) == 3
-    told = len(ledger.read(tmp_path / "out"))
-    assert told <= 2, "the one that was refused, and one that was about to ask"
-    assert download(*words).returncode == 75
-    assert len(media_server.requests) == 3
-    assert len(ledger.read(tmp_path / "out")) == told
+    out = tmp_path / "out"
+    words = (table, out, "--source", media_server.template, "--jobs", 1)
+    for _ in range(2):
+        said = download(*words)
+        assert said.returncode == 75
+        assert re.search("rate-limited: .*locked out until", said.stderr)
+        assert "not tried      18" in said.stdout
+        assert media_server.requests == [f"/status-429-{n}.mp4" for n in range(3)]
+        assert reasons(out) == {f"status-429-{n}_000000_000002": "rate-limited" for n in range(3)}
+
+
+def test_workers_that_are_locked_out_together_record_what_they_asked_and_no_more(
+    media_server: MediaServer, tmp_path: Path
+) -> None:
+    rows: list[Row] = [("a", f"status-429-{n}", 0, 2, "val") for n in range(20)]
+    table = write_manifest(tmp_path / "list.csv", rows)
+    out = tmp_path / "out"
+    said = download(table, out, "--source", media_server.template, "--jobs", 4)
+    assert said.returncode == 75
+    asked = {path.removesuffix(".mp4").strip("/") for path in media_server.requests}
+    assert 3 <= len(asked) <= 6
+    assert {key.removesuffix("_000000_000002") for key in reasons(out)} == asked
+
+
+def test_a_run_whose_last_video_locks_the_visitor_out_says_so(
+    media_server: MediaServer, tmp_path: Path
+) -> None:
+    rows: list[Row] = [("a", f"status-429-{n}", 0, 2, "val") for n in range(3)]
+    table = write_manifest(tmp_path / "list.csv", rows)
+    said = download(table, tmp_path / "out", "--source", media_server.template)
+    assert said.returncode == 75
+    assert "locked out until" in said.stderr
 
 
 BAD_CALLS = {

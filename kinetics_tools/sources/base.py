@@ -15,6 +15,7 @@ from kinetics_tools.engine import Part
 from kinetics_tools.errors import SourceError
 from kinetics_tools.ledger import History
 from kinetics_tools.manifest import Segment
+from kinetics_tools.pace import LockedOut
 
 # How a source that has whole videos gives a segment of one.
 FETCHES: Mapping[str, str] = {
@@ -64,6 +65,7 @@ class Opened(Protocol):
 
         Raises:
             SourceError: there is none, or no further one.
+            LockedOut: it was not asked for.
             OSError: the disk is full.
         """
 
@@ -93,18 +95,21 @@ class Source(Protocol):
             KineticsError: it cannot be used as it was asked for.
         """
 
+    def lockout(self) -> LockedOut | None:
+        """Why nothing may be asked of it now; None where it may be asked."""
+
     def units(
         self, segments: Sequence[Segment], part: Part, scratch: Path
     ) -> Generator[Unit, None, None]:
         """Divide the segments that are wanted of this source.
 
         Args:
-            segments: in manifest order.
+            segments: in manifest order, but last those for which it refused us last time.
             part: which share of the job this run does.
             scratch: a folder for files that units carry.
 
         Raises:
-            SourceError: the source refuses whoever asks, or it cannot be reached at all.
+            SourceError: it cannot be reached at all.
             KineticsError: it cannot be used as it was asked for.
         """
 

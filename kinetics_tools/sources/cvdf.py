@@ -173,6 +173,9 @@ class Mirror:
                     f"--cvdf-list {split}=ADDRESS, or --labels kinetics400 if it is of that"
                 )
 
+    def lockout(self) -> None:
+        """Never: who is refused by the mirror is told so at each of its files."""
+
     def units(
         self, segments: Sequence[Segment], part: Part, scratch: Path
     ) -> Generator[Unit, None, None]:
@@ -334,6 +337,9 @@ class Replacement:
 
     def check(self, segments: Sequence[Segment]) -> None:
         """Nothing can be wrong."""
+
+    def lockout(self) -> None:
+        """Never: who is refused by the mirror is told so at each of its files."""
 
     def units(
         self,
