@@ -225,10 +225,8 @@ class _Run:
         if not asked:
             return None
         work = partial(make_clips, source=source, plan=plan, scratch=self._scratch)
-        with (
-            closing(self._units(source, asked)) as units,
-            closing(engine.run(units, work, jobs=plan.jobs, engine=plan.engine)) as finished,
-        ):
+        units = self._units(source, asked)  # the engine closes them
+        with closing(engine.run(units, work, jobs=plan.jobs, engine=plan.engine)) as finished:
             for line in self._show(_lines(finished, source), len(asked), source.name):
                 self._record.add(line)
                 self._histories.setdefault(line.key, History()).add(line)
