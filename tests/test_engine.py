@@ -74,6 +74,13 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
+def still_at_work(pids: Path) -> tuple[int, int]:
+    """Of two processes and their children, the pair whose child has not ended."""
+    wait_until(lambda: len(pids.read_text().split()) == 4)
+    worker, child, other_worker, other_child = map(int, pids.read_text().split())
+    return (worker, child) if is_alive(child) else (other_worker, other_child)
+
+
 def wait_until(condition: object, *, seconds: float = 20) -> None:
     assert callable(condition)
     end = time.monotonic() + seconds
@@ -391,21 +398,20 @@ def test_a_unit_that_always_kills_its_process_is_a_crash_under_ray() -> None:
 @pytest.mark.usefixtures("own_ray")
 def test_ending_a_run_ends_what_ray_works_on(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    running = engine.run([0.0, 600.0], partial(sleep_with_child, pids=pids), jobs=1, engine="ray")
+    running = engine.run([0.0, 600.0], partial(sleep_with_child, pids=pids), jobs=2, engine="ray")
     assert next(running)[0] == 0.0
-    wait_until(lambda: len(pids.read_text().split()) == 4)
+    at_work = still_at_work(pids)
     running.close()
-    wait_until(lambda: not any(is_alive(int(pid)) for pid in pids.read_text().split()[2:]))
+    wait_until(lambda: not any(map(is_alive, at_work)))
 
 
 @pytest.mark.usefixtures("own_ray")
 def test_the_children_of_a_killed_ray_worker_die(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     work = partial(sleep_with_child, pids=pids)
-    running = engine.run([0.0, 600.0], work, jobs=1, engine="ray")
+    running = engine.run([0.0, 600.0], work, jobs=2, engine="ray")
     assert next(running)[0] == 0.0
-    wait_until(lambda: len(pids.read_text().split()) == 4)
-    worker, child = map(int, pids.read_text().split()[2:])
+    worker, child = still_at_work(pids)
     os.kill(worker, signal.SIGKILL)
     wait_until(lambda: not is_alive(child))
     running.close()
