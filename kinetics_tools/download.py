@@ -44,6 +44,7 @@ from kinetics_tools.names import VIDEO_SUFFIXES
 from kinetics_tools.pace import LockedOut
 from kinetics_tools.sources.base import Opened, Source, Unit, by_video
 
+MAX_SILENT = 10  # videos in a row for which no answer came: the network is down
 MIN_READY_S = 2  # a ready clip shorter than this is too short to say what it shows
 
 
@@ -88,14 +89,14 @@ class Summary:
         num_done: of them, clips in place.
         gaps: of the others, how many by reason.
         num_retryable: of the others, how many may succeed when asked again.
-        stopped: the lock-out for which the run was ended early, or None.
+        stopped: why the run was ended early (a lock-out, a network that is down), or None.
     """
 
     num_expected: int
     num_done: int
     gaps: Mapping[str, int]
     num_retryable: int
-    stopped: LockedOut | None = None
+    stopped: SourceError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +236,7 @@ def download(
 
 
 class _Run:
-    """One run of one part: what the ledger says by now, and the lock-out that ends it."""
+    """One run of one part: what the ledger says by now, and what ends it early."""
 
     def __init__(
         self, plan: Plan, segments: Sequence[Segment], scratch: Path, record: Writer, show: Show
@@ -248,10 +249,11 @@ class _Run:
         self._record = record
         self._show = show
         self._histories = {} if plan.force else ledger.read(plan.out)
-        self._lockout: LockedOut | None = None
+        self._stop: SourceError | None = None
+        self._num_silent = 0  # videos in a row for which no answer came
 
-    def ask(self, source: Source) -> LockedOut | None:
-        """Ask one source for all that is wanted of it; return the lock-out that stops the run."""
+    def ask(self, source: Source) -> SourceError | None:
+        """Ask one source for all that is wanted of it; return what stops the run."""
         plan = self._plan
         if plan.part.count > 1 and not plan.force:
             self._histories = ledger.read(plan.out)  # other parts may have served this one's clips
@@ -263,20 +265,18 @@ class _Run:
         if lockout is not None:
             return lockout
         work = partial(make_clips, source=source, plan=plan, scratch=self._scratch)
-        with (
-            closing(self._units(source, asked)) as units,
-            closing(engine.run(units, work, jobs=plan.jobs, engine=plan.engine)) as finished,
-        ):
+        units = self._units(source, asked)  # the engine closes them
+        with closing(engine.run(units, work, jobs=plan.jobs, engine=plan.engine)) as finished:
             for line in self._show(self._lines(finished, source), len(asked), source.name):
                 self._record.add(line)
                 self._histories.setdefault(line.key, History()).add(line)
-        return self._lockout
+        return self._stop
 
     def _units(self, source: Source, asked: Sequence[Segment]) -> Generator[Unit, None, None]:
-        """The source's units, none after a lock-out: what is under way then ends in peace."""
+        """The source's units, none after a stop: what is under way then ends in peace."""
         with closing(source.units(asked, self._plan.part, self._scratch)) as units:
             for unit in units:
-                if self._lockout is not None:
+                if self._stop is not None:
                     return
                 yield self._own_verdict(unit)
 
@@ -294,8 +294,20 @@ class _Run:
                 error = SourceError(Reason.DAMAGED, made.detail)
                 yield from (_failed(segment, source, error) for segment in unit.segments)
             else:
-                self._lockout = self._lockout or made.lockout
+                self._stop = self._stop or made.lockout or self._silence(unit, made)
                 yield from made.lines
+
+    def _silence(self, unit: Unit, made: Made) -> SourceError | None:
+        """A network that is down fails every video alike, at the pace of one that is up."""
+        if unit.error is not None or not made.lines:
+            return None
+        last = made.lines[-1]
+        self._num_silent = self._num_silent + 1 if last.reason is Reason.NETWORK else 0
+        if self._num_silent < MAX_SILENT:
+            return None
+        return SourceError(
+            Reason.NETWORK, f"{MAX_SILENT} videos in a row got no answer, the last: {last.detail}"
+        )
 
 
 def _failed(
@@ -317,7 +329,9 @@ def _failed(
     )
 
 
-def summarise(segments: Sequence[Segment], plan: Plan, stopped: LockedOut | None = None) -> Summary:
+def summarise(
+    segments: Sequence[Segment], plan: Plan, stopped: SourceError | None = None
+) -> Summary:
     """How the part stands, from the ledger and the files."""
     histories = ledger.read(plan.out)
     gaps: Counter[str] = Counter()

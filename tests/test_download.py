@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterable
@@ -303,8 +304,17 @@ def processes_of(session: int) -> list[str]:
     return found
 
 
-def test_ctrl_c_leaves_a_whole_ledger_and_no_process(
-    media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
+@pytest.mark.parametrize(
+    ("told", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_what_is_told_to_stop_leaves_a_whole_ledger_and_no_process(
+    media_server: MediaServer,
+    make_video: MakeVideo,
+    tmp_path: Path,
+    told: signal.Signals,
+    code: int,
+    word: str,
 ) -> None:
     rows: list[Row] = [("a", f"v{n}", 0, 10, "val") for n in range(30)]
     for row in rows:
@@ -321,10 +331,10 @@ def test_ctrl_c_leaves_a_whole_ledger_and_no_process(
     ) as running:
         while not list(out.glob("clips/*/*/*.mp4")):
             time.sleep(0.05)
-        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(running.pid, told)  # as a terminal or a batch system does
         _, words_said = running.communicate(timeout=30)
-    assert running.returncode == 130
-    assert words_said.decode().startswith("interrupted; the same command goes on")
+    assert running.returncode == code
+    assert words_said.decode().startswith(f"{word}; the same command goes on")
     assert all(history.done for history in ledger.read(out).values())
     assert not (out / ".scratch").exists()
     end = time.monotonic() + 20  # what is being killed may take a moment to be gone
@@ -371,6 +381,21 @@ def test_a_run_whose_last_video_locks_the_visitor_out_says_so(
     said = download(table, tmp_path / "out", "--source", media_server.template)
     assert said.returncode == 75
     assert "locked out until" in said.stderr
+
+
+def test_a_network_that_is_down_ends_the_run_and_not_the_list(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rows: list[Row] = [("a", f"v{n}", 0, 2, "val") for n in range(60)]
+    table = write_manifest(tmp_path / "list.csv", rows)
+    source = f"url:http://127.0.0.1:{port}/{{youtube_id}}.mp4"
+    words = (table, tmp_path / "out", "--source", source, "--retries", 0, "--jobs", 2)
+    said = download(*words, "--source", f"dir:{tmp_path}")
+    assert said.returncode == 4
+    assert "stopped: network: 10 videos in a row got no answer" in said.stderr
+    assert set(reasons(tmp_path / "out").values()) == {"network"}
+    assert 10 <= len(ledger.read(tmp_path / "out")) <= 14
 
 
 BAD_CALLS = {

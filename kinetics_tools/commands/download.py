@@ -15,6 +15,7 @@ from kinetics_tools.cli import Exit, Parser
 from kinetics_tools.commands import record
 from kinetics_tools.engine import part_from
 from kinetics_tools.errors import (
+    IDENTITY,
     REASON_CLASSES,
     KineticsError,
     Reason,
@@ -409,12 +410,13 @@ def _tell(options: argparse.Namespace, summary: "Summary") -> int:
         if summary.num_retryable < sum(summary.gaps.values()):
             print("permanent gaps are asked again only with --retry permanent")
     if summary.stopped is not None:
+        is_refused = summary.stopped.reason in IDENTITY
         print(
             f"error: stopped: {summary.stopped}; give the same command again then, or use another "
-            "--source, --cookies or --proxy",
+            f"--source{', --cookies' if is_refused else ''} or --proxy",
             file=sys.stderr,
         )
-        return Exit.STOPPED
+        return Exit.STOPPED if is_refused else Exit.RETRYABLE_GAPS
     if summary.num_retryable:
         return Exit.RETRYABLE_GAPS
     return Exit.PERMANENT_GAPS if summary.gaps else Exit.COMPLETE
