@@ -216,19 +216,6 @@ def test_one_refused_video_holds_up_no_other(world: World, tmp_path: Path) -> No
     assert world.youtube.num_asked(DASHED) == 2
 
 
-def test_a_mirror_that_refuses_a_tar_is_followed_by_the_next_source(
-    world: World, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    world.mirror.files["/400/val/part_2.tar.gz"].statuses = [429] * 99
-    said = world.run(out)
-    assert said.returncode == 4, said.stderr
-    histories = ledger.read(out)
-    assert histories[key(IDS["g"])].failed_with("cvdf") == "server"
-    assert histories[key(IDS["g"])].failed_with("youtube") == "gone"
-    assert givers(out) == {name: who for name, who in GIVEN.items() if name != key(IDS["g"])}
-
-
 def test_a_mirror_that_has_no_list_for_a_set_is_one_line(world: World, tmp_path: Path) -> None:
     world.manifest.write_text(
         f"label,youtube_id,time_start,time_end,split\na new class,{IDS['a']},0,2,val\n"
