@@ -3,10 +3,12 @@
 import contextlib
 import errno
 import http.client
+import http.server
 import pickle
 import re
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,6 +22,7 @@ from support import MediaServer
 from youtube_standin import REFUSALS, Format, YouTubeStandIn, youtube
 
 from kinetics_tools import media
+from kinetics_tools.commands import download
 from kinetics_tools.errors import IDENTITY, KineticsError, Reason, SourceError, UnknownNameError
 from kinetics_tools.manifest import Segment
 from kinetics_tools.media import ClipRecipe
@@ -214,6 +217,12 @@ def test_each_refusal_has_its_reason_and_the_sites_last_words(
         ({"fault": "truncated"}, Reason.DAMAGED, "bytes read"),
         ({"fault": "lies"}, Reason.NETWORK, "never came"),
         ({"fault": "silent"}, Reason.NETWORK, "timed out"),
+        ({"fault": "drips"}, Reason.NETWORK, "too slow"),
+        ({"media": [500], "media_stays": True}, Reason.SERVER, "HTTP Error 500"),
+        ({"adaptive": ["x", 5]}, Reason.NO_FORMATS, "stumbled over the answer"),
+        ({"oddities": {"url": 5}}, Reason.NO_FORMATS, "stumbled over the answer"),
+        ({"oddities": {"url": "http://[bad"}}, Reason.NO_FORMATS, "Invalid IPv6"),
+        ({"oddities": {"mimeType": 7}}, Reason.NO_FORMATS, "stumbled over the answer"),
     ],
 )
 def test_each_failure_of_the_server_has_its_reason(
@@ -229,6 +238,36 @@ def test_each_failure_of_the_server_has_its_reason(
     with pytest.raises(SourceError, match=words) as caught:
         ask(source, segment("faulty00000"))
     assert caught.value.reason is reason
+
+
+def test_a_section_from_a_server_that_drips_ends(
+    youtube: YouTubeStandIn, source: Web, ask: Ask, long_video: Path
+) -> None:
+    youtube.put("drips000000", long_video, seconds=60, fault="drips")
+    with pytest.raises(SourceError, match="too slow") as caught:
+        ask(replace(source, fetch="section"), segment("drips000000"))
+    assert caught.value.reason is Reason.NETWORK
+    assert youtube.requests.count("/media/drips000000/133") == 1
+
+
+def test_no_ffmpeg_is_let_on_the_network(youtube: YouTubeStandIn, source: Web, ask: Ask) -> None:
+    encrypted = (
+        '#EXTM3U\n#EXT-X-KEY:METHOD=SAMPLE-AES,URI="key"\n#EXTINF:9,\n1.ts\n#EXT-X-ENDLIST\n'
+    )
+    youtube.put("encrypted00", hls=True, playlist=encrypted.encode())
+    with pytest.raises(SourceError, match="only ffmpeg could fetch this format") as caught:
+        ask(source, segment("encrypted00"))
+    assert caught.value.reason is Reason.NO_FORMATS
+    assert "/media/encrypted00/1.ts" not in youtube.requests
+
+
+def test_words_that_are_no_text_can_be_written(
+    youtube: YouTubeStandIn, source: Web, ask: Ask
+) -> None:
+    youtube.put("surrogate00", refusal="Video \ud800 removed")
+    with pytest.raises(SourceError, match=r"Video \\ud800 removed") as caught:
+        ask(source, segment("surrogate00"))
+    caught.value.detail.encode()
 
 
 @pytest.mark.parametrize("fault", ["no-ranges", "page"])
@@ -393,6 +432,18 @@ def test_a_section_is_read_again_where_the_connection_breaks(
     assert youtube.requests.count("/media/broken00000/133") == 3
 
 
+def test_a_section_is_read_again_no_sooner_than_the_user_says(
+    youtube: YouTubeStandIn, pace: Pace, ask: Ask, long_video: Path
+) -> None:
+    words = (*youtube.words, "retries=2", "retry-sleep=linear=0.2::0.2")
+    source = online.youtube(words, pace, keep_audio=False, fetch="section")
+    youtube.put("broken00000", long_video, seconds=60, fault="truncated")
+    start_s = time.monotonic()
+    with pytest.raises(SourceError):
+        ask(source, segment("broken00000"))
+    assert time.monotonic() - start_s >= 0.2 + 0.4
+
+
 # yt-dlp's own texts, as its extractor raises them.
 TEXTS = {
     "[youtube] x: Private video. Sign in if you've been granted access": Reason.PRIVATE,
@@ -407,6 +458,23 @@ TEXTS = {
     "[youtube] x: Requested format is not available. Use --list-formats": Reason.NO_FORMATS,
     "[youtube] x: Requested format is not available. [youtube] x: n challenge solving failed: "
     "Some formats may be missing": Reason.NO_RUNTIME,
+    "[youtube] x: An error occurred. Please try again later": Reason.NO_FORMATS,
+    "[youtube] x: Video unavailable. This content isn\u2019t available, try again later.": (
+        Reason.RATE_LIMITED
+    ),
+    "[youtube] abc-Private: Video unavailable": Reason.GONE,
+    "[youtube] x: This video is unavailable": Reason.GONE,
+    "[youtube] x: This video has been removed because it was too long": Reason.GONE,
+    "[youtube] x: Video unavailable. The uploader blocked it in your country on copyright "
+    "grounds": Reason.GEO_BLOCKED,
+    "[youtube] x: This video is DRM protected": Reason.NO_FORMATS,
+    "[youtube] x: This video requires payment to watch": Reason.MEMBERS_ONLY,
+    "[youtube] x: This video is only available to Music Premium members": Reason.MEMBERS_ONLY,
+    "[youtube] x: Please sign in. Use --cookies-from-browser": Reason.BOT_CHECK,
+    "[youtube] x: Premieres in 3 hours": Reason.NO_FORMATS,
+    "[youtube] x: This live event will begin in a few moments.": Reason.NO_FORMATS,
+    "Unsupported URL: http://host/private/removed.mp4": Reason.NO_FORMATS,
+    "[youtube] x: Words of another year": Reason.NO_FORMATS,
 }
 
 
@@ -450,6 +518,9 @@ def test_an_address_gives_the_video_under_the_name_its_server_gives(
         ("status-429", Reason.RATE_LIMITED, "HTTP Error 429"),
         ("status-500", Reason.SERVER, "HTTP Error 500"),
         ("page", Reason.NO_FORMATS, "Unsupported URL"),
+        ("advertisement", Reason.NO_FORMATS, "HTML page"),
+        ("embeds", Reason.NO_FORMATS, "HTML page"),
+        ("leads-on", Reason.NO_FORMATS, "HTML page"),
         ("empty", Reason.DAMAGED, "Did not get any data blocks"),
         ("half-of-good", Reason.DAMAGED, "expected"),
     ],
@@ -465,11 +536,63 @@ def test_each_failure_of_an_address_has_its_reason_and_the_tools_last_words(
 ) -> None:
     media_server.put("good", make_video())
     media_server.put("page", b"<html><body>gone fishing</body></html>")
+    ad = b"/good.mp4"
+    media_server.put("advertisement", b"<html><body><video src='%s'></video></body></html>" % ad)
+    media_server.put("embeds", b"<html><head><meta property='og:video' content='%s'>" % ad)
+    leads_on = b"<html><head><meta http-equiv='refresh' content='0; URL=%s'/>" % ad
+    media_server.put("leads-on", leads_on)
     media_server.put("empty", b"")
     with pytest.raises(SourceError, match=words) as caught:
         ask(url_source, segment(name))
     assert caught.value.reason is reason
     assert "report this issue" not in caught.value.detail
+
+
+def test_an_address_may_be_redirected_by_its_server(
+    media_server: MediaServer, pace: Pace, ask: Ask, make_video: MakeVideo
+) -> None:
+    class Redirect(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", f"{media_server.address}{self.path}")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    content = make_video().read_bytes()
+    media_server.put("good", content)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirect) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        template = f"http://127.0.0.1:{server.server_port}/{{youtube_id}}.mp4"
+        source = online.url(template, ("retries=0",), pace, keep_audio=False)
+        (footage,) = ask(source, segment("good", 0, 4))
+        server.shutdown()
+    assert footage.path.read_bytes() == content
+
+
+def test_what_is_secret_in_an_address_is_sent_and_not_told(
+    media_server: MediaServer, pace: Pace, ask: Ask, make_video: MakeVideo
+) -> None:
+    host = media_server.address.removeprefix("http://")
+    media_server.put("good", make_video())
+
+    def source(query: str, user: str = "me:SECRET@") -> Web:
+        template = f"http://{user}{host}/{{youtube_id}}.mp4{query}"
+        return online.url(template, ("retries=0",), pace, keep_audio=False)
+
+    assert ask(source(""), segment("good", 0, 4))
+    plain, token, other = source("", ""), source("?token=SECRET"), source("?token=SECRET2")
+    assert token.name.startswith(f"{plain.name}#")
+    assert len({plain.name, token.name, other.name}) == 3
+    for name in ("absent", "status-500"):
+        with pytest.raises(SourceError) as caught:
+            ask(token, segment(name))
+        assert media_server.requests[-1] == f"/{name}.mp4?token=SECRET"
+        assert "SECRET" not in caught.value.detail + token.name
+    with pytest.raises(KineticsError) as refused:
+        online.url("http://me:SECRET@host/?token=SECRET", (), pace, keep_audio=False)
+    assert "SECRET" not in str(refused.value)
 
 
 def test_a_server_that_does_not_listen_is_the_network(pace: Pace, ask: Ask) -> None:
@@ -565,8 +688,54 @@ def test_what_could_run_a_program_or_write_elsewhere_does_not_pass(word: str) ->
 )
 def test_what_yt_dlp_does_not_take_is_one_line(word: str, said: str) -> None:
     with pytest.raises(KineticsError, match=said) as caught:
-        ytdlp.parse([word])
+        ytdlp.parse(["username=me", "password=SECRET", word])
     assert "\n" not in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+    assert f"--{options.name_of(word)}:" in str(caught.value)
+
+
+def test_options_of_the_command_line_reach_yt_dlp() -> None:
+    values = {
+        "cookies": ["jar.txt"],
+        "cookies-from-browser": ["firefox"],
+        "proxy": ["http://127.0.0.1:9"],
+        "source-address": ["127.0.0.1"],
+        "limit-rate": ["50K"],
+        "retries": ["3"],
+        "retry-sleep": ["http:2", "fragment:5"],
+        "sleep-requests": ["1.5"],
+        "sleep-interval": ["2"],
+        "max-sleep-interval": ["3"],
+        "extractor-args": ["youtube:lang=de", "generic:impersonate"],
+        "impersonate": ["chrome"],
+        "js-runtimes": ["node", "deno:/opt/deno"],
+        "no-check-certificates": [None],
+    }
+    assert values.keys() == options.PASSED_THROUGH.keys()
+    argv = ["list.csv", "out", "--ytdlp-option", "force-ipv4"]
+    for name, given in values.items():
+        for value in given:
+            argv += [f"--{name}"] if value is None else [f"--{name}", value]
+    words = download._ytdlp_words(download.build_parser().parse_args(argv))
+    parameters = ytdlp.parse(words)
+    sleeps = parameters.pop("retry_sleep_functions")
+    assert (sleeps["http"](n=0), sleeps["fragment"](n=0)) == (2, 5)
+    assert str(parameters.pop("impersonate")) == "chrome"
+    expected = {
+        "cookiefile": "jar.txt",
+        "cookiesfrombrowser": ("firefox", None, None, None),
+        "proxy": "http://127.0.0.1:9",
+        "ratelimit": 51200,
+        "retries": 3,
+        "sleep_interval_requests": 1.5,
+        "sleep_interval": 2,
+        "max_sleep_interval": 3,
+        "extractor_args": {"youtube": {"lang": ["de"]}, "generic": {"impersonate": [""]}},
+        "js_runtimes": {"node": {"path": None}, "deno": {"path": "/opt/deno"}},
+        "nocheckcertificate": True,
+        "source_address": "0.0.0.0",  # of force-ipv4, which comes later
+    }
+    assert {name: parameters[name] for name in expected} == expected
 
 
 def test_options_that_yt_dlp_cannot_start_with_are_one_line(pace: Pace, tmp_path: Path) -> None:
@@ -579,19 +748,39 @@ def test_options_that_yt_dlp_cannot_start_with_are_one_line(pace: Pace, tmp_path
 
 
 def test_the_users_cookies_are_sent_and_their_file_stays_as_it_is(
-    youtube: YouTubeStandIn, pace: Pace, ask: Ask, tmp_path: Path
+    youtube: YouTubeStandIn, pace: Pace, ask: Ask, long_video: Path, tmp_path: Path
 ) -> None:
     jar = tmp_path / "cookies.txt"
     jar.write_text(
         "# Netscape HTTP Cookie File\n"
-        f".youtube.com\tTRUE\t/\tTRUE\t{int(time.time()) + 9999}\tVISITOR\tme\n"
+        f"127.0.0.1\tFALSE\t/\tTRUE\t{int(time.time()) + 9999}\tVISITOR\tme\n"
     )
     before = jar.read_bytes()
-    youtube.put("removed0000", refusal="removed")
+    youtube.put("good0000000", long_video, seconds=60)
     source = online.youtube((*youtube.words, f"cookies={jar}"), pace, keep_audio=False)
-    with pytest.raises(SourceError, match="removed"):
-        ask(source, segment("removed0000"))
+    section, whole = ask(source, segment("good0000000"), all_of_it=True)
+    assert section != whole
+    assert len(youtube.cookies) > 3
+    assert all("VISITOR=me" in cookies for cookies in youtube.cookies)
     assert jar.read_bytes() == before
+
+
+def test_one_visitor_may_be_written_in_many_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "jar").touch()
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ways = [
+        ("cookies=../jar", "proxy=http://a", "netrc-location=../jar"),
+        ("--cookies=../run/../jar", "--proxy=http://a", "netrc_location=~/jar"),
+    ]
+    assert len({options.identity(options.settle(words)) for words in ways}) == 1
+    for name in ("cookies", "netrc-location", "client-certificate", "client-certificate-key"):
+        assert options.settle([f"{name}=../jar"]) == (f"{name}={tmp_path / 'jar'}",)
+        with pytest.raises(KineticsError, match=f"--{name} nowhere: no such file"):
+            options.settle([f"{name}=nowhere"])
 
 
 def test_an_identity_is_what_a_site_takes_for_one_visitor(tmp_path: Path) -> None:

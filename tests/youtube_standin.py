@@ -104,14 +104,17 @@ class Entry:
 
     Attributes:
         formats: what there is to download.
-        refusal: a name in REFUSALS.
+        refusal: a name in REFUSALS, or other words that YouTube says.
         player: HTTP statuses of the next answers about it; after them it answers as usual.
         media: the same for its media; the last one stays when `media_stays`.
         media_stays: whether the last of `media` is answered for ever.
         retry_after: header of the answers that `player` and `media` make.
-        fault: of the media: "truncated", "no-ranges", "page", "silent", "lies", "slow".
+        fault: of the media: "truncated", "no-ranges", "page", "silent", "lies", "slow", "drips".
         seconds: its length, for `lengthSeconds`.
         hls: offer an HLS playlist only.
+        playlist: what stands in it; there is none by default.
+        oddities: of what is offered: fields of each format that differ from YouTube's.
+        adaptive: what stands in the list of formats, whatever `formats` says.
     """
 
     formats: Sequence[Format] = ()
@@ -123,6 +126,9 @@ class Entry:
     fault: str | None = None
     seconds: int = 600
     hls: bool = False
+    playlist: bytes | None = None
+    oddities: Mapping[str, object] = field(default_factory=dict)
+    adaptive: Sequence[object] | None = None
 
 
 class YouTubeStandIn:
@@ -130,6 +136,7 @@ class YouTubeStandIn:
 
     Attributes:
         requests: paths, in order; those of the player with the video's id behind a colon.
+        cookies: what came with each of them.
         bytes_sent: of media, by video.
     """
 
@@ -137,6 +144,7 @@ class YouTubeStandIn:
         self._port = port
         self._videos: dict[str, Entry] = {}
         self.requests: list[str] = []
+        self.cookies: list[str] = []
         self.bytes_sent: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.closing = threading.Event()
@@ -204,7 +212,10 @@ class YouTubeStandIn:
             streaming["hlsManifestUrl"] = f"{self.address}/media/{youtube_id}/list.m3u8"
         for each in () if entry.hls else entry.formats:
             kind = "formats" if each.progressive else "adaptiveFormats"
-            streaming.setdefault(kind, []).append(self._offer(youtube_id, each, entry.seconds))
+            offer = self._offer(youtube_id, each, entry.seconds) | dict(entry.oddities)
+            streaming.setdefault(kind, []).append(offer)
+        if entry.adaptive is not None:
+            streaming["adaptiveFormats"] = entry.adaptive
         return {
             "playabilityStatus": {"status": "OK", "playableInEmbed": True},
             "videoDetails": details,
@@ -232,7 +243,7 @@ class YouTubeStandIn:
 
 
 def _playability(refusal: str) -> dict[str, Any]:
-    said = REFUSALS[refusal]
+    said = REFUSALS.get(refusal, {"status": "UNPLAYABLE", "reason": refusal})
     if "subreason" not in said:
         return {"status": said["status"], "reason": said["reason"]}
     message = {name: {"simpleText": said[name]} for name in ("reason", "subreason")}
@@ -259,6 +270,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         with self.known.lock:
             self.known.requests.append(f"{path}:{youtube_id}")
+            self.known.cookies.append(self.headers.get("Cookie", ""))
             entry = self.known.entry(youtube_id)
             status = entry.player.pop(0) if entry.player else 200
         if status != 200:
@@ -273,8 +285,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         with self.known.lock:
             self.known.requests.append(path)
-        found = re.fullmatch(r"/media/([^/]{11})/(\d+)", path)
-        if found is None:
+            self.known.cookies.append(self.headers.get("Cookie", ""))
+        found = re.fullmatch(r"/media/([^/]{11})/(\d+|list\.m3u8)", path)
+        playlist = self.known.entry(found[1]).playlist if found else None
+        if found and found[2] == "list.m3u8" and playlist is not None:
+            self._send(200, "application/vnd.apple.mpegurl", playlist)
+            return
+        if found is None or not found[2].isdecimal():
             self._refuse(404, Entry())
             return
         entry = self.known.entry(found[1])
@@ -321,11 +338,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", "video/mp4")
         self.send_header("Content-Length", str(announced))
         self.end_headers()
-        for start in range(0, len(sent), 65536):
-            self.wfile.write(sent[start : start + 65536])
+        step = 1 if fault == "drips" else 65536
+        for start in range(0, len(sent), step):
+            self.wfile.write(sent[start : start + step])
             with self.known.lock:
-                self.known.bytes_sent[youtube_id] += len(sent[start : start + 65536])
-            if fault == "slow":
+                self.known.bytes_sent[youtube_id] += len(sent[start : start + step])
+            if fault in ("slow", "drips"):
                 time.sleep(0.05)
 
     def _send(self, status: int, kind: str, data: bytes) -> None:

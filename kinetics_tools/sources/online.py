@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, TypeVar
 from kinetics_tools import media, sections
 from kinetics_tools.engine import Part
 from kinetics_tools.errors import IDENTITY, KineticsError, MediaError, Reason, SourceError, lookup
+from kinetics_tools.files import digest
 from kinetics_tools.ledger import History
 from kinetics_tools.manifest import Segment
 from kinetics_tools.pace import LockedOut, Pace
 from kinetics_tools.sources import base
 from kinetics_tools.sources.base import FETCHES, Footage, Unit
-from kinetics_tools.sources.options import settle
+from kinetics_tools.sources.options import redacted, settle
 
 if TYPE_CHECKING:
     from kinetics_tools.sources import ytdlp
@@ -35,7 +36,7 @@ class Web:
     """A source that yt-dlp fetches: YouTube, or any HTTP address.
 
     Attributes:
-        name: as named on the command line.
+        name: the ledger's, without secrets.
         template: the address, with {youtube_id}. Always a full address: 3 % of ids begin with `-`.
         words: options of yt-dlp, as `ytdlp.parse` takes them.
         pace: of the identity that these options make.
@@ -127,12 +128,17 @@ def url(
     """
     if "{youtube_id}" not in template or not re.match(r"https?://", template):
         raise KineticsError(
-            f"--source url:{template} is not an http(s) address with {{youtube_id}} in it"
+            f"--source url:{redacted(template)} is not an http(s) address with {{youtube_id}} in it"
         )
     own = ("force-generic-extractor", "use-extractors=generic")
-    return _checked(
-        Web(f"url:{template}", template, (*own, *settle(words)), pace, fetch, keep_audio)
-    )
+    name = f"url:{_public(template)}"
+    return _checked(Web(name, template, (*own, *settle(words)), pace, fetch, keep_audio))
+
+
+def _public(template: str) -> str:
+    """A template as the ledger may name it, and still no other one by the same name."""
+    shown = redacted(template)
+    return shown if shown == template else f"{shown}#{digest(template)[:8]}"
 
 
 def _checked(web: Web) -> Web:

@@ -4,6 +4,7 @@ Written as NAME or NAME=VALUE, without dashes. What could run a program, write e
 what a run is asked for is none of them.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -70,6 +71,7 @@ FREE = frozenset(
         "xff",
     }
 )
+_FILES = ("cookies", "netrc-location", "client-certificate", "client-certificate-key")
 _OF_IDENTITY = (
     "cookies",
     "cookies-from-browser",
@@ -112,12 +114,13 @@ def settle(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def _settled(word: str) -> str:
-    name, value = name_of(word), word.partition("=")[2]
-    if name != "cookies":
-        return word
-    if not Path(value).is_file():
-        raise KineticsError(f"--cookies {value}: no such file")
-    return f"cookies={Path(value).absolute()}"
+    name, (_, equals, value) = name_of(word), word.partition("=")
+    if name in _FILES:
+        path = Path(value).expanduser().resolve()
+        if not path.exists():
+            raise KineticsError(f"--{name} {value}: no such file")
+        value = str(path)
+    return f"{name}{equals}{value}"
 
 
 def identity(words: Sequence[str]) -> str:
@@ -127,3 +130,8 @@ def identity(words: Sequence[str]) -> str:
         words: settled.
     """
     return "\n".join(sorted(word for word in words if name_of(word) in _OF_IDENTITY))
+
+
+def redacted(text: str) -> str:
+    """A text whose addresses have lost what may be secret: the user, the password, the query."""
+    return re.sub(r"(?<=://)[^\s/]*@|(?<=\S)\?[^\s'\")]+", "", text)

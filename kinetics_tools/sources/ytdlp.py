@@ -1,11 +1,12 @@
 """The one wall to yt-dlp: its options, its answers, and its network as files that can be sought.
 
-What yt-dlp says of a video that it cannot give becomes a FetchError; a full disk stays an OSError,
-for it says nothing about the video. Importing this module imports yt-dlp (0.3 s).
+What yt-dlp says of a video that it cannot give becomes a FetchError, and so does an answer that it
+trips over; a full disk stays an OSError, for it says nothing about the video. Importing this module
+imports yt-dlp (0.3 s).
 """
 
 import contextlib
-import errno
+import http.client
 import io
 import math
 import os
@@ -26,15 +27,17 @@ from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
 
 from kinetics_tools.errors import KineticsError, Reason, SourceError
 from kinetics_tools.files import STORAGE_ERRNOS
-from kinetics_tools.sources.options import name_of, refuse_unsafe
+from kinetics_tools.sources.options import name_of, redacted, refuse_unsafe
 
 SOCKET_TIMEOUT_S = 30.0
 FIRST_BLOCK = 64 * 1024  # bytes asked for where nothing was read before
 LARGEST_BLOCK = 128 * 1024  # of a longer read; what lies in it behind its end was read for nothing
 RANGE_RETRIES = 3  # at most: the whole video has all that the user allows
 MOST_ASKED = 100  # times for the same bytes, one after the other
+SLOWEST = 1000  # bytes a second: a server that gives fewer for as long as SOCKET_TIMEOUT_S is dead
 FORBIDDEN = 403
 _PARTIAL = 206
+_NO_PROGRAM = "/dev/null/none"  # a path where none can be
 
 Facts = dict[str, Any]  # yt-dlp's "info dictionary" of a video or of a format
 
@@ -71,19 +74,33 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
             program or write elsewhere.
     """
     refuse_unsafe(words)
-    return _parameters(tuple(words))
+    return _parameters(words)
 
 
-def _parameters(words: tuple[str, ...]) -> dict[str, Any]:
-    argv = ["--ignore-config", *(f"--{name_of(word)}{_value(word)}" for word in words)]
+def _parameters(words: Sequence[str]) -> dict[str, Any]:
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            parameters: dict[str, Any] = yt_dlp.parse_options(argv).ydl_opts
+        return _parsed(words)
     except OptParseError as error:
         said = str(error).strip().rpartition("error: ")[2]
-        given = " ".join(words)
-        raise KineticsError(f"yt-dlp does not take {given!r}: {' '.join(said.split())}") from error
+        raise KineticsError(
+            f"yt-dlp does not take --{_offender(words)}: {' '.join(said.split())}"
+        ) from error
+
+
+def _parsed(words: Sequence[str]) -> dict[str, Any]:
+    argv = ["--ignore-config", *(f"--{name_of(word)}{_value(word)}" for word in words)]
+    with contextlib.redirect_stderr(io.StringIO()):
+        parameters: dict[str, Any] = yt_dlp.parse_options(argv).ydl_opts
     return parameters
+
+
+def _offender(words: Sequence[str]) -> str:
+    """The option without which yt-dlp takes the others, which may hold passwords; else all names."""
+    for position, word in enumerate(words):
+        with contextlib.suppress(OptParseError):
+            _parsed([*words[:position], *words[position + 1 :]])
+            return name_of(word)
+    return ", --".join(map(name_of, words))
 
 
 def _value(word: str) -> str:
@@ -95,22 +112,49 @@ class _Downloader(yt_dlp.YoutubeDL):  # type: ignore[misc]  # yt-dlp ships no ty
     """yt-dlp, keeping what it would only print: the network errors and warnings on the way.
 
     Where every way to a video fails, its last exception says no more than that.
+
+    Attributes:
+        failed: the last network error.
+        warnings: what it warned of.
+        reached: where the first address that was asked led to, over the server's redirections.
     """
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
         self._same_asked: tuple[object, int] = (None, 0)
-        self.failed: RequestError | None = None
-        self.warnings: list[str] = []
+        self.forget()
         super().__init__(dict(parameters))
 
+    def forget(self) -> None:
+        """Begin anew: what was kept is of another video."""
+        self.failed: RequestError | None = None
+        self.warnings: list[str] = []
+        self.reached: str | None = None
+
     def urlopen(self, request: Any) -> Any:
-        """Ask, and remember how it failed."""
+        """Ask, and remember how it failed, or where it led to."""
         self._refuse_endless(request)
+        asked = getattr(request, "url", request)
         try:
-            return super().urlopen(request)
+            response = super().urlopen(request)
         except RequestError as error:
             self.failed = error
             raise
+        if self.reached is None or self.reached == asked:
+            self.reached = response.url
+        response.fp = _Brisk(response.fp, self.params["socket_timeout"])
+        return response
+
+    def dl(self, *arguments: Any, **options: Any) -> Any:
+        """Fetch a format, never by ffmpeg: that knows nothing of cookies, proxies, and pace.
+
+        It stays there for what is done afterwards, with files.
+        """
+        program = self.params["ffmpeg_location"]
+        self.params["ffmpeg_location"] = _NO_PROGRAM
+        try:
+            return super().dl(*arguments, **options)
+        finally:
+            self.params["ffmpeg_location"] = program
 
     def _refuse_endless(self, request: Any) -> None:
         """yt-dlp asks for ever for a last byte that a server promises and does not send."""
@@ -124,6 +168,49 @@ class _Downloader(yt_dlp.YoutubeDL):  # type: ignore[misc]  # yt-dlp ships no ty
     def report_warning(self, message: str, *_: Any, **__: Any) -> None:
         """Keep a warning."""
         self.warnings.append(str(message))
+
+
+class _Brisk:
+    """The body of an answer, in which a server that drips is given up.
+
+    A socket's timeout begins anew with every byte.
+    """
+
+    def __init__(self, body: Any, patience_s: float) -> None:
+        self._body = body
+        self._patience_s = patience_s
+        self._num_read, self._waited_s = 0, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)
+
+    def read(self, count: int | None = None, **options: Any) -> bytes:
+        """Up to `count` bytes, all without it; fewer only at the end.
+
+        Raises:
+            TransportError: they come too slowly.
+        """
+        if not hasattr(self._body, "read1"):  # curl's
+            data: bytes = self._body.read(count, **options)
+            return data
+        pieces = []
+        left = math.inf if count is None else count
+        while left > 0 and (piece := self._piece(int(min(left, LARGEST_BLOCK)), options)):
+            pieces.append(piece)
+            left -= len(piece)
+        return b"".join(pieces)
+
+    def _piece(self, most: int, options: Mapping[str, Any]) -> bytes:
+        asked_s = time.monotonic()
+        piece: bytes = self._body.read1(most, **options)
+        # Only the time in here counts: between the reads it is we who are slow, as --limit-rate is.
+        self._waited_s += time.monotonic() - asked_s
+        self._num_read += len(piece)
+        if self._waited_s > self._patience_s:
+            if self._num_read < SLOWEST * self._waited_s:
+                raise TransportError(f"{self._num_read} bytes in {self._waited_s:.0f} s: too slow")
+            self._num_read, self._waited_s = 0, 0.0
+        return piece
 
 
 class _Silent:
@@ -152,7 +239,7 @@ class Session:
     """Asks for videos, fetches them, and opens them as files."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        parameters = _parameters(tuple(words)) | {
+        parameters = _parameters(words) | {
             "quiet": True,
             "noprogress": True,
             "no_color": True,
@@ -184,13 +271,23 @@ class Session:
         """What there is to fetch at an address; nothing is fetched yet.
 
         Raises:
-            FetchError: no video, or none of the wanted formats.
+            FetchError: no video, or none of the wanted formats, or no site that yt-dlp knows and a
+                page at the address: what that shows may be an advertisement.
         """
         with self._translated(Path()):
             facts: Facts | None = self._ydl.extract_info(address, download=False)
         if not facts or not (facts.get("url") or facts.get("requested_formats")):
-            raise FetchError(Reason.NO_FORMATS, f"yt-dlp found no single video at {address}")
+            said = f"yt-dlp found no single video at {address}"
+            raise FetchError(Reason.NO_FORMATS, _words(said))
+        if facts.get("extractor_key") == "Generic" and not self._stands_there(facts):
+            said = f"an HTML page or a playlist stands at {address}, no video"
+            raise FetchError(Reason.NO_FORMATS, _words(said))
         return facts
+
+    def _stands_there(self, facts: Facts) -> bool:
+        """Whether a video is what the asked address itself gave, not what a page there names."""
+        without_user = re.sub(r"(?<=://)[^/]*@", "", str(facts.get("url")))
+        return bool(facts.get("direct")) and without_user == self._ydl.reached
 
     def fetch(self, facts: Facts, into: Path) -> Path:
         """Fetch all of a video into the folder `into`.
@@ -243,6 +340,7 @@ class Session:
     def _retried(self, chosen: Facts, start: int, count: int) -> tuple[bytes, int]:
         retries = min(self._ydl.params.get("retries") or 0, RANGE_RETRIES)
         asked_s = time.monotonic()
+        pause_s = self._ydl.params["retry_sleep_functions"].get("http", lambda n: 0)
         for attempt in range(int(retries) + 1):
             try:
                 data, size = self._read_once(chosen, start, count)
@@ -250,6 +348,7 @@ class Session:
             except RequestError as error:
                 if isinstance(error, HTTPError) or attempt == retries:
                     raise
+            time.sleep(pause_s(n=attempt))
         rate = self._ydl.params.get("ratelimit") or math.inf
         time.sleep(max(asked_s + len(data) / rate - time.monotonic(), 0))
         return data, size
@@ -273,19 +372,23 @@ class Session:
 
     @contextmanager
     def _translated(self, into: Path) -> Iterator[None]:
-        """In this block yt-dlp's errors become FetchErrors, or the OSError of a full disk."""
-        self._ydl.failed = None
-        self._ydl.warnings.clear()
+        """In this block what yt-dlp raises becomes a FetchError, or the OSError of a full disk."""
+        self._ydl.forget()
         try:
             yield
-        except yt_dlp.utils.YoutubeDLError as error:
+        except FetchError:
+            raise
+        # A server decides what an extractor stumbles over: any exception there is, of one video.
+        except Exception as error:
             cause = _cause(error)
             if isinstance(cause, OSError) and cause.errno in STORAGE_ERRNOS:
                 raise OSError(cause.errno, os.strerror(cause.errno), str(into)) from error
             raise self._fetch_error(error, cause) from error
 
-    def _fetch_error(self, error: BaseException, cause: BaseException) -> FetchError:
+    def _fetch_error(self, error: Exception, cause: BaseException) -> FetchError:
         said = _words(str(error))
+        if not isinstance(error, yt_dlp.utils.YoutubeDLError):
+            said = f"yt-dlp stumbled over the answer: {type(error).__name__}: {said}"
         if _ALL_WAYS_FAILED in said and self._ydl.failed is not None:
             cause = self._ydl.failed
             said = f"{said}: {_words(str(cause))}"
@@ -381,22 +484,26 @@ class RemoteFile(io.RawIOBase):
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The innermost exception: yt-dlp wraps the network's own."""
+    """The network's own exception, which yt-dlp wraps, else the innermost one."""
     seen: BaseException = error
-    while True:
+    while not isinstance(seen, TransportError | HTTPError):
         info = getattr(seen, "exc_info", None)
         inner = info[1] if info else None
         inner = inner or getattr(seen, "cause", None) or seen.__cause__
         if not isinstance(inner, BaseException) or inner is seen:
-            return seen
+            break
         seen = inner
+    return seen
 
 
 def _words(said: str) -> str:
-    """yt-dlp's message, without its prefix and its advice to report a bug."""
-    text = said.removeprefix("ERROR: ")
+    """yt-dlp's message as it may stand in a ledger that is passed on: without its prefix, its
+    advice to report a bug, secrets, and what is no text."""
+    text = said.removeprefix("ERROR: ").encode(errors="backslashreplace").decode()
     text = re.split(r"; please report this issue|\. See +https?://", text)[0]
-    return " ".join(text.split())[:400]
+    if "ffmpeg could not be found" in text:
+        return "only ffmpeg could fetch this format, and none is let on the network here"
+    return " ".join(redacted(text).split())[:400]
 
 
 def _retry_after_s(cause: BaseException) -> float | None:
@@ -415,24 +522,43 @@ def _retry_after_s(cause: BaseException) -> float | None:
 # YouTube's words through yt-dlp. The first match counts: a terminated account's video is gone too.
 _MESSAGES: tuple[tuple[str, Reason], ...] = (
     (r"not a bot|captcha|IP is likely being blocked", Reason.BOT_CHECK),
-    (r"try again later|rate.?limit|Too Many Requests", Reason.RATE_LIMITED),
-    (r"terminated", Reason.TERMINATED),
-    (r"copyright", Reason.COPYRIGHT),
-    (r"members.only|available to this channel's members|Join this channel", Reason.MEMBERS_ONLY),
-    (r"private", Reason.PRIVATE),
-    (r"confirm your age|age.restricted|inappropriate for some users", Reason.AGE_GATED),
     (
-        r"in your country|in your location|not available in your|geo.?restrict",
+        r"content isn.t available, try again later|rate.?limited|Too Many Requests",
+        Reason.RATE_LIMITED,
+    ),
+    (r"terminated", Reason.TERMINATED),
+    (
+        r"in your country|(in|from) your location|not available in your|geo.?restrict",
         Reason.GEO_BLOCKED,
     ),
+    (r"copyright", Reason.COPYRIGHT),
+    (
+        # Those who pay are members too.
+        r"members.only|available to this channel's members|Join this channel"
+        r"|\bPremium\b|requires payment|\brent(al|ed)?\b|purchase",
+        Reason.MEMBERS_ONLY,
+    ),
+    (r"\bprivate\b", Reason.PRIVATE),
+    (r"confirm your age|age.restricted|inappropriate for some users", Reason.AGE_GATED),
+    # It says nothing of the video: who is known may see it.
+    (r"please (sign|log) in|sign in to continue|registered users", Reason.BOT_CHECK),
     (
         r"No supported JavaScript runtime|challenge solving failed|Signature solving failed",
         Reason.NO_RUNTIME,
     ),
-    (r"Requested format is not available|No video formats|Unsupported URL", Reason.NO_FORMATS),
-    (r"Video unavailable|has been removed|no longer available|not available", Reason.GONE),
-    (r"empty|Did not get any data|expected \d+ bytes|bytes read|incomplete", Reason.DAMAGED),
+    (
+        r"Requested format is not available|No video formats|Unsupported URL|only ffmpeg could"
+        r"|DRM|Premieres in|Premiere will begin|live event will begin|is offline",
+        Reason.NO_FORMATS,
+    ),
+    (
+        r"unavailable|removed|deleted|does not exist|no longer available|(not|isn.t) available",
+        Reason.GONE,
+    ),
 )
+_OF_NETWORK = (TransportError, OSError, http.client.HTTPException)
+_GIVEN_UP = "Got error: "  # yt-dlp's download, after all retries; the exception is lost by then
+_BROKEN_OFF = r"empty|Did not get any data|expected \d+ bytes|bytes read|incomplete"
 _STATUSES: Mapping[int, Reason] = {
     402: Reason.RATE_LIMITED,
     FORBIDDEN: Reason.SERVER,  # of media addresses: they age, and a new one may do
@@ -449,9 +575,16 @@ def _reason(said: str, cause: BaseException) -> Reason:
     status = getattr(cause, "status", None)
     if isinstance(status, int) and status >= _FIRST_ERROR:
         return _STATUSES.get(status, Reason.SERVER)
+    if re.search(_BROKEN_OFF, said, re.IGNORECASE):
+        return Reason.DAMAGED
+    if _GIVEN_UP in said and re.search(r"HTTP Error 5\d\d", said):
+        return Reason.SERVER
+    if _GIVEN_UP in said or isinstance(cause, _OF_NETWORK):
+        return Reason.NETWORK
+    # An id, or an address, may hold any word.
+    sentence = re.sub(r"\w+://\S+|\[[\w:+]+\] ([\w-]+: )?", "", said)
     for pattern, reason in _MESSAGES:
-        if re.search(pattern, said, re.IGNORECASE):
+        if re.search(pattern, sentence, re.IGNORECASE):
             return reason
-    if isinstance(cause, OSError) and cause.errno == errno.ENOENT:
-        return Reason.GONE
-    return Reason.NETWORK
+    # Words that nobody knows here, of a site that was reached: a later yt-dlp may have an answer.
+    return Reason.NO_FORMATS
