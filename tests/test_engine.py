@@ -69,9 +69,10 @@ def sleep_with_child(seconds: float, *, pids: Path) -> None:
 def is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        num_threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
     except FileNotFoundError:
         return False
-    return state != "Z"
+    return state != "Z" or num_threads > 1  # its parent hears of it when all have ended
 
 
 def still_at_work(pids: Path) -> tuple[int, int]:
