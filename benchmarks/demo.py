@@ -18,7 +18,7 @@ from kinetics_tools import cli
 from kinetics_tools.errors import KineticsError
 from kinetics_tools.sample import serve, write_sample
 
-logger = logging.getLogger("demo")
+logger = logging.getLogger("benchmarks.demo")
 
 
 def _command(name: str, *arguments: object) -> None:

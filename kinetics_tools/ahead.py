@@ -1,13 +1,123 @@
-"""Reading ahead: what comes slowly is fetched in a thread while what came before is worked on."""
+"""What comes slowly is taken in a thread, while what came before is worked on.
 
+`read_ahead` takes as much as may lie waiting, a `Taker` only what it is asked for. Who stops taking
+waits STOP_S at most for the thread: one that waits for a dead server ends by itself, later, and
+closes there what it took from.
+"""
+
+import itertools
+import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 STOP_S = 2.0
+
+
+class Box(Generic[T]):
+    """What other threads leave for this one.
+
+    Attributes:
+        bell: a file descriptor, readable while something lies in the box: it can be waited for
+            beside pipes.
+    """
+
+    def __init__(self) -> None:
+        self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+        self._items: deque[T] = deque()
+        self._is_open = True
+        self._changing = threading.Lock()
+
+    def put(self, item: T) -> None:
+        """Leave an item; one for a closed box is dropped."""
+        with self._changing:
+            if self._is_open:
+                self._items.append(item)
+                os.eventfd_write(self.bell, 1)
+
+    def take(self) -> T:
+        """The next item, when the bell has rung."""
+        os.eventfd_read(self.bell)
+        return self._items.popleft()
+
+    def close(self) -> None:
+        """Take no more."""
+        with self._changing:
+            self._is_open = False
+            os.close(self.bell)
+
+
+class Taker(Generic[T]):
+    """Takes items in a thread, one whenever it is asked to: a slow one keeps nobody waiting.
+
+    Attributes:
+        bell: a file descriptor, readable when `take` has an answer.
+        is_through: whether `take` has said that there are no more.
+    """
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._box: Box[tuple[T, ...] | BaseException] = Box()
+        self.bell = self._box.bell
+        self.is_through = False
+        self._is_asked = False
+        self._is_stopped = False
+        self._requests = threading.Semaphore(0)
+        self._thread = threading.Thread(
+            target=self._serve, args=(each(items),), daemon=True, name="taker"
+        )
+        self._thread.start()
+
+    def ask(self) -> None:
+        """Let the thread take the next item, unless it is at it or there are no more."""
+        if not (self._is_asked or self.is_through):
+            self._is_asked = True
+            self._requests.release()
+
+    def take(self) -> tuple[T, ...]:
+        """The item asked for, or none when there are no more; raises what the items raised."""
+        self._is_asked = False
+        answer = self._box.take()
+        if isinstance(answer, BaseException):
+            raise answer
+        self.is_through = not answer
+        return answer
+
+    def stop(self) -> None:
+        """Ask for no more; what the items come from is closed in the thread."""
+        self._is_stopped = True
+        self._requests.release()
+        self._thread.join(STOP_S)
+        self._box.close()
+
+    def _serve(self, items: Generator[T, None, None]) -> None:
+        """What the thread does."""
+        try:
+            with closing(items):
+                while self._requests.acquire() and not self._is_stopped:
+                    item = tuple(itertools.islice(items, 1))
+                    self._box.put(item)
+                    if not item:
+                        break
+        except BaseException as error:  # noqa: BLE001 - carried to the other thread, which raises it
+            self._box.put(error)
+
+
+def each(items: Iterable[T]) -> Generator[T, None, None]:
+    """A generator of any iterable's items; a generator is closed with it."""
+    yield from items
+
+
+@contextmanager
+def taking(items: Iterable[T]) -> Iterator[Taker[T]]:
+    """Take items in a thread for the block."""
+    taker = Taker(items)
+    try:
+        yield taker
+    finally:
+        taker.stop()
 
 
 def read_ahead(
@@ -35,7 +145,7 @@ def read_ahead(
             yield ahead.take()
     finally:
         ahead.stop()
-        thread.join(STOP_S)  # one that waits for a dead server ends by itself
+        thread.join(STOP_S)
 
 
 class _Ahead(Generic[T]):

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from kinetics_tools import media
-from kinetics_tools.cli import Exit
+from kinetics_tools.cli import Exit, size_text
 from kinetics_tools.errors import MediaError, SourceError
-from kinetics_tools.estimate import size_text
 from kinetics_tools.sources import runtime
 
 OLD_DAYS = 90  # YouTube changes every few weeks; older releases fail in ways that look like others
 SPARE = 1.1  # the disk estimate is no promise
-INSTALL = 'pip install -U "kinetics-tools[youtube]"'
+INSTALL = 'pip install -U "yt-dlp[default,deno]"'
 
 
 class Level(StrEnum):
@@ -105,7 +104,7 @@ def _ffmpeg(job: Job) -> Iterator[Finding]:
     """Whether the binary makes a clip: a stranger's build may lack the encoder."""
     what = f"ffmpeg {job.recipe.ffmpeg} ({job.binary})"
     grey = np.full((16, 16, 3), 128, np.uint8)
-    with tempfile.TemporaryDirectory(dir=job.tmp_dir) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         video, clip = Path(folder, "video.mp4"), Path(folder, "clip.mp4")
         try:
             media.write_video(video, [grey] * 10, fps=job.recipe.fps, binary=job.binary)
@@ -238,7 +237,7 @@ def _solver(parameters: Mapping[str, Any]) -> Finding:
 
 def _lockout(lockout: SourceError | None) -> Finding:
     if lockout is None:
-        return Finding(Level.OK, "YouTube may be asked")
+        return Finding(Level.OK, "no refusal of YouTube stands against this identity")
     return Finding(
         Level.WARNING,
         f"YouTube is not asked now ({lockout})",

@@ -3,10 +3,11 @@
 import argparse
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -14,8 +15,9 @@ from typing import NoReturn, TypeVar
 import kinetics_tools
 from kinetics_tools.engine import ENGINES, num_processors
 from kinetics_tools.errors import KineticsError, lookup, nearest
-from kinetics_tools.files import PATH_ERRNOS, STORAGE_ERRNOS
+from kinetics_tools.files import FULL_ERRNOS, PATH_ERRNOS, STORAGE_ERRNOS
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 LOG_EVERY_S = 30.0
 
@@ -30,6 +32,7 @@ class Exit(IntEnum):
     RETRYABLE_GAPS = 4
     STOPPED = 75
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 class Parser(argparse.ArgumentParser):
@@ -157,9 +160,11 @@ def cache_dir(chosen: Path | None = None) -> Path:
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a command and exit: its own code, 2 for what the user can mend, 130 for Ctrl-C."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
-    )
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for ours in ("kinetics_tools", "benchmarks"):
+        logging.getLogger(ours).setLevel(logging.INFO)  # of libraries only what is wrong
+    # A batch system's word that time is up: unwinding ends children and sweeps scratch folders.
+    signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         code = main()
         sys.stdout.flush()
@@ -174,12 +179,18 @@ def run(main: Callable[[], int]) -> NoReturn:
         if error.errno not in STORAGE_ERRNOS | PATH_ERRNOS:
             raise
         where = error.filename or tempfile.gettempdir()
+        advice = "make room, or choose" if error.errno in FULL_ERRNOS else "choose"
         print(
-            f"error: {where}: {error.strerror}; make room or choose another folder, "
-            "then give the same command again",
+            f"error: {where}: {error.strerror}; {advice} another folder, then give the same "
+            "command again",
             file=sys.stderr,
         )
         sys.exit(Exit.UNUSABLE)
+
+
+def _on_sigterm(*_: object) -> NoReturn:
+    print("terminated; the same command goes on where this one stopped", file=sys.stderr)
+    sys.exit(Exit.TERMINATED)
 
 
 def progress(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
@@ -196,19 +207,50 @@ def progress(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
         if now - last >= LOG_EVERY_S:
             last = now
             left_s = (now - start) / done * (total - done)
-            logging.getLogger(what).info(
-                "%s: %d of %d, about %.0f s left", what, done, total, left_s
-            )
+            logger.info("%s: %d of %d, about %.0f s left", what, done, total, left_s)
 
 
-def text_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of equal keys as aligned columns, the titles first."""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
+def names(text: str) -> tuple[str, ...]:
+    """An argparse type: names with commas between them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def text_table(rows: Sequence[Mapping[str, str]], *, words: Collection[str] = ()) -> str:
+    """Rows of equal keys as aligned columns, the titles first.
+
+    Args:
+        rows: one at least.
+        words: columns of words, which begin at one edge as the first column does; numbers end at
+            one.
+    """
+    titles = list(rows[0])
+    lines = [titles, *(list(row.values()) for row in rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(titles))]
+    begins = {titles[0], *words}
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if at == 0 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
+            cell.ljust(width) if title in begins else cell.rjust(width)
+            for title, cell, width in zip(titles, line, widths, strict=True)
+        ).rstrip()
         for line in lines
     )
+
+
+def size_text(num_bytes: float) -> str:
+    """A size in decimal units: 430 kB, 1.5 MB, 29 GB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{_short(num_bytes / size)} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def time_text(seconds: float) -> str:
+    """A time in a unit of which there are a few: 40 s, 12 min, 3.4 h, 34 days."""
+    for unit, size in (("days", 86_400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{_short(seconds / size)} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _short(number: float) -> str:
+    return f"{number:.1f}" if number < 9.95 else f"{number:.0f}"

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from kinetics_tools import ledger
+from kinetics_tools.cli import size_text
 from kinetics_tools.clips import MISSING, clip_files, read_out
 from kinetics_tools.errors import IDENTITY, REASON_CLASSES
 from kinetics_tools.ledger import DONE, VERIFY, History, Line
@@ -230,15 +231,6 @@ def _standing(
     )
 
 
-def amount(num_bytes: float) -> str:
-    """A number of bytes in decimal units: 1.5 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.2f} TB"
-
-
 def share(part: int, whole: int) -> str:
     """A percentage; never 100.0 for less than all."""
     if whole == 0:
@@ -293,7 +285,7 @@ def source_table(coverage: Coverage) -> Table:
                 "attempts": f"{effort.attempts:,}",
                 "failed": f"{effort.failures.total():,}",
                 "clips": f"{num_clips:,}",
-                "bytes": amount(num_bytes),
+                "bytes": size_text(num_bytes),
                 "seconds": f"{effort.seconds:,.0f}",
                 "failed most as": most(effort.failures),
             }

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -41,8 +41,10 @@ from kinetics_tools.ledger import DONE, FAILED, History, Line, Writer
 from kinetics_tools.manifest import Segment, clip_path, record_selection
 from kinetics_tools.media import ClipRecipe, Cut
 from kinetics_tools.names import VIDEO_SUFFIXES
+from kinetics_tools.pace import LockedOut
 from kinetics_tools.sources.base import Opened, Source, Unit, by_video
 
+MAX_SILENT = 10  # videos in a row for which no answer came: the network is down
 MIN_READY_S = 2  # a ready clip shorter than this is too short to say what it shows
 
 
@@ -87,7 +89,7 @@ class Summary:
         num_done: of them, clips in place.
         gaps: of the others, how many by reason.
         num_retryable: of the others, how many may succeed when asked again.
-        stopped: the refusal for which the run was ended early, or None.
+        stopped: why the run was ended early (a lock-out, a network that is down), or None.
     """
 
     num_expected: int
@@ -95,6 +97,20 @@ class Summary:
     gaps: Mapping[str, int]
     num_retryable: int
     stopped: SourceError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of a unit.
+
+    Attributes:
+        lines: one for each segment that was asked for.
+        lockout: why nothing more may be asked of the source; of the segments without a line,
+            nothing was.
+    """
+
+    lines: tuple[Line, ...]
+    lockout: LockedOut | None = None
 
 
 Show = Callable[[Iterator[Line], int, str], Iterable[Line]]
@@ -118,14 +134,24 @@ def is_done(out: Path, segment: Segment, history: History | None) -> bool:
 def wanted(
     segments: Iterable[Segment], source: Source, plan: Plan, histories: Mapping[str, History]
 ) -> list[Segment]:
-    """What to ask a source of the plan for, now that the ledger says this of the segments."""
+    """What to ask a source of the plan for, now that the ledger says this of the segments.
+
+    Those for which it refused us last time come last: were it to refuse us for them again, and lock
+    us out, nothing else would ever be asked.
+    """
     before = plan.sources[: plan.sources.index(source)]
-    return [
+    found = [
         s
         for s in segments
         if _is_next(source, before, histories.get(s.key, History()), plan.retry)
         and not is_done(plan.out, s, histories.get(s.key))
     ]
+
+    def is_refused(segment: Segment) -> bool:
+        history = histories.get(segment.key)
+        return history is not None and history.failed_with(source.name) in IDENTITY
+
+    return sorted(found, key=is_refused)
 
 
 def _is_next(
@@ -172,7 +198,12 @@ def claim_recipe(out: Path, recipe: ClipRecipe) -> None:
 
 
 def download(
-    segments: Sequence[Segment], labels: tuple[str, ...], plan: Plan, *, show: Show
+    segments: Sequence[Segment],
+    labels: tuple[str, ...],
+    plan: Plan,
+    *,
+    show: Show,
+    begin: Callable[[], None] = lambda: None,
 ) -> Summary:
     """Make the clips that are not yet made; safe to call again at any time.
 
@@ -182,15 +213,19 @@ def download(
         plan: how.
         show: wraps the iterator of a source's ledger lines, given how many there may be and the
             source's name, to show progress.
+        begin: called when OUT is this run's, before anything is asked.
 
     Raises:
         OutError: OUT is in use, or holds another recipe or another label list.
         KineticsError: a source cannot be used.
     """
+    for source in plan.sources:
+        source.check(segments)
     with hold(plan.out, str(plan.part)):
         sweep(plan.out)
         claim_recipe(plan.out, plan.recipe)
         record_selection(plan.out, segments, labels)
+        begin()
         with (
             scratch_folder(plan.tmp_dir or plan.out) as scratch,
             ledger.writer(ledger.ledger_path(plan.out, plan.part)) as record,
@@ -201,7 +236,7 @@ def download(
 
 
 class _Run:
-    """One run of one part: what the ledger says by now, and the refusal that ends it."""
+    """One run of one part: what the ledger says by now, and what ends it early."""
 
     def __init__(
         self, plan: Plan, segments: Sequence[Segment], scratch: Path, record: Writer, show: Show
@@ -209,14 +244,16 @@ class _Run:
         self._plan = plan
         self._segments = segments
         self._own = share(segments, plan.part)
+        self._own_keys = {segment.key for segment in self._own}
         self._scratch = scratch
         self._record = record
         self._show = show
         self._histories = {} if plan.force else ledger.read(plan.out)
-        self._refusal: SourceError | None = None
+        self._stop: SourceError | None = None
+        self._num_silent = 0  # videos in a row for which no answer came
 
     def ask(self, source: Source) -> SourceError | None:
-        """Ask one source for all that is wanted of it; return the refusal that stops the run."""
+        """Ask one source for all that is wanted of it; return what stops the run."""
         plan = self._plan
         if plan.part.count > 1 and not plan.force:
             self._histories = ledger.read(plan.out)  # other parts may have served this one's clips
@@ -224,39 +261,53 @@ class _Run:
         asked = wanted(pool, source, plan, self._histories)
         if not asked:
             return None
+        lockout = source.lockout()
+        if lockout is not None:
+            return lockout
         work = partial(make_clips, source=source, plan=plan, scratch=self._scratch)
-        with (
-            closing(self._units(source, asked)) as units,
-            closing(engine.run(units, work, jobs=plan.jobs, engine=plan.engine)) as finished,
-        ):
-            for line in self._show(_lines(finished, source), len(asked), source.name):
+        units = self._units(source, asked)  # the engine closes them
+        with closing(engine.run(units, work, jobs=plan.jobs, engine=plan.engine)) as finished:
+            for line in self._show(self._lines(finished, source), len(asked), source.name):
                 self._record.add(line)
                 self._histories.setdefault(line.key, History()).add(line)
-                if line.reason in IDENTITY:
-                    self._refusal = SourceError(line.reason, line.detail)
-        return self._refusal
+        return self._stop
 
     def _units(self, source: Source, asked: Sequence[Segment]) -> Generator[Unit, None, None]:
-        """The source's units, none after a refusal: what is under way then ends in peace."""
-        try:
-            with closing(source.units(asked, self._plan.part, self._scratch)) as units:
-                for unit in units:
-                    if self._refusal is not None:
-                        return
-                    yield unit
-        except SourceError as error:
-            if error.reason not in IDENTITY:
-                raise
-            self._refusal = error
+        """The source's units, none after a stop: what is under way then ends in peace."""
+        with closing(source.units(asked, self._plan.part, self._scratch)) as units:
+            for unit in units:
+                if self._stop is not None:
+                    return
+                yield self._own_verdict(unit)
 
+    def _own_verdict(self, unit: Unit) -> Unit:
+        """What a source lacks, each part records of its own segments: the record has it once."""
+        if unit.error is None:
+            return unit
+        return replace(unit, segments=tuple(s for s in unit.segments if s.key in self._own_keys))
 
-def _lines(finished: Iterable[tuple[Unit, list[Line] | Crash]], source: Source) -> Iterator[Line]:
-    for unit, result in finished:
-        if isinstance(result, Crash):
-            error = SourceError(Reason.DAMAGED, result.detail)
-            yield from (_failed(segment, source, error) for segment in unit.segments)
-        else:
-            yield from result
+    def _lines(
+        self, finished: Iterable[tuple[Unit, Made | Crash]], source: Source
+    ) -> Iterator[Line]:
+        for unit, made in finished:
+            if isinstance(made, Crash):
+                error = SourceError(Reason.DAMAGED, made.detail)
+                yield from (_failed(segment, source, error) for segment in unit.segments)
+            else:
+                self._stop = self._stop or made.lockout or self._silence(unit, made)
+                yield from made.lines
+
+    def _silence(self, unit: Unit, made: Made) -> SourceError | None:
+        """A network that is down fails every video alike, at the pace of one that is up."""
+        if unit.error is not None or not made.lines:
+            return None
+        last = made.lines[-1]
+        self._num_silent = self._num_silent + 1 if last.reason is Reason.NETWORK else 0
+        if self._num_silent < MAX_SILENT:
+            return None
+        return SourceError(
+            Reason.NETWORK, f"{MAX_SILENT} videos in a row got no answer, the last: {last.detail}"
+        )
 
 
 def _failed(
@@ -300,19 +351,23 @@ def summarise(
     )
 
 
-def make_clips(unit: Unit, *, source: Source, plan: Plan, scratch: Path) -> list[Line]:
+def make_clips(unit: Unit, *, source: Source, plan: Plan, scratch: Path) -> Made:
     """Make a unit's clips. Expected failures are lines; a bug still raises."""
     if unit.error is not None:
-        return [_failed(segment, source, unit.error) for segment in unit.segments]
+        return Made(tuple(_failed(segment, source, unit.error) for segment in unit.segments))
+    lines: list[Line] = []
+    lockout = None
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         folder = Path(name)
         fetched = folder / "video"
         fetched.mkdir()
         opened = source.open(unit, fetched)
-        lines = [
-            _make_clip(segment, unit.ready.get(segment.key), opened, folder, source, plan)
-            for segment in unit.segments
-        ]
+        try:
+            for segment in unit.segments:
+                ready = unit.ready.get(segment.key)
+                lines.append(_make_clip(segment, ready, opened, folder, source, plan))
+        except LockedOut as error:
+            lockout = error
         if plan.keep_videos:
             for video in fetched.iterdir():
                 if video.suffix not in VIDEO_SUFFIXES:
@@ -321,13 +376,19 @@ def make_clips(unit: Unit, *, source: Source, plan: Plan, scratch: Path) -> list
     for ready in unit.ready.values():
         if ready.is_relative_to(scratch):
             ready.unlink()
-    return lines
+    if any(line.reason in IDENTITY for line in lines):
+        lockout = source.lockout()  # asked here: each host has a pace of its own
+    return Made(tuple(lines), lockout)
 
 
 def _make_clip(
     segment: Segment, ready: Path | None, opened: Opened, folder: Path, source: Source, plan: Plan
 ) -> Line:
-    """One attempt at one clip from one source."""
+    """One attempt at one clip from one source.
+
+    Raises:
+        LockedOut: it was not asked for.
+    """
     start = time.monotonic()
     scratch = folder / f"{segment.key}.mp4"
     versions = {"ffmpeg": plan.recipe.ffmpeg, **source.versions()}
@@ -337,6 +398,8 @@ def _make_clip(
             if ready is None
             else _pass_ready(ready, scratch, plan)
         )
+    except LockedOut:
+        raise
     except (SourceError, MediaError) as error:
         seconds = round(time.monotonic() - start, 3)
         return _failed(segment, source, error, seconds=seconds, versions=versions)
@@ -383,7 +446,8 @@ def _pass_ready(ready: Path, clip: Path, plan: Plan) -> Cut:
         made = Cut(media.count_frames(clip))
     else:
         made = media.conform(ready, clip, recipe=plan.recipe, binary=plan.binary)
-    if made.num_frames < MIN_READY_S * plan.recipe.fps:
+    fps = media.probe(clip).fps or plan.recipe.fps
+    if made.num_frames < MIN_READY_S * fps:
         detail = f"the ready clip has only {made.num_frames} frames"
         raise MediaError(ready, detail, reason=Reason.TOO_SHORT)
     return made

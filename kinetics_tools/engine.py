@@ -9,7 +9,6 @@ publishes its files whole.
 """
 
 import contextlib
-import itertools
 import multiprocessing
 import os
 import signal
@@ -19,11 +18,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
+from kinetics_tools.ahead import Box, each, taking
 from kinetics_tools.errors import KineticsError, lookup
 
 U = TypeVar("U")
@@ -101,7 +102,10 @@ def run(
     """Yield `(unit, work(unit))` for every unit, in the order in which they finish.
 
     Args:
-        units: read lazily; at most `jobs` are under way at once, so memory stays bounded.
+        units: read in a thread, the next one only when somebody is free for it, so that memory
+            stays bounded and no result waits for a slow unit. A generator is closed there when the
+            run ends; one that is then in the middle of a step is waited for `ahead.STOP_S`, and is
+            closed after that step. What it raises is raised here.
         work: a module-level function or a `functools.partial` of one (it is sent to processes).
             An exception it raises is a bug or stops the run: it is raised here.
         jobs: how many at once; None for as many as the engine has processors. 0 works in this
@@ -112,13 +116,19 @@ def run(
         KineticsError: the engine cannot be used.
     """
     if jobs == 0:
-        return ((unit, work(unit)) for unit in units)
+        return _here(units, work)
     return lookup("engine", engine, ENGINES)(units, work, jobs)
 
 
 def num_processors() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def _here(units: Iterable[U], work: Callable[[U], R]) -> Results[U, R]:
+    with closing(each(units)) as waiting:
+        for unit in waiting:
+            yield unit, work(unit)
 
 
 class _Worker(Generic[U, R]):
@@ -172,37 +182,51 @@ class _Worker(Generic[U, R]):
 
 
 def _local(units: Iterable[U], work: Callable[[U], R], jobs: int | None) -> Results[U, R]:
-    waiting = iter(units)
-    workers: dict[Any, _Worker[U, R]] = {}
-    try:
-        for unit in itertools.islice(waiting, jobs or num_processors()):
-            worker: _Worker[U, R] = _Worker(work, unit)
-            workers[worker.pipe] = worker
-        while workers:
-            for pipe in wait(list(workers)):
-                worker = workers[pipe]
-                done = worker.unit
-                for result in worker.take():
-                    # The next unit is under way before the caller looks at this result.
-                    following = list(itertools.islice(waiting, 1))
-                    if isinstance(result, Crash) or not following:
-                        workers.pop(pipe).end()
-                    for unit in following:
-                        if isinstance(result, Crash):
-                            worker = _Worker(work, unit)
-                            workers[worker.pipe] = worker
-                        else:
-                            worker.give(unit)
-                    yield done, result
-    finally:
-        for worker in workers.values():
-            worker.end()
+    limit = jobs or num_processors()
+    busy: dict[Any, _Worker[U, R]] = {}
+    idle: list[_Worker[U, R]] = []
+    with taking(units) as taker:
+        try:
+            while busy or not taker.is_through:
+                if len(busy) < limit:
+                    taker.ask()
+                for ready in wait([taker.bell, *busy]):
+                    if ready == taker.bell:
+                        for unit in taker.take():
+                            worker = _worker_for(unit, work, idle)
+                            busy[worker.pipe] = worker
+                        continue
+                    worker = busy[ready]
+                    for result in worker.take():
+                        idle.append(busy.pop(ready))
+                        yield worker.unit, result
+                if taker.is_through:
+                    _end(idle)  # it holds memory that those still at work may need
+        finally:
+            _end([*busy.values(), *idle])
+
+
+def _worker_for(unit: U, work: Callable[[U], R], idle: list[_Worker[U, R]]) -> _Worker[U, R]:
+    """Give the unit to an idle process, else to a new one."""
+    while idle:
+        worker = idle.pop()
+        if worker.process.is_alive():
+            worker.give(unit)
+            return worker
+        worker.end()  # it died of its last unit, or while it waited for another
+    return _Worker(work, unit)
+
+
+def _end(workers: list[_Worker[U, R]]) -> None:
+    while workers:
+        workers.pop().end()
 
 
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
     """What a worker process does: units in, results out, until the pipe closes."""
     os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    for told in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(told, signal.SIG_IGN)  # the parent decides what they mean
     threading.Thread(target=_die_with_parent, daemon=True).start()
     pipe.send((True, None))
     while True:
@@ -245,26 +269,30 @@ def _die_with_parent() -> None:
 
 def _ray(units: Iterable[U], work: Callable[[U], R], jobs: int | None) -> Results[U, R]:
     """One Ray task a unit: on the cluster that RAY_ADDRESS names, else on a Ray of our own."""
-    waiting = iter(units)
-    with _connected_ray(jobs) as ray:
+    finished: Box[Any] = Box()
+    with closing(finished), _connected_ray(jobs) as ray, taking(units) as taker:
         task = ray.remote(num_cpus=1, max_retries=RETRIES)(_work_on_node)
         shared = ray.put(work)  # once, not with every unit
         running: dict[Any, U] = {}
 
-        def start() -> None:
-            # Asked each time: nodes come and go.
-            limit = jobs or max(int(ray.cluster_resources().get("CPU", 0)), 1)
-            for unit in itertools.islice(waiting, max(limit - len(running), 0)):
-                running[task.remote(shared, unit)] = unit
+        def start(unit: U) -> None:
+            reference = task.remote(shared, unit)
+            running[reference] = unit
+            reference.future().add_done_callback(lambda _: finished.put(reference))
 
         try:
-            start()
-            while running:
-                (reference,), _ = ray.wait(list(running))
-                unit = running.pop(reference)
-                result = _ray_result(ray, reference)
-                start()  # the next unit is under way before the caller looks at this result
-                yield unit, result
+            while running or not taker.is_through:
+                # Asked each time: nodes come and go.
+                if len(running) < (jobs or max(int(ray.cluster_resources().get("CPU", 0)), 1)):
+                    taker.ask()
+                for ready in wait([taker.bell, finished.bell]):
+                    if ready == taker.bell:
+                        for unit in taker.take():
+                            start(unit)
+                    else:
+                        reference = finished.take()
+                        unit = running.pop(reference)
+                        yield unit, _ray_result(ray, reference)
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from kinetics_tools import cli
 from kinetics_tools.errors import lookup
 from kinetics_tools.manifest import Segment
 
@@ -168,58 +169,34 @@ COSTS: Mapping[str, Callable[[_Asked], _Cost]] = {
 
 def format_estimate(segments: Sequence[Segment], expected: Estimate) -> str:
     """Two small tables: what the segments are, and what each source costs."""
-    rows = [("split", "segments", "videos", "classes")]
-    groups = [(split, [s for s in segments if s.split == split]) for split in _splits(segments)]
-    if len(groups) > 1:
+    splits = sorted({s.split for s in segments})
+    groups = [(split, [s for s in segments if s.split == split]) for split in splits]
+    if len(groups) != 1:
         groups.append(("all", list(segments)))
-    for name, chosen in groups:
-        videos = {s.youtube_id for s in chosen}
-        labels = {s.label for s in chosen} - {None}
-        rows.append((name, str(len(chosen)), str(len(videos)), str(len(labels))))
-    costs = [("source", "clips", "to fetch", "time", "counted with")]
-    for stage in expected.stages:
-        fetch = "nothing" if stage.fetch_bytes == 0 else "unknown"
-        fetch = f"up to {size_text(stage.fetch_bytes)}" if stage.fetch_bytes else fetch
-        time = "unknown" if stage.seconds is None else time_text(stage.seconds)
-        costs.append((stage.source, str(stage.num_clips), fetch, time, stage.because))
+    kinds = cli.text_table([_kinds(name, chosen) for name, chosen in groups])
+    costs = cli.text_table(list(map(_costs, expected.stages)), words=["counted with"])
     return (
-        f"{_table(rows, left=[0])}\n\n{_table(costs, left=[0, 4])}\n\n"
-        f"disk for the finished clips: about {size_text(expected.disk_bytes)}"
-        f" ({size_text(10 * CLIP_BYTES_S)} for 10 s at 256 lines)"
+        f"{kinds}\n\n{costs}\n\n"
+        f"disk for the finished clips: about {cli.size_text(expected.disk_bytes)}"
+        f" ({cli.size_text(10 * CLIP_BYTES_S)} for 10 s at 256 lines)"
     )
 
 
-def _splits(segments: Iterable[Segment]) -> list[str]:
-    return sorted({s.split for s in segments})
+def _kinds(name: str, segments: Sequence[Segment]) -> dict[str, str]:
+    return {
+        "split": name,
+        "segments": str(len(segments)),
+        "videos": str(len({s.youtube_id for s in segments})),
+        "classes": str(len({s.label for s in segments} - {None})),
+    }
 
 
-def _table(rows: Sequence[Sequence[str]], *, left: Sequence[int]) -> str:
-    """Columns side by side; those numbered `left` begin at one edge, the others end at one."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place in left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
-def size_text(num_bytes: float) -> str:
-    """A size in decimal units: 430 kB, 1.5 MB, 29 GB."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= size:
-            return f"{_short(num_bytes / size)} {unit}"
-    return f"{num_bytes:.0f} B"
-
-
-def time_text(seconds: float) -> str:
-    """A time in a unit of which there are a few: 40 s, 12 min, 3.4 h, 34 days."""
-    for unit, size in (("days", _DAY_S), ("h", _HOUR_S), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{_short(seconds / size)} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def _short(number: float) -> str:
-    return f"{number:.1f}" if number < 9.95 else f"{number:.0f}"
+def _costs(stage: Stage) -> dict[str, str]:
+    fetch = "nothing" if stage.fetch_bytes == 0 else "unknown"
+    return {
+        "source": stage.source,
+        "clips": str(stage.num_clips),
+        "to fetch": f"up to {cli.size_text(stage.fetch_bytes)}" if stage.fetch_bytes else fetch,
+        "time": "unknown" if stage.seconds is None else cli.time_text(stage.seconds),
+        "counted with": stage.because,
+    }

@@ -16,9 +16,8 @@ from typing import Any
 from kinetics_tools.errors import OutError
 
 # What a full, read-only or foreign disk answers. Anything else is a bug and stays a crash.
-STORAGE_ERRNOS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-)
+FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+STORAGE_ERRNOS = FULL_ERRNOS | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 # A path that cannot be: below a file, too long, a loop of links.
 PATH_ERRNOS = frozenset({errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP})
 
@@ -125,7 +124,10 @@ def hold(out: Path, part: str = "0-of-1") -> Iterator[None]:
     """
     if out.exists() and not out.is_dir():
         raise OutError(f"{out} is not a folder; choose another OUT")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # a file system that takes no folders, such as /proc
+        raise OutError(f"{out} cannot be made; choose another OUT") from error
     with _hold_partition(out, part), _hold_part(out, part):
         yield
 

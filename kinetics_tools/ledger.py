@@ -15,13 +15,13 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from kinetics_tools.engine import Part
-from kinetics_tools.errors import RETRYABLE, OutError, Reason
+from kinetics_tools.errors import PERMANENT, RETRYABLE, OutError, Reason
 from kinetics_tools.files import naming
 
 DONE = "done"
@@ -30,6 +30,7 @@ FAILED = "failed"
 # against no source.
 VERIFY = "verify"
 MAX_DAMAGED = 3  # a download that was damaged so often is damaged at its source
+_TICK_S = 0.001  # between two times that a line can tell apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class Line:
         sha256: of the finished clip, hex.
         seconds: what the attempt took.
         versions: of the tools.
-        time: when it ended, UTC.
+        time: when it ended, UTC; a `Writer` may move it on.
     """
 
     key: str
@@ -62,7 +63,7 @@ class Line:
     sha256: str | None = None
     seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
-    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
+    time: str = field(default_factory=lambda: _time(datetime.now(UTC)))
 
     def as_text(self) -> str:
         """The line of JSON, without fields that say nothing."""
@@ -169,12 +170,15 @@ class History:
         return next((f.reason for f in self.failures if f.source == source), None)
 
     def may_try(self, source: str, retry: frozenset[Reason]) -> bool:
-        """Whether `source` is worth asking: never asked, or failed with a reason in `retry`."""
+        """Whether `source` is worth asking: never asked, or failed with a reason in `retry`.
+
+        One from which the clip came damaged MAX_DAMAGED times has failed for good.
+        """
         reason = self.failed_with(source)
         if reason is None:
             return True
         if reason is Reason.DAMAGED and self._damaged.count(source) >= MAX_DAMAGED:
-            return False
+            return retry >= PERMANENT
         return reason in retry
 
     @property
@@ -265,18 +269,23 @@ def _lines(path: Path) -> Iterator[tuple[Line, float]]:
         for number, raw in enumerate(file, start=1):
             if not raw.endswith(b"\n"):
                 return  # torn: its writer was killed, or is writing now
-            try:
-                line = _parse(json.loads(raw))
-                at_s = _seconds(line.time)
-            except (ValueError, TypeError, KeyError, OverflowError) as error:
-                raise OutError(
-                    f"{path}, line {number}: not a ledger line ({error}); remove that line"
-                ) from error
-            yield line, at_s
+            yield _read_line(raw, f"{path}, line {number}")
+
+
+def _read_line(raw: bytes, where: str) -> tuple[Line, float]:
+    try:
+        line = _parse(json.loads(raw))
+        return line, _seconds(line.time)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise OutError(f"{where}: not a ledger line ({error}); remove that line") from error
 
 
 def _seconds(time: str) -> float:
     return datetime.fromisoformat(time).timestamp()
+
+
+def _time(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds")
 
 
 def _parse(value: Any) -> Line:
@@ -290,35 +299,63 @@ def _parse(value: Any) -> Line:
 
 @contextmanager
 def writer(path: Path) -> Iterator["Writer"]:
-    """Open a part's ledger for appending, without the torn line that a killed writer left."""
+    """Open a part's ledger for appending, without the torn line that a killed writer left.
+
+    Raises:
+        OutError: the last line of one of the folder's ledgers is not a ledger line.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
-        _remove_torn_line(file)
-        yield Writer(file, path)
+        end = file.seek(0, os.SEEK_END)
+        whole = _line_start(file, end)
+        if whole < end:
+            file.truncate(whole)
+        latest_s = max(map(_last_s, _paths(path.parent)))
+        yield Writer(file, path, latest_s + _TICK_S)
 
 
-def _remove_torn_line(file: BinaryIO) -> None:
-    end = file.seek(0, os.SEEK_END)
+def _last_s(path: Path) -> float:
+    """The time of a ledger's last whole line."""
+    with path.open("rb") as file:
+        end = _line_start(file, file.seek(0, os.SEEK_END))
+        if end == 0:
+            return -math.inf
+        start = _line_start(file, end - 1)
+        file.seek(start)
+        _, at_s = _read_line(file.read(end - start), f"{path}, last line")
+        return at_s
+
+
+def _line_start(file: BinaryIO, end: int) -> int:
+    """Where the line begins that has the byte before `end`: behind the last line feed before."""
     position, chunk = end, b""
     while position > 0 and b"\n" not in chunk:
-        step = min(position, 65536)
+        step = min(position, 8192)
         position -= step
         file.seek(position)
         chunk = file.read(step)
-    keep = position + chunk.rfind(b"\n") + 1
-    if keep < end:
-        file.truncate(keep)
+    return position + chunk.rfind(b"\n") + 1
 
 
 class Writer:
-    """Appends lines as they happen; each is on its way to the disk when `add` returns."""
+    """Appends lines as they happen; each is on its way to the disk when `add` returns.
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    Its lines come after all that the folder's ledgers held when it was opened, and after each
+    other, whatever the clock says: one that is behind is overruled.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, earliest_s: float) -> None:
         self._file = file
         self._path = path
+        self._earliest_s = earliest_s
 
     def add(self, line: Line) -> None:
         """Append one line."""
+        at_s = _seconds(line.time)
+        if at_s < self._earliest_s:
+            line = replace(line, time=_time(datetime.fromtimestamp(self._earliest_s, UTC)))
+        self._earliest_s = max(self._earliest_s, at_s)
         with naming(self._path):
-            self._file.write(line.as_text().encode())
+            # Half a character (a name that is not UTF-8 has such) stands there as JSON's \\uXXXX.
+            self._file.write(line.as_text().encode(errors="backslashreplace"))
             self._file.flush()

@@ -9,7 +9,6 @@ import importlib.resources
 import io
 import logging
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -129,6 +128,7 @@ def parse_manifest(
             bad.append(BadRow(line, f"another row, which differs, has its key {parsed.key}"))
     if bad and not skip_bad_rows:
         shown = "".join(f"\n  line {row.line}: {row.problem}" for row in bad[:NUM_SHOWN])
+        shown += f"\n  and {len(bad) - NUM_SHOWN} more" if len(bad) > NUM_SHOWN else ""
         raise ManifestError(
             f"{where}: {len(bad)} bad rows; mend them, or leave them out with --skip-bad-rows"
             f"{shown}"
@@ -332,14 +332,3 @@ def format_bad_rows(bad: Sequence[BadRow]) -> str:
     writer.writerow(("line", "problem"))
     writer.writerows((row.line, row.problem) for row in bad)
     return buffer.getvalue()
-
-
-def describe(segments: Sequence[Segment]) -> str:
-    """One line: how many segments, videos and classes, by split."""
-    splits = Counter(s.split for s in segments)
-    return (
-        f"{len(segments)} segments of {len({s.youtube_id for s in segments})} videos, "
-        f"{len({s.label for s in segments} - {None})} classes ("
-        + ", ".join(f"{split} {count}" for split, count in sorted(splits.items()))
-        + ")"
-    )

@@ -111,7 +111,8 @@ class Official:
 
 def is_name(text: str) -> bool:
     """Whether a word of the command line names an official list. A file is given as ./NAME."""
-    return text.partition("/")[0] in ADDRESSES
+    dataset, _, split = text.partition("/")
+    return dataset in ADDRESSES and split.isalpha() | (split == "")
 
 
 def fetch(

@@ -30,12 +30,16 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _JITTER = random.Random()
 
 
+class LockedOut(SourceError):
+    """The identity is left in peace for now: nothing was asked, so it says nothing of a video."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How often an identity may ask. A value: sent to workers, on any host.
 
-    Around each request: `wait()` before it, then `refused()` where the answer was that the site
-    turns the identity away, `granted()` after any other answer.
+    `wait()` before asking for a video; then `refused()` where the site, at whatever step, turned
+    the identity away, `granted()` when it came to any other end.
 
     Attributes:
         path: how the names of its files begin. The host's name follows, so that hosts which share
@@ -55,7 +59,7 @@ class Pace:
         """Return when the next request may be made.
 
         Raises:
-            SourceError: the identity is locked out; the detail says until when.
+            LockedOut: the identity is locked out; the detail says until when.
         """
         while True:
             with self._held() as state:
@@ -97,16 +101,18 @@ class Pace:
                 self._pause(state, min(max(cool_down_s, asked_s), self.lockout_s))
 
     def granted(self) -> None:
-        """Say that the site answered: refusals after this begin a new row."""
+        """Say that the site gave what was asked: refusals after this begin a new row."""
         with self._held() as state:
-            state.num_refused = 0
+            # While everybody is held: asked before the refusal, so it says nothing after it.
+            if _now_s() >= state.paused_until_s:
+                state.num_refused = 0
 
     def locked_s(self) -> float:
         """How many seconds the identity is still locked out; 0 when it is free."""
         with self._held() as state:
             return state.locked_s()
 
-    def lockout(self) -> SourceError | None:
+    def lockout(self) -> LockedOut | None:
         """What `wait` would raise now: the reason, the tool's last words, and until when."""
         with self._held() as state:
             return state.lockout() if state.locked_s() > 0 else None
@@ -217,12 +223,12 @@ class _State:
         """Seconds that are left of a lock-out."""
         return max(self.paused_until_s - _now_s(), 0.0) if self.is_locked else 0.0
 
-    def lockout(self) -> SourceError:
+    def lockout(self) -> LockedOut:
         """The error that says until when."""
         end_s = time.time() + self.locked_s()
         until = time.strftime("%Y-%m-%d %H:%M", time.localtime(end_s))
         words = f"{self.detail}; " if self.detail else ""
-        return SourceError(self.reason, f"{words}locked out until {until}")
+        return LockedOut(self.reason, f"{words}locked out until {until}")
 
 
 def _parse(text: str) -> _State:

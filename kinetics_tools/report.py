@@ -11,12 +11,13 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.dates import ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from kinetics_tools.cli import size_text
 from kinetics_tools.coverage import (
     MINUTE,
     Coverage,
     State,
-    amount,
     reason_class,
     reason_table,
     share,
@@ -86,7 +87,7 @@ def page(coverage: Coverage, lists: list[Path]) -> str:
         total={state.value: f"{count:,}" for state, count in total.items()},
         expected=f"{total.total():,}",
         num_classes=len(classes),
-        size=amount(coverage.num_bytes),
+        size=size_text(coverage.num_bytes),
         num_files=f"{coverage.num_files:,}",
         until=coverage.until[:MINUTE].replace("T", " "),
         splits=split_table(coverage),
@@ -179,6 +180,7 @@ def _attrition(coverage: Coverage) -> Markup:
     axes.set_yticks(range(len(steps)), [_name(name) for name, _, _ in steps])
     axes.invert_yaxis()
     axes.set(xlabel="segments", xlim=(0, max(total.total(), 1)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain(axes)
     told = ", ".join(f"{name} {count:,}" for name, count, _ in steps)
     return picture(figure, f"From what was expected to what is not there: {told}")
@@ -206,6 +208,7 @@ def _reasons(coverage: Coverage) -> Markup:
     axes.set_yticks(range(len(reasons)), [_name(reason) for reason in reasons])
     axes.invert_yaxis()
     axes.set(xlabel="gaps")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     plain(axes)
     told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
@@ -215,20 +218,22 @@ def _reasons(coverage: Coverage) -> Markup:
 def _sources(coverage: Coverage) -> Markup:
     """Clips that each source gave, and their bytes."""
     given = coverage.given
+    unit, size = ("GB", 1e9) if coverage.num_bytes >= 1e9 else ("MB", 1e6)
     figure = Figure(figsize=(WIDTH_IN, 0.9 + 0.36 * len(given)), layout="constrained")
     clips, sizes = figure.subplots(1, 2, sharey=True)
     places = range(len(given))
     clips.barh(places, [num_clips for num_clips, _ in given.values()], color="#2a6fb4")
-    sizes.barh(places, [num_bytes / 1e9 for _, num_bytes in given.values()], color="#7a8699")
+    sizes.barh(places, [num_bytes / size for _, num_bytes in given.values()], color="#7a8699")
     clips.set_yticks(places, [_name(source) for source in given])
     clips.invert_yaxis()
     clips.set(xlabel="clips")
-    sizes.set(xlabel="GB")
+    sizes.set(xlabel=unit)
     for axes in (clips, sizes):
-        axes.locator_params(axis="x", nbins=4)
+        axes.set_xlim(left=0, right=None if any(n for n, _ in given.values()) else 1)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=axes is clips))
         plain(axes)
     told = "; ".join(
-        f"{source} {num_clips:,} clips, {amount(num_bytes)}"
+        f"{source} {num_clips:,} clips, {size_text(num_bytes)}"
         for source, (num_clips, num_bytes) in given.items()
     )
     return picture(figure, f"Clips and bytes by source: {told}")
@@ -246,6 +251,7 @@ def _rate(coverage: Coverage) -> Markup:
         axes.bar(list(counts), rates, step, align="edge", color=COLOURS[state])
         axes.set(ylabel=title)
         axes.set_ylim(bottom=0, top=1.05 * max([1.0, *rates]))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         locator = axes.xaxis.get_major_locator()
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=UTC))  # type: ignore[no-untyped-call]  # matplotlib's
         plain(axes)

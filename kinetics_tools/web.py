@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 TIMEOUT_S = 60.0  # without a byte
 CONNECT_S = 15.0
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each further try
+SLOW_S = 60.0  # of waiting for bytes, after which a server that drips is given up
+MIN_BYTES_PER_S = 1000.0
 MAX_PAUSE_S = 60.0  # of what a server asks for with Retry-After
 MAX_FETCHED_BYTES = 2**30
 CHUNK_BYTES = 2**18
@@ -126,12 +128,40 @@ def open_stream(
     return Stream(address, timeout_s, pauses_s)
 
 
+class _Speed:
+    """Of a server's answers to one who waits for them; what the reader does between is not counted.
+
+    A byte a minute would otherwise keep a connection alive for ever.
+    """
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._waited_s = 0.0
+        self._num_bytes = 0
+
+    def read(self, answer: "requests.Response", most: int, address: str) -> bytes:
+        """The next bytes of an answer, at least one, or none at its end."""
+        start = time.monotonic()
+        piece: bytes = answer.raw.read1(most, decode_content=False)
+        self._waited_s += time.monotonic() - start
+        self._num_bytes += len(piece)
+        if piece and self._waited_s >= SLOW_S:
+            if self._num_bytes < MIN_BYTES_PER_S * self._waited_s:
+                detail = f"{_shown(address)}: {self._num_bytes} bytes in {self._waited_s:.0f} s"
+                raise SourceError(Reason.NETWORK, detail)
+            self._begin()
+        return piece
+
+
 class Stream(io.RawIOBase):
     """A file on a server, read once from its start to its end, in constant memory.
 
     A break is mended behind `read`: the file is asked for from the byte where it broke, or, where
     the server knows no ranges, from its start, and what was read before is skipped. Reading raises
-    SourceError when that fails for good, or when the file is another one by then.
+    SourceError when that fails for good, when the file is another one by then, or when the server
+    drips: less than MIN_BYTES_PER_S in SLOW_S of waiting.
 
     Attributes:
         remote: what the server said of the file when it was opened.
@@ -143,6 +173,7 @@ class Stream(io.RawIOBase):
         self._address = address
         self._timeout_s = timeout_s
         self._pauses_s = pauses_s
+        self._speed = _Speed()
         self.position = 0
         self._answer: requests.Response | None = None
         self._answer = _patiently(self._begin, pauses_s)
@@ -183,7 +214,7 @@ class Stream(io.RawIOBase):
             with _translated(self._address):
                 if self._answer is None:
                     self._answer = self._resume()
-                piece: bytes = self._answer.raw.read1(most, decode_content=False)
+                piece = self._speed.read(self._answer, most, self._address)
             if not piece and self.position < (self.remote.size or 0):
                 raise _PassingError(
                     Reason.NETWORK,
@@ -227,7 +258,7 @@ class Stream(io.RawIOBase):
     def _skip(self, answer: "requests.Response") -> None:
         left = self.position
         while left:
-            piece = answer.raw.read1(min(left, CHUNK_BYTES), decode_content=False)
+            piece = self._speed.read(answer, min(left, CHUNK_BYTES), self._address)
             if not piece:
                 raise _PassingError(
                     Reason.NETWORK, f"{_shown(self._address)} broke off before byte {self.position}"
@@ -241,7 +272,9 @@ def _patiently(attempt: Callable[[], T], pauses_s: Sequence[float]) -> T:
         try:
             return attempt()
         except _PassingError as error:
-            time.sleep(max(pause_s, min(error.wanted_pause_s, MAX_PAUSE_S)))
+            wanted_s = max(pause_s, min(error.wanted_pause_s, MAX_PAUSE_S))
+            logger.info("%s; trying again in %.0f s", error.detail, wanted_s)
+            time.sleep(wanted_s)
     return attempt()
 
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,21 @@ def make_video(ffmpeg: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeVi
         return path
 
     return make
+
+
+Cutter = Callable[[Path, object, object], tuple[media.Cut, Path]]
+
+
+@pytest.fixture
+def cut(ffmpeg: Path, recipe: media.ClipRecipe, tmp_path: Path) -> Cutter:
+    """Cut [start, end) of a video in seconds; the answer, and the clip."""
+
+    def cut(video: Path, start: object, end: object) -> tuple[media.Cut, Path]:
+        clip = tmp_path / "clip.mp4"
+        times = {"start_s": Fraction(str(start)), "end_s": Fraction(str(end))}
+        return media.cut(video, clip, **times, recipe=recipe, binary=ffmpeg), clip
+
+    return cut
 
 
 def _handler(server: MediaServer) -> type[http.server.BaseHTTPRequestHandler]:

@@ -29,7 +29,7 @@ class Served:
         content: its bytes.
         etag: None sends none.
         kind: its Content-Type.
-        ranges: whether parts of it can be asked for.
+        ranges: whether ranges of it can be asked for.
         breaks: the n-th GET is cut off when it reaches this byte of the file (None: not).
         always_breaks: every GET is.
         statuses: the n-th GET is answered with this status (0: as it should be).
@@ -38,6 +38,7 @@ class Served:
         resets: whether a cut is a reset connection, or one that ends in good order.
         says_length: whether the answers have a Content-Length.
         head: whether HEAD is known.
+        drips_s: a byte comes after each so many seconds (0: all at once).
     """
 
     content: bytes
@@ -52,6 +53,7 @@ class Served:
     resets: bool = True
     says_length: bool = True
     head: bool = True
+    drips_s: float = 0
 
 
 @dataclass
@@ -133,8 +135,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         stop = served.breaks.pop(0) if served.breaks else served.always_breaks
         end = total if stop is None else min(stop, total)
         with contextlib.suppress(ConnectionError):  # a reader who has enough hangs up
-            for position in range(start, end, CHUNK):
-                piece = content[position : min(position + CHUNK, end)]
+            step = 1 if served.drips_s else CHUNK
+            for position in range(start, end, step):
+                time.sleep(served.drips_s)
+                piece = content[position : min(position + step, end)]
                 self.wfile.write(piece)
                 self.server.known.bytes_sent[self.path] += len(piece)
         if stop is not None and served.resets:

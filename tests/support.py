@@ -29,12 +29,16 @@ class MediaServer:
 
 
 def tree(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, bytes]:
-    """Every file below a folder with its bytes; locks, and names that hold `without`, left out."""
+    """Every file below a folder with its bytes.
+
+    Left out are locks, what tasks tell each other, and names that hold `without`.
+    """
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and not path.name.startswith(".lock")
+        and path.parent.name != ".mirror"
         and not any(word in path.name for word in without)
     }
 
@@ -52,6 +56,11 @@ def command(name: str, *arguments: object) -> list[str]:
         "run-benchmark": "benchmarks.commands",
     }[name]
     return [sys.executable, "-c", f"from {module} import main; main()", *map(str, arguments)]
+
+
+def run(*command: object) -> None:
+    """Run a program that must succeed."""
+    subprocess.run(list(map(str, command)), check=True)
 
 
 def run_command(

@@ -3,12 +3,13 @@
 import threading
 from collections.abc import Generator
 from contextlib import closing
+from multiprocessing.connection import wait
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinetics_tools.ahead import read_ahead
+from kinetics_tools.ahead import Box, read_ahead, taking
 
 
 def counted(sizes: list[int | None], log: list[int]) -> Generator[int | None, None, None]:
@@ -70,3 +71,32 @@ def test_who_stops_taking_stops_the_making(item: int | None) -> None:
         assert next(ahead) == 1
         assert not closed.is_set()
     assert closed.is_set()
+
+
+def test_a_taker_takes_what_it_is_asked_for_and_no_more() -> None:
+    log: list[int] = []
+    with taking(counted([5, 6, 7], log)) as taker:
+        assert not wait([taker.bell], timeout=0.1)
+        assert log == []
+        taker.ask()
+        taker.ask()  # it is at it
+        wait([taker.bell])
+        assert taker.take() == (5,)
+        assert not wait([taker.bell], timeout=0.1)
+        assert log == [1]
+
+
+def test_a_taker_says_when_there_are_no_more() -> None:
+    with taking([5]) as taker:
+        for answer in ((5,), ()):
+            assert not taker.is_through
+            taker.ask()
+            wait([taker.bell])
+            assert taker.take() == answer
+        assert taker.is_through
+
+
+def test_what_comes_too_late_for_a_closed_box_is_dropped() -> None:
+    box: Box[int] = Box()
+    box.close()
+    box.put(1)

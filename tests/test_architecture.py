@@ -17,6 +17,7 @@ TOOLKIT = (
     "cli",
     "names",
     "media",
+    "sections",
     "dialects",
     "manifest",
     "ledger",
@@ -24,7 +25,7 @@ TOOLKIT = (
     "sources.base",
     "sources.folder",
     "sources.tars",
-    "sources.parts",
+    "sources.search",
     "sources.cvdf",
     "sources.options",
     "sources.runtime",
@@ -75,7 +76,7 @@ SUITE = (
 OWNERS = {
     "ffmpeg": {"kinetics_tools.media"},
     "imageio_ffmpeg": {"kinetics_tools.media"},
-    "av": {"kinetics_tools.media"},
+    "av": {"kinetics_tools.media", "kinetics_tools.sections"},
     "requests": {"kinetics_tools.web"},
     "urllib3": {"kinetics_tools.web"},
     # One fetches with it, the other says whether it can.

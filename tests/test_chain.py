@@ -201,6 +201,21 @@ def test_a_visitor_who_is_refused_stops_and_comes_back_no_earlier_than_told(
     assert givers(out) == GIVEN
 
 
+def test_one_refused_video_holds_up_no_other(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    world.youtube.put(DASHED, refusal="bot-check")
+    said = world.run(out)
+    assert said.returncode == 4, said.stderr
+    assert givers(out) == {name: who for name, who in GIVEN.items() if name != key(DASHED, 8, 10)}
+    assert world.youtube.num_asked(DASHED) == 1
+    assert [
+        (failure.source.partition(":")[0], failure.reason)
+        for failure in ledger.read(out)[key(DASHED, 8, 10)].failures
+    ] == [("cvdf", "gone"), ("youtube", "bot-check"), ("dir", "gone")]
+    assert world.run(out).returncode == 4
+    assert world.youtube.num_asked(DASHED) == 2
+
+
 def test_a_mirror_that_has_no_list_for_a_set_is_one_line(world: World, tmp_path: Path) -> None:
     world.manifest.write_text(
         f"label,youtube_id,time_start,time_end,split\na new class,{IDS['a']},0,2,val\n"

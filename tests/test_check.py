@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yt_dlp.networking.impersonate
+from support import run_command
 
 from kinetics_tools import check as c
 from kinetics_tools import media
@@ -232,3 +233,17 @@ def test_the_environment_is_left_as_it_was(make_job: MakeJob) -> None:
     before = dict(os.environ)
     c.check(make_job(ytdlp={}, is_youtube=True))
     assert dict(os.environ) == before
+
+
+def test_the_command_says_what_it_found_and_ends(tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("label,youtube_id,time_start,time_end,split\na,abc,0,10,val\n")
+    words = ("kinetics-download", table, tmp_path / "out", "--check", "--tmp-dir", tmp_path / "new")
+    said = run_command(*words, "--source", f"dir:{tmp_path}")
+    assert (said.returncode, said.stderr) == (0, "")
+    assert all(line.startswith("ok ") for line in said.stdout.splitlines())
+    said = run_command(*words, "--js-runtimes", "node:/nonexistent", "--no-check-certificates")
+    assert said.returncode == 2
+    assert any(line.startswith("missing ") for line in said.stdout.splitlines())
+    assert "JavaScript runtime" in said.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["list.csv"]

@@ -11,7 +11,7 @@ from support import tree
 
 from kinetics_tools import cli, ledger
 from kinetics_tools.commands.record import report_main
-from kinetics_tools.coverage import State, amount, share, split_table, survey
+from kinetics_tools.coverage import State, share, split_table, survey
 from kinetics_tools.engine import Part
 from kinetics_tools.errors import ManifestError, OutError, Reason
 from kinetics_tools.ledger import VERIFY, Line
@@ -246,11 +246,11 @@ def test_numbers_do_not_flatter() -> None:
         "99.9",
         "100.0",
     ]
-    assert [amount(n) for n in (0, 999, 1500, 98_200_000_000, 2.5e12)] == [
+    assert [cli.size_text(n) for n in (0, 999, 1500, 98_200_000_000, 2.5e12)] == [
         "0 B",
         "999 B",
         "1.5 kB",
-        "98.2 GB",
-        "2.50 TB",
+        "98 GB",
+        "2.5 TB",
     ]
     assert cli.text_table([{"a": "long", "b": "1"}]) == "a     b\nlong  1"

@@ -3,15 +3,18 @@
 Clips here are bytes; whether they can be decoded is asked at the door, by who takes them.
 """
 
+import csv
+import hashlib
 import json
 import logging
 import pickle
 import random
 import resource
+import subprocess
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,13 +24,13 @@ from conftest import MakeVideo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mirror import Content, Member, MirrorServer, Served, link, serve, tarball
-from support import tree
+from support import run_command, tree
 
-from kinetics_tools import media
+from kinetics_tools import ledger, media
 from kinetics_tools.engine import WHOLE, Part
 from kinetics_tools.errors import KineticsError, MediaError, Reason, SourceError
 from kinetics_tools.ledger import FAILED, History, Line
-from kinetics_tools.manifest import Segment
+from kinetics_tools.manifest import Segment, known_labels
 from kinetics_tools.sources import cvdf
 from kinetics_tools.sources.base import Source, Unit
 
@@ -93,6 +96,7 @@ class Lab:
     server: MirrorServer
     folder: Path
     timeout_s: float = 10
+    cache: Path | None = None
 
     @property
     def scratch(self) -> Path:
@@ -105,20 +109,21 @@ class Lab:
         lines = [f"{cvdf.OFFICIAL}/400/{split}/{name}\n" for name in names]
         self.server.put(f"/400/{split}/k400_{split}_path.txt", "".join(lines).encode())
 
-    def put_parts(self, parts: Mapping[str, bytes], split: str = "val") -> dict[str, Served]:
-        self.put_list(parts, split)
-        return {name: self.server.put(f"/400/{split}/{name}", data) for name, data in parts.items()}
+    def put_tars(self, tars: Mapping[str, bytes], split: str = "val") -> dict[str, Served]:
+        self.put_list(tars, split)
+        return {name: self.server.put(f"/400/{split}/{name}", data) for name, data in tars.items()}
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        return cvdf.make(self.folder / "cache", base=self.server.address)
+        return cvdf.make(self.folder / "cache", self.folder / "out", base=self.server.address)
 
     @property
     def mirror(self) -> cvdf.Mirror:
         base = self.server.address
         lists = {s: f"{base}/400/{s}/k400_{s}_path.txt" for s in ("train", "val")}
         return cvdf.Mirror(
-            cache=self.folder / "cache",
+            cache=self.cache or self.folder / "cache",
+            out=self.folder / "out",
             lists=lists,
             base=base,
             timeout_s=self.timeout_s,
@@ -142,7 +147,7 @@ class Lab:
 
     @property
     def read(self) -> list[str]:
-        """The parts that the last run read, in order."""
+        """The tars that the last run read, in order."""
         return [path.rpartition("/")[2] for path in self.server.gets() if ".tar" in path]
 
 
@@ -153,7 +158,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 
 def test_each_clip_comes_once_and_the_rest_is_gone(lab: Lab) -> None:
-    lab.put_parts(
+    lab.put_tars(
         {
             "part_0.tar.gz": tarball(clips([0, 1, 2])),
             "part_1.tar.gz": tarball(clips([3, 4]), compressed=False),  # as part_120 once was
@@ -162,23 +167,21 @@ def test_each_clip_comes_once_and_the_rest_is_gone(lab: Lab) -> None:
     )
     outcome = lab.run(map(segment, [5, 4, 2, 0, 9, 8]))
     assert outcome.clips == {segment(n).key: content(n) for n in (0, 2, 4, 5)}
-    gone = (Reason.GONE, "in none of the 3 parts of the mirror")
+    gone = (Reason.GONE, "in none of the 3 tars of the mirror")
     assert outcome.errors == {segment(n).key: gone for n in (9, 8)}
     assert lab.read == ["part_0.tar.gz", "part_1.tar.gz", "part_2.tar.gz"]
 
 
 def test_splits_are_apart(lab: Lab) -> None:
-    lab.put_parts({"part_0.tar.gz": tarball(clips([0, 1]))}, "val")
-    lab.put_parts({"part_0.tar.gz": tarball(clips([1, 2]))}, "train")
+    lab.put_tars({"part_0.tar.gz": tarball(clips([0, 1]))}, "val")
+    lab.put_tars({"part_0.tar.gz": tarball(clips([1, 2]))}, "train")
     outcome = lab.run([segment(0, "val"), segment(1, "train"), segment(2, "val")])
     assert set(outcome.clips) == {segment(0).key, segment(1).key}
     assert outcome.reasons == {segment(2).key: Reason.GONE}
 
 
 def test_nothing_is_read_that_cannot_help(lab: Lab) -> None:
-    lab.put_parts(
-        {f"part_{p}.tar.gz": tarball(clips(range(10 * p, 10 * p + 10))) for p in range(4)}
-    )
+    lab.put_tars({f"part_{p}.tar.gz": tarball(clips(range(10 * p, 10 * p + 10))) for p in range(4)})
     assert len(lab.run(map(segment, range(40))).clips) == 40
     assert len(lab.read) == 4
 
@@ -189,41 +192,41 @@ def test_nothing_is_read_that_cannot_help(lab: Lab) -> None:
     assert lab.read == []
 
 
-def test_a_part_that_is_known_in_part_is_read_before_unknown_ones(lab: Lab) -> None:
+def test_a_tar_that_is_known_in_part_is_read_before_unknown_ones(lab: Lab) -> None:
     members = [*clips(range(10, 16)), FILLER, *clips(range(16, 20))]
-    lab.put_parts(
+    lab.put_tars(
         {
             "part_0.tar.gz": tarball(clips(range(10))),
             "part_1.tar.gz": tarball(members, compressed=False),
             "part_2.tar.gz": tarball(clips(range(20, 30))),
         }
     )
-    lab.run([segment(0), segment(15)])  # reads part 0 to its end, part 1 to 15
+    lab.run([segment(0), segment(15)])  # reads tar 0 to its end, tar 1 to 15
     assert lab.read == ["part_0.tar.gz", "part_1.tar.gz"]
     lab.run([segment(12)])
     assert lab.read == ["part_1.tar.gz"]
-    # 18 lies behind what is known of part 1, which goes on being read before part 2 is.
+    # 18 lies behind what is known of tar 1, which goes on being read before tar 2 is.
     lab.run([segment(12), segment(18)])
     assert lab.read == ["part_1.tar.gz"]
 
 
 def test_reading_stops_when_all_wanted_clips_are_found(lab: Lab) -> None:
     data = tarball([*clips([0, 1]), FILLER], compressed=False)
-    lab.put_parts({"part_0.tar.gz": data, "part_1.tar.gz": tarball(clips([2]))})
+    lab.put_tars({"part_0.tar.gz": data, "part_1.tar.gz": tarball(clips([2]))})
     assert len(lab.run([segment(1)]).clips) == 1
     assert lab.read == ["part_0.tar.gz"]
     assert lab.server.bytes_sent["/400/val/part_0.tar.gz"] < len(data) / 2
 
 
-def test_a_part_that_changed_is_read_again(lab: Lab) -> None:
-    lab.put_parts({"part_0.tar.gz": tarball(clips([0]))})
+def test_a_tar_that_changed_is_read_again(lab: Lab) -> None:
+    lab.put_tars({"part_0.tar.gz": tarball(clips([0]))})
     assert lab.run([segment(1)]).reasons == {segment(1).key: Reason.GONE}
-    lab.put_parts({"part_0.tar.gz": tarball(clips([0, 1]))})
+    lab.put_tars({"part_0.tar.gz": tarball(clips([0, 1]))})
     assert set(lab.run([segment(1)]).clips) == {segment(1).key}
 
 
-def test_without_head_a_part_is_read_rather_than_believed(lab: Lab) -> None:
-    served = lab.put_parts({"part_0.tar.gz": tarball(clips([0]))})
+def test_without_head_a_tar_is_read_rather_than_believed(lab: Lab) -> None:
+    served = lab.put_tars({"part_0.tar.gz": tarball(clips([0]))})
     served["part_0.tar.gz"].head = False
     for _ in range(2):
         assert lab.run([segment(1)]).reasons == {segment(1).key: Reason.GONE}
@@ -231,7 +234,7 @@ def test_without_head_a_part_is_read_rather_than_believed(lab: Lab) -> None:
 
 
 def test_a_cache_that_is_not_ours_is_written_anew(lab: Lab) -> None:
-    lab.put_parts({"part_0.tar.gz": tarball(clips([0]))})
+    lab.put_tars({"part_0.tar.gz": tarball(clips([0]))})
     lab.run([segment(0), segment(1)])
     (known,) = (lab.folder / "cache" / "cvdf").glob("*.json")
     whole = known.read_text()
@@ -250,7 +253,7 @@ def test_a_cache_that_is_not_ours_is_written_anew(lab: Lab) -> None:
 
 def test_what_a_broken_read_saw_is_remembered_and_no_better_knowledge_is_lost(lab: Lab) -> None:
     data = tarball(clips(range(10)), compressed=False)
-    served = lab.put_parts({"part_0.tar.gz": data})["part_0.tar.gz"]
+    served = lab.put_tars({"part_0.tar.gz": data})["part_0.tar.gz"]
     served.always_breaks = len(data) // 2
     lab.run(map(segment, range(10)))
     (known,) = (lab.folder / "cache" / "cvdf").glob("*.json")
@@ -267,7 +270,7 @@ def test_what_a_broken_read_saw_is_remembered_and_no_better_knowledge_is_lost(la
 
 def test_a_break_in_the_middle_is_mended(lab: Lab) -> None:
     data = tarball(clips(range(10)))
-    served = lab.put_parts({"part_0.tar.gz": data})["part_0.tar.gz"]
+    served = lab.put_tars({"part_0.tar.gz": data})["part_0.tar.gz"]
     served.breaks += [50_000, 50_001, 120_000]
     assert len(lab.run(map(segment, range(10))).clips) == 10
     assert lab.server.bytes_sent["/400/val/part_0.tar.gz"] == len(data)
@@ -278,7 +281,7 @@ def with_hurt_byte(data: bytes) -> bytes:
     return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
 
 
-# Ways of part 1, and the reason and words for what may have been in it.
+# Ways of tar 1, and the reason and words for what may have been in it.
 BROKEN: dict[str, tuple[bytes, dict[str, Any], Reason, str]] = {
     "cut gzip": (tarball(clips([2, 3]))[:-3000], {}, Reason.DAMAGED, "broken archive"),
     "hurt gzip": (with_hurt_byte(tarball(clips([2, 3]))), {}, Reason.DAMAGED, "broken archive"),
@@ -294,10 +297,10 @@ BROKEN: dict[str, tuple[bytes, dict[str, Any], Reason, str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_a_broken_part_may_have_held_may_be_asked_again(lab: Lab, case: str) -> None:
+def test_what_a_broken_tar_may_have_held_may_be_asked_again(lab: Lab, case: str) -> None:
     data, manner, reason, words = BROKEN[case]
     lab.timeout_s = 1 if case == "hangs" else 10
-    lab.put_parts(
+    lab.put_tars(
         {f"part_{p}.tar.gz": tarball(clips([2 * p, 2 * p + 1])) for p in (0, 2)}
         | {"part_1.tar.gz": b""}
     )
@@ -311,8 +314,8 @@ def test_what_a_broken_part_may_have_held_may_be_asked_again(lab: Lab, case: str
     assert words in detail
 
 
-def test_a_part_that_is_listed_but_absent_is_the_servers_matter(lab: Lab) -> None:
-    lab.put_parts({"part_0.tar.gz": tarball(clips([0]))})
+def test_a_tar_that_is_listed_but_absent_is_the_servers_matter(lab: Lab) -> None:
+    lab.put_tars({"part_0.tar.gz": tarball(clips([0]))})
     lab.put_list(["part_0.tar.gz", "part_1.tar.gz"])
     outcome = lab.run([segment(0), segment(1)])
     ((reason, detail),) = outcome.errors.values()
@@ -321,9 +324,9 @@ def test_a_part_that_is_listed_but_absent_is_the_servers_matter(lab: Lab) -> Non
     assert lab.read == ["part_0.tar.gz"]
 
 
-def test_a_mirror_that_is_down_is_not_asked_for_every_part(lab: Lab) -> None:
-    parts = lab.put_parts({f"part_{p}.tar.gz": b"" for p in range(30)})
-    for served in parts.values():
+def test_a_mirror_that_is_down_is_not_asked_for_every_tar(lab: Lab) -> None:
+    tars = lab.put_tars({f"part_{p}.tar.gz": b"" for p in range(30)})
+    for served in tars.values():
         served.statuses += [503] * 9
     outcome = lab.run([segment(0)])
     ((reason, detail),) = outcome.errors.values()
@@ -348,7 +351,7 @@ def test_odd_members_are_passed_over_and_zero_bytes_are_left_to_the_door(lab: La
             (f"../{key[8]}/../x.mp4", b"hostile"),
         ]
     )
-    lab.put_parts({"part_0.tar.gz": data})
+    lab.put_tars({"part_0.tar.gz": data})
     outcome = lab.run(map(segment, range(9)))
     assert outcome.clips == {key[2]: b"up", key[3]: b"absolute", key[6]: b""}
     assert set(outcome.errors) == {key[n] for n in (0, 1, 4, 5, 7, 8)}
@@ -372,7 +375,7 @@ def test_no_name_of_a_member_is_used_on_disk(
     ]
     with serve() as server:
         lab = Lab(server, folder)
-        lab.put_parts({"part_0.tar.gz": tarball(members)})
+        lab.put_tars({"part_0.tar.gz": tarball(members)})
         units = list(lab.mirror.units([segment(n) for n in range(3)], WHOLE, lab.scratch))
         ready = [path for unit in units for path in unit.ready.values()]
         assert set(ready) <= {lab.scratch / f"{segment(n).key}.mp4" for n in range(3)}
@@ -381,8 +384,8 @@ def test_no_name_of_a_member_is_used_on_disk(
         )
 
 
-def test_two_parts_of_a_job_share_the_tars(lab: Lab) -> None:
-    lab.put_parts({f"part_{p}.tar.gz": tarball(clips([2 * p, 2 * p + 1])) for p in range(5)})
+def test_two_tasks_of_a_job_share_the_tars(lab: Lab) -> None:
+    lab.put_tars({f"part_{p}.tar.gz": tarball(clips([2 * p, 2 * p + 1])) for p in range(5)})
     wanted = [segment(n) for n in (*range(10), 77)]
     first = lab.run(wanted, Part(0, 2))
     assert lab.read == [f"part_{p}.tar.gz" for p in (0, 2, 4)]
@@ -396,32 +399,70 @@ def test_two_parts_of_a_job_share_the_tars(lab: Lab) -> None:
     assert first.clips.keys() | second.clips.keys() == {segment(n).key for n in range(10)}
 
 
-def test_a_task_leaves_alone_what_another_ones_part_holds(lab: Lab) -> None:
-    lab.put_parts({"part_0.tar.gz": tarball(clips([0])), "part_1.tar.gz": tarball(clips([1]))})
+def test_a_task_leaves_alone_what_another_ones_tar_holds(lab: Lab) -> None:
+    lab.put_tars({"part_0.tar.gz": tarball(clips([0])), "part_1.tar.gz": tarball(clips([1]))})
     lab.run([segment(0), segment(1), segment(2)])
     outcome = lab.run([segment(1), segment(2)], Part(0, 2))
     assert (outcome.clips, outcome.reasons) == ({}, {segment(2).key: Reason.GONE})
     assert lab.read == []
 
 
+def test_tasks_with_a_cache_each_learn_from_each_other_what_cannot_be_had(lab: Lab) -> None:
+    """What is in no tar, and what may be in one that breaks, does not wait for ever."""
+    tars = {f"part_{p}.tar.gz": tarball(clips([3 * p, 3 * p + 1, 3 * p + 2])) for p in range(4)}
+    for name in ("part_0.tar.gz", "part_1.tar.gz"):  # one of each task
+        tars[name] = tars[name][:-5000]
+    lab.put_tars(tars)
+    wanted = [segment(n) for n in (*range(12), 77)]
+
+    def run(task: int) -> Outcome:
+        lab.cache = lab.folder / f"cache-{task}"
+        return lab.run(wanted, Part(task, 2))
+
+    first, second = run(0), run(1)
+    assert not first.errors  # task 1 has not read anything yet
+    assert {segment(n).key for n in range(6, 9)} <= first.clips.keys()
+    assert {segment(n).key for n in range(9, 12)} <= second.clips.keys()
+    lost = {segment(n).key for n in (2, 5, 77)}
+    assert set(second.reasons) == lost
+    third = run(0)
+    assert {key: third.reasons.get(key) for key in lost} == dict.fromkeys(lost, Reason.DAMAGED)
+
+
+def test_a_tar_that_another_task_could_read_at_last_holds_nothing_back(lab: Lab) -> None:
+    served = lab.put_tars({f"part_{p}.tar.gz": tarball(clips([p])) for p in range(2)})
+    served["part_1.tar.gz"].statuses += [500] * 3
+    wanted = [segment(n) for n in (0, 1, 77)]
+    assert set(lab.run(wanted, Part(1, 2)).errors) == set()  # tar 0 is unread
+    first = lab.run(wanted, Part(0, 2))
+    assert first.reasons == {segment(n).key: Reason.SERVER for n in (1, 77)}
+    assert "part_1.tar.gz: HTTP 500" in first.errors[segment(77).key][1]
+    assert set(lab.run(wanted, Part(1, 2)).clips) == {segment(1).key}
+    assert lab.run([wanted[2]], Part(0, 2)).reasons == {segment(77).key: Reason.GONE}
+
+
+def test_a_job_of_one_part_tells_nobody(lab: Lab) -> None:
+    lab.put_tars({"part_0.tar.gz": tarball(clips([0]))})
+    lab.run([segment(0)])
+    assert not (lab.folder / "out").exists()
+
+
 def test_what_is_to_come_is_said_before_it_comes(
     lab: Lab, caplog: pytest.LogCaptureFixture
 ) -> None:
-    parts = {f"part_{p}.tar.gz": tarball(clips([p])) for p in range(4)}
-    lab.put_parts(parts)
+    tars = {f"part_{p}.tar.gz": tarball(clips([p])) for p in range(4)}
+    lab.put_tars(tars)
     lab.run([segment(9)])
     with caplog.at_level(logging.INFO):
         units = lab.mirror.units([segment(0), segment(3)], WHOLE, lab.scratch)
         with closing(units):
             next(units)
     (said,) = caplog.messages
-    assert said == "cvdf: 2 clips wanted; 2 of 4 parts to read, at most 0.0 GB"
-    num_bytes = len(parts["part_0.tar.gz"]) + len(parts["part_3.tar.gz"])
-    assert lab.mirror.expect([segment(0), segment(3)]) == (2, num_bytes)
+    assert said == "cvdf: 2 clips wanted; 2 of 4 tars to read, at most 0.0 GB"
 
 
 def test_few_clips_lie_waiting_for_a_slow_taker(lab: Lab) -> None:
-    lab.put_parts({"part_0.tar.gz": tarball(clips(range(200)))})
+    lab.put_tars({"part_0.tar.gz": tarball(clips(range(200)))})
     most = 0
     for unit in lab.mirror.units(list(map(segment, range(200))), WHOLE, lab.scratch):
         most = max(most, len(list(lab.scratch.iterdir())))
@@ -431,7 +472,7 @@ def test_few_clips_lie_waiting_for_a_slow_taker(lab: Lab) -> None:
 
 
 def test_who_stops_taking_leaves_no_reader_behind(lab: Lab) -> None:
-    lab.put_parts({"part_0.tar.gz": tarball(clips(range(200)))})
+    lab.put_tars({"part_0.tar.gz": tarball(clips(range(200)))})
     units = lab.mirror.units(list(map(segment, range(200))), WHOLE, lab.scratch)
     next(units)
     units.close()
@@ -442,7 +483,7 @@ def test_who_stops_taking_leaves_no_reader_behind(lab: Lab) -> None:
 
 
 def test_a_full_disk_stops_the_run(lab: Lab) -> None:
-    lab.put_parts({"part_0.tar.gz": tarball(clips([0]))})
+    lab.put_tars({"part_0.tar.gz": tarball(clips([0]))})
     units = lab.mirror.units([segment(0)], WHOLE, lab.scratch)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
@@ -458,7 +499,7 @@ def test_a_full_disk_stops_the_run(lab: Lab) -> None:
 
 def test_lines_of_a_list_are_addresses_of_all_kinds() -> None:
     text = (
-        "\ufeff# parts\r\n"
+        "\ufeff# tars\r\n"
         "https://s3.amazonaws.com/kinetics/400/val/part_0.tar.gz\r\n"
         "http://s3.amazonaws.com/kinetics/400/val/part_1.tar.gz\n\n"
         "part_2.tar.gz\n"
@@ -489,17 +530,15 @@ def test_any_list_is_addresses_or_one_line(content: bytes | str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "kind", "words"),
+    ("data", "words"),
     [
-        (b"<!doctype html><p>not here", "text/html", "is an HTML page"),
-        (b"<!doctype html><p>not here", "text/plain", "is an HTML page"),
-        (b"<?xml version='1.0'?><Error/>", "text/plain", "line 1: .* is not an address"),
-        (b"\n# nothing yet\n", "text/plain", "names no tar"),
-        (b"file:///etc/passwd\n", "text/plain", "line 1: .* is not an address"),
+        (b"<?xml version='1.0'?><Error/>", "line 1: .* is not an address"),
+        (b"\n# nothing yet\n", "names no tar"),
+        (b"file:///etc/passwd\n", "line 1: .* is not an address"),
     ],
 )
-def test_a_list_that_is_none_is_one_line(lab: Lab, data: bytes, kind: str, words: str) -> None:
-    lab.server.put("/400/val/k400_val_path.txt", data, kind=kind)
+def test_a_list_that_is_none_is_one_line(lab: Lab, data: bytes, words: str) -> None:
+    lab.server.put("/400/val/k400_val_path.txt", data)
     with pytest.raises(KineticsError, match=words) as caught:
         lab.run([segment(0)])
     assert not isinstance(caught.value, SourceError)
@@ -507,16 +546,39 @@ def test_a_list_that_is_none_is_one_line(lab: Lab, data: bytes, kind: str, words
 
 
 def test_a_split_without_a_list_is_one_line_that_names_the_option(lab: Lab) -> None:
-    lab.put_parts({"part_0.tar.gz": tarball(clips([0]))})
-    with pytest.raises(KineticsError, match="give one with --cvdf-list all=ADDRESS"):
-        lab.run([segment(0), segment(1, "all")])
-    with pytest.raises(KineticsError, match=r"HTTP 404.*--cvdf-list train=ADDRESS"):
-        lab.run([segment(0), segment(1, "train")])
-    assert lab.read == []  # all lists are asked for before any part
+    lab.put_tars({"part_0.tar.gz": tarball(clips([0]))})
+    lab.mirror.check([segment(0), segment(1, "train")])
+    wanted = [segment(0), segment(1, "all")]
+    for ask in (lab.mirror.check, lab.run):
+        with pytest.raises(KineticsError, match="give one with --cvdf-list all=ADDRESS"):
+            ask(wanted)
+    assert not lab.server.requests
+
+
+@pytest.mark.parametrize(
+    ("manner", "reason", "words"),
+    [
+        ({"statuses": [403] * 9}, Reason.SERVER, "HTTP 403"),
+        ({"statuses": [429] * 9}, Reason.SERVER, "HTTP 429"),
+        ({"always_breaks": 5}, Reason.NETWORK, "k400_train_path.txt: "),
+        ({"kind": "text/html"}, Reason.SERVER, "is an HTML page"),
+    ],
+)
+def test_a_list_that_cannot_be_had_is_recorded_for_its_split(
+    lab: Lab, manner: dict[str, Any], reason: Reason, words: str
+) -> None:
+    lab.put_tars({"part_0.tar.gz": tarball(clips([0]))})
+    lab.server.put("/400/train/k400_train_path.txt", b"part_0.tar.gz", **manner)
+    outcome = lab.run([segment(1, "train"), segment(0), segment(2, "train")])
+    assert set(outcome.clips) == {segment(0).key}
+    assert outcome.reasons == {segment(n).key: reason for n in (1, 2)}
+    detail = outcome.errors[segment(1).key][1]
+    assert detail.startswith("no path list: ")
+    assert words in detail
 
 
 def test_without_an_answer_the_list_of_an_earlier_run_does(lab: Lab) -> None:
-    lab.put_parts({"part_0.tar.gz": tarball(clips([0]))})
+    lab.put_tars({"part_0.tar.gz": tarball(clips([0]))})
     lab.run([segment(0)])
     lab.server.files["/400/val/k400_val_path.txt"].statuses += [500] * 9
     assert set(lab.run([segment(0)]).clips) == {segment(0).key}
@@ -526,24 +588,17 @@ def test_without_an_answer_the_list_of_an_earlier_run_does(lab: Lab) -> None:
 
 
 def test_the_mirror_of_another_set_needs_its_lists(tmp_path: Path) -> None:
-    mirror, replacement = cvdf.make(tmp_path, base="http://near/k/")
+    mirror, replacement = cvdf.make(tmp_path, tmp_path, base="http://near/k/")
     assert isinstance(mirror, cvdf.Mirror)
     assert isinstance(replacement, cvdf.Replacement)
     assert mirror.lists["train"] == "http://near/k/400/train/k400_train_path.txt"
     assert replacement.address == "http://near/k/400/replacement_for_corrupted_k400.tgz"
     lists = {"val": "http://near/k600.txt"}
-    (other,) = cvdf.make(tmp_path, lists=lists, is_kinetics400=False)
+    (other,) = cvdf.make(tmp_path, tmp_path, lists=lists, is_kinetics400=False)
     assert isinstance(other, cvdf.Mirror)
     assert other.lists == lists
     with pytest.raises(KineticsError, match="does not begin with http"):
-        cvdf.make(tmp_path, base="/data/mirror")
-
-
-def test_the_option_for_a_list_is_a_split_and_an_address() -> None:
-    assert cvdf.parse_list_option("val=https://h/l?a=b") == ("val", "https://h/l?a=b")
-    for word in ("val", "=https://h/l", "val=", "val=/data/list.txt"):
-        with pytest.raises(KineticsError, match="is not SPLIT=ADDRESS"):
-            cvdf.parse_list_option(word)
+        cvdf.make(tmp_path, tmp_path, base="/data/mirror")
 
 
 def test_there_is_nothing_beyond_the_ready_clip(lab: Lab, tmp_path: Path) -> None:
@@ -582,7 +637,7 @@ def test_a_corrupt_clip_of_the_mirror_comes_whole_from_the_replacements(
 ) -> None:
     whole = make_video(seconds=3).read_bytes()
     key = segment(0).key
-    lab.put_parts({"part_0.tar.gz": tarball([(f"{key}.mp4", whole[:-2000])])})
+    lab.put_tars({"part_0.tar.gz": tarball([(f"{key}.mp4", whole[:-2000])])})
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(lab.run([segment(0)]).clips[key])
     with pytest.raises(MediaError):
@@ -620,3 +675,124 @@ def test_replacements_that_cannot_be_had_may_be_asked_again(lab: Lab) -> None:
     lab.server.put("/400/replacement_for_corrupted_k400.tgz", tarball(clips([1, 0]))[:9000])
     outcome = collect(lab.replacement.units([segment(0)], WHOLE, lab.scratch))
     assert outcome.reasons == {segment(0).key: Reason.DAMAGED}
+
+
+# through the command
+
+
+def write_list(path: Path, rows: Iterable[Segment]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("label", "youtube_id", "time_start", "time_end", "split"))
+        writer.writerows((s.label, s.youtube_id, s.start_s, s.end_s, s.split) for s in rows)
+    return path
+
+
+def download(
+    lab: Lab, manifest: object, *options: object, cache: str = "cache"
+) -> subprocess.CompletedProcess[str]:
+    """Fill the lab's folder `out` from its mirror."""
+    return run_command(
+        *("kinetics-download", manifest, lab.folder / "out", "--source", "cvdf"),
+        *("--cvdf-base", lab.server.address, "--cache-dir", lab.folder / cache, *options),
+    )
+
+
+def answers(lab: Lab) -> dict[str, list[str]]:
+    """By key: who gave the clip, or each source that did not and why."""
+    return {
+        key: [one.done.source.partition(":")[0]]
+        if one.done
+        else sorted(f"{failed.source.partition(':')[0]} {failed.reason}" for failed in one.failures)
+        for key, one in ledger.read(lab.folder / "out").items()
+    }
+
+
+def test_tasks_that_share_only_out_bring_every_clip_to_an_end(
+    lab: Lab, make_video: MakeVideo
+) -> None:
+    clip = make_video(seconds=3).read_bytes()
+    folder = lab.folder / "folder"
+    folder.mkdir()
+    (folder / f"{segment(1).key}.mp4").write_bytes(clip)  # what a broken tar keeps from us
+    for number in range(4):
+        data = tarball([(f"{segment(2 * number + k).key}.mp4", clip) for k in range(2)])
+        broken = number in (0, 1)  # one of each task
+        lab.server.put(
+            f"/400/val/part_{number}.tar.gz", data[: -len(clip) // 2 if broken else None]
+        )
+    lab.put_list(f"part_{number}.tar.gz" for number in range(4))
+    rows = (replace(segment(number), label="yoga") for number in range(9))
+    manifest = write_list(lab.folder / "list.csv", rows)
+    options = ("--source", f"dir:{folder}", "--labels", "kinetics400")
+    for task in (0, 1) * 2:
+        said = download(lab, manifest, *options, "--task", f"{task}/2", cache=f"cache-{task}")
+        assert said.returncode in (0, 4), said.stderr
+    lost = ["cvdf damaged", "cvdf-replacement server", "dir gone"]
+    assert answers(lab) == {
+        **{segment(n).key: ["cvdf"] for n in (0, 2, 4, 5, 6, 7)},
+        segment(1).key: ["dir"],
+        **{segment(n).key: lost for n in (3, 8)},
+    }
+
+
+def test_the_lists_of_another_set_are_named(lab: Lab, make_video: MakeVideo) -> None:
+    """Kinetics-600, say: labels that are not those of Kinetics-400, lists elsewhere."""
+    clip = make_video(seconds=3).read_bytes()
+    lab.server.put("/600/val/part_0.tar.gz", tarball([(f"v/{segment(0).key}.mp4", clip)]))
+    lab.server.put("/600/val/k600_val_path.txt", b"part_0.tar.gz\n")
+    rows = [replace(segment(0), label="arguing"), replace(segment(1), label="zumba")]
+    manifest = write_list(lab.folder / "list.csv", rows)
+    address = f"{lab.server.address}/600/val/k600_val_path.txt"
+    said = download(lab, manifest, "--cvdf-list", f"val={address}")
+    assert said.returncode == 3, said.stderr
+    assert answers(lab) == {segment(0).key: ["cvdf"], segment(1).key: ["cvdf gone"]}
+    assert "/400/" not in "".join(lab.server.gets())
+
+
+def test_a_set_by_name_comes_from_its_list_to_its_clips(lab: Lab, make_video: MakeVideo) -> None:
+    clip = make_video(seconds=3).read_bytes()
+    labels = known_labels("kinetics400")
+    rows = (replace(segment(n), label=labels[n % 400]) for n in range(19_906))
+    data = write_list(lab.folder / "val.csv", rows).read_bytes()
+    lab.server.put("/val.csv", data)
+    lab.put_tars({"part_0.tar.gz": tarball([(f"{segment(n).key}.mp4", clip) for n in range(2)])})
+    address = f"{lab.server.address}/val.csv"
+    said = download(lab, "kinetics400/val", "--manifest-address", address, "--limit", 2)
+    assert said.returncode == 0, said.stderr
+    assert answers(lab) == {segment(n).key: ["cvdf"] for n in range(2)}
+    assert json.loads((lab.folder / "out" / "origin.json").read_text()) == [
+        {
+            "list": "kinetics400/val",
+            "address": address,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "rows": 19_906,
+        }
+    ]
+
+
+def test_without_a_list_now_the_next_source_is_asked(lab: Lab, make_video: MakeVideo) -> None:
+    folder = lab.folder / "folder"
+    folder.mkdir()
+    (folder / f"{segment(0).key}.mp4").write_bytes(make_video(seconds=3).read_bytes())
+    manifest = write_list(lab.folder / "list.csv", [segment(0), segment(1)])
+    address = f"{lab.server.address}/list.txt"
+    lab.server.put("/list.txt", b"", statuses=[403] * 9)
+    said = download(lab, manifest, "--cvdf-list", f"val={address}", "--source", f"dir:{folder}")
+    assert said.returncode == 4, said.stderr
+    assert answers(lab) == {segment(0).key: ["dir"], segment(1).key: ["cvdf server", "dir gone"]}
+    ledger_text = (lab.folder / "out" / "ledger-0-of-1.jsonl").read_text()
+    assert f"no path list: {address}: HTTP 403" in ledger_text
+
+
+def test_a_split_that_has_no_list_is_told_before_any_source_is_asked(lab: Lab) -> None:
+    manifest = write_list(lab.folder / "list.csv", [segment(0)])
+    (lab.folder / "folder").mkdir()
+    said = run_command(
+        *("kinetics-download", manifest, lab.folder / "out"),
+        *("--source", f"dir:{lab.folder / 'folder'}", "--source", "cvdf"),
+        *("--cvdf-base", lab.server.address, "--cache-dir", lab.folder / "cache"),
+    )
+    assert said.returncode == 2
+    assert "give one with --cvdf-list val=ADDRESS" in said.stderr
+    assert not (lab.folder / "out").exists()

@@ -5,7 +5,9 @@ import csv
 import json
 import os
 import random
+import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterable
@@ -245,19 +247,25 @@ def test_ten_kills_do_no_harm(
     check_kills(media_server, make_video(seconds=8, size="640x480"), tmp_path, moments)
 
 
-def test_a_refused_visitor_asks_for_the_same_video_until_it_is_locked_out(
-    media_server: MediaServer, tmp_path: Path
+def test_a_refused_video_is_asked_once_in_a_run_and_last_in_the_next(
+    media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
 ) -> None:
-    rows: list[Row] = [("a", "status-429", n, n + 2, "val") for n in range(5)]
-    table = write_manifest(tmp_path / "list.csv", rows)
+    """One that is always refused would else hold up all others, run after run."""
+    refused: list[Row] = [("a", "status-429", n, n + 2, "val") for n in range(3)]
+    absent: list[Row] = [("a", f"absent{n}", 0, 2, "val") for n in range(4)]
     out = tmp_path / "out"
-    said = download(table, out, "--source", media_server.template)
-    assert said.returncode == 75
-    assert "rate-limited: " in said.stderr
-    assert "locked out until" in said.stderr
-    assert media_server.requests.count("/status-429.mp4") == 3
-    assert set(reasons(out).values()) == {"rate-limited"}
-    assert len(ledger.read(out)) == 5
+    words = ("--source", media_server.template, "--jobs", 1)
+    said = download(write_manifest(tmp_path / "list.csv", [*refused, *absent]), out, *words)
+    assert said.returncode == 4, said.stderr
+    assert media_server.requests.count("/status-429.mp4") == 1
+    assert list(reasons(out).values()) == ["rate-limited"] * 3 + ["gone"] * 4
+    media_server.requests.clear()
+    media_server.put("good", make_video())
+    rows: list[Row] = [*refused, *absent, ("a", "good", 0, 2, "val")]
+    assert download(write_manifest(tmp_path / "list.csv", rows), out, *words).returncode == 4
+    assert reasons(out)["good_000000_000002"] is None
+    assert [path for path in media_server.requests if "absent" in path] == []
+    assert media_server.requests.index("/status-429.mp4") == len(media_server.requests) - 1
 
 
 def test_a_failed_attempt_at_a_finished_clip_leaves_it_finished(
@@ -296,8 +304,17 @@ def processes_of(session: int) -> list[str]:
     return found
 
 
-def test_ctrl_c_leaves_a_whole_ledger_and_no_process(
-    media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
+@pytest.mark.parametrize(
+    ("told", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_what_is_told_to_stop_leaves_a_whole_ledger_and_no_process(
+    media_server: MediaServer,
+    make_video: MakeVideo,
+    tmp_path: Path,
+    told: signal.Signals,
+    code: int,
+    word: str,
 ) -> None:
     rows: list[Row] = [("a", f"v{n}", 0, 10, "val") for n in range(30)]
     for row in rows:
@@ -314,10 +331,10 @@ def test_ctrl_c_leaves_a_whole_ledger_and_no_process(
     ) as running:
         while not list(out.glob("clips/*/*/*.mp4")):
             time.sleep(0.05)
-        os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(running.pid, told)  # as a terminal or a batch system does
         _, words_said = running.communicate(timeout=30)
-    assert running.returncode == 130
-    assert words_said.decode().startswith("interrupted; the same command goes on")
+    assert running.returncode == code
+    assert words_said.decode().startswith(f"{word}; the same command goes on")
     assert all(history.done for history in ledger.read(out).values())
     assert not (out / ".scratch").exists()
     end = time.monotonic() + 20  # what is being killed may take a moment to be gone
@@ -326,20 +343,59 @@ def test_ctrl_c_leaves_a_whole_ledger_and_no_process(
     assert processes_of(running.pid) == []
 
 
-def test_a_visitor_who_is_locked_out_asks_nothing_more(
+def test_a_visitor_who_is_locked_out_asks_nothing_more_and_no_clip_is_blamed(
     media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
 ) -> None:
     media_server.put("good", make_video())
     rows: list[Row] = [("a", f"status-429-{n}", 0, 2, "val") for n in range(20)]
     table = write_manifest(tmp_path / "list.csv", [*rows, ("a", "good", 0, 2, "val")])
-    words = (table, tmp_path / "out", "--source", media_server.template, "--jobs", 1)
-    assert download(*words).returncode == 75
-    assert len(media_server.requests) == 3
-    told = len(ledger.read(tmp_path / "out"))
-    assert told <= 2, "the one that was refused, and one that was about to ask"
-    assert download(*words).returncode == 75
-    assert len(media_server.requests) == 3
-    assert len(ledger.read(tmp_path / "out")) == told
+    out = tmp_path / "out"
+    words = (table, out, "--source", media_server.template, "--jobs", 1)
+    for _ in range(2):
+        said = download(*words)
+        assert said.returncode == 75
+        assert re.search("rate-limited: .*locked out until", said.stderr)
+        assert "not tried      18" in said.stdout
+        assert media_server.requests == [f"/status-429-{n}.mp4" for n in range(3)]
+        assert reasons(out) == {f"status-429-{n}_000000_000002": "rate-limited" for n in range(3)}
+
+
+def test_workers_that_are_locked_out_together_record_what_they_asked_and_no_more(
+    media_server: MediaServer, tmp_path: Path
+) -> None:
+    rows: list[Row] = [("a", f"status-429-{n}", 0, 2, "val") for n in range(20)]
+    table = write_manifest(tmp_path / "list.csv", rows)
+    out = tmp_path / "out"
+    said = download(table, out, "--source", media_server.template, "--jobs", 4)
+    assert said.returncode == 75
+    asked = {path.removesuffix(".mp4").strip("/") for path in media_server.requests}
+    assert 3 <= len(asked) <= 6
+    assert {key.removesuffix("_000000_000002") for key in reasons(out)} == asked
+
+
+def test_a_run_whose_last_video_locks_the_visitor_out_says_so(
+    media_server: MediaServer, tmp_path: Path
+) -> None:
+    rows: list[Row] = [("a", f"status-429-{n}", 0, 2, "val") for n in range(3)]
+    table = write_manifest(tmp_path / "list.csv", rows)
+    said = download(table, tmp_path / "out", "--source", media_server.template)
+    assert said.returncode == 75
+    assert "locked out until" in said.stderr
+
+
+def test_a_network_that_is_down_ends_the_run_and_not_the_list(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rows: list[Row] = [("a", f"v{n}", 0, 2, "val") for n in range(60)]
+    table = write_manifest(tmp_path / "list.csv", rows)
+    source = f"url:http://127.0.0.1:{port}/{{youtube_id}}.mp4"
+    words = (table, tmp_path / "out", "--source", source, "--retries", 0, "--jobs", 2)
+    said = download(*words, "--source", f"dir:{tmp_path}")
+    assert said.returncode == 4
+    assert "stopped: network: 10 videos in a row got no answer" in said.stderr
+    assert set(reasons(tmp_path / "out").values()) == {"network"}
+    assert 10 <= len(ledger.read(tmp_path / "out")) <= 14
 
 
 BAD_CALLS = {
@@ -436,7 +492,7 @@ def test_a_disk_that_fills_stops_the_run_and_no_clip_is_blamed(
 def test_a_dry_run_writes_nothing(manifest: Path, tmp_path: Path) -> None:
     said = download(manifest, tmp_path / "out", "--dry-run")
     assert said.returncode == 0
-    assert said.stdout.startswith("8 segments, of which 8 are to do:\n")
+    assert said.stdout.startswith("8 segments, of which 8 are to do\n")
     rows = [line.split() for line in said.stdout.splitlines()]
     assert ["val", "6", "5", "1"] in rows  # split, segments, videos, classes
     assert ["all", "8", "6", "2"] in rows

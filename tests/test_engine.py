@@ -7,10 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -30,6 +34,10 @@ def square_or_die(number: int) -> int:
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return number * number
+
+
+def own_pid(_: int) -> int:
+    return os.getpid()
 
 
 def fail(number: int) -> int:
@@ -66,6 +74,13 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
+def still_at_work(pids: Path) -> tuple[int, int]:
+    """Of two processes and their children, the pair whose child has not ended."""
+    wait_until(lambda: len(pids.read_text().split()) == 4)
+    worker, child, other_worker, other_child = map(int, pids.read_text().split())
+    return (worker, child) if is_alive(child) else (other_worker, other_child)
+
+
 def wait_until(condition: object, *, seconds: float = 20) -> None:
     assert callable(condition)
     end = time.monotonic() + seconds
@@ -91,6 +106,127 @@ def test_units_are_read_as_they_are_needed() -> None:
     next(running)
     running.close()
     assert len(taken) <= 4
+
+
+@dataclass
+class Slow:
+    """Units of which one is long in coming: until the test says so, or for ever."""
+
+    before: int
+    go_on: threading.Event = field(default_factory=threading.Event)
+    waits: threading.Event = field(default_factory=threading.Event)
+    closed: threading.Event = field(default_factory=threading.Event)
+
+    def units(self) -> Generator[int, None, None]:
+        try:
+            yield from range(self.before)
+            self.waits.set()
+            self.go_on.wait(60)
+            yield self.before
+        finally:
+            self.closed.set()
+
+
+@pytest.mark.parametrize("before", [1, 3])
+def test_results_come_while_the_next_unit_is_awaited(before: int) -> None:
+    slow = Slow(before)
+    with closing(engine.run(slow.units(), square, jobs=2)) as running:
+        assert sorted(itertools.islice(running, before)) == [(n, n * n) for n in range(before)]
+        assert not slow.go_on.is_set()
+        slow.go_on.set()
+        assert list(running) == [(before, before * before)]
+    assert slow.closed.is_set()
+
+
+def test_no_unit_is_taken_before_the_last_result_was_seen() -> None:
+    """So the caller may end the units for what a result says."""
+    seen: list[int] = []
+    taken_after = []
+
+    def units() -> Iterator[int]:
+        for number in range(5):
+            taken_after.append(len(seen))
+            yield number
+
+    for unit, _ in engine.run(units(), square, jobs=1):
+        time.sleep(0.05)
+        seen.append(unit)
+    assert taken_after == [0, 1, 2, 3, 4]
+
+
+def test_a_run_may_end_while_a_unit_is_awaited() -> None:
+    """Whoever waits for a server that says nothing can still be stopped."""
+    slow = Slow(before=1)
+    running = engine.run(slow.units(), square, jobs=2)
+    assert next(running) == (0, 0)
+    assert slow.waits.wait(20)
+    running.close()
+    assert not slow.closed.is_set(), "it was still waiting"
+    slow.go_on.set()
+    assert slow.closed.wait(20)
+
+
+def test_what_the_units_raise_is_raised_by_the_run(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+
+    def units() -> Iterator[float]:
+        yield 600.0
+        wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+        raise OSError(28, "No space left on device", "here")
+
+    with pytest.raises(OSError, match="No space left"):
+        list(engine.run(units(), partial(sleep_with_child, pids=pids), jobs=2))
+    wait_until(lambda: not any(is_alive(int(pid)) for pid in pids.read_text().split()))
+
+
+def test_a_worker_that_dies_while_it_waits_costs_no_unit() -> None:
+    pids: list[int] = []
+
+    def units() -> Iterator[int]:
+        yield 0
+        wait_until(lambda: pids)
+        os.kill(pids[0], signal.SIGKILL)
+        wait_until(lambda: not is_alive(pids[0]))
+        yield 1
+
+    # With two at once, the second unit is awaited while the first one's process waits.
+    running = engine.run(units(), own_pid, jobs=2)
+    pids.append(cast(int, next(running)[1]))
+    ((unit, pid),) = running
+    assert unit == 1
+    assert pid not in (pids[0], os.getpid())
+    assert isinstance(pid, int)
+
+
+INTERRUPTED = """
+import sys, threading, time
+from kinetics_tools import cli, engine
+def units():
+    yield 1
+    print("waiting", flush=True)
+    time.sleep(600)
+if __name__ == "__main__":
+    cli.run(lambda: len([print(*done, flush=True) for done in engine.run(units(), abs, jobs=2)]))
+"""
+
+
+def test_ctrl_c_ends_a_run_that_waits_for_a_unit(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(INTERRUPTED)
+    with subprocess.Popen(
+        [sys.executable, script],
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        assert run.stdout is not None
+        assert {run.stdout.readline(), run.stdout.readline()} == {"waiting\n", "1 1\n"}
+        os.killpg(run.pid, signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert said == "interrupted; the same command goes on where this one stopped\n"
 
 
 def test_a_worker_that_dies_costs_its_unit_only() -> None:
@@ -226,6 +362,17 @@ def test_ray_reads_units_as_they_are_needed() -> None:
 
 
 @pytest.mark.usefixtures("own_ray")
+def test_results_come_from_ray_while_the_next_unit_is_awaited() -> None:
+    slow = Slow(before=1)
+    with closing(engine.run(slow.units(), square, jobs=2, engine="ray")) as running:
+        assert next(running) == (0, 0)
+        assert not slow.go_on.is_set()
+        slow.go_on.set()
+        assert list(running) == [(1, 1)]
+    assert slow.closed.is_set()
+
+
+@pytest.mark.usefixtures("own_ray")
 def test_an_error_comes_back_whole_from_ray() -> None:
     with pytest.raises(MediaError, match="torn") as caught:
         list(engine.run([4], fail, jobs=1, engine="ray"))
@@ -251,21 +398,20 @@ def test_a_unit_that_always_kills_its_process_is_a_crash_under_ray() -> None:
 @pytest.mark.usefixtures("own_ray")
 def test_ending_a_run_ends_what_ray_works_on(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    running = engine.run([0.0, 600.0], partial(sleep_with_child, pids=pids), jobs=1, engine="ray")
+    running = engine.run([0.0, 600.0], partial(sleep_with_child, pids=pids), jobs=2, engine="ray")
     assert next(running)[0] == 0.0
-    wait_until(lambda: len(pids.read_text().split()) == 4)
+    at_work = still_at_work(pids)
     running.close()
-    wait_until(lambda: not any(is_alive(int(pid)) for pid in pids.read_text().split()[2:]))
+    wait_until(lambda: not any(map(is_alive, at_work)))
 
 
 @pytest.mark.usefixtures("own_ray")
 def test_the_children_of_a_killed_ray_worker_die(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     work = partial(sleep_with_child, pids=pids)
-    running = engine.run([0.0, 600.0], work, jobs=1, engine="ray")
+    running = engine.run([0.0, 600.0], work, jobs=2, engine="ray")
     assert next(running)[0] == 0.0
-    wait_until(lambda: len(pids.read_text().split()) == 4)
-    worker, child = map(int, pids.read_text().split()[2:])
+    worker, child = still_at_work(pids)
     os.kill(worker, signal.SIGKILL)
     wait_until(lambda: not is_alive(child))
     running.close()

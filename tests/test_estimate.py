@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from kinetics_tools import cli, media
 from kinetics_tools import estimate as e
-from kinetics_tools import media
 from kinetics_tools.errors import UnknownNameError
 from kinetics_tools.manifest import Segment, read_manifest
 
@@ -104,7 +104,7 @@ def test_the_tables_read_well() -> None:
     [(0, "0 B"), (999, "999 B"), (1.07e6, "1.1 MB"), (28.9e9, "29 GB"), (1.2e12, "1.2 TB")],
 )
 def test_sizes_have_two_digits(size: float, said: str) -> None:
-    assert e.size_text(size) == said
+    assert cli.size_text(size) == said
 
 
 @pytest.mark.parametrize(
@@ -112,13 +112,13 @@ def test_sizes_have_two_digits(size: float, said: str) -> None:
     [(40, "40 s"), (119, "119 s"), (720, "12 min"), (12_240, "3.4 h"), (34 * 86_400, "34 days")],
 )
 def test_times_have_a_unit_of_which_there_are_a_few(time: float, said: str) -> None:
-    assert e.time_text(time) == said
+    assert cli.time_text(time) == said
 
 
 def test_the_real_list_takes_days_of_youtube(shared_data: Path) -> None:
     official = read_manifest(shared_data / "annotations" / "kinetics400" / "val.csv").segments
     found = e.estimate(official, ["youtube"], videos_per_hour=240, jobs=2)
-    assert e.time_text(found.stages[0].seconds or 0) == "3.5 days"
+    assert cli.time_text(found.stages[0].seconds or 0) == "3.5 days"
     assert found.disk_bytes == pytest.approx(19_906 * 1.07e6)
 
 

@@ -4,6 +4,7 @@ import random
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from kinetics_tools import ledger
 from kinetics_tools.engine import Part
-from kinetics_tools.errors import RETRYABLE, OutError, Reason
+from kinetics_tools.errors import PERMANENT, RETRYABLE, OutError, Reason
 from kinetics_tools.ledger import VERIFY, Done, History, Line
 
 
@@ -29,6 +30,14 @@ def write(out: Path, *lines: Line, part: Part = Part()) -> Path:  # noqa: B008 -
     with ledger.writer(path) as record:
         for line in lines:
             record.add(line)
+    return path
+
+
+def write_elsewhere(out: Path, *lines: Line, part: Part) -> Path:
+    """Add lines as a machine does that sees nothing of the other files: each has its own clock."""
+    path = ledger.ledger_path(out, part)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(line.as_text() for line in lines)
     return path
 
 
@@ -209,9 +218,80 @@ def test_what_failed_before_the_damage_was_found_is_asked_again(tmp_path: Path) 
 
 
 def test_the_file_of_the_last_done_line_is_known(tmp_path: Path) -> None:
-    first = write(tmp_path, done("b"), done("a", time="2026-01-03"), part=Part(0, 2))
-    second = write(tmp_path, done("a", time="2026-01-02"), failed("c", Reason.GONE))
-    write(tmp_path, failed("a", Reason.DAMAGED, time="2026-01-09"), part=Part(1, 2))
+    first = write_elsewhere(tmp_path, done("b"), done("a", time="2026-01-03"), part=Part(0, 2))
+    second = write_elsewhere(
+        tmp_path, done("a", time="2026-01-02"), failed("c", Reason.GONE), part=Part(1, 2)
+    )
     assert ledger.done_in(tmp_path) == {"a": first, "b": first}
-    write(tmp_path, done("b", time="2026-01-02"))
+    write_elsewhere(tmp_path, done("b", time="2026-01-02"), part=Part(1, 2))
     assert ledger.done_in(tmp_path) == {"a": first, "b": second}
+
+
+def test_a_clip_is_done_also_after_a_machine_whose_clock_ran_ahead(tmp_path: Path) -> None:
+    ahead = write(tmp_path, done("a", time="2035-01-01T00:00:00.000+00:00"), part=Part(0, 2))
+    assert ledger.done_in(tmp_path) == {"a": ahead}
+    with ledger.writer(ahead) as record:
+        record.add(failed("a", Reason.DAMAGED, VERIFY))
+    assert ledger.read(tmp_path)["a"].is_broken
+    write(tmp_path, done("a"), failed("b", Reason.GONE))
+    read = ledger.read(tmp_path)
+    assert read["a"].done is not None
+    assert read["b"].failed_with("youtube") is Reason.GONE
+    assert [line.time[:23] for line in ledger.lines(tmp_path)] == [
+        "2035-01-01T00:00:00.002",
+        "2035-01-01T00:00:00.002",
+        "2035-01-01T00:00:00.000",
+        "2035-01-01T00:00:00.001",
+    ]
+
+
+def test_a_line_keeps_its_time_where_the_clocks_agree(tmp_path: Path) -> None:
+    write(tmp_path, done("a", time="2026-01-02"), part=Part(1, 2))
+    write(tmp_path, done("b", time="2026-01-03"), done("c", time="2026-01-04"), part=Part(0, 2))
+    times = {line.key: line.time for line in ledger.lines(tmp_path)}
+    assert times == {"a": "2026-01-02", "b": "2026-01-03", "c": "2026-01-04"}
+
+
+@given(st.lists(st.integers(1, 20_000), max_size=4), st.integers(0, 20_000))
+@settings(max_examples=30)
+def test_the_last_line_is_found_however_long_lines_are(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], torn: int
+) -> None:
+    out = tmp_path_factory.mktemp("ledger")
+    path = ledger.ledger_path(out, Part(1, 2))
+    before = [
+        Line(key="a" * length, status="done", source="cvdf", time=f"2035-01-0{day}")
+        for day, length in enumerate([1, *lengths], start=1)
+    ]
+    path.write_text("".join(line.as_text() for line in before) + "x" * torn)
+    write(out, done("b"))
+    after = next(ledger.lines(out))
+    assert after.key == "b"
+    waited = (
+        datetime.fromisoformat(after.time) - datetime.fromisoformat(before[-1].time).astimezone()
+    )
+    assert waited == timedelta(milliseconds=1)
+
+
+def test_a_damaged_last_line_of_any_part_is_an_error_that_says_where(tmp_path: Path) -> None:
+    (tmp_path / "ledger-1-of-2.jsonl").write_text("{}\n")
+    with pytest.raises(OutError, match=r"ledger-1-of-2.jsonl, last line: not a ledger line"):
+        write(tmp_path, done("a"))
+
+
+def test_words_that_are_no_text_are_recorded(tmp_path: Path) -> None:
+    words = "half a \ud83d, and all of \U0001f600"
+    line = Line(key="a", status="failed", source="dir:/\udcff", reason=Reason.GONE, detail=words)
+    path = write(tmp_path, line)
+    assert list(ledger.lines(tmp_path)) == [line]
+    assert "\\ud83d, and all of \U0001f600" in path.read_text(encoding="utf-8")
+
+
+def test_a_clip_that_came_damaged_for_good_is_asked_for_when_all_is_to_be_asked_again() -> None:
+    history = History()
+    for _ in range(ledger.MAX_DAMAGED):
+        history.add(failed("a", Reason.DAMAGED))
+    assert not history.is_retryable
+    assert not history.may_try("youtube", frozenset({Reason.DAMAGED, Reason.GONE}))
+    assert history.may_try("youtube", PERMANENT)
+    assert history.may_try("youtube", frozenset(Reason))

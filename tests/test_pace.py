@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import pickle
 import re
 import socket
 import time
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinetics_tools.errors import Reason, SourceError
-from kinetics_tools.pace import MAX_LOCKOUT_S, STRIKES, Pace, pace_path
+from kinetics_tools.pace import MAX_LOCKOUT_S, STRIKES, LockedOut, Pace, pace_path
 
 SPAWN = multiprocessing.get_context("spawn")
 HOUR_S = 3600.0
@@ -119,13 +120,15 @@ def test_after_a_pause_one_goes_first_not_a_burst(tmp_path: Path) -> None:
 def test_three_refusals_in_a_row_lock_the_identity_out(tmp_path: Path) -> None:
     pace = make_pace(tmp_path)
     lock_out(pace)
-    with pytest.raises(SourceError) as caught:
+    with pytest.raises(LockedOut) as caught:
         pace.wait()
     assert caught.value.reason is Reason.BOT_CHECK
     named = r"Sign in .* not a bot; locked out until \d{4}-\d\d-\d\d \d\d:\d\d"
     assert re.fullmatch(named, caught.value.detail)
     assert HOUR_S - 60 < pace.locked_s() <= HOUR_S
     assert str(pace.lockout()) == str(caught.value)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (type(copy), str(copy)) == (LockedOut, str(caught.value))
     other = Pace(pace_path(tmp_path, "other cookies"), interval_s=0, lockout_s=HOUR_S)
     other.wait()
     assert other.lockout() is None
@@ -138,6 +141,19 @@ def test_an_answer_ends_the_row(tmp_path: Path) -> None:
         pace.refused(Reason.RATE_LIMITED)
         pace.granted()
     assert pace.locked_s() == 0
+
+
+def test_an_answer_to_who_had_asked_before_the_refusal_does_not_end_the_row(
+    tmp_path: Path,
+) -> None:
+    pace = make_pace(tmp_path, interval_s=60)
+    for _ in range(STRIKES):
+        pace.refused(Reason.RATE_LIMITED)
+        pace.granted()  # another worker's, a moment later
+        with pace._held() as state:  # the pause is over, unless it is a lock-out
+            if not state.is_locked:
+                state.paused_until_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert pace.locked_s() > 0
 
 
 def test_refusals_of_requests_that_were_under_way_are_one_refusal(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import random
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -192,3 +193,30 @@ def test_what_is_no_address_is_one_line(address: str) -> None:
     with pytest.raises(KineticsError, match="must begin with http") as caught:
         web.size_of(address)
     assert not isinstance(caught.value, SourceError)
+
+
+@pytest.mark.parametrize("where", ["in the file", "in what is read again"])
+def test_a_server_that_drips_is_given_up(
+    mirror_server: MirrorServer, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(web, "SLOW_S", 0.2)
+    served = mirror_server.put("/a", CONTENT, drips_s=0.01)
+    if where == "in what is read again":
+        served.ranges, served.drips_s, served.breaks = False, 0, [300_000]
+    with web.open_stream(mirror_server.address + "/a", timeout_s=5, pauses_s=(0.0,)) as stream:
+        stream.read(10)
+        served.drips_s = 0.01
+        with pytest.raises(SourceError, match=r"/a: \d+ bytes in 0 s") as caught:
+            stream.readall()
+    assert caught.value.reason is Reason.NETWORK
+
+
+def test_a_reader_who_takes_his_time_is_not_the_servers_fault(
+    mirror_server: MirrorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "SLOW_S", 0.2)
+    mirror_server.put("/a", CONTENT[:300])
+    with web.open_stream(mirror_server.address + "/a") as stream:
+        for number in range(3):
+            time.sleep(0.1)
+            assert stream.read(100) == CONTENT[100 * number : 100 * number + 100]

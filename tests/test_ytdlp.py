@@ -1,5 +1,6 @@
 """Videos through yt-dlp: its own YouTube extractor and network, against servers on loopback."""
 
+import contextlib
 import errno
 import http.client
 import http.server
@@ -22,10 +23,10 @@ from youtube_standin import REFUSALS, Format, YouTubeStandIn, youtube
 
 from kinetics_tools import media
 from kinetics_tools.commands import download
-from kinetics_tools.errors import KineticsError, Reason, SourceError, UnknownNameError
+from kinetics_tools.errors import IDENTITY, KineticsError, Reason, SourceError, UnknownNameError
 from kinetics_tools.manifest import Segment
 from kinetics_tools.media import ClipRecipe
-from kinetics_tools.pace import Pace
+from kinetics_tools.pace import STRIKES, LockedOut, Pace
 from kinetics_tools.sources import online, options, ytdlp
 from kinetics_tools.sources.base import Footage, Unit
 from kinetics_tools.sources.online import Web
@@ -305,27 +306,69 @@ def test_a_media_address_that_has_aged_is_asked_for_anew_once(
     assert youtube.num_asked("barred00000") == 2
 
 
-def test_a_refusal_of_the_visitor_is_waited_out_and_the_same_video_asked_again(
-    youtube: YouTubeStandIn, source: Web, ask: Ask, long_video: Path
+def refused(source: Web, ask: Ask, youtube_id: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        ask(source, segment(youtube_id))
+    assert caught.value.reason in IDENTITY
+    assert not isinstance(caught.value, LockedOut)
+
+
+def test_a_video_that_is_refused_is_not_asked_for_again_whatever_its_segments(
+    youtube: YouTubeStandIn, source: Web, ask: Ask, long_video: Path, tmp_path: Path
 ) -> None:
-    youtube.put("refused0000", long_video, seconds=60, player=[429, 429], retry_after="0")
+    youtube.put("refused0000", long_video, seconds=60, player=[429])
+    wanted = [segment("refused0000", start, start + 2) for start in (5, 20, 40)]
+    opened = source.open(Unit(tuple(wanted)), tmp_path)
+    for each in wanted:
+        with pytest.raises(SourceError, match="429") as caught:
+            next(opened.footage(each))
+        assert caught.value.reason is Reason.RATE_LIMITED
+    assert youtube.num_asked("refused0000") == 1
+    assert source.lockout() is None
     assert ask(source, segment("refused0000"))[0].zero_s > 0
-    assert youtube.num_asked("refused0000") == 3
-    assert source.pace.locked_s() == 0
 
 
 def test_the_third_refusal_in_a_row_locks_the_visitor_out_and_nothing_more_is_asked(
     youtube: YouTubeStandIn, source: Web, ask: Ask
 ) -> None:
-    youtube.put("refused0000", refusal="bot-check")
-    with pytest.raises(SourceError, match="not a bot") as caught:
-        ask(source, segment("refused0000"))
-    assert caught.value.reason is Reason.BOT_CHECK
-    assert source.pace.locked_s() > 0
+    for number in range(STRIKES):
+        assert source.lockout() is None
+        youtube.put(f"refused000{number}", refusal="bot-check")
+        refused(source, ask, f"refused000{number}")
+    assert source.lockout() is not None
     num_asked = len(youtube.requests)
-    with pytest.raises(SourceError, match="locked out until"):
+    with pytest.raises(LockedOut, match=r"not a bot.*locked out until") as caught:
         ask(source, segment("another0000"))
+    assert caught.value.reason is Reason.BOT_CHECK
     assert len(youtube.requests) == num_asked
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "is_answer"),
+    [
+        ({"refusal": "removed"}, True),
+        ({"player": [500]}, True),
+        ({"media": [404]}, True),
+        ({"fault": "silent"}, False),
+        ({}, True),
+    ],
+)
+def test_a_row_of_refusals_ends_with_whatever_else_became_of_a_video(
+    youtube: YouTubeStandIn,
+    source: Web,
+    ask: Ask,
+    long_video: Path,
+    behaviour: dict[str, object],
+    is_answer: bool,
+) -> None:
+    youtube.put("refused0000", refusal="rate-limited")
+    for _ in range(STRIKES - 1):
+        refused(source, ask, "refused0000")
+    youtube.put("another0000", long_video, seconds=60, **behaviour)
+    with contextlib.suppress(SourceError):
+        ask(source, segment("another0000"))
+    refused(source, ask, "refused0000")
+    assert (source.lockout() is None) == is_answer
 
 
 def test_what_retry_after_says_is_kept(youtube: YouTubeStandIn) -> None:
@@ -340,14 +383,47 @@ def test_what_retry_after_says_is_kept(youtube: YouTubeStandIn) -> None:
     assert (copy.reason, copy.detail, copy.retry_after_s) == (*caught.value.args, 77)
 
 
-def test_media_that_are_refused_to_the_visitor_end_in_that_reason(
-    youtube: YouTubeStandIn, source: Web, ask: Ask, long_video: Path
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        {"media": [429]},
+        {"media": [200, 429], "fault": "no-ranges"},  # the section is not had, then the video
+        {"media": [403], "player": [200, 429]},  # an address that has aged is asked for anew
+    ],
+)
+def test_media_that_are_refused_to_the_visitor_count_although_the_site_tells_of_the_videos(
+    youtube: YouTubeStandIn,
+    source: Web,
+    ask: Ask,
+    long_video: Path,
+    behaviour: dict[str, list[int]],
 ) -> None:
-    youtube.put("refused0000", long_video, seconds=60, media=[429], media_stays=True)
-    with pytest.raises(SourceError, match="429") as caught:
-        ask(source, segment("refused0000"))
-    assert caught.value.reason is Reason.RATE_LIMITED
-    assert youtube.num_asked("refused0000") == 3
+    for number in range(STRIKES):
+        assert source.lockout() is None
+        name = f"refused000{number}"
+        own = {
+            what: list(value) if isinstance(value, list) else value
+            for what, value in behaviour.items()
+        }
+        youtube.put(name, long_video, seconds=60, media_stays=True, **own)
+        refused(source, ask, name)
+        assert youtube.num_asked(name) == len(behaviour.get("player", [0]))
+    assert source.lockout() is not None
+
+
+def test_a_lockout_while_an_address_is_renewed_is_no_refusal_of_the_video(
+    youtube: YouTubeStandIn, source: Web, long_video: Path, tmp_path: Path
+) -> None:
+    youtube.put("aged0000000", long_video, seconds=60)
+    opened = source.open(Unit((segment("aged0000000"),)), tmp_path)
+    footage = opened.footage(segment("aged0000000"))
+    next(footage)
+    for _ in range(STRIKES):
+        source.pace.refused(Reason.BOT_CHECK)
+    youtube.put("aged0000000", long_video, seconds=60, media=[403])
+    with pytest.raises(LockedOut):
+        next(footage)
+    assert youtube.num_asked("aged0000000") == 1
 
 
 def test_a_section_is_read_again_where_the_connection_breaks(

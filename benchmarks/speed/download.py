@@ -201,7 +201,12 @@ def measure_mirror(clips: Sequence[Path], copies: int) -> Iterator[dict[str, Any
                 {
                     "ours": lambda: _build(
                         segments,
-                        Settings(cache=folder / "cache", cvdf_base=address, dataset="kinetics400"),
+                        Settings(
+                            cache=folder / "cache",
+                            out=folder / "out",
+                            cvdf_base=address,
+                            dataset="kinetics400",
+                        ),
                         Plan(out=next(outs), sources=(), recipe=recipe, binary=binary, jobs=jobs),
                     ),
                     "ffmpeg": lambda: _encode_all([*clips] * copies, folder, recipe, binary, jobs),
@@ -263,7 +268,7 @@ def measure_section(kbps: int) -> Iterator[dict[str, Any]]:
         with serving(video.parent) as (address, sent):
             (source,) = make_sources(
                 [f"url:{address}/{{youtube_id}}.mp4"],
-                Settings(cache=folder / "cache", fetch="section"),
+                Settings(cache=folder / "cache", out=folder / "out", fetch="section"),
             )
             into = folder / "into"
             into.mkdir()

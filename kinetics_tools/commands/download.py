@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -14,11 +15,14 @@ from kinetics_tools.cli import Exit, Parser
 from kinetics_tools.commands import record
 from kinetics_tools.engine import part_from
 from kinetics_tools.errors import (
+    IDENTITY,
     REASON_CLASSES,
     KineticsError,
     Reason,
     lookup,
 )
+from kinetics_tools.sources.base import FETCHES
+from kinetics_tools.sources.cvdf import OFFICIAL
 from kinetics_tools.sources.options import PASSED_THROUGH, settle
 
 if TYPE_CHECKING:
@@ -31,7 +35,6 @@ VERBS = {
     "report": (record.report_parser, record.report_main),
     "verify": (record.verify_parser, record.verify_main),
 }
-FETCHES = ("auto", "section", "full")
 YTDLP_REPEATED = ("retry-sleep", "extractor-args", "js-runtimes")
 
 
@@ -45,7 +48,7 @@ def build_parser() -> Parser:
         "`kinetics-download verify OUT` decodes every clip again.",
         "exit codes: 0 complete; 2 unusable input; 3 finished with permanent gaps only; "
         "4 finished with gaps that may close when asked again; 75 stopped by rate limit or bot "
-        "check; 130 interrupted",
+        "check; 130 interrupted; 143 terminated",
     )
     parser.add_argument(
         "manifest",
@@ -56,8 +59,8 @@ def build_parser() -> Parser:
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to fill")
     what = parser.add_argument_group("what to make")
-    what.add_argument("--split", help="only these splits: train,val", type=_names)
-    what.add_argument("--classes", help="only these labels: abseiling,yoga", type=_names)
+    what.add_argument("--split", help="only these splits: train,val", type=cli.names)
+    what.add_argument("--classes", help="only these labels: abseiling,yoga", type=cli.names)
     what.add_argument("--limit", type=cli.positive, metavar="N", help="only the first N segments")
     what.add_argument(
         "--labels",
@@ -114,14 +117,13 @@ def _add_sources(parser: Parser) -> None:
         "--fetch",
         type=cli.one_of("way to fetch", FETCHES),
         default="auto",
-        help="of a video: section (only the segment's part of it), full, or auto (section, and "
-        "full where that fails)",
+        help="; ".join(f"{name}: {what}" for name, what in FETCHES.items()),
     )
     where.add_argument("--keep-videos", action="store_true", help="keep whole videos in OUT/videos")
     where.add_argument(
         "--cvdf-base",
         metavar="ADDRESS",
-        default="https://s3.amazonaws.com/kinetics",
+        default=OFFICIAL,
         help="of the mirror",
     )
     where.add_argument(
@@ -159,10 +161,6 @@ def _add_youtube(parser: Parser) -> None:
     )
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def _split_address(text: str) -> tuple[str, str]:
     split, equals, address = text.partition("=")
     if not (split and equals and address):
@@ -175,7 +173,9 @@ def _retry(text: str) -> frozenset[Reason]:
         return frozenset()
     reasons = {str(reason): frozenset({reason}) for reason in Reason}
     try:
-        chosen = [lookup("reason", name, reasons | dict(REASON_CLASSES)) for name in _names(text)]
+        chosen = [
+            lookup("reason", name, reasons | dict(REASON_CLASSES)) for name in cli.names(text)
+        ]
     except KineticsError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return frozenset().union(*chosen)
@@ -234,6 +234,13 @@ def _read(options: argparse.Namespace) -> _List:
             else choose_labels(found.manifest, options.labels)
         )
         return _List(found.manifest, labels, found)
+    if not Path(options.manifest).exists() and "/" not in options.manifest:
+        # A mistyped verb or name is more likely than a file that went away.
+        near = get_close_matches(options.manifest, [*VERBS, *official.ADDRESSES], n=1, cutoff=0.7)
+        if near:
+            raise KineticsError(
+                f"no file {options.manifest!r}; did you mean {near[0]!r}? (a file: ./NAME)"
+            )
     one = options.split[0] if options.split and len(options.split) == 1 else None
     manifest = read_manifest(Path(options.manifest), skip_bad_rows=options.skip_bad_rows, split=one)
     return _List(manifest, choose_labels(manifest, options.labels))
@@ -245,9 +252,15 @@ def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> "Plan":
     from kinetics_tools.manifest import dataset_of
     from kinetics_tools.sources.chain import Settings, make_sources
 
+    if options.engine != "local" and options.tmp_dir is not None:
+        raise KineticsError(
+            f"--tmp-dir {options.tmp_dir} is not seen by every node of --engine {options.engine}; "
+            "leave it out: scratch files then lie in OUT"
+        )
     binary = media.find_ffmpeg(options.ffmpeg)
     settings = Settings(
-        cache=cli.cache_dir(options.cache_dir),
+        cache=cli.cache_dir(options.cache_dir).absolute(),
+        out=options.out.absolute(),
         ytdlp=settle(_ytdlp_words(options)),
         keep_audio=options.keep_audio,
         fetch="full" if options.keep_videos else options.fetch,
@@ -257,7 +270,7 @@ def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> "Plan":
         dataset=dataset_of(labels),
     )
     return Plan(
-        out=options.out,
+        out=options.out.absolute(),  # Ray's workers start in other folders
         sources=make_sources(_sources(options), settings),
         recipe=media.ClipRecipe(
             fps=options.fps,
@@ -273,7 +286,7 @@ def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> "Plan":
         part=part_from(options.task, os.environ),
         jobs=options.jobs,
         engine=options.engine,
-        tmp_dir=options.tmp_dir,
+        tmp_dir=options.tmp_dir and options.tmp_dir.absolute(),
     )
 
 
@@ -316,8 +329,9 @@ def _dry_run(options: argparse.Namespace, segments: "Sequence[Segment]", plan: "
     from kinetics_tools.estimate import format_estimate
 
     todo, expected = _estimate(options, segments, plan)
-    print(f"{len(segments)} segments, of which {len(todo)} are to do:\n")
-    print(format_estimate(todo, expected))
+    print(f"{len(segments)} segments, of which {len(todo)} are to do")
+    if todo:
+        print(f"\n{format_estimate(todo, expected)}")
     return Exit.COMPLETE
 
 
@@ -366,17 +380,22 @@ def _download(
     from kinetics_tools.manifest import format_bad_rows
 
     _warn(options, plan)
+    bad_rows = listed.manifest.bad_rows
+
+    def begin() -> None:
+        if listed.official is not None:
+            listed.official.record(options.out)
+        if bad_rows:
+            write_text(options.out / "bad-rows.csv", format_bad_rows(bad_rows))
+
     summary = download(
         segments,
         listed.labels,
         plan,
         show=lambda lines, total, name: cli.progress(lines, total=total, what=name),
+        begin=begin,
     )
-    if listed.official is not None:
-        listed.official.record(options.out)
-    bad_rows = listed.manifest.bad_rows
     if bad_rows:
-        write_text(options.out / "bad-rows.csv", format_bad_rows(bad_rows))
         print(f"{len(bad_rows)} bad rows left out: {options.out}/bad-rows.csv")
     return _tell(options, summary)
 
@@ -391,12 +410,13 @@ def _tell(options: argparse.Namespace, summary: "Summary") -> int:
         if summary.num_retryable < sum(summary.gaps.values()):
             print("permanent gaps are asked again only with --retry permanent")
     if summary.stopped is not None:
+        is_refused = summary.stopped.reason in IDENTITY
         print(
             f"error: stopped: {summary.stopped}; give the same command again then, or use another "
-            "--source, --cookies or --proxy",
+            f"--source{', --cookies' if is_refused else ''} or --proxy",
             file=sys.stderr,
         )
-        return Exit.STOPPED
+        return Exit.STOPPED if is_refused else Exit.RETRYABLE_GAPS
     if summary.num_retryable:
         return Exit.RETRYABLE_GAPS
     return Exit.PERMANENT_GAPS if summary.gaps else Exit.COMPLETE

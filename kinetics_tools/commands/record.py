@@ -42,12 +42,12 @@ def report_main(argv: Sequence[str]) -> int:
 
 
 def _tell(coverage: "Coverage") -> None:
-    from kinetics_tools.coverage import amount, reason_table, source_table, split_table
+    from kinetics_tools.coverage import reason_table, source_table, split_table
 
     for rows in (split_table(coverage), reason_table(coverage), source_table(coverage)):
         if rows:
             print(cli.text_table(rows) + "\n")
-    print(f"on disk: {coverage.num_files:,} clips, {amount(coverage.num_bytes)}")
+    print(f"on disk: {coverage.num_files:,} clips, {cli.size_text(coverage.num_bytes)}")
 
 
 def verify_parser() -> Parser:
@@ -61,16 +61,12 @@ def verify_parser() -> Parser:
         "130 interrupted",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="a folder of kinetics-download's")
-    parser.add_argument("--split", type=_names, help="only these splits: train,val")
+    parser.add_argument("--split", type=cli.names, help="only these splits: train,val")
     parser.add_argument(
         "--jobs", type=cli.positive, default=cli.default_jobs(), metavar="N", help="clips at once"
     )
     parser.add_common()
     return parser
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def verify_main(argv: Sequence[str]) -> int:

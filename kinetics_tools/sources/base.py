@@ -15,6 +15,14 @@ from kinetics_tools.engine import Part
 from kinetics_tools.errors import SourceError
 from kinetics_tools.ledger import History
 from kinetics_tools.manifest import Segment
+from kinetics_tools.pace import LockedOut
+
+# How a source that has whole videos gives a segment of one.
+FETCHES: Mapping[str, str] = {
+    "auto": "sections where that saves something, all of the video where that fails",
+    "section": "sections only",
+    "full": "whole videos only",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,7 @@ class Opened(Protocol):
 
         Raises:
             SourceError: there is none, or no further one.
+            LockedOut: it was not asked for.
             OSError: the disk is full.
         """
 
@@ -76,18 +85,31 @@ class Source(Protocol):
     def wants(self, history: History) -> bool:
         """Whether this source could have a segment, after what earlier sources said of it."""
 
+    def check(self, segments: Sequence[Segment]) -> None:
+        """Before any source is asked: find out, without asking, what makes this one unusable.
+
+        Args:
+            segments: all of the job's.
+
+        Raises:
+            KineticsError: it cannot be used as it was asked for.
+        """
+
+    def lockout(self) -> LockedOut | None:
+        """Why nothing may be asked of it now; None where it may be asked."""
+
     def units(
         self, segments: Sequence[Segment], part: Part, scratch: Path
     ) -> Generator[Unit, None, None]:
         """Divide the segments that are wanted of this source.
 
         Args:
-            segments: in manifest order.
+            segments: in manifest order, but last those for which it refused us last time.
             part: which share of the job this run does.
             scratch: a folder for files that units carry.
 
         Raises:
-            SourceError: the source refuses whoever asks, or it cannot be reached at all.
+            SourceError: it cannot be reached at all.
             KineticsError: it cannot be used as it was asked for.
         """
 

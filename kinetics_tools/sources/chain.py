@@ -22,6 +22,7 @@ class Settings:
 
     Attributes:
         cache: the user's folder for what is worth keeping between runs.
+        out: the folder to fill.
         ytdlp: options of yt-dlp, as `options.settle` gives them.
         keep_audio: whether clips keep their sound, so that it must be fetched.
         fetch: "auto", "section" or "full".
@@ -33,6 +34,7 @@ class Settings:
     """
 
     cache: Path
+    out: Path
     ytdlp: tuple[str, ...] = ()
     keep_audio: bool = False
     fetch: str = "auto"
@@ -79,6 +81,7 @@ def _cvdf(argument: str, settings: Settings) -> tuple[Source, ...]:
         )
     return cvdf.make(
         settings.cache,
+        settings.out,
         base=settings.cvdf_base,
         lists=settings.cvdf_lists,
         is_kinetics400=settings.dataset == "kinetics400",

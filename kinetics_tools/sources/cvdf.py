@@ -1,14 +1,16 @@
 """The CVDF mirror: Kinetics' clips, cut and packed into tars of about a thousand each.
 
-A path list names the tars (the mirror's parts) of a split. Nothing says which clip is in which part
-but the parts themselves, so the members of every part that was read are remembered in a cache, and
-a part that is known to hold nothing wanted is not read again. Parts are streamed, each once, and
-never stored: a clip goes to the scratch folder when it comes, and from there to a worker, while the
-next ones come.
+A path list names the tars of a split. Nothing says which clip is in which tar but the tars
+themselves, so the members of every tar that was read are remembered, and a tar that is known to
+hold nothing wanted is not read again. Tars are streamed, each once, and never stored: a clip goes
+to the scratch folder when it comes, and from there to a worker, while the next ones come.
+
+The tasks of a job share the tars out. What each saw in its own, and which of them it could not
+read, the others find in OUT: a clip that is in nobody's tars can go on to the next source.
 
 What this needs, whatever is wanted: on disk, 32 clips or 256 MiB of clips that wait for a worker
 (one clip at least, and one that is being written; none is larger than 1 GiB), beside those in the
-workers' hands; in memory, one connection's buffers, the keys of one part, and the wanted segments.
+workers' hands; in memory, one connection's buffers, the keys of one tar, and the wanted segments.
 """
 
 import logging
@@ -23,13 +25,21 @@ from urllib.parse import urljoin, urlsplit
 
 from kinetics_tools import web
 from kinetics_tools.ahead import read_ahead
-from kinetics_tools.engine import WHOLE, Part
+from kinetics_tools.cli import size_text
+from kinetics_tools.engine import Part
 from kinetics_tools.errors import KineticsError, Reason, SourceError
 from kinetics_tools.ledger import History
 from kinetics_tools.manifest import Segment
 from kinetics_tools.names import is_key
 from kinetics_tools.sources.base import Footage, Opened, Source, Unit
-from kinetics_tools.sources.parts import Contents, Memory, Share, of_part, short_hash
+from kinetics_tools.sources.search import (
+    NOT_SAID,
+    Contents,
+    Memory,
+    Search,
+    of_tar,
+    short_hash,
+)
 from kinetics_tools.sources.tars import Member, videos
 from kinetics_tools.web import Remote
 
@@ -41,8 +51,9 @@ CLIPS_AHEAD = 32
 BYTES_AHEAD = 2**28
 SHORT_REST_BYTES = 2**24
 ASKED_AT_ONCE = 8  # sizes
-GIVE_UP_AFTER = 3  # parts in a row that could not be had: the mirror is down
+GIVE_UP_AFTER = 3  # tars in a row that could not be had: the mirror is down
 ID_LENGTH = 11
+SHARED = ".mirror"  # in OUT: what tasks tell each other of tars
 _OFFICIAL = re.compile(r"^https?://s3\.amazonaws\.com/kinetics/")
 _OTHER_KEY = re.compile(r".{11}_\d{6}_\d{6}")
 _DOWN = frozenset({Reason.NETWORK, Reason.SERVER, Reason.RATE_LIMITED})
@@ -50,6 +61,7 @@ _DOWN = frozenset({Reason.NETWORK, Reason.SERVER, Reason.RATE_LIMITED})
 
 def make(
     cache: Path,
+    out: Path,
     *,
     base: str = OFFICIAL,
     lists: Mapping[str, str] | None = None,
@@ -58,7 +70,8 @@ def make(
     """The sources that `--source cvdf` names: the mirror and, for Kinetics-400, its replacements.
 
     Args:
-        cache: the user's cache folder. Parts of a job should share one.
+        cache: the user's cache folder.
+        out: the folder to fill.
         base: the mirror's address, of which `400/...` are the files of Kinetics-400.
         lists: addresses of path lists by split, beside or instead of those of Kinetics-400.
         is_kinetics400: whether the lists of Kinetics-400 are those of the manifest.
@@ -71,23 +84,14 @@ def make(
         raise KineticsError(f"the mirror's address {base!r} does not begin with http(s)://")
     known = {split: f"{base}/400/{split}/k400_{split}_path.txt" for split in SPLITS}
     mirror = Mirror(
-        cache=cache, base=base, lists=(known if is_kinetics400 else {}) | dict(lists or {})
+        cache=cache,
+        out=out,
+        base=base,
+        lists=(known if is_kinetics400 else {}) | dict(lists or {}),
     )
     if not is_kinetics400:
         return (mirror,)
     return mirror, Replacement(address=f"{base}/400/replacement_for_corrupted_k400.tgz")
-
-
-def parse_list_option(word: str) -> tuple[str, str]:
-    """The split and the address in a word of `--cvdf-list`.
-
-    Raises:
-        KineticsError: it is not SPLIT=ADDRESS.
-    """
-    split, _, address = word.partition("=")
-    if not split or urlsplit(address).scheme not in ("http", "https"):
-        raise KineticsError(f"--cvdf-list {word!r} is not SPLIT=ADDRESS, such as val=https://...")
-    return split, address
 
 
 def parse_list(content: bytes, address: str, base: str = OFFICIAL) -> list[str]:
@@ -132,10 +136,11 @@ def _absolute(line: str, address: str) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mirror:
-    """`cvdf`: the parts that the path lists name.
+    """`cvdf`: the tars that the path lists name.
 
     Attributes:
         cache: the user's cache folder.
+        out: the folder to fill, which all tasks of a job see.
         lists: the path list's address, by split.
         base: stands in for the official address in the lists' lines.
         timeout_s: how long to wait for a byte.
@@ -143,6 +148,7 @@ class Mirror:
     """
 
     cache: Path
+    out: Path
     lists: Mapping[str, str]
     base: str = OFFICIAL
     timeout_s: float = web.TIMEOUT_S
@@ -154,30 +160,49 @@ class Mirror:
         """True: it may have any clip."""
         return True
 
+    def check(self, segments: Sequence[Segment]) -> None:
+        """Look for a split of which no path list is known.
+
+        Raises:
+            KineticsError: there is one.
+        """
+        for split in {segment.split: None for segment in segments}:
+            if split not in self.lists:
+                raise KineticsError(
+                    f"the mirror has no path list for split {split!r}; give one with "
+                    f"--cvdf-list {split}=ADDRESS, or --labels kinetics400 if it is of that"
+                )
+
+    def lockout(self) -> None:
+        """Never: who is refused by the mirror is told so at each of its files."""
+
     def units(
         self, segments: Sequence[Segment], part: Part, scratch: Path
     ) -> Generator[Unit, None, None]:
         """Yield each wanted clip as it comes, then what the mirror does not have.
 
-        Shares are of the path list: those segments that only another task's parts can still hold
+        Shares are of the path list: those segments that only another task's tars can still hold
         get no unit.
 
         Raises:
-            KineticsError: no path list for a split, or one that cannot be used.
+            KineticsError: no path list for a split, or what is there is none.
             OSError: the disk is full.
         """
-        shares = self._shares(segments, part)
-        self._announce(shares)
-        yield from _ahead(self._read(shares, scratch))
-
-    def expect(self, segments: Sequence[Segment], part: Part = WHOLE) -> tuple[int, int]:
-        """How many parts `units` would read, and their bytes as far as the mirror says them.
-
-        Raises:
-            KineticsError: no path list for a split, or one that cannot be used.
-        """
-        turns = [(share, address) for share in self._shares(segments, part) for address in share]
-        return len(turns), sum(share.size(address) or 0 for share, address in turns)
+        self.check(segments)
+        by_split: dict[str, dict[str, Segment]] = {}
+        for segment in segments:
+            by_split.setdefault(segment.split, {})[segment.key] = segment
+        lists = {split: self._list(split) for split in by_split}  # all lists before any tar
+        memory = Memory(self.cache / "cvdf", self.out / SHARED if part.count > 1 else None)
+        searches = []
+        for split, tars in lists.items():
+            if isinstance(tars, SourceError):
+                yield Unit(tuple(by_split[split].values()), error=tars)
+                continue
+            answers = self._ask(part.of(tars))
+            searches.append(Search(split, by_split[split], tars, part, answers, memory))
+        self._announce(searches)
+        yield from _ahead(self._read(searches, scratch))
 
     def open(self, unit: Unit, into: Path) -> Opened:  # noqa: ARG002 - the clip lies there
         """Nothing beyond the ready clip."""
@@ -187,54 +212,35 @@ class Mirror:
         """None that matter."""
         return {}
 
-    def _announce(self, shares: Sequence[Share]) -> None:
-        turns = [(share, address) for share in shares for address in share]
-        sizes = [share.size(address) for share, address in turns]
-        num_parts = sum(len(share.own) for share in shares)
+    def _announce(self, searches: Sequence[Search]) -> None:
+        turns = [(search, address) for search in searches for address in search]
+        sizes = [search.size(address) for search, address in turns]
         unsaid = sizes.count(None)
         logger.info(
-            "%s: %d clips wanted; %d of %d parts to read, at most %.1f GB%s",
+            "%s: %d clips wanted; %d of %d tars to read, at most %s%s",
             self.name,
-            sum(len(share.wanted) for share in shares),
+            sum(len(search.wanted) for search in searches),
             len(turns),
-            num_parts,
-            sum(size or 0 for size in sizes) / 1e9,
-            f" and {unsaid} parts that do not say their size" if unsaid else "",
+            sum(len(search.own) for search in searches),
+            size_text(sum(size or 0 for size in sizes)),
+            f" and {unsaid} tars that do not say their size" if unsaid else "",
         )
 
-    def _shares(self, segments: Sequence[Segment], part: Part) -> list[Share]:
-        by_split: dict[str, dict[str, Segment]] = {}
-        for segment in segments:
-            by_split.setdefault(segment.split, {})[segment.key] = segment
-        memory = Memory(self.cache / "cvdf")
-        parts = {split: self._parts(split) for split in by_split}  # all lists before any part
-        return [
-            Share(split, wanted, parts[split], part, self._ask(part.of(parts[split])), memory)
-            for split, wanted in by_split.items()
-        ]
-
-    def _parts(self, split: str) -> list[str]:
-        """The addresses of a split's parts."""
-        address = self.lists.get(split)
-        if address is None:
-            raise KineticsError(
-                f"the mirror has no path list for split {split!r}; "
-                f"give one with --cvdf-list {split}=ADDRESS, or --labels kinetics400 if it is of that"
-            )
+    def _list(self, split: str) -> list[str] | SourceError:
+        """The addresses of a split's tars, or why they cannot be had now."""
+        address = self.lists[split]
         path = self.cache / "cvdf" / f"{short_hash(address)}.txt"
         try:
             web.fetch(address, path, timeout_s=self.timeout_s, pauses_s=self.pauses_s)
         except SourceError as error:
             if not path.exists():
-                raise KineticsError(
-                    f"no path list for split {split!r}: {error.detail}; try again later, "
-                    f"or give another with --cvdf-list {split}=ADDRESS"
-                ) from error
+                failure = of_tar(address, error)
+                return SourceError(failure.reason, f"no path list: {failure.detail}")
             logger.warning("%s; going on with the copy of an earlier run", error.detail)
         return parse_list(path.read_bytes(), address, self.base)
 
     def _ask(self, addresses: Sequence[str]) -> dict[str, Remote | SourceError]:
-        """What the mirror says of parts, or why it says nothing; the network is given up once."""
+        """What the mirror says of tars, or why it says nothing; the network is given up once."""
         is_down = threading.Event()
 
         def ask(address: str) -> Remote | SourceError:
@@ -252,55 +258,58 @@ class Mirror:
         with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
             return dict(zip(addresses, pool.map(ask, addresses), strict=True))
 
-    def _read(self, shares: Iterable[Share], scratch: Path) -> Generator[Unit | None, None, None]:
+    def _read(
+        self, searches: Iterable[Search], scratch: Path
+    ) -> Generator[Unit | None, None, None]:
         """Read what has to be read; None for a member that is not wanted."""
-        for share in shares:
+        for search in searches:
             failures: list[SourceError] = []  # in a row
-            for address in share:
+            for address in search:
                 if len(failures) >= GIVE_UP_AFTER:
-                    share.broken[address] = _given_up(failures)
+                    search.learn(address, Contents(error=_given_up(failures)))
                     continue
-                yield from self._read_part(share, address, scratch)
-                error = share.broken.get(address)
+                yield from self._read_tar(search, address, scratch)
+                error = search.broken.get(address)
                 failures = [*failures, error] if error and error.reason in _DOWN else []
-            yield from self._rest(share)
+            yield from self._rest(search)
 
-    def _read_part(
-        self, share: Share, address: str, scratch: Path
+    def _read_tar(
+        self, search: Search, address: str, scratch: Path
     ) -> Generator[Unit | None, None, None]:
         seen: list[str] = []
-        remote = None
+        remote = NOT_SAID
         is_complete = False
+        error = None
         try:
             with web.open_stream(
                 address, timeout_s=self.timeout_s, pauses_s=self.pauses_s
             ) as stream:
                 remote = stream.remote
                 for member in videos(stream):
+                    segment = search.wanted.get(member.stem)
+                    yield None if segment is None else _saved(segment, member, scratch)
                     if is_key(member.stem):
                         seen.append(member.stem)
-                    segment = share.wanted.get(member.stem)
-                    yield None if segment is None else _saved(segment, member, scratch)
                     if segment is not None:
-                        share.found(segment.key)
-                    if not share.may_be_in(address) and _is_long(remote, stream.position):
+                        search.found(segment.key)
+                    if not search.may_be_in(address) and _is_long(remote, stream.position):
                         return
                 is_complete = True
-        except SourceError as error:
-            share.broken[address] = of_part(address, error)
+        except SourceError as failure:
+            error = of_tar(address, failure)
         finally:
-            if remote is not None:
-                share.memory.remember(address, Contents(remote, is_complete, tuple(seen)))
+            contents = Contents(remote, is_complete, tuple(seen), error, num_given=len(seen))
+            search.learn(address, contents)
 
-    def _rest(self, share: Share) -> Iterator[Unit]:
-        """What was not found, once all own parts had their turn."""
-        missing, num_waiting = share.rest()
+    def _rest(self, search: Search) -> Iterator[Unit]:
+        """What was not found, once all own tars had their turn."""
+        missing, num_waiting = search.rest()
         if num_waiting:
             logger.info(
-                "%s: %d clips of split %s wait for the parts of other tasks",
+                "%s: %d clips of split %s wait for the tars of other tasks",
                 self.name,
                 num_waiting,
-                share.split,
+                search.split,
             )
         for error, segments in missing:
             yield Unit(segments, error=error)
@@ -308,7 +317,7 @@ class Mirror:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replacement:
-    """`cvdf-replacement`: CVDF's second edition of the clips that came corrupt in its parts.
+    """`cvdf-replacement`: CVDF's second edition of the clips that came corrupt in its tars.
 
     Attributes:
         address: of the tar. Its members are named by key, or by video alone.
@@ -325,6 +334,12 @@ class Replacement:
     def wants(self, history: History) -> bool:
         """Whether the mirror's clip came damaged."""
         return history.failed_with("cvdf") is Reason.DAMAGED
+
+    def check(self, segments: Sequence[Segment]) -> None:
+        """Nothing can be wrong."""
+
+    def lockout(self) -> None:
+        """Never: who is refused by the mirror is told so at each of its files."""
 
     def units(
         self,
@@ -357,8 +372,8 @@ class Replacement:
             with web.open_stream(
                 self.address, timeout_s=self.timeout_s, pauses_s=self.pauses_s
             ) as stream:
-                size = (stream.remote.size or 0) / 1e9
-                logger.info("%s: %d clips wanted; reading %.1f GB", self.name, len(wanted), size)
+                size = size_text(stream.remote.size or 0)
+                logger.info("%s: %d clips wanted; reading %s", self.name, len(wanted), size)
                 match = _matcher(segments)
                 for member in videos(stream):
                     segment = wanted.get(match(member.stem))
@@ -368,7 +383,7 @@ class Replacement:
                         if not wanted:
                             return
         except SourceError as broken:
-            error = of_part(self.address, broken)
+            error = of_tar(self.address, broken)
         yield Unit(tuple(wanted.values()), error=error)
 
 
@@ -418,11 +433,11 @@ def _saved(segment: Segment, member: Member, scratch: Path) -> Unit:
 
 
 def _is_long(remote: Remote, position: int) -> bool:
-    """Whether the rest of a part is worth saving; else it is read, and all of the part known."""
+    """Whether the rest of a tar is worth saving; else it is read, and all of the tar known."""
     return remote.size is None or remote.size - position > SHORT_REST_BYTES
 
 
 def _given_up(failures: Sequence[SourceError]) -> SourceError:
     last = failures[-1]
-    detail = f"given up after {len(failures)} parts in a row, the last {last.detail}"
+    detail = f"given up after {len(failures)} tars in a row, the last {last.detail}"
     return SourceError(last.reason, detail)

@@ -32,6 +32,12 @@ class Folder:
         """Whatever earlier sources lack."""
         return True
 
+    def check(self, segments: Sequence[Segment]) -> None:
+        """The folder was looked at when it was named."""
+
+    def lockout(self) -> None:
+        """Never: a folder is always open."""
+
     def units(
         self,
         segments: Sequence[Segment],

@@ -1,7 +1,7 @@
 """`youtube` and `url:TEMPLATE`: videos that yt-dlp fetches, a section or all of them.
 
 A site is asked in its own time: under the pace that everything on this host shares which it takes
-for one visitor. A refusal of the visitor says nothing about the video, which is asked for again.
+for one visitor. A refusal of the visitor says nothing about the video: a later run asks again.
 """
 
 import importlib.metadata
@@ -12,15 +12,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from kinetics_tools import media
+from kinetics_tools import media, sections
 from kinetics_tools.engine import Part
 from kinetics_tools.errors import IDENTITY, KineticsError, MediaError, Reason, SourceError, lookup
 from kinetics_tools.files import digest
 from kinetics_tools.ledger import History
 from kinetics_tools.manifest import Segment
-from kinetics_tools.pace import STRIKES, Pace
+from kinetics_tools.pace import LockedOut, Pace
 from kinetics_tools.sources import base
-from kinetics_tools.sources.base import Footage, Unit
+from kinetics_tools.sources.base import FETCHES, Footage, Unit
 from kinetics_tools.sources.options import redacted, settle
 
 if TYPE_CHECKING:
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FETCHES: Mapping[str, str] = {
-    "auto": "sections where that saves something, all of the video where that fails",
-    "section": "sections only",
-    "full": "whole videos only",
-}
 SECTION_OVERHEAD_S = 5  # of video that a section takes besides its segment, with the index
 
 
@@ -65,20 +60,20 @@ class Web:
         """Any segment, whatever became of it elsewhere."""
         return True
 
+    def check(self, segments: Sequence[Segment]) -> None:
+        """Address and options were looked at when it was made."""
+
+    def lockout(self) -> LockedOut | None:
+        """Until when the visitor is locked out, and why."""
+        return self.pace.lockout()
+
     def units(
         self,
         segments: Sequence[Segment],
         part: Part,  # noqa: ARG002 - the segments are the part's already
         scratch: Path,  # noqa: ARG002 - nothing is fetched before it is opened
     ) -> Generator[Unit, None, None]:
-        """A unit a video, and none for a visitor who is locked out.
-
-        Raises:
-            SourceError: the identity is locked out; the detail says until when.
-        """
-        lockout = self.pace.lockout()
-        if lockout is not None:
-            raise lockout
+        """A unit a video."""
         for own in base.by_video(segments):
             yield Unit(tuple(own))
 
@@ -155,7 +150,10 @@ def _checked(web: Web) -> Web:
 
 
 class Video:
-    """A unit's video: asked for once, fetched whole once at most, whatever its segments."""
+    """A unit's video: asked for once, fetched whole once at most, whatever its segments.
+
+    A refusal of the visitor ends all of them: others' videos show whether it was meant for all.
+    """
 
     def __init__(self, web: Web, unit: Unit, into: Path) -> None:
         from kinetics_tools.sources import ytdlp
@@ -174,14 +172,18 @@ class Video:
 
         Raises:
             SourceError: the video, or the last thing that would have been yielded, cannot be had.
+            LockedOut: the visitor is locked out, so that it was not asked for.
             OSError: the disk is full.
         """
         wants_whole = self._web.fetch != "section"
         if self._begins_with_section():
             try:
                 yield self._section(segment)
-            except (SourceError, MediaError) as error:
+            except SourceError as error:
                 if not wants_whole or error.reason in IDENTITY:
+                    raise
+            except MediaError as error:
+                if not wants_whole:
                     raise SourceError(error.reason, error.detail) from error
         if wants_whole:
             yield Footage(self._all())
@@ -198,13 +200,16 @@ class Video:
 
     def _section(self, segment: Segment) -> Footage:
         path = self._into / f"{segment.key}.mp4"
-        return self._of_media(lambda facts: Footage(path, self._copy(facts, segment, path)))
+        return self._of_media(
+            lambda facts: Footage(path, self._copy(facts, segment, path)),
+            is_last=self._web.fetch == "section",
+        )
 
     def _copy(self, facts: "ytdlp.Facts", segment: Segment, path: Path) -> Fraction:
         files = self._session.remote_files(facts)
         if not files:
             raise SourceError(Reason.NO_FORMATS, "the format comes in fragments, not in sections")
-        return media.copy_section(
+        return sections.copy_section(
             files,
             path,
             start_s=segment.start_s,
@@ -215,7 +220,9 @@ class Video:
     def _all(self) -> Path:
         if self._whole is None:
             try:
-                self._whole = self._of_media(lambda facts: self._session.fetch(facts, self._into))
+                self._whole = self._of_media(
+                    lambda facts: self._session.fetch(facts, self._into), is_last=True
+                )
             except SourceError as error:
                 self._whole = error
         if isinstance(self._whole, SourceError):
@@ -234,44 +241,47 @@ class Video:
         return self._answer
 
     def _ask(self) -> "ytdlp.Facts":
-        """Ask in turn; again and again while it is the visitor that is refused, until that is
-        locked out: then `wait` raises."""
-        from kinetics_tools.sources.ytdlp import FetchError
-
+        """Ask when it is our turn."""
         address = self._web.template.replace("{youtube_id}", self._unit.segments[0].youtube_id)
-        while True:
-            self._web.pace.wait()
-            try:
-                facts = self._session.ask(address)
-            except FetchError as error:
-                if error.reason in IDENTITY:
-                    self._note_refusal(error)
-                    continue
-                if error.reason is not Reason.NETWORK:  # that is no answer at all
-                    self._web.pace.granted()
-                raise
-            self._web.pace.granted()
-            return facts
+        self._web.pace.wait()
+        try:
+            return self._session.ask(address)
+        except SourceError as error:
+            self._tell(error)
+            raise
 
-    def _of_media(self, take: "Callable[[ytdlp.Facts], T]") -> T:
-        """Take something from the video's own address, renewed where it has aged."""
+    def _of_media(self, take: "Callable[[ytdlp.Facts], T]", *, is_last: bool) -> T:
+        """Take something from the video's own address, renewed once where it has aged.
+
+        Args:
+            take: asks the site for it.
+            is_last: where this fails, nothing else is asked for.
+        """
         from kinetics_tools.sources.ytdlp import FORBIDDEN, FetchError
 
-        refusals = 0
         while True:
             facts = self._facts()
             try:
-                return take(facts)
-            except FetchError as error:
-                if error.reason in IDENTITY and refusals < STRIKES - 1:
-                    refusals += 1
-                elif error.status == FORBIDDEN and not self._is_renewed:
-                    self._is_renewed = True
-                else:
+                taken = take(facts)
+            except (SourceError, MediaError) as error:
+                is_aged = isinstance(error, FetchError) and error.status == FORBIDDEN
+                if not is_aged or self._is_renewed:
+                    if is_last or error.reason in IDENTITY:
+                        self._tell(error)
                     raise
-                if error.reason in IDENTITY:
-                    self._note_refusal(error)
-            self._answer = None
+                self._is_renewed = True
+                self._answer = None
+            else:
+                self._web.pace.granted()
+                return taken
 
-    def _note_refusal(self, error: "ytdlp.FetchError") -> None:
-        self._web.pace.refused(error.reason, error.retry_after_s, detail=error.detail)
+    def _tell(self, error: SourceError | MediaError) -> None:
+        """Tell the pace what the end of a video says of the visitor."""
+        from kinetics_tools.sources.ytdlp import FetchError
+
+        if error.reason in IDENTITY:
+            self._answer = SourceError(error.reason, error.detail)
+            asked_s = error.retry_after_s if isinstance(error, FetchError) else None
+            self._web.pace.refused(error.reason, asked_s, detail=error.detail)
+        elif error.reason is not Reason.NETWORK:  # that is no answer at all
+            self._web.pace.granted()
