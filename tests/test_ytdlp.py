@@ -252,9 +252,14 @@ def test_a_section_from_a_server_that_drips_ends(
 
 def test_no_ffmpeg_is_let_on_the_network(youtube: YouTubeStandIn, source: Web, ask: Ask) -> None:
     encrypted = (
-        '#EXTM3U\n#EXT-X-KEY:METHOD=SAMPLE-AES,URI="key"\n#EXTINF:9,\n1.ts\n#EXT-X-ENDLIST\n'
+        "#EXTM3U",
+        "#EXT-X-TARGETDURATION:9",
+        '#EXT-X-KEY:METHOD=SAMPLE-AES,URI="key"',
+        "#EXTINF:9,",
+        "1.ts",
+        "#EXT-X-ENDLIST",
     )
-    youtube.put("encrypted00", hls=True, playlist=encrypted.encode())
+    youtube.put("encrypted00", hls=True, playlist="\n".join(encrypted).encode())
     with pytest.raises(SourceError, match="only ffmpeg could fetch this format") as caught:
         ask(source, segment("encrypted00"))
     assert caught.value.reason is Reason.NO_FORMATS
@@ -536,11 +541,13 @@ def test_each_failure_of_an_address_has_its_reason_and_the_tools_last_words(
 ) -> None:
     media_server.put("good", make_video())
     media_server.put("page", b"<html><body>gone fishing</body></html>")
-    ad = b"/good.mp4"
-    media_server.put("advertisement", b"<html><body><video src='%s'></video></body></html>" % ad)
-    media_server.put("embeds", b"<html><head><meta property='og:video' content='%s'>" % ad)
-    leads_on = b"<html><head><meta http-equiv='refresh' content='0; URL=%s'/>" % ad
-    media_server.put("leads-on", leads_on)
+    there = media_server.address
+    for page, text in {
+        "advertisement": f'<script>video_url: "{there}/good.mp4"</script>',
+        "embeds": '<meta property="og:video" content="/good.mp4">',
+        "leads-on": '<meta http-equiv="refresh" content="0; URL=/good.mp4">',
+    }.items():
+        media_server.put(page, f"<html><body>{text}</body></html>".encode())
     media_server.put("empty", b"")
     with pytest.raises(SourceError, match=words) as caught:
         ask(url_source, segment(name))
@@ -695,7 +702,7 @@ def test_what_yt_dlp_does_not_take_is_one_line(word: str, said: str) -> None:
 
 
 def test_options_of_the_command_line_reach_yt_dlp() -> None:
-    values = {
+    values: dict[str, list[str | None]] = {
         "cookies": ["jar.txt"],
         "cookies-from-browser": ["firefox"],
         "proxy": ["http://127.0.0.1:9"],

@@ -95,7 +95,7 @@ def _parsed(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _offender(words: Sequence[str]) -> str:
-    """The option without which yt-dlp takes the others, which may hold passwords; else all names."""
+    """The option without which yt-dlp takes the rest, else all; values may be passwords."""
     for position, word in enumerate(words):
         with contextlib.suppress(OptParseError):
             _parsed([*words[:position], *words[position + 1 :]])
@@ -340,7 +340,7 @@ class Session:
     def _retried(self, chosen: Facts, start: int, count: int) -> tuple[bytes, int]:
         retries = min(self._ydl.params.get("retries") or 0, RANGE_RETRIES)
         asked_s = time.monotonic()
-        pause_s = self._ydl.params["retry_sleep_functions"].get("http", lambda n: 0)
+        pause_s = self._ydl.params["retry_sleep_functions"].get("http")
         for attempt in range(int(retries) + 1):
             try:
                 data, size = self._read_once(chosen, start, count)
@@ -348,7 +348,8 @@ class Session:
             except RequestError as error:
                 if isinstance(error, HTTPError) or attempt == retries:
                     raise
-            time.sleep(pause_s(n=attempt))
+            if pause_s is not None:
+                time.sleep(pause_s(n=attempt))
         rate = self._ydl.params.get("ratelimit") or math.inf
         time.sleep(max(asked_s + len(data) / rate - time.monotonic(), 0))
         return data, size
