@@ -393,10 +393,10 @@ def _make_clip(
     scratch = folder / f"{segment.key}.mp4"
     versions = {"ffmpeg": plan.recipe.ffmpeg, **source.versions()}
     try:
-        made = (
+        made, detail = (
             _cut(segment, opened, scratch, plan)
             if ready is None
-            else _pass_ready(ready, scratch, plan)
+            else (_pass_ready(ready, scratch, plan), "as-found")
         )
     except LockedOut:
         raise
@@ -409,7 +409,7 @@ def _make_clip(
         key=segment.key,
         status=DONE,
         source=source.name,
-        detail="" if ready is None else "as-found",
+        detail=detail,
         frames=made.num_frames,
         held=made.num_held,
         bytes=num_bytes,
@@ -419,12 +419,12 @@ def _make_clip(
     )
 
 
-def _cut(segment: Segment, opened: Opened, clip: Path, plan: Plan) -> Cut:
-    """Cut the segment out of the first footage from which it can be cut."""
+def _cut(segment: Segment, opened: Opened, clip: Path, plan: Plan) -> tuple[Cut, str]:
+    """Cut the segment out of the first footage from which it can be cut; say what that was."""
     damage = None
     for footage in opened.footage(segment):
         try:
-            return media.cut(
+            made = media.cut(
                 footage.path,
                 clip,
                 start_s=segment.start_s - footage.zero_s,
@@ -434,6 +434,8 @@ def _cut(segment: Segment, opened: Opened, clip: Path, plan: Plan) -> Cut:
             )
         except MediaError as error:
             damage = error
+        else:
+            return made, footage.detail
     assert damage is not None, "a source gives footage or says why not"
     raise damage
 

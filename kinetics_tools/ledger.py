@@ -40,9 +40,10 @@ class Line:
     Attributes:
         key: the clip's.
         status: "done" or "failed".
-        source: as named on the command line.
+        source: its name, without secrets; VERIFY where a clip was found damaged on disk.
         reason: why it failed.
-        detail: the tool's last words; for a clip that a source had ready, "as-found".
+        detail: the tool's last words; of a clip, what it was made of ("as-found", "section of 134,
+            640x360").
         frames: of the finished clip.
         held: how many of them repeat the video's last frame (it ended before its segment).
         bytes: of the finished clip.

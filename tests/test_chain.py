@@ -139,6 +139,9 @@ def test_each_clip_comes_from_the_first_source_that_has_it(world: World, tmp_pat
     assert world.youtube.num_asked(IDS["f"]) == 1, "two segments of one video: asked for once"
     assert world.youtube.num_asked(IDS["a"]) == 0
     assert not (tmp_path / "x.mp4").exists()
+    made_of = {line.key: line.detail for line in ledger.lines(out) if line.status == "done"}
+    assert made_of[key(IDS["a"])] == "as-found"
+    assert made_of[key(IDS["f"], 2, 4)] == "section of 133, 426x240"
     assert not (out / ".scratch").exists()
     again = world.run(out)
     assert again.returncode == 3

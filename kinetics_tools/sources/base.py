@@ -50,10 +50,12 @@ class Footage:
     Attributes:
         path: the file.
         zero_s: time of the file's first frame, in seconds, counted from the video's first frame.
+        detail: what it is, for the record, such as "section of 134, 640x360".
     """
 
     path: Path
     zero_s: Fraction = Fraction(0)
+    detail: str = ""
 
 
 class Opened(Protocol):
@@ -75,7 +77,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """As named on the command line; the ledger's word for it."""
+        """The ledger's word for it: as named on the command line, without secrets."""
 
     @property
     def by_video(self) -> bool:

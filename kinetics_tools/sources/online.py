@@ -186,7 +186,8 @@ class Video:
                 if not wants_whole:
                     raise SourceError(error.reason, error.detail) from error
         if wants_whole:
-            yield Footage(self._all())
+            video = self._all()
+            yield Footage(video, detail=f"all of {_format(self._facts())}")
 
     def _begins_with_section(self) -> bool:
         if self._web.fetch != "auto":
@@ -201,7 +202,9 @@ class Video:
     def _section(self, segment: Segment) -> Footage:
         path = self._into / f"{segment.key}.mp4"
         return self._of_media(
-            lambda facts: Footage(path, self._copy(facts, segment, path)),
+            lambda facts: Footage(
+                path, self._copy(facts, segment, path), f"section of {_format(facts)}"
+            ),
             is_last=self._web.fetch == "section",
         )
 
@@ -285,3 +288,10 @@ class Video:
             self._web.pace.refused(error.reason, asked_s, detail=error.detail)
         elif error.reason is not Reason.NETWORK:  # that is no answer at all
             self._web.pace.granted()
+
+
+def _format(facts: "ytdlp.Facts") -> str:
+    """Which format was chosen, in the site's own names, and its size in pixels."""
+    name = facts.get("format_id") or "?"
+    width, height = facts.get("width"), facts.get("height")
+    return f"{name}, {width}x{height}" if width and height else str(name)
