@@ -187,6 +187,8 @@ def test_a_worker_that_dies_while_it_waits_costs_no_unit() -> None:
         yield 0
         wait_until(lambda: pids)
         os.kill(pids[0], signal.SIGKILL)
+        # Its parent is told only when the last of its threads is gone.
+        wait_until(lambda: len(list(Path(f"/proc/{pids[0]}/task").iterdir())) == 1)
         wait_until(lambda: not is_alive(pids[0]))
         yield 1
 
