@@ -39,6 +39,9 @@ _OWN_RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+# A cluster that answers and refuses (it asks for a token, say) is asked again this often, once a
+# second; Ray itself would do so 20 times, with a line for each.
+_CLUSTER_RAY_ENVIRONMENT = {"RAY_NUM_REDIS_GET_RETRIES": "5"}
 _OWN_RAY_STORE_BYTES = 128 * 2**20
 _QUIET_RAY: Mapping[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 _CONNECT_S = 10
@@ -329,9 +332,9 @@ def _ray_result(ray: Any, reference: Any) -> Any:
 def _connected_ray(jobs: int | None) -> Iterator[Any]:
     """Yield the module `ray`, connected; a connection that was there before stays."""
     address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        for name, value in _OWN_RAY_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+    settings = _CLUSTER_RAY_ENVIRONMENT if address else _OWN_RAY_ENVIRONMENT
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -367,7 +370,8 @@ def _join_cluster(ray: Any, address: str) -> None:
     except (OSError, RuntimeError) as error:
         words = " ".join(str(error).split())[:300]
         raise KineticsError(
-            f"RAY_ADDRESS={address} is not a Ray cluster that can be used: {words}"
+            f"RAY_ADDRESS={address} is not a Ray cluster that can be used: {words}; one that asks "
+            "for a token needs its RAY_AUTH_MODE and RAY_AUTH_TOKEN here too"
         ) from error
 
 

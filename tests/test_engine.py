@@ -5,6 +5,7 @@ import importlib
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -187,6 +188,8 @@ def test_a_worker_that_dies_while_it_waits_costs_no_unit() -> None:
         yield 0
         wait_until(lambda: pids)
         os.kill(pids[0], signal.SIGKILL)
+        # Its parent is told only when the last of its threads is gone.
+        wait_until(lambda: len(list(Path(f"/proc/{pids[0]}/task").iterdir())) == 1)
         wait_until(lambda: not is_alive(pids[0]))
         yield 1
 
@@ -478,13 +481,15 @@ def test_without_ray_the_engine_says_what_to_install(monkeypatch: pytest.MonkeyP
         list(engine.run([1], square, jobs=1, engine="ray"))
 
 
+ONE_RUN = """
+from kinetics_tools import cli, engine
+cli.run(lambda: len(list(engine.run([1], abs, jobs=1, engine="ray"))))
+"""
+
+
 def test_a_cluster_that_is_not_there_is_one_line() -> None:
-    code = (
-        "from kinetics_tools import cli, engine\n"
-        "cli.run(lambda: len(list(engine.run([1], abs, jobs=1, engine='ray'))))"
-    )
     said = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", ONE_RUN],
         capture_output=True,
         text=True,
         env=environment() | {"RAY_ADDRESS": "127.0.0.1:1"},
@@ -493,6 +498,37 @@ def test_a_cluster_that_is_not_there_is_one_line() -> None:
     assert said.returncode == 2
     assert said.stderr.startswith("error: RAY_ADDRESS=127.0.0.1:1 is not a Ray cluster")
     assert said.stderr.count("\n") == 1
+
+
+@pytest.mark.full
+def test_a_cluster_that_asks_for_a_token_is_not_asked_for_long(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = f"start --head --block --node-ip-address=127.0.0.1 --port={port} --num-cpus=1"
+    guarded = environment() | engine._OWN_RAY_ENVIRONMENT
+    guarded |= {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+    with subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", *words.split(), "--include-dashboard=false"],
+        env=guarded,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as head:
+        try:
+            wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, seconds=60)
+            said = subprocess.run(
+                [sys.executable, "-c", ONE_RUN],
+                capture_output=True,
+                text=True,
+                env=guarded | {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_TOKEN": "b" * 64},
+                check=False,
+            )
+        finally:
+            os.killpg(head.pid, signal.SIGTERM)
+    assert said.returncode == 2
+    assert said.stderr.count("InvalidAuthToken") <= 6
+    assert said.stderr.splitlines()[-1].endswith("RAY_AUTH_MODE and RAY_AUTH_TOKEN here too")
 
 
 TWO_NODES = """
