@@ -291,7 +291,7 @@ class _Run:
     ) -> Iterator[Line]:
         for unit, made in finished:
             if isinstance(made, Crash):
-                error = SourceError(Reason.DAMAGED, made.detail)
+                error = SourceError(Reason.KILLED, made.detail)
                 yield from (_failed(segment, source, error) for segment in unit.segments)
             else:
                 self._stop = self._stop or made.lockout or self._silence(unit, made)

@@ -41,11 +41,12 @@ class Reason(StrEnum):
     NETWORK = "network"
     SERVER = "server"
     DAMAGED = "damaged"
+    KILLED = "killed"
 
 
 IDENTITY = frozenset({Reason.RATE_LIMITED, Reason.BOT_CHECK})
 TOOL = frozenset({Reason.NO_RUNTIME, Reason.NO_FORMATS})
-TRANSIENT = frozenset({Reason.NETWORK, Reason.SERVER, Reason.DAMAGED})
+TRANSIENT = frozenset({Reason.NETWORK, Reason.SERVER, Reason.DAMAGED, Reason.KILLED})
 PERMANENT = frozenset(Reason) - IDENTITY - TOOL - TRANSIENT
 RETRYABLE = IDENTITY | TOOL | TRANSIENT
 REASON_CLASSES: Mapping[str, frozenset[Reason]] = {

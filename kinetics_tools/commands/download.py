@@ -379,10 +379,10 @@ def _download(
     from kinetics_tools.files import write_text
     from kinetics_tools.manifest import format_bad_rows
 
-    _warn(options, plan)
     bad_rows = listed.manifest.bad_rows
 
     def begin() -> None:
+        _warn(options, plan)
         if listed.official is not None:
             listed.official.record(options.out)
         if bad_rows:
