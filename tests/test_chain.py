@@ -148,9 +148,21 @@ def test_each_clip_comes_from_the_first_source_that_has_it(world: World, tmp_pat
     assert world.youtube.num_asked(IDS["f"]) == 1
 
 
-def test_a_part_that_came_twice_over_a_broken_line_gives_the_same(
-    world: World, tmp_path: Path
+def test_an_empty_clip_of_the_mirror_is_damage_and_the_next_source_is_asked(
+    world: World, make_video: MakeVideo, tmp_path: Path
 ) -> None:
+    out = tmp_path / "out"
+    empty = tarball([(f"{key(IDS['a'])}.mp4", b"")])
+    world.mirror.put("/400/val/part_0.tar.gz", empty)
+    world.youtube.put(IDS["a"], make_video(seconds=20), seconds=20)
+    assert world.run(out, "--fetch", "full").returncode == 3
+    said = [(line.source, line.reason) for line in ledger.lines(out) if line.key == key(IDS["a"])]
+    assert said == [("cvdf", "damaged"), ("cvdf-replacement", "gone"), ("youtube", None)]
+    made_of = {line.key: line.detail for line in ledger.lines(out) if line.status == "done"}
+    assert made_of[key(IDS["a"])] == "all of 133, 426x240"
+
+
+def test_a_tar_that_came_over_a_broken_line_gives_the_same(world: World, tmp_path: Path) -> None:
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     world.run(whole)
     for path, served in world.mirror.files.items():

@@ -411,11 +411,12 @@ def _tell(options: argparse.Namespace, summary: "Summary") -> int:
             print("permanent gaps are asked again only with --retry permanent")
     if summary.stopped is not None:
         is_refused = summary.stopped.reason in IDENTITY
-        print(
-            f"error: stopped: {summary.stopped}; give the same command again then, or use another "
-            f"--source{', --cookies' if is_refused else ''} or --proxy",
-            file=sys.stderr,
+        advice = (
+            "give the same command again then, or use another --source, --cookies or --proxy"
+            if is_refused
+            else "give the same command again when the network is up"
         )
+        print(f"error: stopped: {summary.stopped}; {advice}", file=sys.stderr)
         return Exit.STOPPED if is_refused else Exit.RETRYABLE_GAPS
     if summary.num_retryable:
         return Exit.RETRYABLE_GAPS
