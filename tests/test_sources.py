@@ -57,6 +57,18 @@ def test_a_folder_has_clips_by_key_and_videos_by_id(tmp_path: Path, settings: Se
     assert caught.value.reason is Reason.GONE
 
 
+def test_a_long_video_of_a_folder_is_cut_in_small_shares(
+    tmp_path: Path, settings: Settings
+) -> None:
+    (tmp_path / "long.mp4").touch()
+    (source,) = make_sources([f"dir:{tmp_path}"], settings)
+    wanted = [segment("long", start) for start in range(0, 100, 10)]
+    units = list(source.units(wanted, WHOLE, tmp_path))
+    assert [len(unit.segments) for unit in units] == [4, 4, 2]
+    assert [s for unit in units for s in unit.segments] == wanted
+    assert {unit.video for unit in units} == {tmp_path / "long.mp4"}
+
+
 def test_unusable_sources_are_one_line(tmp_path: Path, settings: Settings) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'youtube'"):
         make_sources(["youtub"], settings)

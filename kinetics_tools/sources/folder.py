@@ -12,6 +12,9 @@ from kinetics_tools.names import VIDEO_SUFFIXES
 from kinetics_tools.sources.base import Footage, Opened, Unit, by_video
 
 
+AT_ONCE = 4  # segments of a video: nothing is fetched, so its units may be small
+
+
 @dataclass(frozen=True, slots=True)
 class Folder:
     """`<key>.*` anywhere below the folder is a ready clip, `<youtube_id>.*` a video."""
@@ -44,11 +47,13 @@ class Folder:
         part: Part,  # noqa: ARG002 - the caller has shared the videos out
         scratch: Path,  # noqa: ARG002 - files are read where they lie
     ) -> Generator[Unit, None, None]:
-        """A unit a video, with what the folder has for it."""
+        """Some segments of a video, with what the folder has for them."""
         files = self._by_stem()
         for own in by_video(segments):
-            ready = {s.key: files[s.key] for s in own if s.key in files}
-            yield Unit(tuple(own), ready, files.get(own[0].youtube_id))
+            for start in range(0, len(own), AT_ONCE):
+                some = tuple(own[start : start + AT_ONCE])
+                ready = {s.key: files[s.key] for s in some if s.key in files}
+                yield Unit(some, ready, files.get(some[0].youtube_id))
 
     def _by_stem(self) -> Mapping[str, Path]:
         """All video files below the folder, by name without suffix."""
