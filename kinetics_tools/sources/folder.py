@@ -11,7 +11,6 @@ from kinetics_tools.manifest import Segment
 from kinetics_tools.names import VIDEO_SUFFIXES
 from kinetics_tools.sources.base import Footage, Opened, Unit, by_video
 
-
 AT_ONCE = 4  # segments of a video: nothing is fetched, so its units may be small
 
 
