@@ -120,7 +120,7 @@ def test_no_javascript_runtime_is_missing(make_job: MakeJob, programs: Path) -> 
     found = js_runtime(make_job, js_runtimes={"node": {}, "bun": {}})
     if found.level is not Level.OK:  # deno may be installed beside this Python
         assert found.what == "no JavaScript runtime for yt-dlp"
-        assert "kinetics-tools[youtube]" in found.advice
+        assert "yt-dlp[default,deno]" in found.advice
 
 
 @pytest.mark.parametrize(

@@ -447,7 +447,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_written(
 
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
-    assert "rgb-000000.tar: File too large; make room or choose another folder" in line
+    assert "rgb-000000.tar: File too large; make room, or choose another folder" in line
     assert [p.name for p in (out / "all").iterdir()] == []
     assert not (out / ".scratch").exists()
 

@@ -124,7 +124,8 @@ def test_all_bad_rows_are_found_and_ten_are_shown(tmp_path: Path) -> None:
     first, *shown = str(caught.value).splitlines()
     assert f"{len(BAD)} bad rows" in first
     assert "--skip-bad-rows" in first
-    assert len(shown) == 10
+    assert len(shown) == 11
+    assert shown[-1] == f"  and {len(BAD) - 10} more"
     assert shown[0].startswith("  line 2: time_end 10 is not after")
 
     kept = read_manifest(path, skip_bad_rows=True)

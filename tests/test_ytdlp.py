@@ -90,7 +90,7 @@ def test_a_section_makes_the_clip_that_the_whole_video_makes(
     wanted = segment("-bcdefghijk")
     section, whole = ask(source, wanted, all_of_it=True)
     assert section.path.stat().st_size < whole.path.stat().st_size / 4
-    assert whole == Footage(whole.path)
+    assert whole == Footage(whole.path, detail="all of 133, 426x240")
     assert whole.path.read_bytes() == long_video.read_bytes()
     clips = []
     for footage in (section, whole):
