@@ -383,6 +383,21 @@ def test_a_run_whose_last_video_locks_the_visitor_out_says_so(
     assert "locked out until" in said.stderr
 
 
+def test_whether_a_ready_clip_is_too_short_is_a_matter_of_seconds(
+    make_video: MakeVideo, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ready"
+    folder.mkdir()
+    for name, seconds, fps in (("slow", 3, "10"), ("fast", 1, "60")):
+        content = make_video(seconds=seconds, fps=fps).read_bytes()
+        (folder / f"{name}_000000_000010.mp4").write_bytes(content)
+    rows: list[Row] = [("a", "slow", 0, 10, "val"), ("a", "fast", 0, 10, "val")]
+    table = write_manifest(tmp_path / "list.csv", rows)
+    out = tmp_path / "out"
+    assert download(table, out, "--source", f"dir:{folder}", "--keep-original").returncode == 3
+    assert reasons(out) == {"slow_000000_000010": None, "fast_000000_000010": "too-short"}
+
+
 def test_a_network_that_is_down_ends_the_run_and_not_the_list(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

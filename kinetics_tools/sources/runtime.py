@@ -109,7 +109,7 @@ def solver(parameters: Mapping[str, Any]) -> Solver:
 
 def objection(parameters: Mapping[str, Any]) -> str | None:
     """What yt-dlp itself has against its options of cookies and impersonation; None for nothing."""
-    settings = {"quiet": True, "logger": _Silent(), "cachedir": False} | dict(parameters)
+    settings = {"quiet": True, "logger": Silent(), "cachedir": False} | dict(parameters)
     try:
         # Never closed: closing writes the cookies back to the user's file. And its warnings show
         # whole lines of that file, which are secrets.
@@ -121,7 +121,7 @@ def objection(parameters: Mapping[str, Any]) -> str | None:
     return None
 
 
-class _Silent:
+class Silent:
     """yt-dlp's messages come back in its exceptions; what it prints besides is not ours to show."""
 
     def debug(self, message: str) -> None:

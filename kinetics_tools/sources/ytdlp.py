@@ -28,6 +28,7 @@ from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
 from kinetics_tools.errors import KineticsError, Reason, SourceError
 from kinetics_tools.files import STORAGE_ERRNOS
 from kinetics_tools.sources.options import name_of, redacted, refuse_unsafe
+from kinetics_tools.sources.runtime import Silent
 
 SOCKET_TIMEOUT_S = 30.0
 FIRST_BLOCK = 64 * 1024  # bytes asked for where nothing was read before
@@ -213,15 +214,6 @@ class _Brisk:
         return piece
 
 
-class _Silent:
-    """yt-dlp's messages come back in its exceptions; what it prints besides is not ours to show."""
-
-    def debug(self, message: str) -> None:
-        """Take and drop a line."""
-
-    info = warning = error = debug
-
-
 @cache
 def session(words: tuple[str, ...]) -> "Session":
     """This process's session with these options.
@@ -243,7 +235,7 @@ class Session:
             "quiet": True,
             "noprogress": True,
             "no_color": True,
-            "logger": _Silent(),
+            "logger": Silent(),
             "noplaylist": True,
             "overwrites": True,
             "ignoreerrors": False,
