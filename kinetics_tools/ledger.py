@@ -357,6 +357,6 @@ class Writer:
             line = replace(line, time=_time(datetime.fromtimestamp(self._earliest_s, UTC)))
         self._earliest_s = max(self._earliest_s, at_s)
         with naming(self._path):
-            # Half a character (a name that is not UTF-8 has such) stands there as JSON's \\uXXXX.
+            # Half a character (a name that is not UTF-8 has such) is written as JSON's escape.
             self._file.write(line.as_text().encode(errors="backslashreplace"))
             self._file.flush()

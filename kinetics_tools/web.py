@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -232,14 +232,12 @@ class Stream(io.RawIOBase):
         wanted = {"Range": f"bytes={self.position}-"} if self.position else {}
         if wanted and self.remote.etag and not self.remote.etag.startswith("W/"):
             wanted["If-Range"] = self.remote.etag
-        answer = _ask("GET", self._address, self._timeout_s, wanted)
-        try:
+        with ExitStack() as if_refused:
+            answer = if_refused.enter_context(_ask("GET", self._address, self._timeout_s, wanted))
             self._check_same(answer)
             if answer.status_code != _PARTIAL:
                 self._skip(answer)
-        except BaseException:
-            answer.close()
-            raise
+            if_refused.pop_all()  # it stays open
         return answer
 
     def _check_same(self, answer: "requests.Response") -> None:
