@@ -10,7 +10,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ from conftest import MakeVideo
 from support import MediaServer, command, environment, run_command, tree
 
 from kinetics_tools import ledger, media
+from kinetics_tools.download import Plan
+from kinetics_tools.download import download as make_clips_of
+from kinetics_tools.manifest import Segment
+from kinetics_tools.sources.folder import Folder
 
 Row = tuple[str, str, float, float, str]
 
@@ -574,3 +579,20 @@ def test_real_videos_end_as_exact_clips_or_with_their_reason_even_when_killed(
         tmp_path / "whole", without=("ledger",)
     )
     assert not (tmp_path / "torn" / ".scratch").exists()
+
+
+def test_what_a_run_is_of_is_written_before_anything_is_asked(
+    recipe: media.ClipRecipe, ffmpeg: Path, tmp_path: Path
+) -> None:
+    asked = Segment(youtube_id="v", start_s=Fraction(0), end_s=Fraction(2), label="a", split="val")
+    order: list[str] = []
+
+    def show(lines: Iterator[ledger.Line], _: int, name: str) -> Iterator[ledger.Line]:
+        order.append(name.partition(":")[0])
+        return lines
+
+    plan = Plan(
+        out=tmp_path / "out", sources=(Folder(tmp_path),), recipe=recipe, binary=ffmpeg, jobs=0
+    )
+    make_clips_of([asked], ("a",), plan, show=show, begin=lambda: order.append("begin"))
+    assert order == ["begin", "dir"]
