@@ -62,7 +62,8 @@ def main() -> None:
     mirror.set_defaults(measure=lambda o: measure_mirror(o.clips, o.copies))
     section = verbs.add_parser("section")
     section.add_argument("--kbps", type=int, default=500)
-    section.set_defaults(measure=lambda o: measure_section(o.kbps))
+    section.add_argument("--sound", action="store_true", help="a sound track in the file as well")
+    section.set_defaults(measure=lambda o: measure_section(o.kbps, sound=o.sound))
     options = parser.parse_args()
     for result in options.measure(options):
         print(json.dumps(result | _machine()), flush=True)
@@ -240,7 +241,7 @@ def _encode_all(
         list(pool.map(encode, enumerate(clips)))
 
 
-def measure_section(kbps: int) -> Iterator[dict[str, Any]]:
+def measure_section(kbps: int, *, sound: bool) -> Iterator[dict[str, Any]]:
     """Bytes that a server sends for ten seconds of a ten-minute video."""
     binary = media.find_ffmpeg()
     with tempfile.TemporaryDirectory() as name:
@@ -252,6 +253,7 @@ def measure_section(kbps: int) -> Iterator[dict[str, Any]]:
             [
                 *(str(binary), "-loglevel", "error", "-f", "lavfi"),
                 *("-i", f"testsrc2=size=340x256:rate={rate},noise=alls=12:allf=t"),
+                *(("-f", "lavfi", "-i", "sine") if sound else ()),
                 *("-t", str(VIDEO_S), "-c:v", "libx264", "-preset", "ultrafast"),
                 *("-b:v", f"{kbps}k", "-maxrate", f"{kbps}k", "-bufsize", f"{kbps}k"),
                 *("-g", str(rate * KEYFRAMES_S), "-keyint_min", str(rate * KEYFRAMES_S)),
@@ -282,6 +284,7 @@ def measure_section(kbps: int) -> Iterator[dict[str, Any]]:
             "video_bytes": num_bytes,
             "kbps": round(num_bytes * 8 / VIDEO_S / 1000),
             "keyframes_s": KEYFRAMES_S,
+            "sound": sound,
             "section_begins_s": float(footage.zero_s),
             "bytes_sent": num_sent,
             "bytes_sent_for_the_look": num_looked,
