@@ -33,17 +33,20 @@ class FlowMethod(Protocol):
     def as_json(self) -> dict[str, Any]:
         """Everything that decides the flow, as plain JSON values."""
 
-    def flows(self, frames: "Iterator[Gray]", device: str) -> "Iterator[Flow]":
-        """Yield the flow from each frame to the next; the frames are of one size."""
+    def flows(self, frames: "Iterator[Gray]", device: str, threads: int) -> "Iterator[Flow]":
+        """Yield the flow from each frame to the next; the frames are of one size.
+
+        How many `threads` may work on a CPU changes nothing but the time.
+        """
 
 
-def _tvl1(**options: float) -> FlowMethod:
+def _tvl1(**options: Any) -> FlowMethod:
     from kinetics_tools.tvl1 import TVL1
 
-    return TVL1(**options)  # type: ignore[arg-type]  # a wrong type is an error there
+    return TVL1(**options)
 
 
-def _opencv_tvl1(**options: float) -> FlowMethod:
+def _opencv_tvl1(**options: Any) -> FlowMethod:
     from kinetics_tools.opencv import OpenCVTVL1
 
     return OpenCVTVL1(**options)
@@ -52,7 +55,7 @@ def _opencv_tvl1(**options: float) -> FlowMethod:
 METHODS: Mapping[str, Callable[..., FlowMethod]] = {"tvl1": _tvl1, "opencv-tvl1": _opencv_tvl1}
 
 
-def make_method(name: str, **options: float) -> FlowMethod:
+def make_method(name: str, **options: Any) -> FlowMethod:
     """Return the method `name` with the dials `options`.
 
     Raises:
@@ -103,7 +106,12 @@ def find_devices(name: str, method: FlowMethod) -> tuple[str, ...]:
 
 
 def stream(
-    frames: "Iterable[Gray]", method: str = "tvl1", device: str = "cpu", **options: float
+    frames: "Iterable[Gray]",
+    method: str = "tvl1",
+    device: str = "cpu",
+    *,
+    threads: int = 1,
+    **options: Any,
 ) -> "Iterator[Flow]":
     """Yield the flow from each frame to the next, reading a few frames ahead.
 
@@ -111,6 +119,7 @@ def stream(
         frames: uint8 (H, W), all of one size. One frame, or none, has no flow.
         method: a name in METHODS.
         device: as in `find_devices`; the first of several.
+        threads: that may work on a CPU; the flow does not depend on it.
         options: the method's dials, for tvl1 those of `tvl1.TVL1`.
 
     Returns:
@@ -122,16 +131,23 @@ def stream(
         ValueError: no such dial; or, while reading, a frame that is not as said above.
     """
     chosen = make_method(method, **options)
-    return chosen.flows(_checked(frames), find_devices(device, chosen)[0])
+    return chosen.flows(_checked(frames), find_devices(device, chosen)[0], threads)
 
 
-def compute(frames: "Gray", method: str = "tvl1", device: str = "cpu", **options: float) -> "Flow":
+def compute(
+    frames: "Gray",
+    method: str = "tvl1",
+    device: str = "cpu",
+    *,
+    threads: int = 1,
+    **options: Any,
+) -> "Flow":
     """Return the flow of uint8 frames (T, H, W), T from 1: float32 (T-1, H, W, 2). See `stream`."""
     import numpy as np
 
     if frames.ndim != 3 or not len(frames):
         raise ValueError(f"frames (T, H, W) are needed, T from 1, not {frames.shape}")
-    fields = list(stream(frames, method, device, **options))
+    fields = list(stream(frames, method, device, threads=threads, **options))
     return np.stack(fields) if fields else np.zeros((0, *frames.shape[1:], 2), np.float32)
 
 

@@ -46,12 +46,14 @@ class OpenCVTVL1:
         self,
         frames: Iterator[npt.NDArray[np.uint8]],
         device: str,  # noqa: ARG002 - every method takes it; this one has only the CPU
+        threads: int,  # noqa: ARG002 - and one thread
     ) -> Iterator[npt.NDArray[np.float32]]:
         """Yield the flow from each frame to the next: float32 (H, W, 2).
 
         Args:
             frames: uint8 (H, W), all of one size.
             device: "cpu".
+            threads: not used.
 
         Raises:
             ValueError: a frame is less than 3 pixels high or wide.

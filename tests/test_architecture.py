@@ -42,6 +42,8 @@ TOOLKIT = (
     "lists",
     "report",
     "opencv",
+    "tvl1.dials",
+    "tvl1.reference",
     "tvl1",
     "flow",
     "codecs",

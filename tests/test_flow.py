@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support import environment
 
-from kinetics_tools import flow, media, opencv, tvl1
+from kinetics_tools import flow, media, opencv
 from kinetics_tools.errors import KineticsError, UnknownNameError
 from kinetics_tools.flow import METHODS, compute, dequantise, quantise, stream
+from kinetics_tools.tvl1 import reference
+from kinetics_tools.tvl1.dials import Dials
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
 GOLDEN = json.loads((GOLDEN_FOLDER / "flow.json").read_text())
@@ -148,30 +150,30 @@ def test_flow_of_a_pair_does_not_depend_on_its_batch() -> None:
     still = np.repeat(texture(1, 40, 52, (0, 0)), 2, axis=0)
     frames = np.concatenate([texture(3, 40, 52, (2.3, 1.1)), still, texture(2, 40, 52, (-6, 3))])
     images = torch.from_numpy(frames).float()
-    method = tvl1.TVL1()
+    dials = Dials()
 
-    together = method.between(images[:-1], images[1:])
+    together = reference.between(images[:-1], images[1:], dials)
 
     for t, found in enumerate(together):
-        assert torch.equal(found, method.between(images[t, None], images[t + 1, None])[0])
+        assert torch.equal(found, reference.between(images[t, None], images[t + 1, None], dials)[0])
 
 
 def test_flow_does_not_depend_on_the_number_of_threads() -> None:
     images = torch.from_numpy(texture(4, 90, 120, (2.3, 1.1))).float()
-    method = tvl1.TVL1(num_scales=2, num_warps=1, outer_iterations=1)
-    one = method.between(images[:-1], images[1:])
+    dials = Dials(num_scales=2, num_warps=1, outer_iterations=1)
+    one = reference.between(images[:-1], images[1:], dials)
 
     torch.set_num_threads(2)
 
-    assert torch.equal(method.between(images[:-1], images[1:]), one)
+    assert torch.equal(reference.between(images[:-1], images[1:], dials), one)
 
 
 def test_float32_and_float64_agree() -> None:
     images = torch.from_numpy(texture(2, 48, 64, (1.2, 0.4)))
-    method = tvl1.TVL1(num_warps=1)
+    dials = Dials(num_warps=1)
 
-    single = method.between(images[:1].float(), images[1:].float())
-    double = method.between(images[:1].double(), images[1:].double())
+    single = reference.between(images[:1].float(), images[1:].float(), dials)
+    double = reference.between(images[:1].double(), images[1:].double(), dials)
 
     assert double.dtype == torch.float64
     assert torch.quantile((single - double).abs(), 0.99) < 1e-3
@@ -204,7 +206,7 @@ def test_one_frame_has_no_flow_and_none_has_none(method: str) -> None:
 def test_the_median_filter_is_that_of_opencv() -> None:
     images = torch.rand(2, 2, 11, 7)
 
-    found = tvl1._median_5x5(images)
+    found = reference._median_5x5(images)
 
     for image, median in zip(images.flatten(0, 1), found.flatten(0, 1), strict=True):
         assert np.array_equal(median.numpy(), cv2.medianBlur(image.numpy(), 5))
@@ -223,7 +225,7 @@ def test_a_stream_reads_only_a_batch_ahead() -> None:
     for _ in range(3):
         next(fields)
 
-    assert read <= 3 + tvl1.BATCH_PX["cpu"] // 128**2
+    assert read <= 3 + reference.BATCH_PX["cpu"] // 128**2
 
 
 def test_frames_that_change_size_or_type_are_refused_in_one_line() -> None:

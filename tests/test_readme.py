@@ -26,6 +26,7 @@ PARSERS: Mapping[str, Callable[[], Parser]] = {
     "extract-flow": extract.build_parser,
     "run-benchmark": benchmark_commands.train_parser,
     **{f"kinetics-download {verb}": parser for verb, (parser, _) in download.VERBS.items()},
+    **{f"extract-flow {verb}": parser for verb, (parser, _) in extract.VERBS.items()},
     **{f"run-benchmark {verb}": parser for verb, (parser, _) in benchmark_commands.VERBS.items()},
 }
 

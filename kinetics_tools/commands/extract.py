@@ -77,16 +77,6 @@ def build_parser() -> Parser:
     return parser
 
 
-def build_index_parser() -> Parser:
-    """The options of the verb `index`."""
-    parser = Parser(
-        "extract-flow index", "Write dataset.json and the indices from the shards that are there."
-    )
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder of shards")
-    parser.add_common()
-    return parser
-
-
 def _name(text: str) -> str:
     if not text or not names.is_key(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits, - and _")
@@ -117,9 +107,9 @@ def main() -> NoReturn:
 
 
 def _main(argv: list[str]) -> int:
-    verb, rest = cli.take_verb(argv, ("index",))
-    if verb == "index":
-        return _index(build_index_parser().parse_args(rest).out)
+    verb, rest = cli.take_verb(argv, VERBS)
+    if verb is not None:
+        return VERBS[verb][1](rest)
     options = build_parser().parse_args(rest)
     if options.out.exists() and not options.out.is_dir():
         raise OutError(f"{options.out} is not a folder; choose another OUT")
@@ -195,7 +185,19 @@ def _say_how_it_stands(summary: "Summary", plan: "Plan") -> None:
     )
 
 
-def _index(out: Path) -> int:
+def index_parser() -> Parser:
+    """The options of the verb `index`."""
+    parser = Parser(
+        "extract-flow index", "Write dataset.json and the indices from the shards that are there."
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder of shards")
+    parser.add_common()
+    return parser
+
+
+def index_main(argv: list[str]) -> int:
+    """The verb `index`."""
+    out = index_parser().parse_args(argv).out
     from kinetics_tools.sharding import write_index
 
     dataset = write_index(out)
@@ -204,3 +206,6 @@ def _index(out: Path) -> int:
         print(f"{split}: {counts['expected']} expected, {present}")
     print(f"index: {out}/dataset.json")
     return Exit.COMPLETE
+
+
+VERBS = {"index": (index_parser, index_main)}

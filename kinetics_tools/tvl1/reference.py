@@ -1,4 +1,4 @@
-"""TV-L1 optical flow in plain torch: batched, on any device, in float32 or float64.
+"""TV-L1 in plain torch, the readable reference: batched, any device, float32 or float64.
 
 It follows OpenCV's `DualTVL1OpticalFlow` step by step, so that flow made here can stand in for the
 flow that published networks were trained on. What it does, from the outside in:
@@ -18,9 +18,8 @@ position; that of OpenCV 4 rounds positions to 1/32 px, which moves the flow by 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import islice
-from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +27,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kinetics_tools.tvl1.dials import Dials
+
 # Below this a squared gradient counts as none (float32's epsilon, in both precisions).
 MIN_SQUARED_GRADIENT = 2.0**-23
-MIN_LEVEL_PX = 16
 # Pixels in a batch. More hides the cost of calling torch on small frames; too many leave the
 # processor's cache (80x80 frames: 10 pairs are 1.7 times as fast as one by one, 24 no faster).
 BATCH_PX = {"cpu": 2**16, "cuda": 2**23}
@@ -38,89 +38,53 @@ BATCH_PX = {"cpu": 2**16, "cuda": 2**23}
 # Shapes: B pairs, H rows, W columns; a 2 is x then y, of the flow or of a gradient.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TVL1:
-    """The method and what decides the flow of a pair. The defaults are OpenCV's.
+def flows(
+    frames: Iterator[npt.NDArray[np.uint8]], dials: Dials, device: str
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield the flow from each frame to the next, in batches that follow from the frame's area.
 
-    Attributes:
-        tau: step size of the dual field; converges up to 0.25.
-        lambda_: weight of the data term, for grey values 0..255; smaller gives smoother flow.
-        theta: how tightly the two halves of the energy are coupled.
-        num_scales: most levels of the pyramid; one under 16 px in height or width is left out.
-        scale_step: size of a level relative to the next finer one.
-        num_warps: on each level.
-        epsilon: change of the flow, in pixels (root mean square), at which a warp is settled.
-        inner_iterations: most steps of a round.
-        outer_iterations: most rounds of a warp; each begins with the median filter.
+    Args:
+        frames: uint8 (H, W), all of one size.
+        dials: of the method.
+        device: torch's name of it.
     """
+    before = next(frames, None)
+    if before is None:
+        return
+    _keep_freed_memory()
+    batch = max(1, BATCH_PX.get(device.partition(":")[0], BATCH_PX["cpu"]) // before.size)
+    while following := list(islice(frames, batch)):
+        stack = torch.from_numpy(np.stack([before, *following])).to(device).float()
+        yield from between(stack[:-1], stack[1:], dials).permute(0, 2, 3, 1).cpu().numpy()
+        before = following[-1]
 
-    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
-    tau: float = 0.25
-    lambda_: float = 0.15
-    theta: float = 0.3
-    num_scales: int = 5
-    scale_step: float = 0.8
-    num_warps: int = 5
-    epsilon: float = 0.01
-    inner_iterations: int = 30
-    outer_iterations: int = 10
+@torch.inference_mode()
+def between(before: Tensor, after: Tensor, dials: Dials) -> Tensor:
+    """Return the flow of each pair: (B, 2, H, W), x then y, pixels, +x right, +y down.
 
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not value > 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
-        if self.scale_step >= 1:
-            raise ValueError(f"scale_step must be under 1, not {self.scale_step}")
+    Args:
+        before: float32 or float64 (B, H, W), values 0..255.
+        after: the same.
+        dials: of the method.
 
-    def as_json(self) -> dict[str, Any]:
-        """The dials as plain JSON values."""
-        return asdict(self)
-
-    def flows(
-        self, frames: Iterator[npt.NDArray[np.uint8]], device: str
-    ) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield the flow from each frame to the next, in batches that follow from the frame's area.
-
-        Args:
-            frames: uint8 (H, W), all of one size.
-            device: torch's name of it.
-        """
-        before = next(frames, None)
-        if before is None:
-            return
-        _keep_freed_memory()
-        batch = max(1, BATCH_PX.get(device.partition(":")[0], BATCH_PX["cpu"]) // before.size)
-        while following := list(islice(frames, batch)):
-            stack = torch.from_numpy(np.stack([before, *following])).to(device).float()
-            yield from self.between(stack[:-1], stack[1:]).permute(0, 2, 3, 1).cpu().numpy()
-            before = following[-1]
-
-    @torch.inference_mode()
-    def between(self, before: Tensor, after: Tensor) -> Tensor:
-        """Return the flow of each pair: (B, 2, H, W), x then y, pixels, +x right, +y down.
-
-        Args:
-            before: float32 or float64 (B, H, W), values 0..255.
-            after: the same.
-
-        Raises:
-            ValueError: the shapes or types differ, or are not these.
-        """
-        if before.shape != after.shape or before.dtype != after.dtype or before.ndim != 3:
-            raise ValueError(
-                f"two (B, H, W) tensors of one type are needed, not {tuple(before.shape)} "
-                f"{before.dtype} and {tuple(after.shape)} {after.dtype}"
-            )
-        if before.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"float32 or float64 is needed, not {before.dtype}")
-        levels = _pyramid(torch.stack([before, after], dim=1), self)
-        u = torch.zeros_like(levels[-1])
-        for level in reversed(levels):
-            if u.shape != level.shape:
-                u = _resize(u, (level.shape[2], level.shape[3])).mul_(1 / self.scale_step)
-            _refine(level[:, 0], level[:, 1], u, self)
-        return u
+    Raises:
+        ValueError: the shapes or types differ, or are not these.
+    """
+    if before.shape != after.shape or before.dtype != after.dtype or before.ndim != 3:
+        raise ValueError(
+            f"two (B, H, W) tensors of one type are needed, not {tuple(before.shape)} "
+            f"{before.dtype} and {tuple(after.shape)} {after.dtype}"
+        )
+    if before.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"float32 or float64 is needed, not {before.dtype}")
+    levels = _pyramid(torch.stack([before, after], dim=1), dials)
+    u = torch.zeros_like(levels[-1])
+    for level in reversed(levels):
+        if u.shape != level.shape:
+            u = _resize(u, (level.shape[2], level.shape[3])).mul_(1 / dials.scale_step)
+        _refine(level[:, 0], level[:, 1], u, dials)
+    return u
 
 
 def _keep_freed_memory() -> None:
@@ -132,14 +96,11 @@ def _keep_freed_memory() -> None:
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
-def _pyramid(images: Tensor, method: TVL1) -> list[Tensor]:
+def _pyramid(images: Tensor, dials: Dials) -> list[Tensor]:
     """Levels from fine to coarse, each (B, 2, h, w)."""
     levels = [images]
-    while len(levels) < method.num_scales:
-        size = [round(px * method.scale_step) for px in levels[-1].shape[-2:]]
-        if min(size) < MIN_LEVEL_PX:
-            break
-        levels.append(_resize(levels[-1], (size[0], size[1]), step=1 / method.scale_step))
+    for size in dials.level_sizes(images.shape[2], images.shape[3])[1:]:
+        levels.append(_resize(levels[-1], size, step=1 / dials.scale_step))
     return levels
 
 
@@ -162,15 +123,15 @@ def _resize(images: Tensor, size: tuple[int, int], step: float | None = None) ->
     return images
 
 
-def _refine(before: Tensor, after: Tensor, u: Tensor, method: TVL1) -> None:
+def _refine(before: Tensor, after: Tensor, u: Tensor, dials: Dials) -> None:
     """Refine the flow `u` (B, 2, H, W), in place, on one pyramid level."""
     p_x, p_y = torch.zeros_like(u), torch.zeros_like(u)
     # The three things that a warp moves: the grey values and their two slopes.
     movable = torch.cat([after[:, None], _centred_gradient(after)], dim=1)
     movable = _pad_to_powers_of_two(movable)
-    for _ in range(method.num_warps):
+    for _ in range(dials.num_warps):
         pairs = _Pairs(u, p_x, p_y, *_data_term(before, movable, u))
-        _solve(pairs, method)
+        _solve(pairs, dials)
 
 
 def _centred_gradient(image: Tensor) -> Tensor:
@@ -257,16 +218,16 @@ class _Scratch:
         self.one = u.new_ones(())
 
 
-def _solve(pairs: _Pairs, method: TVL1) -> None:
+def _solve(pairs: _Pairs, dials: Dials) -> None:
     """Do the outer rounds and inner steps of one warp, in place; pairs leave as they settle."""
     area = pairs.u.shape[-2] * pairs.u.shape[-1]
-    limit = method.epsilon**2 * area
+    limit = dials.epsilon**2 * area
     scratch = _Scratch(pairs.u)
     moving, index = pairs, torch.arange(len(pairs.u), device=pairs.u.device)
-    for _ in range(method.outer_iterations):
+    for _ in range(dials.outer_iterations):
         moving.u.copy_(_median_5x5(moving.u))
-        for _ in range(method.inner_iterations):
-            still = _step(moving, scratch, method) > limit
+        for _ in range(dials.inner_iterations):
+            still = _step(moving, scratch, dials) > limit
             if still.all():
                 continue
             pairs.put_back(index, moving)
@@ -277,13 +238,13 @@ def _solve(pairs: _Pairs, method: TVL1) -> None:
     pairs.put_back(index, moving)
 
 
-def _step(pairs: _Pairs, scratch: _Scratch, method: TVL1) -> Tensor:
+def _step(pairs: _Pairs, scratch: _Scratch, dials: Dials) -> Tensor:
     """Do one inner step in place; return each pair's sum of squared changes of the flow, (B,)."""
     u, delta, step = pairs.u, scratch.delta, scratch.step
     # Data term: go along the gradient until the brightness error is 0, but only so far.
     torch.addcmul(pairs.offset, pairs.slope[:, 0], u[:, 0], out=step)
     step.addcmul_(pairs.slope[:, 1], u[:, 1])
-    reach = method.lambda_ * method.theta
+    reach = dials.lambda_ * dials.theta
     torch.mul(pairs.gradient, step.clamp_(-reach, reach)[:, None], out=delta)
     _add_divergence(pairs.p_x, pairs.p_y, delta)
     u.add_(delta)
@@ -291,9 +252,9 @@ def _step(pairs: _Pairs, scratch: _Scratch, method: TVL1) -> Tensor:
     # Dual field: up along the gradient of the flow, then back towards the unit ball.
     norm = torch.mul(scratch.g_x, scratch.g_x, out=scratch.norm)
     norm.addcmul_(scratch.g_y, scratch.g_y).sqrt_()
-    torch.add(scratch.one, norm, alpha=method.tau / method.theta, out=norm)
-    pairs.p_x.add_(scratch.g_x, alpha=method.tau).div_(norm)
-    pairs.p_y.add_(scratch.g_y, alpha=method.tau).div_(norm)
+    torch.add(scratch.one, norm, alpha=dials.tau / dials.theta, out=norm)
+    pairs.p_x.add_(scratch.g_x, alpha=dials.tau).div_(norm)
+    pairs.p_y.add_(scratch.g_y, alpha=dials.tau).div_(norm)
     # By rows first: one long sum may be split between threads, and would then depend on them.
     change: Tensor = torch.linalg.vector_norm(delta, dim=3).square_().sum((1, 2))
     return change

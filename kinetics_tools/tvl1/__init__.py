@@ -1,0 +1,56 @@
+"""TV-L1 optical flow, faithful to OpenCV's CPU code: one algorithm, several bodies, one truth.
+
+`reference` is the readable one and says what the algorithm is; every other body takes the same
+steps and is held to its result. Which one computes changes how long it takes, not what comes out
+(but for rounding), so it is no part of the recipe.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kinetics_tools.errors import lookup
+from kinetics_tools.tvl1 import reference
+from kinetics_tools.tvl1.dials import Dials
+
+Frames = Iterator[npt.NDArray[np.uint8]]
+Flows = Iterator[npt.NDArray[np.float32]]
+
+
+def _torch(frames: Frames, dials: Dials, device: str, threads: int) -> Flows:  # noqa: ARG001 - torch has threads of its own
+    return reference.flows(frames, dials, device)
+
+
+BODIES = {"torch": _torch}
+# The fastest body on each kind of device.
+FASTEST: Mapping[str, str] = {"cpu": "torch", "cuda": "torch"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TVL1(Dials):
+    """The method: its dials, and which body computes it.
+
+    Attributes:
+        body: a name in BODIES; None for the fastest on the device.
+    """
+
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+
+    body: str | None = None
+
+    def flows(self, frames: Frames, device: str, threads: int) -> Flows:
+        """Yield the flow from each frame to the next: float32 (H, W, 2).
+
+        Args:
+            frames: uint8 (H, W), all of one size.
+            device: torch's name of it.
+            threads: how many pairs a CPU may compute at once; the flow does not depend on it.
+
+        Raises:
+            UnknownNameError: no such body.
+        """
+        name = self.body or FASTEST[device.partition(":")[0]]
+        return lookup("body of tvl1", name, BODIES)(frames, self, device, threads)

@@ -1,0 +1,54 @@
+"""What decides the flow of a pair, whichever body computes it."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+MIN_LEVEL_PX = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dials:
+    """The parameters of TV-L1. The defaults are those of OpenCV's `DualTVL1OpticalFlow`.
+
+    Attributes:
+        tau: step size of the dual field; converges up to 0.25.
+        lambda_: weight of the data term, for grey values 0..255; smaller gives smoother flow.
+        theta: how tightly the two halves of the energy are coupled.
+        num_scales: most levels of the pyramid; one under 16 px in height or width is left out.
+        scale_step: size of a level relative to the next finer one.
+        num_warps: on each level.
+        epsilon: change of the flow, in pixels (root mean square), at which a warp is settled.
+        inner_iterations: most steps of a round.
+        outer_iterations: most rounds of a warp; each begins with the median filter.
+    """
+
+    tau: float = 0.25
+    lambda_: float = 0.15
+    theta: float = 0.3
+    num_scales: int = 5
+    scale_step: float = 0.8
+    num_warps: int = 5
+    epsilon: float = 0.01
+    inner_iterations: int = 30
+    outer_iterations: int = 10
+
+    def __post_init__(self) -> None:
+        for name, value in self.as_json().items():
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, not {value}")
+        if self.scale_step >= 1:
+            raise ValueError(f"scale_step must be under 1, not {self.scale_step}")
+
+    def as_json(self) -> dict[str, Any]:
+        """The dials as plain JSON values."""
+        return {field.name: getattr(self, field.name) for field in fields(Dials)}
+
+    def level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Height and width of each level of the pyramid, from the frames' own to the coarsest."""
+        sizes = [(height, width)]
+        while len(sizes) < self.num_scales:
+            smaller = (round(sizes[-1][0] * self.scale_step), round(sizes[-1][1] * self.scale_step))
+            if min(smaller) < MIN_LEVEL_PX:
+                break
+            sizes.append(smaller)
+        return sizes
