@@ -118,6 +118,22 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def pixels(text: str) -> float:
+    """An argparse type: a number of pixels above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels above 0")
+    return number
+
+
+def pixels_or_keep(text: str) -> int | None:
+    """An argparse type: a whole number of pixels, or None for `keep`."""
+    return None if text == "keep" else positive(text)
+
+
 def take_verb(argv: list[str], verbs: Iterable[str]) -> tuple[str | None, list[str]]:
     """Split off a leading verb. A file of that name is given as ./NAME."""
     if argv and argv[0] in set(verbs):

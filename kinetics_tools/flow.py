@@ -101,7 +101,10 @@ def find_devices(name: str, method: FlowMethod) -> tuple[str, ...]:
         return present or ("cpu",)
     wanted = tuple(f"cuda:{int(n)}" for n in numbers.split(",")) if numbers else present
     if not wanted or not set(wanted) <= set(present):
-        raise KineticsError(f"no device {name!r} here; there is {', '.join(('cpu', *present))}")
+        there = ("cpu", *present)
+        raise KineticsError(
+            f"no device {name!r} here; there is {', '.join(there)}; take {there[-1]!r}"
+        )
     return wanted
 
 
@@ -114,6 +117,11 @@ def stream(
     **options: Any,
 ) -> "Iterator[Flow]":
     """Yield the flow from each frame to the next, reading a few frames ahead.
+
+    Memory does not grow with the number of frames: held are the frames read ahead and what the
+    method needs for the pairs that it computes together, nothing of what was yielded before. The
+    torch body of tvl1 takes up to 2**16 pixels of frames at once on a CPU, one pair at least, and
+    some 500 bytes for each (8K frames, 7680x4320: 15 GiB).
 
     Args:
         frames: uint8 (H, W), all of one size. One frame, or none, has no flow.

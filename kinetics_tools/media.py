@@ -304,17 +304,33 @@ def _cut_original(
     return Cut(written)
 
 
-def conform(source: Path, clip: Path, *, recipe: ClipRecipe, binary: Path) -> Cut:
-    """Write all of `source`, from its time 0, into the new file `clip` as `recipe` says.
+def conform(
+    source: Path,
+    clip: Path,
+    *,
+    recipe: ClipRecipe,
+    binary: Path,
+    start: int = 0,
+    num_frames: int | None = None,
+) -> Cut:
+    """Write `source`, from its time 0, into the new file `clip` as `recipe` says.
+
+    Args:
+        source: any video.
+        clip: the new file.
+        recipe: of the clip.
+        binary: the ffmpeg program.
+        start: number of the first frame to write, of those that the whole clip would have.
+        num_frames: at most to write; None for all.
 
     Raises:
         MediaError: damaged.
         OSError: the disk is full.
     """
-    job = _Job(source, probe(source), recipe, Fraction(0), None)
+    job = _Job(source, probe(source), recipe, Fraction(start, recipe.fps), num_frames)
     written = _write(job, clip, binary)
     if written == 0:
-        raise MediaError(source, "holds no frame")
+        raise MediaError(source, "holds no frame" + (f" from frame {start} on" if start else ""))
     return Cut(written)
 
 
@@ -332,7 +348,9 @@ class _Job:
     end_s: Fraction | None = None
 
     def graph(self, clip: Path) -> Any:
-        reading: dict[str, Any] = {"threads": 1}
+        # A picture of another size goes to the same filters, of which `scale` takes any: new ones
+        # would count times from there on anew.
+        reading: dict[str, Any] = {"threads": 1, "reinit_filter:v": 0}
         if self.seek or self._with_sound:
             # Else times count from the file's first packet, of whichever track.
             reading["copyts"] = None
@@ -421,9 +439,7 @@ def _write(job: _Job, clip: Path, binary: Path) -> int:
     )
     said = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     words = said.stderr.decode(errors="replace").strip()
-    for text, number in STORAGE_WORDS.items():
-        if text in words:
-            raise OSError(number, os.strerror(number), str(clip))
+    _raise_if_full(words, clip)
     if said.returncode == -signal.SIGXFSZ:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(clip))
     if said.returncode != 0:
@@ -436,6 +452,12 @@ def _write(job: _Job, clip: Path, binary: Path) -> int:
         return 0
 
 
+def _raise_if_full(words: str, path: Path) -> None:
+    for text, number in STORAGE_WORDS.items():
+        if text in words:
+            raise OSError(number, os.strerror(number), str(path))
+
+
 def _last_words(text: str) -> str:
     """The end of what ffmpeg said, on one line, without addresses (they differ in every run)."""
     lines = re.sub(r" @ 0x[0-9a-f]+", "", text).splitlines()
@@ -446,7 +468,12 @@ _EMPTY_MP4_BYTES = 1024  # what ffmpeg writes, with status 0, when no frame pass
 
 
 def write_video(
-    path: Path, pictures: Iterable[Frame], *, fps: int | Fraction, binary: Path
+    path: Path,
+    pictures: Iterable[Frame],
+    *,
+    fps: int | Fraction,
+    binary: Path,
+    for_browsers: bool = False,
 ) -> None:
     """Encode pictures as H.264 (yuv420p) into the new file `path`.
 
@@ -455,16 +482,26 @@ def write_video(
         pictures: uint8 (H, W, 3), RGB, all of one even size; at least one.
         fps: constant rate.
         binary: the ffmpeg program.
+        for_browsers: puts the index first and says which colours these are, so that it plays
+            before it is there whole and looks the same everywhere.
 
     Raises:
         MediaError: ffmpeg failed.
+        OSError: the disk is full.
     """
     rest = iter(pictures)
     first = next(rest)
     height, width, _ = first.shape
     command = ffmpeg.compile(
         ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", r=str(fps))
-        .output(str(path.absolute()), vcodec="libx264", pix_fmt="yuv420p", crf=16, threads=1)
+        .output(
+            str(path.absolute()),
+            vcodec="libx264",
+            pix_fmt="yuv420p",
+            crf=16,
+            threads=1,
+            **(_FOR_BROWSERS if for_browsers else {}),
+        )
         .global_args("-loglevel", "error"),
         cmd=str(binary),
         overwrite_output=True,
@@ -480,8 +517,13 @@ def write_video(
             with suppress(BrokenPipeError):
                 process.stdin.close()  # or leaving the block tries again to send what is left
         words = process.stderr.read().decode(errors="replace")
+    _raise_if_full(words, path)
     if process.returncode != 0:
         raise MediaError(path, _last_words(words))
+
+
+# swscale makes such colours of RGB unless told otherwise; untagged ones players guess.
+_FOR_BROWSERS = {"movflags": "+faststart", "colorspace": "smpte170m", "color_range": "tv"}
 
 
 def count_frames(path: Path) -> int:

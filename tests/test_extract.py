@@ -223,6 +223,81 @@ def test_one_bad_clip_is_a_gap_and_never_stops_a_run(
     assert gaps == {"running_0": "damaged", "empty": "damaged", "one_frame": "too-short"}
 
 
+CHANGING = {
+    ".webm": ("-c:v libvpx-vp9 -deadline realtime -cpu-used 8", ".ivf", ""),
+    ".mp4": ("-c:v libx264 -preset ultrafast -bf 0", ".ts", "-bsf:v dump_extra -tag:v avc3"),
+}
+
+
+def changing_video(folder: Path, suffix: str, make_video: MakeVideo, ffmpeg: Path) -> Path:
+    """A video of three times 10 frames, of 64x48, 96x80 and 48x64 pixels."""
+    encode, part_suffix, join = CHANGING[suffix]
+    parts = [
+        make_video(seconds=0.4, fps="25", size=size, options=encode, suffix=part_suffix)
+        for size in ("64x48", "96x80", "48x64")
+    ]
+    (folder / "parts.txt").write_text("".join(f"file '{part}'\n" for part in parts))
+    video = folder / f"changing{suffix}"
+    words = f"-loglevel error -f concat -safe 0 -i {folder}/parts.txt -c copy {join} {video}"
+    subprocess.run([ffmpeg, *words.split()], check=True)
+    return video
+
+
+@pytest.mark.parametrize("suffix", CHANGING)
+def test_frames_of_changing_size_are_all_brought_to_the_first_ones(
+    tmp_path: Path, make_video: MakeVideo, ffmpeg: Path, suffix: str
+) -> None:
+    (tmp_path / "clips" / "running").mkdir(parents=True)
+    video = changing_video(tmp_path, suffix, make_video, ffmpeg)
+    video.rename(tmp_path / "clips" / "running" / video.name)
+
+    summary = run(tmp_path / "clips", tmp_path / "out")
+
+    assert (summary.num_samples, summary.num_pairs, summary.gaps) == (1, 29, {})
+    (sample,) = ShardFolder(tmp_path / "out").samples("all")
+    frames = sample.rgb()
+    assert frames.shape == (30, 48, 64, 3)
+    assert sample.flow().shape == (29, 48, 64, 2)
+    # No frame is lost or doubled where the size changes: there the picture does, and only there.
+    change = abs(np.diff(frames.astype(int), axis=0)).mean(axis=(1, 2, 3))
+    assert set(np.argsort(change)[-2:]) == {9, 19}
+
+
+def test_dots_and_8k_frames_become_samples(tmp_path: Path, make_video: MakeVideo) -> None:
+    dots, large = tmp_path / "dots", tmp_path / "large"
+    for root, size, seconds in ((dots, "4x4", 0.2), (large, "7680x4320", 0.12)):
+        (root / "running").mkdir(parents=True)
+        video = make_video(seconds=seconds, fps="25", size=size)
+        shutil.copy(video, root / "running" / f"{size}.mp4")
+    recipe = replace(plan_for(large, tmp_path).rgb, short_side=256)
+
+    run(dots, tmp_path / "a")
+    run(large, tmp_path / "b", rgb=recipe)
+
+    (dot,) = ShardFolder(tmp_path / "a").samples("all")
+    assert dot.flow().shape == (4, 4, 4, 2)
+    (wide,) = ShardFolder(tmp_path / "b").samples("all")
+    assert wide.rgb().shape == (3, 256, 456, 3)
+    assert wide.flow().shape == (2, 256, 456, 2)
+    assert np.isfinite(wide.flow()).all()
+
+
+@pytest.mark.parametrize("colour", ["black", "white"])
+def test_a_clip_in_which_nothing_happens_has_flow_of_nothing(
+    tmp_path: Path, ffmpeg: Path, colour: str
+) -> None:
+    (tmp_path / "clips" / "running").mkdir(parents=True)
+    video = tmp_path / "clips" / "running" / "still.mp4"
+    words = f"-loglevel error -f lavfi -i color={colour}:size=64x48:rate=25 -t 0.2 {video}"
+    subprocess.run([ffmpeg, *words.split()], check=True)
+
+    run(tmp_path / "clips", tmp_path / "out")
+
+    (sample,) = ShardFolder(tmp_path / "out").samples("all")
+    nothing = flow.dequantise(flow.quantise(np.zeros(1, np.float32)))
+    assert (sample.flow() == nothing).all()
+
+
 def downloaded(root: Path, clips: Sequence[Path], missing: dict[str, Reason]) -> None:
     """Lay out what kinetics-download leaves: clips named by their stem, and gaps."""
     rows = ["label,youtube_id,time_start,time_end,split"]

@@ -21,7 +21,7 @@ from support import environment
 from kinetics_tools import flow, media, opencv
 from kinetics_tools.errors import KineticsError, UnknownNameError
 from kinetics_tools.flow import METHODS, compute, dequantise, quantise, stream
-from kinetics_tools.tvl1 import reference
+from kinetics_tools.tvl1 import BODIES, reference
 from kinetics_tools.tvl1.dials import Dials
 
 GOLDEN_FOLDER = Path(__file__).parent / "golden"
@@ -198,6 +198,72 @@ def test_tiny_and_hostile_frames_give_finite_flow(size: tuple[int, int]) -> None
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [0, 255])
+def test_black_and_white_frames_have_exactly_no_flow(method: str, value: int) -> None:
+    assert (compute(np.full((3, 21, 34), value, np.uint8), method) == 0).all()
+
+
+@given(
+    hnp.arrays(
+        np.uint8,
+        st.tuples(st.just(2), st.integers(1, 24), st.integers(1, 24)),
+        elements=st.sampled_from([0, 1, 128, 254, 255]),
+        fill=st.sampled_from([0, 255]),
+    )
+)
+@settings(max_examples=25, deadline=None)
+def test_no_frames_make_flow_that_is_not_a_number(frames: Gray) -> None:
+    assert np.isfinite(compute(frames)).all()
+
+
+CPU_BODIES = [("tvl1", {"body": body}) for body in BODIES if body != "triton"]
+QUICK = {"num_scales": 1, "num_warps": 1, "outer_iterations": 1, "inner_iterations": 2}
+STREAMS_AND_SAYS_ITS_PEAKS = """
+import sys
+from pathlib import Path
+import numpy as np
+from kinetics_tools.flow import stream
+
+def peak_kib():
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
+    return int(line.split()[1])
+
+few, many = 400, 4000
+random = np.random.default_rng(0)
+still = random.integers(0, 256, (96, 64), np.uint8)
+moves = METHOD != "opencv-tvl1"  # which has no dials, and so takes long over what moves
+frames = (np.roll(still, number * moves, axis=1) for number in range(many + 1))
+for number, field in enumerate(stream(frames, METHOD, "cpu", threads=2, **OPTIONS), start=1):
+    if number == few:
+        print(peak_kib())
+print(number, peak_kib())
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        *((m, o | QUICK) for m, o in CPU_BODIES),
+        pytest.param("opencv-tvl1", {}, marks=pytest.mark.full),
+    ],
+    ids=str,
+)
+def test_a_long_stream_needs_no_more_memory_than_a_short_one(
+    method: str, options: dict[str, object]
+) -> None:
+    code = f"METHOD, OPTIONS = {method!r}, {options!r}\n{STREAMS_AND_SAYS_ITS_PEAKS}"
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
+
+    early, num, late = map(int, done.stdout.split())
+    assert num == 4000
+    # 3,600 frames are 22 MB, their flow is 177 MB.
+    assert late - early < 8 * 1024
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_one_frame_has_no_flow_and_none_has_none(method: str) -> None:
     assert compute(np.zeros((1, 8, 9), np.uint8), method).shape == (0, 8, 9, 2)
     assert list(stream([], method)) == []
@@ -252,6 +318,20 @@ def test_wrong_names_say_what_there_is() -> None:
     absent = f"cuda:{torch.cuda.device_count()}"
     with pytest.raises(KineticsError, match=f"no device '{absent}' here; there is cpu"):
         stream([], device=absent)
+
+
+def test_a_device_that_is_not_there_names_the_nearest_that_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = flow.make_method("tvl1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    for name in ("cuda", "cuda:0", "cuda:0,3"):
+        with pytest.raises(KineticsError, match=rf"no device '{name}' .* cpu; take 'cpu'$"):
+            flow.find_devices(name, method)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(KineticsError, match=r"there is cpu, cuda:0, cuda:1; take 'cuda:1'$"):
+        flow.find_devices("cuda:0,2", method)
+    assert flow.find_devices("cuda:1", method) == ("cuda:1",)
 
 
 def test_more_iterations_than_none_change_flow() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 from kinetics_tools import cli, names
 from kinetics_tools.cli import Exit, Parser
 from kinetics_tools.codecs import CODECS
+from kinetics_tools.commands import show
 from kinetics_tools.engine import part_from
 from kinetics_tools.errors import OutError
 from kinetics_tools.flow import BOUND_PX, METHODS, FlowRecipe, find_devices, make_method
@@ -31,7 +32,8 @@ def build_parser() -> Parser:
         "Compute optical flow of clips and write sharded tars of RGB and flow, which plain "
         "webdataset reads. Give the same command again to go on where it stopped: only shards "
         "whose clips changed are made again. Another --method or --name adds a second flow beside "
-        "the first. `extract-flow index OUT` writes the index of finished shards anew.",
+        "the first. `extract-flow index OUT` writes the index of finished shards anew; "
+        "`extract-flow show CLIP FILE` draws the flow of one clip.",
         EXITS,
     )
     parser.add_argument(
@@ -55,7 +57,7 @@ def build_parser() -> Parser:
         help="auto (all GPUs, else the CPU), cpu, cuda (all GPUs), cuda:0,1 (some)",
     )
     flow.add_argument(
-        "--bound", type=_bound, default=BOUND_PX, metavar="PX", help="clamp flow to +-PX pixels"
+        "--bound", type=cli.pixels, default=BOUND_PX, metavar="PX", help="clamp flow to +-PX pixels"
     )
     flow.add_argument(
         "--codec", type=cli.one_of("flow codec", CODECS), default="ffv1", help="how flow is stored"
@@ -64,7 +66,7 @@ def build_parser() -> Parser:
     samples.add_argument("--split", type=_splits, default=(), help="only these splits: train,val")
     samples.add_argument(
         "--short-side",
-        type=_short_side,
+        type=cli.pixels_or_keep,
         default=256,
         metavar="N|keep",
         help="pixels; smaller clips are enlarged; keep leaves each clip its size",
@@ -81,20 +83,6 @@ def _name(text: str) -> str:
     if not text or not names.is_key(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits, - and _")
     return text
-
-
-def _bound(text: str) -> float:
-    try:
-        bound = float(text)
-    except ValueError:
-        bound = 0.0
-    if not 0 < bound < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels above 0")
-    return bound
-
-
-def _short_side(text: str) -> int | None:
-    return None if text == "keep" else cli.positive(text)
 
 
 def _splits(text: str) -> tuple[str, ...]:
@@ -208,4 +196,4 @@ def index_main(argv: list[str]) -> int:
     return Exit.COMPLETE
 
 
-VERBS = {"index": (index_parser, index_main)}
+VERBS = {"index": (index_parser, index_main), "show": (show.build_parser, show.main)}
