@@ -209,16 +209,30 @@ def _on_sigterm(*_: object) -> NoReturn:
     sys.exit(Exit.TERMINATED)
 
 
-def progress(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
-    """Yield `items`, and show how far: a bar on a terminal, else a log line every 30 s."""
+def progress(
+    items: Iterable[T], *, total: int, what: str, size: Callable[[T], int] = lambda _: 1
+) -> Iterator[T]:
+    """Yield `items`, and show how far: a bar on a terminal, else a log line every 30 s.
+
+    Args:
+        items: what is done, as it is done.
+        total: of the sizes of all.
+        what: is counted, in the plural.
+        size: how many of them an item is.
+    """
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        yield from tqdm(items, total=total, desc=what, unit="", dynamic_ncols=True)
+        with tqdm(total=total, desc=what, unit="", dynamic_ncols=True) as bar:
+            for item in items:
+                yield item
+                bar.update(size(item))
         return
     start = last = time.monotonic()
-    for done, item in enumerate(items, start=1):
+    done = 0
+    for item in items:
         yield item
+        done += size(item)
         now = time.monotonic()
         if now - last >= LOG_EVERY_S:
             last = now

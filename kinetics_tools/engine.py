@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
@@ -33,7 +33,8 @@ R = TypeVar("R")
 RETRIES = 3  # of a unit whose process or node died under Ray
 _CANCEL_S = 30  # how long a cancelled unit's process may take to die
 # A Ray of our own serves this process only: on loopback, calling nobody, no more memory than small
-# results need, every GPU in sight of every task. An environment that says otherwise is left alone.
+# results need, no GPU hidden from (and no words about it to) a task that asked for none. An
+# environment that says otherwise is left alone.
 _OWN_RAY_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -52,6 +53,19 @@ class Crash:
     """In place of a result: the process that worked on the unit died (killed, out of memory)."""
 
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """What a process that works on units may use, until it ends.
+
+    Attributes:
+        device: one of those that the run was given; no other process has it meanwhile.
+        threads: how many processors are its share.
+    """
+
+    device: str
+    threads: int
 
 
 Results = Generator[tuple[U, R | Crash], None, None]
@@ -100,7 +114,12 @@ def part_from(task: str | None, environ: Mapping[str, str]) -> Part:
 
 
 def run(
-    units: Iterable[U], work: Callable[[U], R], *, jobs: int | None, engine: str = "local"
+    units: Iterable[U],
+    work: Callable[..., R],
+    *,
+    jobs: int | None,
+    engine: str = "local",
+    devices: Sequence[str] = (),
 ) -> Results[U, R]:
     """Yield `(unit, work(unit))` for every unit, in the order in which they finish.
 
@@ -114,18 +133,40 @@ def run(
         jobs: how many at once; None for as many as the engine has processors. 0 works in this
             process, for debuggers.
         engine: a name in ENGINES.
+        devices: lent out: there is one process for each, the jobs are shared among these, and the
+            work is called as `work(unit, lent=Lent)`. A device named n times is lent n times. Under
+            Ray, which knows its nodes' devices, one word: "cpu"; "cuda", a GPU for each unit;
+            "auto", a GPU for each unit where the cluster has any. Ray then shows a unit its GPU
+            only, the work is told the word, and `jobs` is how many units at once.
 
     Raises:
-        KineticsError: the engine cannot be used.
+        KineticsError: the engine cannot be used, or has no such device.
     """
     if jobs == 0:
-        return _here(units, work)
-    return lookup("engine", engine, ENGINES)(units, work, jobs)
+        return _here(units, _with(_shares(devices, 1)[0], work))
+    return lookup("engine", engine, ENGINES)(units, work, jobs, devices)
 
 
 def num_processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0))
+    """How many processors this process may use: it is bound to them, or Slurm's task has them."""
+    bound = len(os.sched_getaffinity(0))
+    granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(bound, int(granted)) if granted.isdecimal() else bound
+
+
+def _shares(devices: Sequence[str], jobs: int) -> list[Lent | None]:
+    """What each process is lent, nothing where there is nothing to lend."""
+    if not devices:
+        return [None] * jobs
+    # Jobs that cannot be shared evenly go to the last ones.
+    return [
+        Lent(device, max((jobs + number) // len(devices), 1))
+        for number, device in enumerate(devices)
+    ]
+
+
+def _with(lent: Lent | None, work: Callable[..., R]) -> Callable[[U], R]:
+    return work if lent is None else partial(work, lent=lent)
 
 
 def _here(units: Iterable[U], work: Callable[[U], R]) -> Results[U, R]:
@@ -135,12 +176,13 @@ def _here(units: Iterable[U], work: Callable[[U], R]) -> Results[U, R]:
 
 
 class _Worker(Generic[U, R]):
-    """One process, the pipe to it, and the unit that it works on."""
+    """One process, the pipe to it, what it is lent, and the unit that it works on."""
 
-    def __init__(self, work: Callable[[U], R], unit: U) -> None:
+    def __init__(self, work: Callable[..., R], unit: U, lent: Lent | None) -> None:
+        self.lent = lent
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work))
+        self.process = context.Process(target=_serve, args=(theirs, _with(lent, work)))
         with _ctrl_c_ignored():  # by the process too, until it says so itself
             self.process.start()
         theirs.close()
@@ -184,8 +226,11 @@ class _Worker(Generic[U, R]):
         self.process.join()
 
 
-def _local(units: Iterable[U], work: Callable[[U], R], jobs: int | None) -> Results[U, R]:
-    limit = jobs or num_processors()
+def _local(
+    units: Iterable[U], work: Callable[..., R], jobs: int | None, devices: Sequence[str]
+) -> Results[U, R]:
+    free = _shares(devices, jobs or num_processors())
+    limit = len(free)
     busy: dict[Any, _Worker[U, R]] = {}
     idle: list[_Worker[U, R]] = []
     with taking(units) as taker:
@@ -196,7 +241,7 @@ def _local(units: Iterable[U], work: Callable[[U], R], jobs: int | None) -> Resu
                 for ready in wait([taker.bell, *busy]):
                     if ready == taker.bell:
                         for unit in taker.take():
-                            worker = _worker_for(unit, work, idle)
+                            worker = _worker_for(unit, work, idle, free)
                             busy[worker.pipe] = worker
                         continue
                     worker = busy[ready]
@@ -209,15 +254,18 @@ def _local(units: Iterable[U], work: Callable[[U], R], jobs: int | None) -> Resu
             _end([*busy.values(), *idle])
 
 
-def _worker_for(unit: U, work: Callable[[U], R], idle: list[_Worker[U, R]]) -> _Worker[U, R]:
-    """Give the unit to an idle process, else to a new one."""
+def _worker_for(
+    unit: U, work: Callable[..., R], idle: list[_Worker[U, R]], free: list[Lent | None]
+) -> _Worker[U, R]:
+    """Give the unit to an idle process, else to a new one, which takes what is free."""
     while idle:
         worker = idle.pop()
         if worker.process.is_alive():
             worker.give(unit)
             return worker
         worker.end()  # it died of its last unit, or while it waited for another
-    return _Worker(work, unit)
+        free.append(worker.lent)
+    return _Worker(work, unit, free.pop(0))
 
 
 def _end(workers: list[_Worker[U, R]]) -> None:
@@ -270,12 +318,16 @@ def _die_with_parent() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _ray(units: Iterable[U], work: Callable[[U], R], jobs: int | None) -> Results[U, R]:
+def _ray(
+    units: Iterable[U], work: Callable[..., R], jobs: int | None, devices: Sequence[str]
+) -> Results[U, R]:
     """One Ray task a unit: on the cluster that RAY_ADDRESS names, else on a Ray of our own."""
     finished: Box[Any] = Box()
     with closing(finished), _connected_ray(jobs) as ray, taking(units) as taker:
-        task = ray.remote(num_cpus=1, max_retries=RETRIES)(_work_on_node)
-        shared = ray.put(work)  # once, not with every unit
+        lent, asked = _ray_share(ray, devices)
+        scarce = "GPU" if "num_gpus" in asked else "CPU"
+        task = ray.remote(max_retries=RETRIES, **asked)(_work_on_node)
+        shared = ray.put(_with(lent, work))  # once, not with every unit
         running: dict[Any, U] = {}
 
         def start(unit: U) -> None:
@@ -286,7 +338,7 @@ def _ray(units: Iterable[U], work: Callable[[U], R], jobs: int | None) -> Result
         try:
             while running or not taker.is_through:
                 # Asked each time: nodes come and go.
-                if len(running) < (jobs or max(int(ray.cluster_resources().get("CPU", 0)), 1)):
+                if len(running) < (jobs or max(int(ray.cluster_resources().get(scarce, 0)), 1)):
                     taker.ask()
                 for ready in wait([taker.bell, finished.bell]):
                     if ready == taker.bell:
@@ -301,6 +353,27 @@ def _ray(units: Iterable[U], work: Callable[[U], R], jobs: int | None) -> Result
                 ray.cancel(reference, force=True)
             if running:
                 ray.wait(list(running), num_returns=len(running), timeout=_CANCEL_S)
+
+
+def _ray_share(ray: Any, devices: Sequence[str]) -> tuple[Lent | None, dict[str, float]]:
+    """What a task's work is told that it may use, and what the task asks the cluster for."""
+    if not devices:
+        return None, {"num_cpus": 1}
+    (wanted,) = devices
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # Of the nodes with GPUs, the processors that there are for each.
+    cpus = [node.get("CPU", 0.0) / node["GPU"] for node in nodes if node.get("GPU", 0.0) >= 1]
+    if wanted == "cpu" or (wanted == "auto" and not cpus):
+        return Lent("cpu", 1), {"num_cpus": 1}
+    if not cpus:
+        raise KineticsError(
+            "no node of the Ray cluster has a GPU; start nodes that have one, or use its CPUs"
+        )
+    share = min(cpus)
+    return Lent(wanted, max(int(share), 1)), {
+        "num_cpus": int(share) if share >= 1 else share,  # Ray takes no other fractions
+        "num_gpus": 1,
+    }
 
 
 def _ray_result(ray: Any, reference: Any) -> Any:

@@ -8,22 +8,28 @@ leaves a gap with a reason; it never stops a run.
 import hashlib
 import logging
 import shutil
+import sys
+import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from kinetics_tools import engine, media, sharding, shards
+from kinetics_tools.ahead import read_ahead
 from kinetics_tools.clips import MISSING, Clip, ClipSet
 from kinetics_tools.codecs import CODECS
-from kinetics_tools.engine import WHOLE, Crash, Part
+from kinetics_tools.engine import WHOLE, Crash, Lent, Part
 from kinetics_tools.errors import (
     KineticsError,
     MediaError,
@@ -32,17 +38,21 @@ from kinetics_tools.errors import (
     lookup,
 )
 from kinetics_tools.files import digest, hold, naming, scratch_folder, sweep
-from kinetics_tools.flow import FlowRecipe, make_method, quantise, stream
+from kinetics_tools.flow import FlowRecipe, find_devices, make_method, quantise, stream
 from kinetics_tools.media import ClipRecipe
 from kinetics_tools.opencv import gray
 from kinetics_tools.sharding import Content, Member, Sidecar
 from kinetics_tools.shards import RGB, RGB_EXT, Location, shard_path
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
 
 MIN_FRAMES = 2  # fewer have no flow
 MIN_SIDE_PX = 4  # smaller pictures have no neighbourhood to speak of, and methods differ in them
-NUM_PROBED = 32  # clips that a dry run decodes to say how long the others may be
+# Of each clip at work, so much may lie decoded, and so much computed: more than ten seconds have at
+# 340x256, so that the device goes on to the next clip while the last one is being encoded.
+AHEAD_BYTES = 64 * 2**20
 CRASHED = "crashed"
 
 
@@ -56,13 +66,17 @@ class Plan:
         rgb: recipe of the RGB samples.
         flow: recipe of the flow.
         name: of the flow.
-        devices: as torch names them; shards take turns.
+        devices: as torch names them; each GPU has one process. With the engine ray "auto", "cuda"
+            or "cpu", which each task's node makes a device of.
         binary: the ffmpeg program.
         samples_per_shard: expected keys in a shard.
         seed: of the order of keys.
         force: make every shard anew.
         part: which share of the shards.
-        jobs: processes at once; the shards' bytes do not depend on it.
+        jobs: clips at once on this machine; on a CPU each has a process as long as there are enough
+            shards, on GPUs they are threads of the GPU's process. None for one a processor; 0 works
+            in this process. With the engine ray: shards at once, None for what the cluster can do.
+            The shards' bytes do not depend on it.
         engine: a name in `engine.ENGINES`.
         tmp_dir: for scratch files; None for beside the shards.
     """
@@ -78,7 +92,7 @@ class Plan:
     seed: int = 0
     force: bool = False
     part: Part = WHOLE
-    jobs: int = 1
+    jobs: int | None = 1
     engine: str = "local"
     tmp_dir: Path | None = None
 
@@ -186,7 +200,8 @@ def extract(
     Args:
         clips: what OUT is to hold of the splits that they are of.
         plan: how.
-        show: wraps the iterator of finished units, given how many there will be, to show progress.
+        show: wraps the iterator of finished units, given how many samples they will have, to
+            show progress.
 
     Raises:
         OutError: OUT is in use, or holds shards of other labels or another recipe.
@@ -202,21 +217,11 @@ def extract(
         todo = pending(units, plan)
         num_made = 0
         crashed = set()
-        jobs = min(plan.jobs, max(len(todo), 1))
         with (
             scratch_folder(plan.tmp_dir or plan.out) as scratch,
-            closing(
-                engine.run(
-                    todo,
-                    partial(
-                        make_shard, plan=plan, scratch=scratch, helpers=plan.jobs // max(jobs, 1)
-                    ),
-                    jobs=jobs,
-                    engine=plan.engine,
-                )
-            ) as finished,
+            closing(_made(todo, plan, scratch)) as finished,
         ):
-            for unit, result in show(finished, len(todo)):
+            for unit, result in show(finished, sum(len(unit.clips) for unit in todo)):
                 if isinstance(result, Crash):
                     logger.warning(
                         "%s: %s; the shard is left to the next run, with fewer --jobs if memory "
@@ -239,6 +244,28 @@ def extract(
         seconds=time.monotonic() - start,
         is_indexed=is_indexed,
     )
+
+
+def _made(todo: Sequence[Unit], plan: Plan, scratch: Path) -> engine.Results[Unit, int]:
+    """Make the shards; yield each when it is made."""
+    devices, jobs = plan.devices, plan.jobs
+    if plan.engine == "local":
+        if todo:
+            prepare(plan)
+        if jobs is None:
+            jobs = engine.num_processors()
+        if devices == ("cpu",):
+            devices *= max(jobs, 1)
+        devices = devices[: max(len(todo), 1)]
+    work = partial(make_shard, plan=plan, scratch=scratch)
+    return engine.run(todo, work, jobs=jobs, engine=plan.engine, devices=devices)
+
+
+def prepare(plan: Plan) -> None:
+    """Let the method compile what it has to, once: the processes then find it in its cache."""
+    ready = getattr(make_method(plan.flow.method), "prepare", None)
+    if ready is not None and "cpu" in plan.devices:
+        ready("cpu")
 
 
 def pending(units: Sequence[Unit], plan: Plan) -> list[Unit]:
@@ -300,62 +327,40 @@ def summarise(
     )
 
 
-def estimate_pairs(units: Sequence[Unit], plan: Plan) -> int:
-    """About how many frame pairs the clips of some units have.
-
-    Frames are as the ledger has them; where it has none, some clips are decoded and speak for all.
-    """
-    clips = [clip for unit in units for clip in unit.clips if clip.sha256 is not None]
-    unknown = [clip for clip in clips if clip.frames is None]
-    known = sum(max(clip.frames - 1, 0) for clip in clips if clip.frames is not None)
-    probed = [
-        _decoded_pairs(clip, plan) for clip in unknown[:: -(-len(unknown) // NUM_PROBED) or 1]
-    ]
-    return known + (round(sum(probed) / len(probed) * len(unknown)) if probed else 0)
-
-
-def _decoded_pairs(clip: Clip, plan: Plan) -> float:
-    try:
-        rate = media.probe(clip.path).fps or plan.rgb.fps
-        return max(float(media.count_frames(clip.path) / rate * plan.rgb.fps) - 1, 0.0)
-    except MediaError:
-        return 0.0
-
-
 # What a worker process does
 
 
-def make_shard(unit: Unit, *, plan: Plan, scratch: Path, helpers: int = 1) -> int | Crash:
+def make_shard(unit: Unit, *, plan: Plan, scratch: Path, lent: Lent) -> int:
     """Make a unit's RGB, unless it is current, then its flow; return the frame pairs computed.
-
-    A Crash instead says that a helper died (out of memory, say): the shard is left to another run.
 
     Args:
         unit: the shard.
         plan: how.
         scratch: folder for files that do not outlive the run.
-        helpers: processes to share the shard's clips, where there are fewer shards than processors.
+        lent: the device, and how many of the shard's clips are worked on at once.
 
     Raises:
+        KineticsError: this machine has no such device, or another version of the method.
         OSError: the disk is full.
     """
-    folder = scratch / f"{unit.split}-{unit.number}"
-    folder.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(parents=True, exist_ok=True)
+    # A name of its own: whoever was believed lost with its node may still be at the same shard.
+    folder = Path(tempfile.mkdtemp(prefix=f"{unit.split}-{unit.number}-", dir=scratch))
     try:
         rgb = None if plan.force else unit.current_rgb(plan)
         if rgb is None:
-            rgb = _make_rgb(unit, plan, folder, helpers)
+            rgb = _make_rgb(unit, plan, folder, lent)
         if not plan.force and unit.current_flow(plan, rgb) is not None:
             return 0
-        return _make_flow(unit, rgb, plan, folder, helpers)
-    except _HelperDiedError as error:
-        return Crash(str(error))
+        return _make_flow(unit, rgb, plan, folder, lent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _HelperDiedError(Exception):
-    """A process that shared the shard's clips died."""
+def _in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> list[R]:
+    """The work's results; so many threads are at it at once."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, items))  # after an error nothing new is begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,16 +369,11 @@ class _Failure:
     detail: str
 
 
-def _make_rgb(unit: Unit, plan: Plan, folder: Path, helpers: int) -> Sidecar:
+def _make_rgb(unit: Unit, plan: Plan, folder: Path, lent: Lent) -> Sidecar:
     work = partial(_rgb_content, plan=plan, folder=folder)
-    results: dict[str, Content | _Failure] = {}
-    for clip, result in engine.run(unit.clips, work, jobs=helpers if helpers > 1 else 0):
-        if isinstance(result, Crash):
-            raise _HelperDiedError(f"{clip.key}: {result.detail}")
-        results[clip.key] = result
-    ordered = [(clip.key, results[clip.key]) for clip in unit.clips]
+    results = _in_order(work, unit.clips, lent.threads)
     shard = unit.shard(plan, RGB)
-    contents = [result for _, result in ordered if isinstance(result, Content)]
+    contents = [result for result in results if isinstance(result, Content)]
     size, members = sharding.write_shard(shard, contents, ext=RGB_EXT, labels=plan.labels)
     sidecar = Sidecar(
         stream=RGB,
@@ -385,8 +385,8 @@ def _make_rgb(unit: Unit, plan: Plan, folder: Path, helpers: int) -> Sidecar:
         keys=tuple(clip.key for clip in unit.clips),
         members=members,
         failed={
-            key: {"reason": str(result.reason), "detail": result.detail}
-            for key, result in ordered
+            clip.key: {"reason": str(result.reason), "detail": result.detail}
+            for clip, result in zip(unit.clips, results, strict=True)
             if isinstance(result, _Failure)
         },
     )
@@ -428,21 +428,19 @@ def _rgb_content(clip: Clip, *, plan: Plan, folder: Path) -> Content | _Failure:
     )
 
 
-def _make_flow(unit: Unit, rgb: Sidecar, plan: Plan, folder: Path, helpers: int) -> int:
-    work = partial(
-        _flow_content,
-        plan=plan,
-        shard=unit.shard(plan, RGB),
-        folder=folder,
-        device=plan.devices[unit.number % len(plan.devices)],
+def _make_flow(unit: Unit, rgb: Sidecar, plan: Plan, folder: Path, lent: Lent) -> int:
+    method = make_method(plan.flow.method)
+    _same_as_begun(f"method {plan.flow.method}", method.as_json(), plan.flow.parameters)
+    keep_to_one_thread()
+    (device, *_) = find_devices(lent.device, method)
+    desk = _Desk(
+        device=device,
+        turn=nullcontext() if device == "cpu" else threading.Lock(),
+        threads=max(lent.threads // max(len(rgb.members), 1), 1),
     )
-    results: dict[str, Content] = {}
-    for member, result in engine.run(rgb.members, work, jobs=helpers if helpers > 1 else 0):
-        if isinstance(result, Crash):
-            raise _HelperDiedError(f"{member.key}: {result.detail}")
-        results[member.key] = result
+    work = partial(_flow_content, plan=plan, shard=unit.shard(plan, RGB), folder=folder, desk=desk)
+    contents = _in_order(work, rgb.members, lent.threads)
     shard = unit.shard(plan, plan.stream)
-    contents = [results[member.key] for member in rgb.members]
     ext = f"flow.{lookup('flow codec', plan.flow.codec, CODECS).ext}"
     size, members = sharding.write_shard(shard, contents, ext=ext, labels=plan.labels)
     Sidecar(
@@ -459,22 +457,74 @@ def _make_flow(unit: Unit, rgb: Sidecar, plan: Plan, folder: Path, helpers: int)
     return sum(member.frames - 1 for member in members)
 
 
-def _flow_content(member: Member, *, plan: Plan, shard: Path, folder: Path, device: str) -> Content:
-    """The flow of one RGB sample, in a scratch file."""
+def _same_as_begun(what: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    if here != there:
+        raise KineticsError(
+            f"{what} is not the same on this machine ({here}) as where the run began ({there}); "
+            "install the same versions on all"
+        )
+
+
+def keep_to_one_thread() -> None:
+    """Keep torch to the thread that calls it: those that share a small frame wait for another."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Desk:
+    """Where the clips of a shard have their flow computed.
+
+    Attributes:
+        device: as torch names it.
+        turn: held by the clip that is computed: on a GPU one after the other, each with all of its
+            memory; on processors they do not meet.
+        threads: for a clip.
+    """
+
+    device: str
+    turn: AbstractContextManager[object]
+    threads: int
+
+
+def _flow_content(
+    member: Member,
+    *,
+    plan: Plan,
+    shard: Path,
+    folder: Path,
+    desk: _Desk,
+) -> Content:
+    """The flow of one RGB sample, in a scratch file.
+
+    Decoding and computing run ahead in a thread each, AHEAD_BYTES at most, and this one encodes, so
+    that a GPU need not wait for either.
+    """
     recipe = plan.flow
     codec = lookup("flow codec", recipe.codec, CODECS)
     name = f"{member.key}.{RGB_EXT}"
     data = Location(str(shard), name, member.offset, member.size, member.sha256).read()
     num_fields = 0
 
-    def counted() -> Iterator[npt.NDArray[np.uint8]]:
+    def computed() -> Codes:
+        with closing(_ahead(gray(frame) for frame in media.frames(data))) as frames:
+            first = list(islice(frames, 1))  # it is decoded while others have their turn
+            grays = chain(first, frames)
+            with desk.turn:
+                for flow in stream(grays, recipe.method, desk.device, threads=desk.threads):
+                    yield quantise(flow, bound=recipe.bound)
+
+    def counted() -> Codes:
         nonlocal num_fields
-        for codes in _flow_codes(data, recipe, device):
-            num_fields += 1
-            yield codes
+        with closing(_ahead(computed())) as fields:
+            for codes in fields:
+                num_fields += 1
+                yield codes
 
     try:
-        stored = codec.encode(counted())  # field by field: a clip may be hours long
+        with closing(counted()) as fields:
+            stored = codec.encode(fields)  # field by field: a clip may be hours long
     except MediaError as error:
         raise ShardError(
             f"{shard}, sample {member.key}: {error.detail}; remove the shard and run again"
@@ -503,17 +553,10 @@ def _flow_content(member: Member, *, plan: Plan, shard: Path, folder: Path, devi
     )
 
 
-def _flow_codes(data: bytes, recipe: FlowRecipe, device: str) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the flow codes (H, W, 2) of a video's frame pairs."""
-    import torch
+Codes = Generator[npt.NDArray[np.uint8], None, None]
 
-    # Parallelism is across clips: threads that share a small frame mostly wait for one another.
-    torch.set_num_threads(1)
-    here = make_method(recipe.method).as_json()
-    if here != recipe.parameters:
-        raise KineticsError(
-            f"method {recipe.method} is not the same on this machine ({here}) as where the run "
-            f"began ({recipe.parameters}); install the same versions on all"
-        )
-    for flow in stream((gray(frame) for frame in media.frames(data)), recipe.method, device):
-        yield quantise(flow, bound=recipe.bound)
+
+def _ahead(arrays: Codes) -> Codes:
+    return read_ahead(
+        arrays, lambda array: array.nbytes, max_items=sys.maxsize, max_bytes=AHEAD_BYTES
+    )

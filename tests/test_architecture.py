@@ -50,6 +50,7 @@ TOOLKIT = (
     "shards",
     "sharding",
     "extract",
+    "forecast",
     "sample",
     "colour",
     "board",

@@ -46,6 +46,13 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
     with caplog.at_level(logging.INFO):
         assert list(cli.progress("abc", total=3, what="videos")) == ["a", "b", "c"]
     assert re.fullmatch(r"videos: 1 of 3, about \d+ s left", caplog.messages[0])
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        list(cli.progress(["ab", "c"], total=3, what="letters", size=len))
+    assert [text.partition(",")[0] for text in caplog.messages] == [
+        "letters: 2 of 3",
+        "letters: 3 of 3",
+    ]
 
 
 def test_a_bug_is_a_traceback_and_exit_1() -> None:

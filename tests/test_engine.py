@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from support import environment
 
 from kinetics_tools import engine
-from kinetics_tools.engine import Crash, Part, part_from
+from kinetics_tools.engine import Crash, Lent, Part, part_from
 from kinetics_tools.errors import KineticsError, MediaError, Reason
 
 
@@ -58,6 +58,24 @@ def mark_and_wait(number: int, *, folder: Path) -> int:
     (folder / f"{number}-{os.getpid()}").touch()
     wait_until(lambda: (folder / "go on").exists(), seconds=60)
     return number * number
+
+
+def hold_device(number: int, *, lent: Lent, folder: Path) -> tuple[Lent, int]:
+    """Hold the device for a while; fails when somebody else holds it. The unit 2 kills."""
+    held = folder / lent.device
+    held.touch(exist_ok=False)
+    time.sleep(0.05)
+    held.unlink()
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return lent, os.getpid()
+
+
+def say_what_is_seen(number: int, *, lent: Lent, folder: Path) -> tuple[Lent, str]:
+    """Which GPU Ray shows, seen while another unit is at work too."""
+    (folder / f"{number}").touch()
+    wait_until(lambda: len(list(folder.iterdir())) >= 2)
+    return lent, os.environ.get("CUDA_VISIBLE_DEVICES", "all")
 
 
 def sleep_with_child(seconds: float, *, pids: Path) -> None:
@@ -96,15 +114,39 @@ def test_every_unit_is_worked_on_once(jobs: int) -> None:
     assert sorted(engine.run(range(7), square, jobs=jobs)) == [(n, n * n) for n in range(7)]
 
 
+def test_each_device_is_lent_to_one_process_at_a_time(tmp_path: Path) -> None:
+    work = partial(hold_device, folder=tmp_path)
+    results = dict(engine.run(range(12), work, jobs=5, devices=("one", "two")))
+
+    assert isinstance(results.pop(2), Crash)  # its device is lent again
+    assert set(results) == {*range(12)} - {2}
+    held = {result for result in results.values() if not isinstance(result, Crash)}
+    assert {lent for lent, _ in held} == {Lent("one", 2), Lent("two", 3)}
+    assert 2 <= len({pid for _, pid in held}) <= 3
+
+
+def test_a_run_in_this_process_has_the_first_device(tmp_path: Path) -> None:
+    work = partial(hold_device, folder=tmp_path)
+    here = list(engine.run([0, 1], work, jobs=0, devices=("one", "two")))
+    assert here == [(n, (Lent("one", 1), os.getpid())) for n in (0, 1)]
+
+
+def test_slurm_may_grant_fewer_processors_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = len(os.sched_getaffinity(0))
+    for granted, number in (("1", 1), ("1000", bound), ("", bound)):
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", granted)
+        assert engine.num_processors() == number
+
+
 def test_units_are_read_as_they_are_needed() -> None:
     taken = []
 
-    def units() -> object:
+    def units() -> Iterator[int]:
         for number in range(1000):
             taken.append(number)
             yield number
 
-    running = engine.run(units(), square, jobs=2)  # type: ignore[arg-type]  # a generator
+    running = engine.run(units(), square, jobs=2)
     next(running)
     running.close()
     assert len(taken) <= 4
@@ -339,6 +381,7 @@ def own_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("PYTHONPATH", with_tests_on_path()["PYTHONPATH"])
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # the same on machines that have GPUs
         with engine._connected_ray(2):
             yield
 
@@ -430,6 +473,17 @@ def test_a_node_that_lacks_the_code_is_an_error_that_says_so(
     only_here = importlib.import_module("only_here")
     with pytest.raises(KineticsError, match=r"No module named 'only_here'; every node needs"):
         list(engine.run([1], only_here.work, jobs=1, engine="ray"))
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_cluster_without_gpus_works_on_processors_unless_it_may_not(tmp_path: Path) -> None:
+    work = partial(hold_device, folder=tmp_path)
+    for word in ("auto", "cpu"):
+        ((_, result),) = engine.run([1], work, jobs=1, engine="ray", devices=(word,))
+        assert not isinstance(result, Crash)
+        assert result[0] == Lent("cpu", 1)
+    with pytest.raises(KineticsError, match="no node of the Ray cluster has a GPU"):
+        list(engine.run([1], work, jobs=1, engine="ray", devices=("cuda",)))
 
 
 @pytest.mark.usefixtures("own_ray")
@@ -529,6 +583,45 @@ def test_a_cluster_that_asks_for_a_token_is_not_asked_for_long(tmp_path: Path) -
     assert said.returncode == 2
     assert said.stderr.count("InvalidAuthToken") <= 6
     assert said.stderr.splitlines()[-1].endswith("RAY_AUTH_MODE and RAY_AUTH_TOKEN here too")
+
+
+WITH_GPUS = """
+import functools, os, pathlib, sys
+from ray.cluster_utils import Cluster
+from kinetics_tools import engine
+import test_engine
+folder = pathlib.Path(sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
+cluster.add_node(num_cpus=5, num_gpus=2)
+os.environ["RAY_ADDRESS"] = cluster.address
+work = functools.partial(test_engine.say_what_is_seen, folder=folder)
+for word in ("auto", "cuda", "cpu"):
+    running = engine.run(range(4), work, jobs=None, engine="ray", devices=(word,))
+    print(sorted((lent.device, lent.threads, seen) for _, (lent, seen) in running))
+    for path in folder.iterdir():
+        path.unlink()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.full
+def test_each_unit_asks_a_cluster_with_gpus_for_one(tmp_path: Path) -> None:
+    """The GPUs are only said to be there: Ray counts them and shows them all the same."""
+    said = subprocess.run(
+        [sys.executable, "-c", WITH_GPUS, tmp_path],
+        capture_output=True,
+        text=True,
+        env=with_tests_on_path() | engine._OWN_RAY_ENVIRONMENT,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    lines = said.stdout.splitlines()[-3:]
+    auto, cuda, cpu = ([*map(tuple, ast.literal_eval(line))] for line in lines)
+    for word, seen in (("auto", auto), ("cuda", cuda)):
+        # Five processors for two GPUs: two each.
+        assert {(device, threads) for device, threads, _ in seen} == {(word, 2)}
+        assert {gpu for _, _, gpu in seen} == {"0", "1"}
+    assert {(device, threads) for device, threads, _ in cpu} == {("cpu", 1)}
 
 
 TWO_NODES = """

@@ -1,15 +1,15 @@
 import json
 import os
+import re
 import resource
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -442,14 +442,25 @@ def test_another_opencv_than_the_recipes_stops_the_run(clips: Path, tmp_path: Pa
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
-    done = run_command("extract-flow", clips, out, "--samples-per-shard", 2, "--dry-run")
+    options = ("--short-side", "keep", "--samples-per-shard", 2, "--jobs", 3, "--dry-run")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    done = run_command("extract-flow", clips, out, *options, "--tmp-dir", scratch)
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    figure = r"[0-9]+([.][0-9]+)?"
+    expected = (
         "5 samples of 2 classes in 3 shards",
         "to do: 3 shards, 5 samples, about 19 pairs",
-    ]
+        f"measured: {figure} pairs of 4 clips; for each {figure} ms of flow on cpu, {figure} ms to "
+        f"decode and encode, {figure} ms to make its RGB",
+        f"time: about {figure} (s|min), {figure} pairs a second, with 3 processors like this one, "
+        "if none slows another and no clip is harder",
+    )
+    for line, words in zip(done.stdout.splitlines(), expected, strict=True):
+        assert re.fullmatch(words, line)
     assert not out.exists()
+    assert not list(scratch.iterdir())
 
 
 def test_the_command_does_it_all_with_helpers_and_reports(clips: Path, tmp_path: Path) -> None:
@@ -532,26 +543,39 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_written(
     assert tree(out) == tree(tmp_path / "whole")
 
 
-def killed_runs(clips: Path, out: Path, delays_s: Sequence[float]) -> None:
-    """Start the command and kill -9 it after each delay, then let it end."""
-    words = command("extract-flow", clips, out, "--short-side", "keep", "--jobs", 2)
-    words += ["--samples-per-shard", "2"]
-    for delay_s in delays_s:
+def killed(
+    words: Sequence[str], env: dict[str, str], out: Path, *, times: int, at_s: tuple[float, float]
+) -> None:
+    """Kill -9 a command so many times, at random moments in that range, then let it end.
+
+    Whenever it ends before it is killed, it has to begin from nothing again.
+    """
+    random = Random(times)
+    while times:
         with subprocess.Popen(
-            words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
-            deadline = time.monotonic() + delay_s
-            while time.monotonic() < deadline and process.poll() is None:
-                time.sleep(0.01)
-            process.send_signal(signal.SIGKILL)
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+            try:
+                assert process.wait(random.uniform(*at_s)) == 0
+                shutil.rmtree(out)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                times -= 1
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def two_jobs(clips: Path, out: Path) -> list[str]:
+    """The command, as `run` plans it."""
+    words = command("extract-flow", clips, out, "--short-side", "keep", "--jobs", 2)
+    return [*words, "--samples-per-shard", "2"]
 
 
 def test_a_killed_run_goes_on_and_gives_the_same_tree(clips: Path, tmp_path: Path) -> None:
     run(clips, tmp_path / "whole")
 
-    killed_runs(clips, tmp_path / "out", [4.0])
+    out = tmp_path / "out"
+    killed(two_jobs(clips, out), environment(), out, times=1, at_s=(4.0, 4.0))
 
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
@@ -560,7 +584,8 @@ def test_a_killed_run_goes_on_and_gives_the_same_tree(clips: Path, tmp_path: Pat
 def test_ten_kills_give_the_same_tree(clips: Path, tmp_path: Path) -> None:
     run(clips, tmp_path / "whole")
 
-    killed_runs(clips, tmp_path / "out", [1 + 0.7 * n for n in range(10)])
+    out = tmp_path / "out"
+    killed(two_jobs(clips, out), environment(), out, times=10, at_s=(1.0, 8.0))
 
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 

@@ -71,6 +71,7 @@ def test_every_option_named_exists() -> None:
     known = set().union(*(options_of(parser()) for parser in PARSERS.values()))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     foreign = {"--index-url", "--no-python", "--nproc-per-node"}
+    foreign |= {"--array", "--gpus-per-task", "--cpus-per-task", "--ntasks", "--time"}
     assert named - foreign <= known
 
 

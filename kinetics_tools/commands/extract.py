@@ -12,12 +12,21 @@ from kinetics_tools.cli import Exit, Parser
 from kinetics_tools.codecs import CODECS
 from kinetics_tools.commands import show
 from kinetics_tools.engine import part_from
-from kinetics_tools.errors import OutError
-from kinetics_tools.flow import BOUND_PX, METHODS, FlowRecipe, find_devices, make_method
+from kinetics_tools.errors import KineticsError, OutError
+from kinetics_tools.flow import (
+    BOUND_PX,
+    METHODS,
+    FlowMethod,
+    FlowRecipe,
+    find_devices,
+    make_method,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kinetics_tools.clips import ClipSet
-    from kinetics_tools.extract import Plan, Summary
+    from kinetics_tools.extract import Plan, Summary, Unit
 
 EXITS = (
     "exit codes: 0 complete; 2 unusable input; 3 finished with permanent gaps only; "
@@ -54,7 +63,8 @@ def build_parser() -> Parser:
     flow.add_argument(
         "--device",
         default="auto",
-        help="auto (all GPUs, else the CPU), cpu, cuda (all GPUs), cuda:0,1 (some)",
+        help="auto (all GPUs, else the CPU), cpu, cuda (all GPUs), cuda:0,1 (some); "
+        "a process each; with --engine ray auto, cpu or cuda: the cluster's, one GPU a shard",
     )
     flow.add_argument(
         "--bound", type=cli.pixels, default=BOUND_PX, metavar="PX", help="clamp flow to +-PX pixels"
@@ -74,7 +84,12 @@ def build_parser() -> Parser:
     samples.add_argument(
         "--samples-per-shard", type=cli.positive, default=64, metavar="N", help="in one tar"
     )
-    parser.add_run(jobs="processes at once (default: one a processor, or one a GPU)", made="shard")
+    parser.add_run(
+        jobs="clips at once on this machine (default: one a processor): processes on a CPU, on a "
+        "GPU threads of its process. With --engine ray shards at once (default: as many as the "
+        "cluster has room for)",
+        made="shard",
+    )
     parser.add_common()
     return parser
 
@@ -102,7 +117,7 @@ def _main(argv: list[str]) -> int:
     if options.out.exists() and not options.out.is_dir():
         raise OutError(f"{options.out} is not a folder; choose another OUT")
     method = make_method(options.method)
-    devices = find_devices(options.device, method)
+    devices = _devices(options.device, options.engine, method)
     from kinetics_tools import media
     from kinetics_tools.clips import read_clips
     from kinetics_tools.extract import Plan, extract
@@ -128,14 +143,18 @@ def _main(argv: list[str]) -> int:
         seed=options.seed,
         force=options.force,
         part=part_from(options.task, os.environ),
-        jobs=options.jobs or (cli.default_jobs() if devices == ("cpu",) else len(devices)),
+        jobs=options.jobs,
         engine=options.engine,
         tmp_dir=options.tmp_dir,
     )
     if options.dry_run:
         return _say_what_would_be_done(clips, plan)
     summary = extract(
-        clips, plan, show=lambda done, total: cli.progress(done, total=total, what="shards")
+        clips,
+        plan,
+        show=lambda done, total: cli.progress(
+            done, total=total, what="samples", size=lambda made: len(made[0].clips)
+        ),
     )
     _say_how_it_stands(summary, plan)
     if summary.num_retryable:
@@ -143,17 +162,61 @@ def _main(argv: list[str]) -> int:
     return Exit.PERMANENT_GAPS if summary.gaps else Exit.COMPLETE
 
 
+def _devices(name: str, engine: str, method: FlowMethod) -> tuple[str, ...]:
+    """The devices of this machine; for Ray, whose nodes may have others, the word itself."""
+    if engine != "ray" or name == "cpu" or "cuda" not in method.devices:
+        return tuple(dict.fromkeys(find_devices(name, method)))
+    if name not in ("auto", "cuda"):
+        raise KineticsError(
+            f"device {name!r}: Ray gives each task its GPU; with --engine ray choose auto, cpu or "
+            "cuda"
+        )
+    return (name,)
+
+
 def _say_what_would_be_done(clips: "ClipSet", plan: "Plan") -> int:
-    from kinetics_tools.extract import estimate_pairs, pending, units_of
+    from kinetics_tools.extract import pending, units_of
+    from kinetics_tools.forecast import estimate_pairs
 
     units = units_of(clips.clips, plan)
     todo = pending(units, plan)
     num_clips = sum(len(unit.clips) for unit in todo)
+    num_pairs = estimate_pairs(todo, plan)
     print(f"{len(clips.clips)} samples of {len(clips.labels)} classes in {len(units)} shards")
-    print(
-        f"to do: {len(todo)} shards, {num_clips} samples, about {estimate_pairs(todo, plan)} pairs"
-    )
+    print(f"to do: {len(todo)} shards, {num_clips} samples, about {num_pairs} pairs")
+    if num_pairs:
+        _say_how_long(todo, num_pairs, plan)
     return Exit.COMPLETE
+
+
+def _say_how_long(todo: "Sequence[Unit]", num_pairs: int, plan: "Plan") -> None:
+    from kinetics_tools.forecast import measure
+
+    try:
+        rate = measure(todo, plan)
+    except KineticsError as error:
+        print(f"time: not measured, {error}")
+        return
+    if rate is None:
+        print("time: not measured, none of the clips tried can be decoded")
+        return
+    jobs = plan.jobs or cli.default_jobs()
+    num_gpus = sum(device != "cpu" for device in plan.devices)
+    without_rgb = [unit for unit in todo if plan.force or unit.current_rgb(plan) is None]
+    rgb_share = sum(len(u.clips) for u in without_rgb) / sum(len(u.clips) for u in todo)
+    seconds = rate.seconds(num_pairs, jobs=jobs, num_gpus=num_gpus, rgb_share=rgb_share)
+    print(
+        f"measured: {rate.num_pairs} pairs of {rate.num_clips} clips; for each "
+        f"{rate.flow_s * 1e3:.1f} ms of flow on {rate.device}, {rate.store_s * 1e3:.1f} ms to "
+        f"decode and encode, {rate.rgb_s * 1e3:.1f} ms to make its RGB"
+    )
+    where = f"{jobs} processor{'s' * (jobs > 1)} like this one"
+    if rate.device != "cpu":
+        where += f" and {num_gpus} GPU{'s' * (num_gpus > 1)}"
+    print(
+        f"time: about {cli.time_text(seconds)}, {num_pairs / seconds:.3g} pairs a second, with "
+        f"{where}, if none slows another and no clip is harder"
+    )
 
 
 def _say_how_it_stands(summary: "Summary", plan: "Plan") -> None:
