@@ -503,6 +503,7 @@ def _flow_content(
     """
     recipe = plan.flow
     codec = lookup("flow codec", recipe.codec, CODECS)
+    _same_as_begun(f"codec {recipe.codec}", codec.as_json(), recipe.codec_parameters)
     name = f"{member.key}.{RGB_EXT}"
     data = Location(str(shard), name, member.offset, member.size, member.sha256).read()
     num_fields = 0
@@ -548,6 +549,7 @@ def _flow_content(
             "method": recipe.method,
             "bound": recipe.bound,
             "codec": recipe.codec,
+            "codec_parameters": dict(recipe.codec_parameters),
             "recipe": recipe.hash,
         },
     )

@@ -6,9 +6,10 @@ imported.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kinetics_tools.codecs import CODECS, DEFAULT_CODEC
 from kinetics_tools.errors import KineticsError, lookup
 from kinetics_tools.files import digest
 
@@ -210,14 +211,21 @@ class FlowRecipe:
         parameters: the method's, as its `as_json` gives them.
         bound: pixels; values beyond it are clamped.
         codec: a name in `codecs.CODECS`.
+        codec_parameters: the codec's, as its `as_json` gives them; left out, those of this machine.
         grey: how grey values come from RGB.
     """
 
     method: str
     parameters: Mapping[str, Any]
     bound: float = BOUND_PX
-    codec: str = "ffv1"
+    codec: str = DEFAULT_CODEC
+    codec_parameters: Mapping[str, Any] = field(default_factory=dict)
     grey: str = "opencv-rgb2gray"
+
+    def __post_init__(self) -> None:
+        if not self.codec_parameters:
+            here = lookup("flow codec", self.codec, CODECS).as_json()
+            object.__setattr__(self, "codec_parameters", here)  # the dataclass is frozen
 
     def as_json(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
@@ -226,6 +234,7 @@ class FlowRecipe:
             "parameters": dict(self.parameters),
             "bound": self.bound,
             "codec": self.codec,
+            "codec_parameters": dict(self.codec_parameters),
             "grey": self.grey,
         }
 

@@ -1,4 +1,4 @@
-"""The one wall to OpenCV: grey values, and its own TV-L1 as the reference method."""
+"""The one wall to OpenCV: grey values, JPEG, and its own TV-L1 as the reference method."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+VERSION: str = cv2.__version__
 MIN_SIDE_PX = 3  # on less, OpenCV's TV-L1 reads memory that is not its own
 
 
@@ -17,6 +18,25 @@ def gray(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     rows = np.ascontiguousarray(rgb).reshape(-1, width, 3)
     converted = np.asarray(cv2.cvtColor(rows, cv2.COLOR_RGB2GRAY), np.uint8)
     return converted.reshape(*lead, width)
+
+
+def encode_jpeg(picture: npt.NDArray[np.uint8], *, quality: int) -> bytes:
+    """Encode uint8 (H, W), grey, or (H, W, 3), RGB, as OpenCV's users do: its other defaults."""
+    if picture.ndim == 3:
+        picture = np.ascontiguousarray(picture[..., ::-1])
+    return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+def decode_jpeg(data: bytes) -> npt.NDArray[np.uint8]:
+    """Decode what `encode_jpeg` made.
+
+    Raises:
+        ValueError: not a picture.
+    """
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    if picture is None:
+        raise ValueError("not a picture")
+    return np.asarray(picture[..., ::-1] if picture.ndim == 3 else picture, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +49,7 @@ class OpenCVTVL1:
         """What decides the flow. OpenCV's version does: its releases differ by some 0.01 px."""
         solver = cv2.optflow.DualTVL1OpticalFlow.create()
         return {
-            "opencv": cv2.__version__,
+            "opencv": VERSION,
             "tau": solver.getTau(),
             "lambda_": solver.getLambda(),
             "theta": solver.getTheta(),

@@ -150,11 +150,17 @@ class Sample:
             ShardError: the shard does not hold what the index says, or is damaged.
             ValueError: the sample was read without stream flow.
         """
+        return dequantise(self.codes(indices), bound=self.bound)
+
+    def codes(self, indices: Sequence[int] | None = None) -> "npt.NDArray[np.uint8]":
+        """Fields as they are stored, by number, in any order, or all: uint8 (N, H, W, 2).
+
+        A code c is (c / 255 - 0.5) 2 `bound` pixels per frame; raises what `flow` raises.
+        """
         place = _place(self.flow_at, self.key, "flow")
         with _no_damage(place, self.key):
             codes = lookup("flow codec", self.codec, CODECS).decode(place.read(), indices)
-        wanted = self.num_frames - 1 if indices is None else len(indices)
-        return dequantise(_counted(codes, wanted, place), bound=self.bound)
+        return _counted(codes, self.num_frames - 1 if indices is None else len(indices), place)
 
 
 def _place(location: Location | None, key: str, stream: str) -> Location:
@@ -221,6 +227,20 @@ class ShardFolder:
         self.flows: tuple[str, ...] = tuple(
             sorted(s.removeprefix(prefix) for s in present if s != RGB and present[s] > 0)
         )
+
+    def flow_named(self, name: str | None = None) -> str:
+        """The flow called `name`; without a name the only one here.
+
+        Raises:
+            UnknownNameError: no such flow here.
+            ShardError: there is none here, or several and no name to tell which.
+        """
+        if name is not None:
+            return lookup("flow", name, {flow: flow for flow in self.flows})
+        if len(self.flows) != 1:
+            there = ", ".join(self.flows) or "none"
+            raise ShardError(f"{self.folder} holds the flows: {there}; say which with --flow NAME")
+        return self.flows[0]
 
     def flow_bound(self, name: str) -> float:
         """The bound of the flow `name`, pixels: `flow() / bound` is in [-1, 1].

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,9 @@ def written(out: Path) -> dict[str, int]:
 
 
 def test_a_folder_of_class_folders_becomes_shards(clips: Path, tmp_path: Path) -> None:
-    summary = run(clips, tmp_path / "out")
+    lossless = replace(plan_for(clips, tmp_path).flow, codec="ffv1", codec_parameters={})
+
+    summary = run(clips, tmp_path / "out", flow=lossless)
 
     assert (summary.num_expected, summary.num_samples, summary.num_pairs) == (5, 5, 19)
     assert (summary.gaps, summary.is_indexed) == ({}, True)
@@ -437,6 +440,28 @@ def test_another_opencv_than_the_recipes_stops_the_run(clips: Path, tmp_path: Pa
 
     with pytest.raises(KineticsError, match="not the same on this machine"):
         run(clips, tmp_path / "out", flow=recipe, name="cv")
+
+
+def test_another_encoder_than_the_recipes_stops_the_run(clips: Path, tmp_path: Path) -> None:
+    recipe = plan_for(clips, tmp_path).flow
+    versions = {"versions": {"ffmpeg": "0.5", "x264": "1"}}
+    recipe = replace(recipe, codec_parameters={**recipe.codec_parameters, **versions})
+
+    with pytest.raises(KineticsError, match="codec h264 is not the same on this machine"):
+        run(clips, tmp_path / "out", flow=recipe)
+
+
+def test_a_sample_says_how_its_flow_is_stored(clips: Path, tmp_path: Path) -> None:
+    run(clips, tmp_path / "out")
+
+    with tarfile.open(tmp_path / "out" / "all" / "flow-tvl1-000000.tar") as tar:
+        names = tar.getnames()
+        about = json.loads(tar.extractfile(names[1]).read())  # type: ignore[union-attr]  # a file
+
+    assert names[0].endswith(".flow.mp4")
+    assert about["codec"] == "h264"
+    assert about["codec_parameters"]["options"]["crf"] == "10.6"
+    assert about["codec_parameters"]["versions"].keys() == {"ffmpeg", "x264"}
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(clips: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -277,12 +278,23 @@ def test_frames_are_read_by_number(
 )
 @settings(max_examples=30, deadline=None)
 def test_gray_frames_are_stored_without_loss(frames: media.Frame, data: st.DataObject) -> None:
-    stored = media.encode_gray(frames)
-    assert stored == media.encode_gray(frames)
+    encode = partial(media.encode_gray, encoder="ffv1", container="matroska", options={"g": "1"})
+    stored = encode(frames)
+    assert stored == encode(frames)
     np.testing.assert_array_equal(media.decode_gray(stored), frames)
-    assert stored == media.encode_gray(iter(frames))
+    assert stored == encode(iter(frames))
     indices = data.draw(st.lists(st.integers(0, len(frames) - 1), min_size=1, max_size=4))
     np.testing.assert_array_equal(media.decode_gray(stored, indices), frames[indices])
+
+
+def test_a_video_of_other_colours_is_not_taken_for_a_grey_one(make_video: MakeVideo) -> None:
+    with pytest.raises(MediaError, match="no grey video but yuv420p"):
+        media.decode_gray(make_video(size="64x64", seconds=1).read_bytes())
+
+
+def test_an_encoder_says_its_versions() -> None:
+    assert media.encoder_versions("ffv1").keys() == {"ffmpeg"}
+    assert media.encoder_versions("libx264")["x264"].isdecimal()
 
 
 def test_damage_of_a_stored_clip_is_noticed(make_video: MakeVideo) -> None:

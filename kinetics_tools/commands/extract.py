@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kinetics_tools import cli, names
 from kinetics_tools.cli import Exit, Parser
-from kinetics_tools.codecs import CODECS
-from kinetics_tools.commands import show
+from kinetics_tools.codecs import CODECS, DEFAULT_CODEC
+from kinetics_tools.commands import export, show
 from kinetics_tools.engine import part_from
 from kinetics_tools.errors import KineticsError, OutError
 from kinetics_tools.flow import (
@@ -42,6 +42,7 @@ def build_parser() -> Parser:
         "webdataset reads. Give the same command again to go on where it stopped: only shards "
         "whose clips changed are made again. Another --method or --name adds a second flow beside "
         "the first. `extract-flow index OUT` writes the index of finished shards anew; "
+        "`extract-flow export OUT FOLDER` writes them as folders of JPEGs; "
         "`extract-flow show CLIP FILE` draws the flow of one clip.",
         EXITS,
     )
@@ -70,7 +71,11 @@ def build_parser() -> Parser:
         "--bound", type=cli.pixels, default=BOUND_PX, metavar="PX", help="clamp flow to +-PX pixels"
     )
     flow.add_argument(
-        "--codec", type=cli.one_of("flow codec", CODECS), default="ffv1", help="how flow is stored"
+        "--codec",
+        type=cli.one_of("flow codec", CODECS),
+        default=DEFAULT_CODEC,
+        help="how flow is stored: h264, small, off by a code here and there; ffv1, lossless; jpeg, "
+        "as I3D's authors did",
     )
     samples = parser.add_argument_group("the samples")
     samples.add_argument("--split", type=_splits, default=(), help="only these splits: train,val")
@@ -259,4 +264,8 @@ def index_main(argv: list[str]) -> int:
     return Exit.COMPLETE
 
 
-VERBS = {"index": (index_parser, index_main), "show": (show.build_parser, show.main)}
+VERBS = {
+    "export": (export.build_parser, export.main),
+    "index": (index_parser, index_main),
+    "show": (show.build_parser, show.main),
+}
