@@ -34,6 +34,9 @@ class FlowMethod(Protocol):
     def as_json(self) -> dict[str, Any]:
         """Everything that decides the flow, as plain JSON values."""
 
+    def prepare(self, device: str) -> None:
+        """Do what is done once on a machine, so that processes started later need not."""
+
     def flows(self, frames: "Iterator[Gray]", device: str, threads: int) -> "Iterator[Flow]":
         """Yield the flow from each frame to the next; the frames are of one size.
 

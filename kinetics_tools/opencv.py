@@ -1,6 +1,6 @@
 """The one wall to OpenCV: grey values, JPEG, and its own TV-L1 as the reference method."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -62,6 +62,9 @@ class OpenCVTVL1:
             "median_px": solver.getMedianFiltering(),
         }
 
+    def prepare(self, device: str) -> None:
+        """Do nothing: there is nothing to compile."""
+
     def flows(
         self,
         frames: Iterator[npt.NDArray[np.uint8]],
@@ -90,3 +93,21 @@ class OpenCVTVL1:
             flow = np.zeros((*before.shape, 2), np.float32)
             yield np.asarray(solver.calc(before, after, flow), np.float32)
             before = after
+
+
+def tvl1_solver() -> Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8]], Any]:
+    """Return OpenCV's TV-L1 with its defaults as a function of a pair that keeps its memory."""
+    cv2.setNumThreads(1)
+    solver = cv2.optflow.DualTVL1OpticalFlow.create()
+    return lambda before, after: solver.calc(
+        before, after, np.zeros((*before.shape, 2), np.float32)
+    )
+
+
+def dis_solver() -> Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8]], Any]:
+    """Return OpenCV's DIS, preset medium, in the same way."""
+    cv2.setNumThreads(1)
+    solver = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    return lambda before, after: solver.calc(
+        before, after, np.zeros((*before.shape, 2), np.float32)
+    )

@@ -44,6 +44,8 @@ TOOLKIT = (
     "opencv",
     "tvl1.dials",
     "tvl1.reference",
+    "tvl1.vector",
+    "tvl1.cpu",
     "tvl1",
     "codecs",
     "flow",
@@ -82,6 +84,7 @@ SUITE = (
     "picture",
     "speed.download",
     "speed.codec",
+    "speed.flow",
 )
 OWNERS = {
     "ffmpeg": {"kinetics_tools.media"},
@@ -96,6 +99,10 @@ OWNERS = {
     "tqdm": {"kinetics_tools.cli"},
     "jinja2": {"kinetics_tools.page"},
     "ray": {"kinetics_tools.engine"},
+    "skimage": {"benchmarks.speed.flow"},
+    # The kernels, and the vectors that they are written in.
+    "numba": {"kinetics_tools.tvl1.cpu", "kinetics_tools.tvl1.vector"},
+    "llvmlite": {"kinetics_tools.tvl1.vector"},
 }
 
 

@@ -24,9 +24,17 @@ def _torch(frames: Frames, dials: Dials, device: str, threads: int) -> Flows:  #
     return reference.flows(frames, dials, device)
 
 
-BODIES = {"torch": _torch}
+def _numba(frames: Frames, dials: Dials, device: str, threads: int) -> Flows:
+    if device != "cpu":
+        raise ValueError(f"body 'numba' of tvl1 runs on a CPU, not on {device}")
+    from kinetics_tools.tvl1 import cpu
+
+    return cpu.flows(frames, dials, threads)
+
+
+BODIES = {"torch": _torch, "numba": _numba}
 # The fastest body on each kind of device.
-FASTEST: Mapping[str, str] = {"cpu": "torch", "cuda": "torch"}
+FASTEST: Mapping[str, str] = {"cpu": "numba", "cuda": "torch"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,5 +60,20 @@ class TVL1(Dials):
         Raises:
             UnknownNameError: no such body.
         """
-        name = self.body or FASTEST[device.partition(":")[0]]
-        return lookup("body of tvl1", name, BODIES)(frames, self, device, threads)
+        return lookup("body of tvl1", self._body_on(device), BODIES)(frames, self, device, threads)
+
+    def prepare(self, device: str) -> None:
+        """Do what is done once on a machine, so that processes started later need not: compile.
+
+        It takes some seconds the first time, a fraction of one once it is cached.
+
+        Args:
+            device: torch's name of it.
+        """
+        if self._body_on(device) == "numba":
+            from kinetics_tools.tvl1 import cpu
+
+            cpu.prepare()
+
+    def _body_on(self, device: str) -> str:
+        return self.body or FASTEST[device.partition(":")[0]]

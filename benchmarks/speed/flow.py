@@ -1,0 +1,316 @@
+"""How fast TV-L1 is, and how near to OpenCV's; each line of output is JSON.
+
+    python -m benchmarks.speed.flow DATA
+    python -m benchmarks.speed.flow DATA --part pairs --pairs 10,14,18
+
+DATA is a folder with `clips`, `weizmann` and `flow` (two Middlebury pairs with their truth). Parts:
+
+    pairs       real pairs against OpenCV's DualTVL1OpticalFlow at its defaults, one thread each
+    shares      where the time of some of these pairs goes
+    threads     two threads against one
+    middlebury  end-point errors and seconds, with OpenCV's DIS and scikit-image's TV-L1 beside ours
+    command     the whole of extract-flow against the flow alone, on the same frames and processors
+    cuda        pairs a second by batch, where there is a GPU
+
+Sides take turns, after one turn that is not counted; a ratio is the median of the turns' ratios.
+`command` says its ratio with the seconds that the command needs to start, and without.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kinetics_tools import media, opencv
+from kinetics_tools.flow import compute, quantise, stream
+from kinetics_tools.tvl1.cpu import Workspace
+from kinetics_tools.tvl1.dials import Dials
+
+Gray = npt.NDArray[np.uint8]
+Flow = npt.NDArray[np.float32]
+
+TURNS = 3
+REPEATS = 5
+COMMAND_TURNS = 2
+SHARES_TURNS = 12
+CLIPS = (
+    "clips/R6llTwEh07w.mp4",
+    "clips/v_SoccerJuggling_g23_c01.avi",
+    "clips/RATRACE_wave_f_nm_np1_fr_goo_37.avi",
+    "weizmann/jack/daria_jack.avi",
+)
+COMMAND_CLIPS = (
+    "clips/arm_wrestling.mp4",
+    "clips/v_SoccerJuggling_g23_c01.avi",
+    "clips/RATRACE_wave_f_nm_np1_fr_goo_37.avi",
+    "weizmann/jack/daria_jack.avi",
+)
+STREAMED_FRAMES = 64
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--part", choices=PARTS, action="append", help="(default: all)")
+    parser.add_argument("--pairs", default="10,14,18", help="numbers of first frames")
+    parser.add_argument("--jobs", default="1,2", help="numbers of jobs of the command")
+    options = parser.parse_args()
+    for part in options.part or PARTS:
+        for result in PARTS[part](options):
+            print(json.dumps({"part": part} | result | _machine()), flush=True)
+
+
+class _Raw(argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def _machine() -> dict[str, Any]:
+    return {"processors": len(os.sched_getaffinity(0)), "machine": platform.machine()}
+
+
+def take_turns(
+    sides: Mapping[str, Callable[[], object]], turns: int = TURNS
+) -> dict[str, list[float]]:
+    """Seconds of each side in each turn, after one turn that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(turns + 1):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def _ratio(slow: list[float], fast: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def _frames(path: Path, num: int | None = None) -> Gray:
+    return opencv.gray(media.read_frames(path)[:num])
+
+
+def measure_pairs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Pairs of frames t and t + 1, ours and OpenCV's, and how far they are apart."""
+    numbers = [int(number) for number in options.pairs.split(",")]
+    ratios = []
+    for name in CLIPS:
+        frames = _frames(options.data / name, max(numbers) + 2)
+        height, width = frames.shape[1:]
+        space = Workspace(height, width, Dials())
+        theirs = opencv.tvl1_solver()
+        for number in numbers:
+            pair = frames[number], frames[number + 1]
+            seconds = take_turns(
+                {
+                    "ours": lambda pair=pair, space=space: [  # type: ignore[misc]  # of this turn
+                        space.solve(*pair) for _ in range(REPEATS)
+                    ],
+                    "opencv": partial(theirs, *pair),
+                }
+            )
+            ratios.append(REPEATS * _ratio(seconds["opencv"], seconds["ours"]))
+            found, wanted = space.solve(*pair), theirs(*pair)
+            codes = abs(quantise(found).astype(int) - quantise(wanted))
+            ours_s = statistics.median(seconds["ours"]) / REPEATS
+            yield {
+                "clip": name,
+                "size": f"{width}x{height}",
+                "pair": number,
+                "times_opencv": round(ratios[-1], 1),
+                "pairs_per_s": round(1 / ours_s, 1),
+                "opencv_pairs_per_s": round(1 / statistics.median(seconds["opencv"]), 2),
+                "million_pixel_steps": round(space.work / 1e6, 1),
+                "codes_within_1_percent": round(100 * float((codes <= 1).mean()), 2),
+                "mean_difference_px": round(float(abs(found - wanted).mean()), 4),
+            }
+    yield {
+        "pairs": len(ratios),
+        "times_opencv_geometric_mean": round(statistics.geometric_mean(ratios), 1),
+        "times_opencv_least": round(min(ratios), 1),
+    }
+
+
+def measure_shares(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Nanoseconds a pixel of each part, from runs that differ by one number, and their shares.
+
+    The seconds of a pair are rest + warps (warp + rounds (median + steps step)).
+    """
+    for name in CLIPS:
+        for number in (int(number) for number in options.pairs.split(",")):
+            before, after = _frames(options.data / name, number + 2)[number:]
+            height, width = before.shape
+            spaces = [
+                Workspace(
+                    height,
+                    width,
+                    Dials(num_warps=w, outer_iterations=o, inner_iterations=i, epsilon=1e-9),
+                )
+                for w, o, i in ((1, 1, 1), (1, 1, 31), (1, 11, 1), (11, 1, 1))
+            ]
+            usual = Workspace(height, width, Dials())
+            sides = {
+                str(n): partial(s.solve, before, after) for n, s in enumerate((*spaces, usual))
+            }
+            seconds = [min(turns) for turns in take_turns(sides, SHARES_TURNS).values()]
+            pixels = spaces[0].work  # of all levels: each has had one step
+            step = (seconds[1] - seconds[0]) / 30
+            median = (seconds[2] - seconds[0]) / 10 - step
+            warp = (seconds[3] - seconds[0]) / 10 - step - median
+            rest = seconds[0] - step - median - warp
+            steps = usual.work / pixels
+            parts = {"step": step, "median": median, "warp": warp, "rest": rest}
+            shares = {"step": step * steps, "warp": warp * Dials().num_warps, "rest": rest}
+            shares["median"] = seconds[4] - sum(shares.values())
+            yield {
+                "clip": name,
+                "size": f"{width}x{height}",
+                "pair": number,
+                "steps": round(steps),
+                "ns_a_pixel": {k: round(v / pixels * 1e9, 2) for k, v in parts.items()},
+                "percent": {k: round(100 * v / seconds[4]) for k, v in shares.items()},
+            }
+
+
+def measure_threads(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A stream of frames by one thread and by two."""
+    for name in CLIPS[1::2]:
+        frames = _frames(options.data / name, STREAMED_FRAMES)
+        seconds = take_turns(
+            {
+                str(threads): partial(compute, frames, threads=threads, body="numba")
+                for threads in (1, 2)
+            }
+        )
+        yield {
+            "clip": name,
+            "pairs": len(frames) - 1,
+            "pairs_per_s": round((len(frames) - 1) / statistics.median(seconds["1"]), 1),
+            "two_threads_times_one": round(_ratio(seconds["1"], seconds["2"]), 2),
+        }
+
+
+def measure_middlebury(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Pairs with known flow: ours, OpenCV's two, and scikit-image's TV-L1 where it is installed."""
+    for name in ("RubberWhale", "Dimetrodon"):
+        folder = options.data / "flow" / name
+        pair = [opencv.gray(media.read_frames(folder / f"frame{n}.png", None)[0]) for n in (10, 11)]
+        height, width = pair[0].shape
+        stored = np.fromfile(folder / "flow10.flo", np.float32, offset=12)
+        truth = stored.reshape(height, width, 2)
+        known = (abs(truth) < 1e9).all(axis=2)
+        methods: dict[str, Callable[[Gray, Gray], Flow]] = {
+            "tvl1": Workspace(height, width, Dials()).solve,
+            "opencv-tvl1": opencv.tvl1_solver(),
+            "opencv-dis-medium": opencv.dis_solver(),
+            "scikit-image-tvl1": _scikit_image,
+        }
+        seconds = take_turns({m: partial(solve, *pair) for m, solve in methods.items()})
+        for method, solve in methods.items():
+            error = np.linalg.norm(solve(*pair) - truth, axis=2)[known].mean()
+            yield {
+                "pair": name,
+                "method": method,
+                "end_point_error_px": round(float(error), 3),
+                "seconds": round(statistics.median(seconds[method]), 3),
+            }
+
+
+def _scikit_image(before: Gray, after: Gray) -> Flow:
+    from skimage import registration
+
+    solve: Callable[..., Any] = registration.optical_flow_tvl1
+    rows, columns = solve(before / np.float32(255), after / np.float32(255))
+    return np.stack([columns, rows], axis=2).astype(np.float32)
+
+
+def measure_command(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The command on some clips with one job and with two, against the flow of their frames."""
+    clips = [_frames(options.data / name) for name in COMMAND_CLIPS]
+    num_pairs = sum(len(frames) - 1 for frames in clips)
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name) / "clips"
+        (source / "some").mkdir(parents=True)
+        for clip in COMMAND_CLIPS:
+            (source / "some" / Path(clip).name).symlink_to((options.data / clip).resolve())
+        for jobs in map(int, options.jobs.split(",")):
+            outs = [Path(name) / f"out-{jobs}-{turn}" for turn in range(COMMAND_TURNS + 1)]
+            fresh = iter(outs)
+            seconds = take_turns(
+                {
+                    "flow": partial(_drain, clips, jobs),
+                    "command": lambda jobs=jobs, fresh=fresh: _extract(source, next(fresh), jobs),  # type: ignore[misc]  # of this turn
+                },
+                COMMAND_TURNS,
+            )
+            start = time.perf_counter()
+            _extract(source, outs[0], jobs)  # all is there already
+            start_s = time.perf_counter() - start
+            working = [seconds_ - start_s for seconds_ in seconds["command"]]
+            yield {
+                "jobs": jobs,
+                "pairs": num_pairs,
+                "pairs_per_s": round(num_pairs / statistics.median(seconds["command"]), 1),
+                "start_s": round(start_s, 1),
+                "flow_alone_pairs_per_s": round(num_pairs / statistics.median(seconds["flow"]), 1),
+                "command_by_flow_alone": round(_ratio(seconds["flow"], seconds["command"]), 3),
+                "the_same_once_started": round(_ratio(seconds["flow"], working), 3),
+            }
+
+
+def _drain(clips: list[Gray], threads: int) -> None:
+    for frames in clips:
+        for _ in stream(frames, threads=threads, body="numba"):
+            pass
+
+
+def _extract(source: Path, out: Path, jobs: int) -> None:
+    code = "from kinetics_tools.commands.extract import main; main()"
+    words = [str(source), str(out), "--short-side", "keep", "--samples-per-shard", "1"]
+    subprocess.run(
+        [sys.executable, "-c", code, *words, "--jobs", str(jobs), "--device", "cpu"],
+        check=True,
+        capture_output=True,
+    )
+
+
+def measure_cuda(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A stream on the GPU, after one that is not counted."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    frames = _frames(options.data / CLIPS[0])
+    for num in (32, 128, len(frames)):
+        seconds = take_turns({"gpu": partial(compute, frames[:num], device="cuda")})
+        yield {
+            "gpu": torch.cuda.get_device_name(),
+            "pairs": num - 1,
+            "pairs_per_s": round((num - 1) / statistics.median(seconds["gpu"]), 1),
+        }
+
+
+PARTS: Mapping[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
+    "pairs": measure_pairs,
+    "shares": measure_shares,
+    "threads": measure_threads,
+    "middlebury": measure_middlebury,
+    "command": measure_command,
+    "cuda": measure_cuda,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""Every body of TV-L1 takes the same tests: the readable one's flow, OpenCV's, and hostile input.
+
+A new body needs its name in `tvl1.BODIES`, and nothing here, unless it is too slow (SMALL) or is
+not to be had on every machine (`available`).
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from support import environment
+
+from kinetics_tools import media, opencv
+from kinetics_tools.flow import compute, make_method, quantise, stream
+from kinetics_tools.tvl1 import BODIES, FASTEST, cpu
+
+Gray = npt.NDArray[np.uint8]
+Flow = npt.NDArray[np.float32]
+
+# A fixed amount of work: no pair settles at this epsilon (but for equal frames). One warp a level:
+# with more, pixels whose flow leaves the image amplify the last bit of float32 to tenths of a pixel
+# (the readable body in float32 and in float64 differ as much there).
+FIXED: dict[str, Any] = {
+    "epsilon": 1e-9,
+    "inner_iterations": 8,
+    "outer_iterations": 2,
+    "num_warps": 1,
+}
+# The interpreter of triton is a thousand times slower than what it stands for.
+SMALL: dict[str, Any] = {"num_scales": 2, "num_warps": 1, "inner_iterations": 5}
+
+
+def available(body: str) -> bool:
+    """Whether this machine can run a body: triton needs a GPU, or its interpreter."""
+    return body != "triton" or torch.cuda.is_available() or "TRITON_INTERPRET" in os.environ
+
+
+def is_slow(body: str) -> bool:
+    return body == "triton" and not torch.cuda.is_available()
+
+
+HERE = [body for body in BODIES if available(body)]
+OTHERS = [body for body in HERE if body != "torch"]
+QUICK = [body for body in HERE if not is_slow(body)]
+QUICK_OTHERS = [body for body in QUICK if body != "torch"]
+
+
+def flow_of(body: str, frames: Gray, *, threads: int = 1, **dials: Any) -> Flow:
+    """Flow (T-1, H, W, 2) by a body; dials of slow ones ask for less work."""
+    device = "cuda" if body == "triton" and torch.cuda.is_available() else "cpu"
+    return compute(frames, device=device, threads=threads, body=body, **dials)
+
+
+def texture(num: int, height: int, width: int, step: tuple[float, float], seed: int = 0) -> Gray:
+    """Frames of a smooth random texture that moves by `step` (x, y) pixels each time."""
+    margin = 32
+    noise = np.random.default_rng(seed).random((height + 2 * margin, width + 2 * margin))
+    smooth = cv2.GaussianBlur(noise, (0, 0), 2.0)
+    smooth = (smooth - smooth.min()) / (smooth.max() - smooth.min()) * 255
+    shifts = [(step[0] * t - margin, step[1] * t - margin) for t in range(num)]
+    moved = [
+        cv2.warpAffine(smooth, np.array([[1, 0, x], [0, 1, y]], np.float64), (width, height))
+        for x, y in shifts
+    ]
+    return np.stack(moved).round().astype(np.uint8)
+
+
+def real_frames(folder: Path, name: str, start: int, num: int = 2) -> Gray:
+    return opencv.gray(media.read_frames(folder / name)[start : start + num])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_the_fastest_bodies_are_bodies() -> None:
+    assert set(FASTEST.values()) <= set(BODIES)
+
+
+@pytest.mark.parametrize("size", [(47, 66), (20, 131), (16, 16), (33, 35)])
+@pytest.mark.parametrize("body", OTHERS)
+def test_a_body_takes_the_steps_of_the_readable_one(body: str, size: tuple[int, int]) -> None:
+    dials = {**FIXED, **(SMALL if is_slow(body) else {})}
+    frames = texture(2, *size, (1.4, -0.6))
+
+    difference = abs(flow_of(body, frames, **dials) - flow_of("torch", frames, **dials))
+
+    assert np.percentile(difference, 99.9) <= 1e-3
+
+
+REAL = [
+    ("clips/arm_wrestling.mp4", 40),
+    ("clips/v_SoccerJuggling_g23_c01.avi", 10),
+    ("weizmann/run/denis_run.avi", 12),
+]
+
+
+@pytest.mark.parametrize(("name", "start"), REAL)
+@pytest.mark.parametrize("body", QUICK_OTHERS)
+def test_a_body_takes_the_steps_of_the_readable_one_on_real_clips(
+    shared_data: Path, body: str, name: str, start: int
+) -> None:
+    frames = real_frames(shared_data, name, start)
+
+    difference = abs(flow_of(body, frames, **FIXED) - flow_of("torch", frames, **FIXED))
+
+    assert np.percentile(difference, 99.9) <= 1e-3
+
+
+@pytest.mark.parametrize("body", OTHERS)
+def test_a_body_stops_where_the_readable_one_stops(body: str) -> None:
+    dials = SMALL if is_slow(body) else {"num_warps": 1}
+    frames = texture(3, 40, 52, (0.8, 0.3))
+
+    difference = abs(flow_of(body, frames, **dials) - flow_of("torch", frames, **dials))
+
+    assert np.percentile(difference, 99.9) <= 0.02
+
+
+@pytest.mark.parametrize(("name", "start"), REAL)
+@pytest.mark.parametrize("body", QUICK_OTHERS)
+def test_a_body_stops_where_the_readable_one_stops_on_real_clips(
+    shared_data: Path, body: str, name: str, start: int
+) -> None:
+    frames = real_frames(shared_data, name, start)
+
+    difference = abs(flow_of(body, frames, num_warps=1) - flow_of("torch", frames, num_warps=1))
+
+    assert np.percentile(difference, 99.9) <= 0.02
+
+
+@pytest.mark.parametrize(("name", "start"), REAL)
+@pytest.mark.parametrize("body", QUICK_OTHERS)
+def test_a_body_stores_the_codes_of_the_readable_one(
+    shared_data: Path, body: str, name: str, start: int
+) -> None:
+    frames = real_frames(shared_data, name, start)
+
+    assert_same_codes(flow_of(body, frames), flow_of("torch", frames))
+
+
+def assert_same_codes(ours: Flow, theirs: Flow) -> None:
+    """At least 99 % of the codes within 1, and a mean absolute difference of 0.03 px."""
+    codes = abs(quantise(ours).astype(int) - quantise(theirs))
+    assert (codes <= 1).mean() >= 0.99
+    assert abs(ours - theirs).mean() <= 0.03
+
+
+FAITHFUL = [
+    ("clips/R6llTwEh07w.mp4", 10),
+    ("clips/R6llTwEh07w.mp4", 14),
+    ("clips/v_SoccerJuggling_g23_c01.avi", 14),
+    ("clips/RATRACE_wave_f_nm_np1_fr_goo_37.avi", 18),
+    ("weizmann/jack/daria_jack.avi", 18),
+    ("weizmann/wave2/eli_wave2.avi", 10),
+]
+
+
+@pytest.mark.parametrize(("name", "start"), FAITHFUL)
+@pytest.mark.parametrize("body", QUICK_OTHERS)
+def test_a_body_stores_the_codes_of_opencv(
+    shared_data: Path, body: str, name: str, start: int
+) -> None:
+    frames = real_frames(shared_data, name, start)
+
+    assert_same_codes(flow_of(body, frames), compute(frames, "opencv-tvl1"))
+
+
+@pytest.mark.parametrize(("name", "limit"), [("RubberWhale", 0.158), ("Dimetrodon", 0.182)])
+@pytest.mark.parametrize("body", QUICK_OTHERS)
+def test_a_body_meets_the_known_end_point_error(
+    shared_data: Path, body: str, name: str, limit: float
+) -> None:
+    folder = shared_data / "flow" / name
+    frames = np.stack(
+        [opencv.gray(media.read_frames(folder / f"frame{n}.png", None)[0]) for n in (10, 11)]
+    )
+    truth = np.fromfile(folder / "flow10.flo", np.float32, offset=12).reshape(*frames.shape[1:], 2)
+    known = (abs(truth) < 1e9).all(axis=2)
+
+    error = np.linalg.norm(flow_of(body, frames)[0] - truth, axis=2)[known].mean()
+
+    assert error <= limit
+
+
+@pytest.mark.parametrize("body", HERE)
+def test_equal_frames_have_exactly_no_flow(body: str) -> None:
+    dials = SMALL if is_slow(body) else {}
+    random = np.random.default_rng(0)
+    for frame in (random.integers(0, 256, (1, 37, 53), np.uint8), texture(1, 40, 31, (0, 0))):
+        assert (flow_of(body, np.repeat(frame, 3, axis=0), **dials) == 0).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3), (4, 4), (5, 70), (17, 16)])
+@pytest.mark.parametrize("body", HERE)
+def test_tiny_and_hostile_frames_have_finite_flow(body: str, size: tuple[int, int]) -> None:
+    dials = SMALL if is_slow(body) else {}
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, (2, *size), np.uint8)
+    black_and_white = (random.random((2, *size)) < 0.5).astype(np.uint8) * 255
+    flash = np.stack([np.full(size, value, np.uint8) for value in (0, 255)])
+
+    for frames in (noise, black_and_white, flash):
+        found = flow_of(body, frames, **dials)
+        assert found.shape == (1, *size, 2)
+        assert found.dtype == np.float32
+        assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (5, 70), (17, 16)])
+@pytest.mark.parametrize("body", OTHERS)
+def test_tiny_frames_take_the_steps_of_the_readable_one(body: str, size: tuple[int, int]) -> None:
+    dials = {**FIXED, "inner_iterations": 3, "num_warps": 1}
+    frames = texture(2, *size, (0.4, -0.3))
+
+    difference = abs(flow_of(body, frames, **dials) - flow_of("torch", frames, **dials))
+
+    assert difference.max() <= 1e-3
+
+
+@pytest.mark.parametrize("body", HERE)
+def test_black_and_white_frames_have_no_flow(body: str) -> None:
+    for value in (0, 255):
+        assert (flow_of(body, np.full((2, 19, 33), value, np.uint8)) == 0).all()
+
+
+@pytest.mark.parametrize("body", HERE)
+def test_flow_of_a_pair_does_not_depend_on_the_others(body: str) -> None:
+    dials = {"num_warps": 2} | (SMALL if is_slow(body) else {})
+    still = np.repeat(texture(1, 40, 52, (0, 0)), 2, axis=0)
+    frames = np.concatenate([texture(3, 40, 52, (2.3, 1.1)), still, texture(2, 40, 52, (-6, 3))])
+
+    together = flow_of(body, frames, **dials)
+
+    for t, found in enumerate(together):
+        assert np.array_equal(found, flow_of(body, frames[t : t + 2], **dials)[0])
+
+
+@pytest.mark.parametrize("body", QUICK_OTHERS)
+def test_flow_does_not_depend_on_the_number_of_threads(body: str) -> None:
+    frames = texture(9, 60, 70, (2.3, 1.1))
+    frames[4] = frames[3]  # one pair is done long before its neighbours
+
+    assert np.array_equal(flow_of(body, frames, threads=3), flow_of(body, frames))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_numba_body_reads_few_frames_ahead_and_leaves_no_thread(threads: int) -> None:
+    read = 0
+
+    def endless() -> Iterator[Gray]:
+        nonlocal read
+        while True:
+            read += 1
+            yield np.full((20, 30), read % 256, np.uint8)
+
+    before = threading.active_count()
+    fields = stream(endless(), threads=threads, body="numba")
+    for number in range(1, 6):
+        next(fields)
+        assert read <= number + 1 + threads
+    fields.close()  # type: ignore[attr-defined]  # an iterator that is a generator
+
+    assert threading.active_count() == before
+
+
+def test_a_function_that_cannot_be_cached_is_compiled_all_the_same() -> None:
+    names: dict[str, Any] = {}
+    exec("def double(x):\n    return 2 * x", names)  # Numba finds no file to keep its code beside
+
+    assert cpu._cached(names["double"])(4) == 8
+
+
+@pytest.mark.full
+def test_processes_that_compile_at_once_share_a_cache_and_agree(tmp_path: Path) -> None:
+    code = (
+        "import hashlib, numpy as np; from kinetics_tools.flow import compute; "
+        "frames = np.random.default_rng(0).integers(0, 256, (2, 40, 50), np.uint8); "
+        "print(hashlib.sha256(compute(frames, body='numba').tobytes()).hexdigest())"
+    )
+    words = [sys.executable, "-c", code]
+    own = environment() | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    started = [subprocess.Popen(words, env=own, stdout=subprocess.PIPE) for _ in range(3)]
+
+    said = {process.communicate()[0] for process in started}
+
+    assert all(process.returncode == 0 for process in started)
+    assert said == {subprocess.run(words, env=own, capture_output=True, check=True).stdout}
+    assert list(tmp_path.rglob("*.nbc"))
+
+
+def test_what_is_prepared_is_compiled(caplog: pytest.LogCaptureFixture) -> None:
+    make_method("tvl1").prepare("cpu")
+    make_method("opencv-tvl1").prepare("cpu")
+
+    with caplog.at_level("INFO"):
+        make_method("tvl1").prepare("cpu")
+
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("body", HERE)
+def test_one_frame_has_no_flow_and_none_has_none(body: str) -> None:
+    assert flow_of(body, np.zeros((1, 8, 9), np.uint8)).shape == (0, 8, 9, 2)
+    assert list(stream([], body=body)) == []
