@@ -442,7 +442,7 @@ def _cut(segment: Segment, opened: Opened, clip: Path, plan: Plan) -> tuple[Cut,
 
 def _pass_ready(ready: Path, clip: Path, plan: Plan) -> Cut:
     """Bring a clip that a source has ready through the same door, from its time 0, all of it."""
-    if media.conforms(ready, plan.recipe):
+    if media.conforming_frames(ready, plan.recipe):
         with naming(clip):
             shutil.copyfile(ready, clip)
         made = Cut(media.count_frames(clip))

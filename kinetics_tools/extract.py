@@ -399,9 +399,8 @@ def _rgb_content(clip: Clip, *, plan: Plan, folder: Path) -> Content | _Failure:
     if clip.sha256 is None:
         return _Failure(clip.reason, f"no file {clip.source}")
     try:
-        if media.conforms(clip.path, plan.rgb):
-            path, num_frames = clip.path, media.count_frames(clip.path)
-        else:
+        path, num_frames = clip.path, media.conforming_frames(clip.path, plan.rgb)
+        if not num_frames:
             path = folder / f"{clip.key}.{RGB_EXT}"
             cut = media.conform(clip.path, path, recipe=plan.rgb, binary=plan.binary)
             num_frames = cut.num_frames

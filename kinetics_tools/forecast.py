@@ -146,7 +146,7 @@ def _samples(
         path = folder / f"{clip.key}.mp4"
         start = time.perf_counter()
         try:
-            if media.conforms(clip.path, plan.rgb):
+            if media.conforming_frames(clip.path, plan.rgb):
                 path = clip.path
             else:
                 _write_beginning(clip.path, path, plan)

@@ -189,10 +189,10 @@ def probe(path: Path) -> Video:
         )
 
 
-def conforms(path: Path, recipe: ClipRecipe) -> bool:
-    """Whether a clip already is what `recipe` would make of it, so that its bytes may be kept.
+def conforming_frames(path: Path, recipe: ClipRecipe) -> int:
+    """How many frames a clip has that already is what `recipe` would make of it; of others, 0.
 
-    Every frame is decoded: a constant rate is a claim about all of them.
+    Such a clip's bytes may be kept. Every frame is decoded: a constant rate is a claim about all.
 
     Raises:
         MediaError: it cannot be decoded.
@@ -200,21 +200,22 @@ def conforms(path: Path, recipe: ClipRecipe) -> bool:
     video = probe(path)
     wanted = _size(video, recipe)
     if (video.codec, video.pixel_format, video.width, video.height) != ("h264", "yuv420p", *wanted):
-        return False
+        return 0
     if "mp4" not in video.container.split(","):
-        return False
+        return 0
     if video.num_audio > int(recipe.keep_audio):
-        return False
-    since_key = 0
-    for number, frame in enumerate(_decode(path)):
+        return 0
+    since_key = num_frames = 0
+    for frame in _decode(path):
         if frame.rotation or (frame.width, frame.height) != wanted or frame.pts is None:
-            return False
-        if frame.pts * frame.time_base * recipe.fps != number:
-            return False
+            return 0
+        if frame.pts * frame.time_base * recipe.fps != num_frames:
+            return 0
         since_key = 0 if frame.key_frame else since_key + 1
         if since_key >= recipe.keyframe_interval:
-            return False
-    return True
+            return 0
+        num_frames += 1
+    return num_frames
 
 
 def _size(video: Video, recipe: ClipRecipe) -> tuple[int, int]:

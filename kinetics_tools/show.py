@@ -159,8 +159,9 @@ def open_clip(
         MediaError: it is damaged, too small, or has fewer than two frames there.
     """
     with tempfile.TemporaryDirectory(prefix=".show-", dir=tmp_dir) as folder:
-        if media.conforms(clip, recipe):
-            path, first, num = clip, start, media.count_frames(clip) - start
+        total = media.conforming_frames(clip, recipe)
+        if total:
+            path, first, num = clip, start, total - start
         else:
             path, first = Path(folder, "clip.mp4"), 0
             num = media.conform(

@@ -131,9 +131,9 @@ def test_a_clip_is_h264_of_the_wanted_size_with_keyframes_and_nothing_else(
         keys = [n for n, frame in enumerate(container.decode(video=0)) if frame.key_frame]
         assert "encoder" not in container.metadata
     assert max(b - a for a, b in zip(keys, [*keys[1:], 50], strict=True)) <= 16
-    assert media.conforms(clip, recipe)
-    assert not media.conforms(clip, replace(recipe, short_side=128))
-    assert not media.conforms(video, recipe)
+    assert media.conforming_frames(clip, recipe) == media.count_frames(clip)
+    assert not media.conforming_frames(clip, replace(recipe, short_side=128))
+    assert not media.conforming_frames(video, recipe)
 
 
 @pytest.mark.parametrize(
