@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.server
+import os
 import socket
 import subprocess
 import threading
@@ -12,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support import SHARED, MediaServer
 
 from kinetics_tools import media
+
+# Without a GPU Triton's kernels are interpreted. Triton asks for this where a kernel is defined.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 NO_SHARED = "needs the real data in ../shared/data, which is not beside this checkout"
 

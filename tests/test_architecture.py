@@ -46,6 +46,8 @@ TOOLKIT = (
     "tvl1.reference",
     "tvl1.vector",
     "tvl1.cpu",
+    "tvl1.kernels",
+    "tvl1.cuda",
     "tvl1",
     "codecs",
     "flow",
@@ -103,6 +105,7 @@ OWNERS = {
     # The kernels, and the vectors that they are written in.
     "numba": {"kinetics_tools.tvl1.cpu", "kinetics_tools.tvl1.vector"},
     "llvmlite": {"kinetics_tools.tvl1.vector"},
+    "triton": {"kinetics_tools.tvl1.kernels"},
 }
 
 

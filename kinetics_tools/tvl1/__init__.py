@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from kinetics_tools.errors import lookup
+from kinetics_tools.errors import KineticsError, lookup
 from kinetics_tools.tvl1 import reference
 from kinetics_tools.tvl1.dials import Dials
 
@@ -24,6 +24,17 @@ def _torch(frames: Frames, dials: Dials, device: str, threads: int) -> Flows:  #
     return reference.flows(frames, dials, device)
 
 
+def _triton(frames: Frames, dials: Dials, device: str, threads: int) -> Flows:  # noqa: ARG001 - a GPU has its own
+    try:
+        from kinetics_tools.tvl1 import cuda
+    except ModuleNotFoundError as error:
+        raise KineticsError(
+            "body 'triton' of tvl1 needs the package triton: pip install triton, or choose body "
+            "'torch'"
+        ) from error
+    return cuda.flows(frames, dials, device)
+
+
 def _numba(frames: Frames, dials: Dials, device: str, threads: int) -> Flows:
     if device != "cpu":
         raise ValueError(f"body 'numba' of tvl1 runs on a CPU, not on {device}")
@@ -32,9 +43,9 @@ def _numba(frames: Frames, dials: Dials, device: str, threads: int) -> Flows:
     return cpu.flows(frames, dials, threads)
 
 
-BODIES = {"torch": _torch, "numba": _numba}
+BODIES = {"torch": _torch, "numba": _numba, "triton": _triton}
 # The fastest body on each kind of device.
-FASTEST: Mapping[str, str] = {"cpu": "numba", "cuda": "torch"}
+FASTEST: Mapping[str, str] = {"cpu": "numba", "cuda": "triton"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,490 @@
+"""The kernels of TV-L1 in Triton: what one program of each does, and nothing about the host.
+
+No program reads what another program of the same launch writes: flow and dual field lie in two
+buffers, and a pair is read from one and written to the other. So programs may run in any order.
+Nothing is added up by atomics: sums are parts of fixed extent, added in a fixed order.
+
+What the host and the kernels agree on, for B pairs of H x W:
+
+    frames  float32 (B + 1, H, W)     pair b is frames b and b + 1
+    u       float32 (3, B, 2, H, W)   the flow, x then y; two sides, and the median of one
+    p       float32 (2, B, 4, H, W)   the dual field times theta: along x of both parts of the
+                                      flow, then along y
+    data    float32 (B, 3, H, W)      the warped gradient, x then y, and the offset of the data term
+    state   int32 (B, 4)              of each pair: see `_judge`
+    sums    float64 (B, STEPS, parts) squared change of the flow, by step and by program
+"""
+
+import triton
+import triton.language as tl
+
+# Whether the kernels run in Triton's interpreter: on a CPU, slowly. Decided where they are read.
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+# What kernels call. The interpreter prepares all of Triton anew for each call of a jitted function,
+# which takes it a millisecond; in a kernel that it has prepared, a plain function does the same.
+part_of_kernel = (lambda function: function) if INTERPRETED else triton.jit
+
+# One compiled kernel for all sizes, not one for those that are multiples of 16 and so on.
+SIZES = ["old_height", "old_width", "height", "width", "parts", "asked", "first"]
+MIN_SQUARED_GRADIENT = tl.constexpr(2.0**-23)
+SMOOTHED = tl.constexpr(2)
+
+
+def _median_network() -> tuple[tuple[int, int], ...]:
+    """Return the exchanges (low, high) that put the median of 25 values at place 12.
+
+    Batcher's odd-even merge of five sorted fives, without the exchanges that place 12 never sees.
+    Place 5 i + j is in row j of column i.
+    """
+    exchanges: list[tuple[int, int]] = []
+
+    def merge(a: list[int], b: list[int]) -> list[int]:
+        """Append the exchanges that merge the sorted places; return them, lowest value first."""
+        if not (a and b):
+            return a + b
+        if len(a) == len(b) == 1:
+            exchanges.append((a[0], b[0]))
+            return a + b
+        odd, even = merge(a[0::2], b[0::2]), merge(a[1::2], b[1::2])
+        merged = odd[:1]
+        for high, low in zip(odd[1:], even, strict=False):
+            exchanges.append((low, high))
+            merged += [low, high]
+        return merged + even[len(odd) - 1 :] + odd[len(even) + 1 :]
+
+    def sort(places: list[int]) -> list[int]:
+        half = len(places) // 2
+        return merge(sort(places[:half]), sort(places[half:])) if half else places
+
+    columns = [sort(list(range(5 * i, 5 * i + 5))) for i in range(5)]
+    left = merge(columns[0], columns[1])
+    right = merge(merge(columns[2], columns[3]), columns[4])
+    middle = merge(left, right)[12]
+    seen, needed = {middle}, []
+    for low, high in reversed(exchanges):
+        if low in seen or high in seen:
+            seen |= {low, high}
+            needed.append((low, high))
+    # Names of places are free: let the median end at place 12.
+    name = {middle: 12, 12: middle}
+    return tuple((name.get(a, a), name.get(b, b)) for a, b in reversed(needed))
+
+
+MEDIAN_NETWORK = tl.constexpr(_median_network())
+NUM_EXCHANGES = tl.constexpr(len(_median_network()))
+
+
+@triton.jit(do_not_specialize=SIZES)
+def resize(
+    source, target, state, low_x, low_y, weight_x, weight_y,
+    old_height, old_width, height, width, gain,
+    BLOCK: tl.constexpr, SIDED: tl.constexpr,
+):  # fmt: skip
+    """Resize planes bilinearly; program (i, n) makes block i of plane n.
+
+    The tables say for each new column and row which old one lies before it, and how far. With
+    SIDED the planes are flow, two a pair, and lie on the side that `state` names.
+    """
+    plane = tl.program_id(1).to(tl.int64)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < height * width
+    y, x = place // width, place % width
+    from_plane = plane
+    if SIDED:
+        side = tl.load(state + (plane // 2) * 4).to(tl.int64)
+        from_plane += side * tl.num_programs(1)
+    image = source + from_plane * old_height * old_width
+    left = tl.load(low_x + x, inside, 0)
+    above = tl.load(low_y + y, inside, 0)
+    right = tl.minimum(left + 1, old_width - 1)
+    below = tl.minimum(above + 1, old_height - 1)
+    along_x = tl.load(weight_x + x, inside, 0.0)
+    along_y = tl.load(weight_y + y, inside, 0.0)
+    top = _between(image + above * old_width, left, right, along_x, inside)
+    bottom = _between(image + below * old_width, left, right, along_x, inside)
+    value = (top + along_y * (bottom - top)) * gain
+    tl.store(target + plane * height * width + place, value, inside)
+
+
+@part_of_kernel
+def _between(row, left, right, weight, inside):
+    a = tl.load(row + left, inside, 0.0)
+    b = tl.load(row + right, inside, 0.0)
+    return a + weight * (b - a)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def warp(frames, u, data, state, height, width, BLOCK: tl.constexpr):
+    """Linearise around the flow: image and both gradients in one pass over a pixel's surroundings.
+
+    Program (i, b) makes block i of pair b. Outside the image everything is 0; the gradient inside
+    it repeats the border. Both follow from loads at clamped places and weights that are 0 outside.
+    """
+    pair = tl.program_id(1).to(tl.int64)
+    area = height * width
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < area
+    side = tl.load(state + pair * 4).to(tl.int64)
+    flow = u + (side * tl.num_programs(1) + pair) * 2 * area + place
+    u_x = tl.load(flow, inside, 0.0)
+    u_y = tl.load(flow + area, inside, 0.0)
+    x, weights_x = _taps(place % width, u_x, width)
+    y, weights_y = _taps(place // width, u_y, height)
+    after = frames + (pair + 1) * area
+    values = ()
+    slopes = ()
+    for i in tl.static_range(6):
+        row = after + tl.minimum(tl.maximum(y + (i - 2), 0), height - 1) * width
+        near = ()
+        for j in tl.static_range(6):
+            near = near + (tl.load(row + tl.minimum(tl.maximum(x + (j - 2), 0), width - 1)),)
+        value = weights_x[0] * near[1]
+        slope = weights_x[0] * (near[2] - near[0])
+        for j in tl.static_range(1, 4):
+            value += weights_x[j] * near[j + 1]
+            slope += weights_x[j] * (near[j + 2] - near[j])
+        values = values + (value,)
+        slopes = slopes + (slope,)
+    warped = weights_y[0] * values[1]
+    g_x = weights_y[0] * slopes[1]
+    g_y = weights_y[0] * (values[2] - values[0])
+    for i in tl.static_range(1, 4):
+        warped += weights_y[i] * values[i + 1]
+        g_x += weights_y[i] * slopes[i + 1]
+        g_y += weights_y[i] * (values[i + 2] - values[i])
+    g_x *= 0.5
+    g_y *= 0.5
+    before = tl.load(frames + pair * area + place, inside, 0.0)
+    error = warped - before - (g_x * u_x + g_y * u_y)
+    to = data + pair * 3 * area + place
+    tl.store(to, g_x, inside)
+    tl.store(to + area, g_y, inside)
+    tl.store(to + 2 * area, error * _slope(g_x, g_y), inside)
+
+
+@part_of_kernel
+def _slope(g_x, g_y):
+    return -1.0 / tl.maximum(g_x * g_x + g_y * g_y, MIN_SQUARED_GRADIENT)
+
+
+@part_of_kernel
+def _taps(start, along, size):
+    """Return the whole part of a position and the weights of the four taps around it.
+
+    Far outside, all taps miss: clamping the position there keeps it an integer that exists.
+    """
+    position = tl.minimum(tl.maximum(start.to(tl.float32) + along, -3.0), size + 2.0)
+    whole = tl.floor(position)
+    part = position - whole
+    first = whole.to(tl.int32)
+    weights = (_far(part + 1.0), _near(part), _near(1.0 - part), _far(2.0 - part))
+    masked = ()
+    for i in tl.static_range(4):
+        tap = first + (i - 1)
+        masked = masked + (tl.where((tap >= 0) & (tap < size), weights[i], 0.0),)
+    return first, masked
+
+
+@part_of_kernel
+def _near(x):
+    """Cubic convolution with A = -0.75, at most a pixel away."""
+    return (1.25 * x - 2.25) * x * x + 1.0
+
+
+@part_of_kernel
+def _far(x):
+    """The same, one to two pixels away."""
+    return ((-0.75 * x + 3.75) * x - 6.0) * x + 3.0
+
+
+@triton.jit(do_not_specialize=SIZES)
+def median(
+    u, state, sums, limit, parts, height, width,
+    STEPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write the median of each pixel's 5x5 surroundings, for pairs that still move.
+
+    Program (i, b, c) makes block i of part c of pair b's flow. Borders repeat.
+    """
+    pair = tl.program_id(1).to(tl.int64)
+    pairs = tl.num_programs(1)
+    area = height * width
+    side, _steps, settled, _smoothed, reached = _judge(state, sums, limit, pair, parts, STEPS)
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < tl.where((settled == 0) & (reached == 0), area, 0)
+    y, x = place // width, place % width
+    part = tl.program_id(2)
+    image = u + ((side * pairs + pair) * 2 + part) * area
+    values = ()
+    for i in tl.static_range(5):
+        column = tl.minimum(tl.maximum(x + (i - 2), 0), width - 1)
+        for j in tl.static_range(5):
+            row = tl.minimum(tl.maximum(y + (j - 2), 0), height - 1)
+            values = values + (tl.load(image + row * width + column, inside, 0.0),)
+    for n in tl.static_range(NUM_EXCHANGES):
+        values = _exchanged(values, MEDIAN_NETWORK[n][0], MEDIAN_NETWORK[n][1])
+    target = u + ((SMOOTHED * pairs + pair) * 2 + part) * area
+    tl.store(target + place, values[12], inside)
+
+
+@part_of_kernel
+def _exchanged(values, low: tl.constexpr, high: tl.constexpr):
+    """Put the smaller of two values at place `low`, the larger at `high`."""
+    small = tl.minimum(values[low], values[high])
+    large = tl.maximum(values[low], values[high])
+    return _replaced(_replaced(values, low, small), high, large)
+
+
+@part_of_kernel
+def _replaced(values, place: tl.constexpr, value):
+    return values[:place] + (value,) + values[place + 1 :]
+
+
+@part_of_kernel
+def _judge(state, sums, limit, pair, parts, STEPS: tl.constexpr):
+    """Return what the launch before did to a pair, and the step at which it settled.
+
+    Every program of a pair asks this, and all come to the same answer: it follows from what no
+    program of this launch writes.
+
+    Returns:
+        The side that holds the flow; how many steps it took there; 1 if it had settled before
+        these; 1 if they began with the median; the first of these steps, from 1, that changed the
+        flow by no more than the limit, or 0.
+    """
+    fields = state + pair * 4
+    side = tl.load(fields).to(tl.int64)
+    steps = tl.load(fields + 1)
+    settled = tl.load(fields + 2)
+    smoothed = tl.load(fields + 3)
+    reached = steps * 0
+    if (settled == 0) & (steps > 0):
+        most = tl.load(limit)
+        for k in tl.static_range(STEPS):
+            change = _total(sums + (pair * STEPS + k) * parts, parts)
+            reached = tl.where((reached == 0) & (k < steps) & (change <= most), k + 1, reached)
+    return side, steps, settled, smoothed, reached
+
+
+@part_of_kernel
+def _total(numbers, num):
+    """Add up float64 numbers, always in the same order."""
+    lane = tl.arange(0, 32)
+    total = tl.zeros((32,), tl.float64)
+    for start in range(0, num, 32):
+        total += tl.load(numbers + start + lane, start + lane < num, 0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def iterate(
+    u, p, data, state, sums, new_state, new_sums, limit,
+    asked, first, height, width, reach, tau, push,
+    STEPS: tl.constexpr, WIDTH: tl.constexpr, BAND: tl.constexpr,
+):  # fmt: skip
+    """Take up to STEPS inner steps on a strip of WIDTH columns and BAND rows.
+
+    Program (i, j, b) makes strip i, band j of pair b. It walks down the rows once; step k follows
+    one row behind step k - 1, so a row is loaded and stored once for all steps, and the rows
+    in between live in registers. Around what it stores it computes STEPS columns and rows that
+    its neighbours store, because those are wrong by one more pixel from the edge with each step.
+
+    A pair that settled at an earlier step of the launch before takes that many steps again, from
+    where that launch began; what it stores is the answer. A settled pair does nothing.
+
+    Args:
+        asked: steps of a pair that moves, up to STEPS.
+        first: 1 if these begin with the median.
+        push: tau / theta.
+    """
+    strip, band = tl.program_id(0), tl.program_id(1)
+    pair = tl.program_id(2).to(tl.int64)
+    pairs = tl.num_programs(2)
+    parts = tl.num_programs(0) * tl.num_programs(1)
+    area = height * width
+    slot, source, target, steps = _plan(
+        state, new_state, sums, limit, asked, first, pair, parts, (strip == 0) & (band == 0), STEPS
+    )
+    # What it stores: columns left to right, rows top to bottom.
+    left = strip * (WIDTH - 2 * STEPS)
+    right = tl.minimum(left + WIDTH - 2 * STEPS, width)
+    top = band * BAND
+    bottom = tl.minimum(top + BAND, height)
+    x = left - STEPS + tl.arange(0, WIDTH)
+    changes = _walk(
+        u + (slot * pairs + pair) * 2 * area + x,
+        p + (source * pairs + pair) * 4 * area + x,
+        data + pair * 3 * area + x,
+        u + (target * pairs + pair) * 2 * area + x,
+        p + (target * pairs + pair) * 4 * area + x,
+        x, left, right, top, bottom, steps, height, width, reach, tau, push, STEPS, WIDTH,
+    )  # fmt: skip
+    part = band * tl.num_programs(0) + strip
+    for k in tl.static_range(STEPS):
+        tl.store(new_sums + (pair * STEPS + k) * parts + part, tl.sum(changes[k], 0), steps > 0)
+
+
+@part_of_kernel
+def _plan(
+    state, new_state, sums, limit, asked, first, pair, parts, speaks, STEPS: tl.constexpr
+):  # fmt: skip
+    """Decide what this launch does to a pair; the one program that `speaks` writes it down.
+
+    Returns:
+        The slot to read the flow from; the sides to read the dual field from and to write to; how
+        many steps to take, perhaps 0.
+    """
+    side, last_steps, settled, smoothed, reached = _judge(state, sums, limit, pair, parts, STEPS)
+    again = (reached > 0) & (reached < last_steps)
+    settled = tl.where(reached > 0, 1, settled)
+    steps = tl.where(again, reached, tl.where(settled == 1, 0, asked))
+    smoothed = tl.where(again, smoothed, first)
+    source = tl.where(again, 1 - side, side)
+    target = tl.where(steps > 0, 1 - source, side)
+    if speaks:
+        fields = new_state + pair * 4
+        tl.store(fields, target.to(tl.int32))
+        tl.store(fields + 1, steps)
+        tl.store(fields + 2, settled)
+        tl.store(fields + 3, smoothed)
+    return tl.where(smoothed == 1, SMOOTHED, source), source, target, steps
+
+
+@part_of_kernel
+def _walk(
+    u_from, p_from, data_from, u_to, p_to, x, left, right, top, bottom, steps,
+    height, width, reach, tau, push, STEPS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Walk down the rows; return the squared changes of the flow, by step and column, float64."""
+    area = height * width
+    begin = tl.maximum(top - STEPS, 0)
+    end = tl.where(steps > 0, bottom + STEPS, begin)
+    load_end = tl.minimum(end, height)
+    # Forward differences are 0 in the last column; left of the image nothing may grow.
+    has_right = (x >= 0) & (x < width - 1)
+    zero = tl.zeros((WIDTH,), tl.float32)
+    kept = ((zero, zero, zero, zero, zero, zero, zero, zero, zero, zero),) * STEPS
+    changes = (tl.zeros((WIDTH,), tl.float64),) * STEPS
+    ahead = _load_row(u_from, p_from, data_from, x, begin, load_end, area, width)
+    for y in range(begin, end):
+        row = ahead
+        # Asked for here, needed only in the next turn: memory answers while this one computes.
+        ahead = _load_row(u_from, p_from, data_from, x, y + 1, load_end, area, width)
+        new_kept = ()
+        new_changes = ()
+        for k in tl.static_range(STEPS):
+            across = has_right & (y > k)
+            down = (y > k) & (y - k < height)
+            active = (k < steps).to(tl.float32)
+            row, keep, change = _step(row, kept[k], active, across, down, reach, tau, push, WIDTH)
+            change = tl.where(_owned(x, y - k, left, right, top, bottom), change, 0.0)
+            new_changes = new_changes + (changes[k] + change.to(tl.float64),)
+            new_kept = new_kept + (keep,)
+        kept = new_kept
+        changes = new_changes
+        done = y - STEPS
+        mask = _owned(x, done, left, right, top, bottom)
+        for i in tl.static_range(2):
+            tl.store(u_to + i * area + done * width, row[i], mask)
+        for i in tl.static_range(4):
+            tl.store(p_to + i * area + done * width, row[2 + i], mask)
+    return changes
+
+
+# The two below compare numbers with a bound that may be 0, instead of joining a row of truths with
+# a single one: the interpreter cannot use the result of that as a mask.
+
+
+@part_of_kernel
+def _owned(x, y, left, right, top, bottom):
+    return (x >= left) & (x < tl.where((y >= top) & (y < bottom), right, 0))
+
+
+@part_of_kernel
+def _load_row(u, p, data, x, y, end, area, width):
+    """Return flow (2), dual field (4), gradient (2), slope and offset of the data term of a row."""
+    at = y * width
+    mask = (x >= 0) & (x < tl.where(y < end, width, 0))
+    g_x = tl.load(data + at, mask, 0.0)
+    g_y = tl.load(data + area + at, mask, 0.0)
+    return (
+        tl.load(u + at, mask, 0.0),
+        tl.load(u + area + at, mask, 0.0),
+        tl.load(p + at, mask, 0.0),
+        tl.load(p + area + at, mask, 0.0),
+        tl.load(p + 2 * area + at, mask, 0.0),
+        tl.load(p + 3 * area + at, mask, 0.0),
+        g_x,
+        g_y,
+        _slope(g_x, g_y),
+        tl.load(data + 2 * area + at, mask, 0.0),
+    )
+
+
+@part_of_kernel
+def _step(row, above, active, across, down, reach, tau, push, WIDTH: tl.constexpr):
+    """Take one step: the flow of `row`, and then the dual field of the row above it.
+
+    Args:
+        row: as `_load_row` gives it, before the step.
+        above: the same of the row above, but its flow is that after the step.
+        active: 1.0; or 0.0, and nothing changes.
+        across: where the row above has forward differences along x that are not 0.
+        down: whether it has such along y.
+
+    Returns:
+        The row above after the step; `above` for the next row; the squared change of the flow.
+    """
+    u_x, u_y, px_x, px_y, py_x, py_y, g_x, g_y, slope, offset = row
+    a_x, a_y, ax_x, ax_y, ay_x, ay_y, ag_x, ag_y, a_slope, a_offset = above
+    # Data term: go along the gradient until the brightness error is 0, but only so far.
+    length = offset + slope * (g_x * u_x + g_y * u_y)
+    length = tl.minimum(tl.maximum(length, -reach), reach)
+    d_x = g_x * length + (px_x - _shifted(px_x, -1, WIDTH) + py_x - ay_x)
+    d_y = g_y * length + (px_y - _shifted(px_y, -1, WIDTH) + py_y - ay_y)
+    d_x *= active
+    d_y *= active
+    tau *= active
+    push *= active
+    u_x += d_x
+    u_y += d_y
+    # Dual field: up along the gradient of the flow, then back towards the unit ball.
+    new_xx, new_yx = _ascend(a_x, u_x, ax_x, ay_x, across, down, tau, push, WIDTH)
+    new_xy, new_yy = _ascend(a_y, u_y, ax_y, ay_y, across, down, tau, push, WIDTH)
+    done = (a_x, a_y, new_xx, new_xy, new_yx, new_yy, ag_x, ag_y, a_slope, a_offset)
+    keep = (u_x, u_y, px_x, px_y, py_x, py_y, g_x, g_y, slope, offset)
+    return done, keep, d_x * d_x + d_y * d_y
+
+
+@part_of_kernel
+def _ascend(u, below, p_x, p_y, across, down, tau, push, WIDTH: tl.constexpr):
+    """Return the dual field of one part of the flow, after the step, in the row of `u`."""
+    g_x = tl.where(across, _shifted(u, 1, WIDTH) - u, 0.0)
+    g_y = tl.where(down, below - u, 0.0)
+    scale = 1.0 / (1.0 + push * tl.sqrt(g_x * g_x + g_y * g_y))
+    return (p_x + tau * g_x) * scale, (p_y + tau * g_y) * scale
+
+
+@part_of_kernel
+def _shifted(row, by: tl.constexpr, WIDTH: tl.constexpr):
+    """Return of each column what stands `by` columns further; the first or last one repeats.
+
+    One program is one warp, and with 32 columns this is one exchange of registers in it.
+    """
+    column = tl.arange(0, WIDTH) + by
+    return tl.gather(row, tl.minimum(tl.maximum(column, 0), WIDTH - 1), 0)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def answer(u, state, out, height, width, BLOCK: tl.constexpr):
+    """Write the flow of each pair as (B, H, W, 2); program (i, b) makes block i of pair b."""
+    pair = tl.program_id(1).to(tl.int64)
+    area = height * width
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < area
+    side = tl.load(state + pair * 4).to(tl.int64)
+    flow = u + (side * tl.num_programs(1) + pair) * 2 * area + place
+    target = out + (pair * area + place) * 2
+    tl.store(target, tl.load(flow, inside, 0.0), inside)
+    tl.store(target + 1, tl.load(flow + area, inside, 0.0), inside)
