@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
@@ -228,16 +229,30 @@ def progress(
                 yield item
                 bar.update(size(item))
         return
-    start = last = time.monotonic()
+    yield from _logged(items, total, what, size)
+
+
+def _logged(items: Iterable[T], total: int, what: str, size: Callable[[T], int]) -> Iterator[T]:
+    """Yield `items`; a thread says how far they are, also while nothing is finished."""
+    start = time.monotonic()
     done = 0
-    for item in items:
-        yield item
-        done += size(item)
-        now = time.monotonic()
-        if now - last >= LOG_EVERY_S:
-            last = now
-            left_s = (now - start) / done * (total - done)
-            logger.info("%s: %d of %d, about %.0f s left", what, done, total, left_s)
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(LOG_EVERY_S):
+            spent_s = time.monotonic() - start
+            rest = f"about {time_text(spent_s / done * (total - done))} left" if done else "working"
+            logger.info("%s: %d of %d after %s, %s", what, done, total, time_text(spent_s), rest)
+
+    thread = threading.Thread(target=tell, daemon=True, name="progress")
+    thread.start()
+    try:
+        for item in items:
+            yield item
+            done += size(item)
+    finally:
+        over.set()
+        thread.join()
 
 
 def names(text: str) -> tuple[str, ...]:

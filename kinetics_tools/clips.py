@@ -211,7 +211,7 @@ def _class_folders(root: Path) -> ClipSet:
             split=ALL,
             path=path,
             source=str(source),
-            sha256=file_digest(path),
+            sha256=file_digest(path) if path.is_file() else None,
         )
         for source, path in sources.items()
     )
@@ -219,4 +219,6 @@ def _class_folders(root: Path) -> ClipSet:
 
 
 def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+    # A link to nowhere (a disk that is not mounted) is a clip that is missing.
+    is_there = path.is_file() or path.is_symlink()
+    return path.suffix.lower() in VIDEO_SUFFIXES and is_there

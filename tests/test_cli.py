@@ -4,6 +4,8 @@ import logging
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,20 +41,24 @@ def test_a_verb_is_a_verb_and_a_file_of_its_name_is_not() -> None:
     assert cli.take_verb([], ("report",)) == (None, [])
 
 
-def test_progress_without_a_terminal_is_a_line_now_and_then(
+def test_progress_without_a_terminal_is_a_line_now_and_then_also_while_nothing_is_done(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(cli, "LOG_EVERY_S", 0.01)
+
+    def words() -> Iterator[str]:
+        for word, said in (
+            ("ab", "0 of 3 after .*, working"),
+            ("c", "2 of 3 after .*, about .* left"),
+        ):
+            end = time.monotonic() + 20
+            while not any(re.fullmatch(f"letters: {said}", line) for line in caplog.messages):
+                assert time.monotonic() < end, caplog.messages
+                time.sleep(0.01)
+            yield word
+
     with caplog.at_level(logging.INFO):
-        assert list(cli.progress("abc", total=3, what="videos")) == ["a", "b", "c"]
-    assert re.fullmatch(r"videos: 1 of 3, about \d+ s left", caplog.messages[0])
-    caplog.clear()
-    with caplog.at_level(logging.INFO):
-        list(cli.progress(["ab", "c"], total=3, what="letters", size=len))
-    assert [text.partition(",")[0] for text in caplog.messages] == [
-        "letters: 2 of 3",
-        "letters: 3 of 3",
-    ]
+        assert list(cli.progress(words(), total=3, what="letters", size=len)) == ["ab", "c"]
 
 
 def test_a_bug_is_a_traceback_and_exit_1() -> None:
