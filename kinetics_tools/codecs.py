@@ -26,6 +26,9 @@ class Codec(Protocol):
     def ext(self) -> str:
         """What the member's name ends with in a shard, after `<key>.flow.`."""
 
+    def stores(self, height: int, width: int) -> bool:
+        """Whether it stores fields so large, in pixels."""
+
     def as_json(self) -> dict[str, Any]:
         """Everything that decides the bytes, versions included, as plain JSON values."""
 
@@ -33,6 +36,9 @@ class Codec(Protocol):
         """Turn fields of codes, uint8 (H, W, 2) each, one at least, into bytes; the same each time.
 
         The fields are read one by one.
+
+        Raises:
+            MediaError: fields that are too large.
         """
 
     def decode(self, data: bytes, indices: Sequence[int] | None) -> "Codes":
@@ -52,12 +58,16 @@ class VideoCodec:
         encoder: FFmpeg's name.
         container: FFmpeg's name.
         options: of the encoder, as FFmpeg names them.
+        max_side_px: of a field; the picture is twice as high.
+        max_px: pixels of a field.
     """
 
     ext: str
     encoder: str
     container: str
     options: Mapping[str, str] = field(hash=False)
+    max_side_px: int = 2**13  # x264 takes pictures of up to 2**14 a side
+    max_px: int = 2**25  # 8K; with 7680x7680 FFV1 has more slices than FFmpeg reads
 
     def as_json(self) -> dict[str, Any]:
         """See `Codec`."""
@@ -70,6 +80,10 @@ class VideoCodec:
             "picture": "grey, x over y",
             "versions": media.encoder_versions(self.encoder),
         }
+
+    def stores(self, height: int, width: int) -> bool:
+        """See `Codec`."""
+        return max(height, width) <= self.max_side_px and height * width <= self.max_px
 
     def encode(self, codes: "Iterable[Codes]") -> bytes:
         """See `Codec`."""
@@ -102,10 +116,12 @@ class JpegCodec:
     Attributes:
         ext: as in `Codec`.
         quality: of JPEG, up to 100.
+        max_side_px: of a field; OpenCV reads no picture of more than 2**30 pixels.
     """
 
     ext: str
     quality: int
+    max_side_px: int = 2**15
 
     def as_json(self) -> dict[str, Any]:
         """See `Codec`."""
@@ -118,6 +134,10 @@ class JpegCodec:
             "picture": "red x, green y, blue 0",
             "versions": {"opencv": opencv.VERSION},
         }
+
+    def stores(self, height: int, width: int) -> bool:
+        """See `Codec`."""
+        return max(height, width) <= self.max_side_px
 
     def encode(self, codes: "Iterable[Codes]") -> bytes:
         """See `Codec`."""
@@ -183,12 +203,18 @@ CODECS: Mapping[str, Codec] = {
             "x264-params": "no-mbtree=1:no-deblock=1",
         },
     ),
-    # Lossless. Checksums in every slice: damage is an error, never a wrong vector.
+    # Lossless. Checksums in every slice: damage is an error, never a wrong vector. There are four
+    # slices, and more where a picture is too large for that.
     "ffv1": VideoCodec(
         ext="mkv",
         encoder="ffv1",
         container="matroska",
-        options={"level": "3", "g": "1", "slices": "4", "slicecrc": "1"},
+        options={"level": "3", "g": "1", "slicecrc": "1"},
     ),
     "jpeg": JpegCodec(ext="zip", quality=100),
 }
+
+
+def too_large_for(height: int, width: int) -> tuple[str, ...]:
+    """Names of the codecs that do not store fields so large, in pixels."""
+    return tuple(name for name, codec in CODECS.items() if not codec.stores(height, width))

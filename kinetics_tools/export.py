@@ -138,14 +138,19 @@ def _is_whole(folder: Path, split: str, sample: Sample, layout: Layout) -> bool:
 def export_clip(unit: tuple[str, Sample], *, folder: Path, scratch: Path, layout: Layout) -> bool:
     """Write a clip's folder; its old one, made from something else, goes first. Return True.
 
+    Nothing is deleted under its final name: half of a folder might stay there.
+
     Raises:
+        OutError: somebody else's folder has that name.
         ShardError: the sample cannot be read.
         OSError: the disk is full.
     """
     split, sample = unit
     home = folder / _home(split, sample)
-    mine = scratch / _home(split, sample)
-    shutil.rmtree(mine, ignore_errors=True)  # of an attempt that died
+    mine = scratch / "new" / _home(split, sample)
+    old = scratch / "old" / _home(split, sample)
+    for left in (mine, old):  # by an attempt that died
+        shutil.rmtree(left, ignore_errors=True)
     mine.mkdir(parents=True)
     try:
         for name, jpeg in _pictures(sample, layout):
@@ -156,10 +161,12 @@ def export_clip(unit: tuple[str, Sample], *, folder: Path, scratch: Path, layout
         if home.exists():
             if not (home / MADE_FROM).is_file():
                 raise OutError(f"{home} is not of an export; move it away")
-            shutil.rmtree(home)
+            old.parent.mkdir(parents=True, exist_ok=True)
+            home.rename(old)
         mine.rename(home)
     finally:
-        shutil.rmtree(mine, ignore_errors=True)
+        for left in (mine, old):
+            shutil.rmtree(left, ignore_errors=True)
     return True
 
 

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from kinetics_tools import engine, media, sharding, shards
 from kinetics_tools.ahead import read_ahead
 from kinetics_tools.clips import MISSING, Clip, ClipSet
-from kinetics_tools.codecs import CODECS
+from kinetics_tools.codecs import CODECS, too_large_for
 from kinetics_tools.engine import WHOLE, Crash, Lent, Part
 from kinetics_tools.errors import (
     KineticsError,
@@ -263,9 +263,8 @@ def _made(todo: Sequence[Unit], plan: Plan, scratch: Path) -> engine.Results[Uni
 
 def prepare(plan: Plan) -> None:
     """Let the method compile what it has to, once: the processes then find it in its cache."""
-    ready = getattr(make_method(plan.flow.method), "prepare", None)
-    if ready is not None and "cpu" in plan.devices:
-        ready("cpu")
+    if "cpu" in plan.devices:
+        make_method(plan.flow.method).prepare("cpu")
 
 
 def pending(units: Sequence[Unit], plan: Plan) -> list[Unit]:
@@ -410,7 +409,13 @@ def _rgb_content(clip: Clip, *, plan: Plan, folder: Path) -> Content | _Failure:
     if num_frames < MIN_FRAMES:
         return _Failure(Reason.TOO_SHORT, f"has {num_frames} frames, flow needs {MIN_FRAMES}")
     if min(video.width, video.height) < MIN_SIDE_PX:
-        return _Failure(Reason.DAMAGED, f"is {video.width}x{video.height} pixels")
+        detail = f"is {video.width}x{video.height} pixels, flow needs {MIN_SIDE_PX} a side"
+        return _Failure(Reason.DAMAGED, detail)
+    # For any codec, not only this flow's: another flow may come beside it at any time.
+    refusing = too_large_for(video.height, video.width)
+    if refusing:
+        detail = f"is {video.width}x{video.height} pixels, too large to store its flow as "
+        return _Failure(Reason.DAMAGED, detail + ", ".join(refusing))
     return Content(
         key=clip.key,
         label=clip.label,

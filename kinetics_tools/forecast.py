@@ -13,13 +13,21 @@ import numpy.typing as npt
 
 from kinetics_tools import media
 from kinetics_tools.clips import Clip
-from kinetics_tools.codecs import CODECS
+from kinetics_tools.codecs import CODECS, too_large_for
 from kinetics_tools.errors import MediaError, lookup
-from kinetics_tools.extract import MIN_FRAMES, Plan, Unit, keep_to_one_thread, prepare
+from kinetics_tools.extract import (
+    MIN_FRAMES,
+    MIN_SIDE_PX,
+    Plan,
+    Unit,
+    keep_to_one_thread,
+    prepare,
+)
 from kinetics_tools.flow import find_devices, make_method, quantise, stream
 from kinetics_tools.opencv import gray
 
-NUM_PROBED = 32  # clips that are decoded to say how long the others may be
+NUM_PROBED = 32  # clips whose headers say how long the others may be
+PROBE_S = 3.0  # and no new one after so long: where a header does not say, the clip is decoded
 NUM_MEASURED = 4  # clips whose flow is timed
 MEASURED_S = 2  # how much of each is made into a sample
 BUDGET_S = 3.0  # how long flow is timed; one pair of each clip at least
@@ -30,23 +38,29 @@ Fields = Sequence[npt.NDArray[np.float32]]
 def estimate_pairs(units: Sequence[Unit], plan: Plan) -> int:
     """About how many frame pairs the clips of some units have.
 
-    Frames are as the ledger has them; where it has none, some clips are decoded and speak for all.
+    Frames are as the ledger has them; where it has none, some clips' headers speak for all.
     """
     clips = [clip for unit in units for clip in unit.clips if clip.sha256 is not None]
     unknown = [clip for clip in clips if clip.frames is None]
     known = sum(max(clip.frames - 1, 0) for clip in clips if clip.frames is not None)
-    probed = [
-        _decoded_pairs(clip, plan) for clip in unknown[:: -(-len(unknown) // NUM_PROBED) or 1]
-    ]
+    end = time.perf_counter() + PROBE_S
+    probed: list[float] = []
+    for clip in unknown[:: -(-len(unknown) // NUM_PROBED) or 1]:
+        probed.append(_probed_pairs(clip, plan))
+        if time.perf_counter() > end:
+            break
     return known + (round(sum(probed) / len(probed) * len(unknown)) if probed else 0)
 
 
-def _decoded_pairs(clip: Clip, plan: Plan) -> float:
+def _probed_pairs(clip: Clip, plan: Plan) -> float:
     try:
-        rate = media.probe(clip.path).fps or plan.rgb.fps
-        return max(float(media.count_frames(clip.path) / rate * plan.rgb.fps) - 1, 0.0)
+        video = media.probe(clip.path)
+        seconds = video.duration_s
+        if seconds is None:
+            seconds = media.count_frames(clip.path) / (video.fps or Fraction(plan.rgb.fps))
     except MediaError:
         return 0.0
+    return max(float(seconds * plan.rgb.fps) - 1, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +73,7 @@ class Rate:
         num_pairs: measured.
         flow_s: seconds of the device that a pair took on average.
         store_s: seconds of one processor to decode its frame and to encode its field.
-        rgb_s: seconds of one processor to make its frame of the clip; 0 where clips need no change.
+        rgb_s: seconds of one processor to make its frame of the clip, or to find that it need not.
     """
 
     device: str
@@ -145,19 +159,21 @@ def _samples(
     for clip in clips:
         path = folder / f"{clip.key}.mp4"
         start = time.perf_counter()
+        most = MEASURED_S * plan.rgb.fps + 1
         try:
-            if media.conforming_frames(clip.path, plan.rgb):
+            if media.conforming_frames(clip.path, plan.rgb, most=most):
                 path = clip.path
             else:
                 _write_beginning(clip.path, path, plan)
             made = time.perf_counter()
-            most = MEASURED_S * plan.rgb.fps + 1
             frames = [gray(frame) for frame in islice(media.frames(path), most)]
         except MediaError:
             continue  # the run will say so
         decoded = time.perf_counter()
-        if len(frames) >= MIN_FRAMES:
-            yield frames, decoded - made, 0.0 if path == clip.path else made - start
+        if len(frames) < MIN_FRAMES or min(frames[0].shape) < MIN_SIDE_PX:
+            continue
+        if not too_large_for(*frames[0].shape):
+            yield frames, decoded - made, made - start
 
 
 def _write_beginning(video: Path, sample: Path, plan: Plan) -> None:

@@ -81,6 +81,7 @@ class Video:
         codec: PyAV's name of the decoder's codec, such as "h264".
         pixel_format: FFmpeg's name, such as "yuv420p".
         num_audio: number of audio tracks.
+        duration_s: length, where the header has one.
         time_base_s: length of one tick.
         first_tick: time of the first frame shown; zero of every time that we count.
     """
@@ -92,6 +93,7 @@ class Video:
     codec: str
     pixel_format: str
     num_audio: int
+    duration_s: Fraction | None
     time_base_s: Fraction
     first_tick: int
 
@@ -184,15 +186,30 @@ def probe(path: Path) -> Video:
             codec=stream.codec_context.name,
             pixel_format=first.format.name,
             num_audio=len(container.streams.audio),
+            duration_s=_duration(container, stream),
             time_base_s=stream.time_base,
             first_tick=first.pts or 0,
         )
 
 
-def conforming_frames(path: Path, recipe: ClipRecipe) -> int:
+def _duration(container: Any, stream: Any) -> Fraction | None:
+    """The stream's length in seconds, or that of all, as the header has it."""
+    if stream.duration is not None:
+        return Fraction(stream.duration * stream.time_base)
+    if container.duration is not None:
+        return Fraction(container.duration, av.time_base)
+    return None
+
+
+def conforming_frames(path: Path, recipe: ClipRecipe, *, most: int | None = None) -> int:
     """How many frames a clip has that already is what `recipe` would make of it; of others, 0.
 
     Such a clip's bytes may be kept. Every frame is decoded: a constant rate is a claim about all.
+
+    Args:
+        path: the clip.
+        recipe: of clips.
+        most: frames to look at; None for all.
 
     Raises:
         MediaError: it cannot be decoded.
@@ -206,7 +223,7 @@ def conforming_frames(path: Path, recipe: ClipRecipe) -> int:
     if video.num_audio > int(recipe.keep_audio):
         return 0
     since_key = num_frames = 0
-    for frame in _decode(path):
+    for frame in itertools.islice(_decode(path), most):
         if frame.rotation or (frame.width, frame.height) != wanted or frame.pts is None:
             return 0
         if frame.pts * frame.time_base * recipe.fps != num_frames:
@@ -593,18 +610,38 @@ def encode_gray(
         encoder: FFmpeg's name of one that takes grey pictures: ffv1, libx264.
         container: FFmpeg's name, such as matroska.
         options: of the encoder. They must make each frame a keyframe, as `decode_gray` needs it.
+
+    Raises:
+        MediaError: the encoder takes no such frames, as those that are too large for it.
     """
-    buffer = io.BytesIO()
     rest = iter(frames)
     first = next(rest)
-    height, width = first.shape
+    try:
+        return _encoded_gray(
+            itertools.chain([first], rest), first.shape, encoder, container, options
+        )
+    except av.FFmpegError as error:
+        height, width = first.shape
+        what = f"{width}x{height} pixels cannot be encoded by {encoder}: {error.strerror}"
+        raise MediaError(Path("<bytes>"), what) from error
+
+
+def _encoded_gray(
+    frames: Iterable[Frame],
+    shape: tuple[int, int],
+    encoder: str,
+    container: str,
+    options: Mapping[str, str],
+) -> bytes:
+    buffer = io.BytesIO()
+    height, width = shape
     with av.open(buffer, "w", format=container, options={"fflags": "bitexact"}) as file:
         stream: Any = file.add_stream(  # of video: the encoder is
             encoder, rate=_GRAY_FPS, options={**options, "threads": "1", "flags": "+bitexact"}
         )
         stream.width, stream.height, stream.pix_fmt = width, height, "gray"
         stream.codec_context.color_range = _FULL_RANGE
-        for number, pixels in enumerate(itertools.chain([first], rest)):
+        for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="gray")
             frame.pts = number
             file.mux(stream.encode(frame))

@@ -22,6 +22,7 @@ from kinetics_tools import media
 from kinetics_tools.board import FAINT, Board, fit, put, resize, shorten, width_of
 from kinetics_tools.colour import colours, ramp, wheel
 from kinetics_tools.errors import MediaError, Reason
+from kinetics_tools.extract import MIN_FRAMES, MIN_SIDE_PX
 from kinetics_tools.files import publish
 from kinetics_tools.flow import find_devices, make_method, stream
 from kinetics_tools.media import ClipRecipe
@@ -30,8 +31,6 @@ from kinetics_tools.opencv import gray
 Frame = npt.NDArray[np.uint8]
 Flow = npt.NDArray[np.float32]
 
-MIN_FRAMES = 2  # fewer have no flow
-MIN_SIDE_PX = 4  # as of samples
 FPS = 25  # of a recipe's clips, and of films
 MIN_FULL_PX = 0.5  # or the noise of a still clip would be shown in full colour
 MIN_DIFFERENCE_PX = 0.1

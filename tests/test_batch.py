@@ -74,6 +74,9 @@ class FakeGPU:
     def as_json(self) -> dict[str, Any]:
         return {}
 
+    def prepare(self, device: str) -> None:
+        pass
+
     def flows(self, frames: Iterator[Gray], device: str, threads: int) -> Iterator[Flow]:
         self.at_work.append(threads)
         before = next(frames)
@@ -241,7 +244,9 @@ def test_ten_kills_with_lent_devices_give_the_same_tree(videos: Path, tmp_path: 
     many = tmp_path / "many"
     words = [sys.executable, "-c", LENDING, str(videos), str(many)]
 
-    killed(words, with_tests_on_path(), many, times=10, at_s=(1.5, 8.0))
+    states = killed(words, with_tests_on_path(), many, times=10)
+
+    assert len(states) >= 3
 
     assert tree(many) == tree(tmp_path / "one")
 

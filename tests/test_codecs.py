@@ -167,6 +167,32 @@ def test_a_zip_with_other_members_is_an_error() -> None:
         CODECS["jpeg"].decode(other.getvalue(), [0])
 
 
+@pytest.mark.parametrize("name", CODECS)
+def test_the_longest_sides_that_a_codec_says_it_stores_come_back(name: str) -> None:
+    codec = CODECS[name]
+    longest = 2**15 if name == "jpeg" else 2**13
+    for size in ((longest, 4), (4, longest)):
+        assert codec.stores(*size)
+        assert errors(name, np.full((1, *size, 2), 127, np.uint8)).max() <= (name == "jpeg")
+    assert not codec.stores(longest + 1, 4)
+    assert not codec.stores(4, longest + 1)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("size", [(4320, 7680), (7680, 4320), (2**13, 2**12), (5792, 5792)])
+def test_8k_fields_come_back(name: str, size: tuple[int, int]) -> None:
+    assert CODECS[name].stores(*size)
+    assert errors(name, np.full((1, *size, 2), 127, np.uint8)).max() <= (name == "jpeg")
+
+
+def test_what_is_too_large_for_an_encoder_is_an_error_of_media() -> None:
+    assert codecs.too_large_for(8400, 32) == ("h264", "ffv1")
+    assert codecs.too_large_for(256, 340) == ()
+    with pytest.raises(MediaError, match="4x16800 pixels cannot be encoded by libx264"):
+        CODECS["h264"].encode(codes(1, 8400, 4))
+
+
 def test_codecs_name_different_extensions() -> None:
     extensions = [codec.ext for codec in CODECS.values()]
 

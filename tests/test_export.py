@@ -3,6 +3,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -108,6 +109,38 @@ def test_running_again_makes_only_what_is_missing_or_old(folder: Path, tmp_path:
     assert run(folder, out, small).num_made == 4
     assert (out / "train" / "yoga" / "c" / "img_00001.jpg").stat().st_size > 0
     assert tree(out) != before
+
+
+TORN = """
+import os, pathlib, shutil, signal, sys
+from kinetics_tools.export import MADE_FROM, Layout, export
+from kinetics_tools.shards import ShardFolder
+remove = shutil.rmtree
+def torn(folder, **options):
+    told = list(pathlib.Path(folder).rglob(MADE_FROM))
+    if told:  # the worst order: what says whose folder it is goes first
+        told[0].unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    remove(folder, **options)
+shutil.rmtree = torn
+export(
+    ShardFolder(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]),
+    Layout(flow="tvl1", quality=30), show=lambda done, total: done,
+)
+"""
+
+
+def test_a_kill_while_an_old_folder_is_deleted_does_no_harm(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    small = replace(TVL1, quality=30)
+    run(folder, out)
+
+    done = subprocess.run([sys.executable, "-c", TORN, folder, out], env=environment(), check=False)
+
+    assert done.returncode == -signal.SIGKILL
+    assert run(folder, out, small).num_made == 3
+    run(folder, tmp_path / "fresh", small)
+    assert tree(out) == tree(tmp_path / "fresh")
 
 
 def test_a_folder_of_somebody_else_is_left_alone(folder: Path, tmp_path: Path) -> None:
@@ -225,5 +258,39 @@ def test_a_killed_export_leaves_no_half_folder(maker: Maker, tmp_path: Path) -> 
 
     assert len(seen) > 3
     assert run_command("extract-flow", "export", maker.folder, out).returncode == 0
+    assert tree(out) == tree(tmp_path / "whole")
+    assert not list(out.glob(".scratch/*"))
+
+
+@pytest.mark.full
+def test_an_export_killed_while_it_replaces_another_goes_on(maker: Maker, tmp_path: Path) -> None:
+    from kinetics_tools import sharding
+
+    maker.flow(maker.rgb("all", 0, {f"clip{n}": 10 for n in range(24)}))
+    sharding.write_index(maker.folder)
+    small = replace(TVL1, quality=30)
+    run(maker.folder, tmp_path / "whole", small)
+    out = tmp_path / "out"
+    run(maker.folder, out)
+    new = {path.read_text() for path in (tmp_path / "whole").rglob(MADE_FROM)}
+    words = command("extract-flow", "export", maker.folder, out, "--quality", 30, "--jobs", 1)
+
+    def replaced() -> int:
+        return sum(path.read_text() in new for path in out.glob(f"all/*/*/{MADE_FROM}"))
+
+    seen = set()
+    for wait in range(0, 24, 3):
+        with subprocess.Popen(words, env=environment(), start_new_session=True) as process:
+            while process.poll() is None and replaced() <= wait:
+                time.sleep(0.002)
+            os.killpg(process.pid, signal.SIGKILL)
+        whole = list(out.glob("all/*/*"))
+        seen.add(replaced())
+        assert len(whole) >= 23  # one may be on its way
+        assert all(len(list(clip.iterdir())) == 10 + 2 * 9 + 1 for clip in whole)
+
+    assert len(seen) > 3
+    done = run_command("extract-flow", "export", maker.folder, out, "--quality", 30)
+    assert done.returncode == 0, done.stderr
     assert tree(out) == tree(tmp_path / "whole")
     assert not list(out.glob(".scratch/*"))

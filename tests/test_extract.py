@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from support import command, environment, run_command, tree
 
 from kinetics_tools import files, flow, ledger, media, opencv
 from kinetics_tools.clips import read_clips
+from kinetics_tools.codecs import CODECS
 from kinetics_tools.engine import Part
 from kinetics_tools.errors import KineticsError, ManifestError, OutError, Reason, UnknownNameError
 from kinetics_tools.extract import Plan, Summary, extract, pending, units_of
@@ -283,6 +285,27 @@ def test_dots_and_8k_frames_become_samples(tmp_path: Path, make_video: MakeVideo
     assert wide.rgb().shape == (3, 256, 456, 3)
     assert wide.flow().shape == (2, 256, 456, 2)
     assert np.isfinite(wide.flow()).all()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_clip_that_is_too_large_for_a_codec_is_a_gap_with_every_codec(
+    tmp_path: Path, make_video: MakeVideo, codec: str
+) -> None:
+    (tmp_path / "clips" / "running").mkdir(parents=True)
+    for size in ("32x8400", "16x8192", "8192x16"):
+        video = make_video(seconds=0.08, fps="25", size=size)
+        shutil.copy(video, tmp_path / "clips" / "running" / f"{size}.mp4")
+    parameters = make_method("tvl1").as_json()
+    recipe = FlowRecipe(method="tvl1", parameters=parameters, codec=codec)
+
+    summary = run(tmp_path / "clips", tmp_path / "out", flow=recipe)
+
+    assert (summary.num_samples, summary.gaps, summary.num_retryable) == (2, {"damaged": 1}, 0)
+    assert ShardFolder(tmp_path / "out").expected("all") == {"32x8400": "damaged"}
+    details = [path.read_text() for path in (tmp_path / "out").glob("all/*.json")]
+    assert any(
+        "is 32x8400 pixels, too large to store its flow as h264, ffv1" in text for text in details
+    )
 
 
 @pytest.mark.parametrize("colour", ["black", "white"])
@@ -568,26 +591,49 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_written(
     assert tree(out) == tree(tmp_path / "whole")
 
 
-def killed(
-    words: Sequence[str], env: dict[str, str], out: Path, *, times: int, at_s: tuple[float, float]
-) -> None:
-    """Kill -9 a command so many times, at random moments in that range, then let it end.
+def until_at_work(process: subprocess.Popen[bytes], out: Path) -> None:
+    """Wait for the first scratch folder of a shard, or for the command's end."""
+    scratch = f".scratch/*-{process.pid}/*-*-*"  # of this process, not of one killed before
+    while process.poll() is None and not any(out.glob(scratch)):
+        time.sleep(0.005)
 
-    Whenever it ends before it is killed, it has to begin from nothing again.
+
+def killed(
+    words: Sequence[str], env: dict[str, str], out: Path, *, times: int
+) -> set[frozenset[str]]:
+    """Kill -9 a command so many times while it makes shards, then let it end.
+
+    How long it is at its shards is measured first, and the kills come at random moments of that.
+    Whenever the command ends before it is killed, it has to begin from nothing again.
+
+    Returns:
+        The states that the kills left: names of the files that were there, scratch files among
+        them.
     """
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(words, env=env, **quiet) as process:
+        until_at_work(process, out)
+        start = time.monotonic()
+        while process.poll() is None and not (out / "dataset.json").exists():
+            time.sleep(0.005)
+        work_s = time.monotonic() - start
     random = Random(times)
+    states = set()
     while times:
-        with subprocess.Popen(
-            words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
+        if (out / "dataset.json").exists():
+            shutil.rmtree(out)
+        with subprocess.Popen(words, env=env, **quiet) as process:
+            until_at_work(process, out)
             try:
-                assert process.wait(random.uniform(*at_s)) == 0
-                shutil.rmtree(out)
+                assert process.wait(random.uniform(0, work_s)) == 0
             except subprocess.TimeoutExpired:
                 process.kill()
+                there = (path.name for path in out.rglob("*") if path.is_file())
+                states.add(frozenset(name for name in there if not name.startswith(".")))
                 times -= 1
     done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return states
 
 
 def two_jobs(clips: Path, out: Path) -> list[str]:
@@ -600,8 +646,9 @@ def test_a_killed_run_goes_on_and_gives_the_same_tree(clips: Path, tmp_path: Pat
     run(clips, tmp_path / "whole")
 
     out = tmp_path / "out"
-    killed(two_jobs(clips, out), environment(), out, times=1, at_s=(4.0, 4.0))
+    (state,) = killed(two_jobs(clips, out), environment(), out, times=1)
 
+    assert state
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
@@ -610,8 +657,9 @@ def test_ten_kills_give_the_same_tree(clips: Path, tmp_path: Path) -> None:
     run(clips, tmp_path / "whole")
 
     out = tmp_path / "out"
-    killed(two_jobs(clips, out), environment(), out, times=10, at_s=(1.0, 8.0))
+    states = killed(two_jobs(clips, out), environment(), out, times=10)
 
+    assert len(states) >= 3
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 

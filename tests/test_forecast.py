@@ -1,6 +1,7 @@
 """What a dry run counts and measures."""
 
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import pytest
 from support import run_command
 from test_extract import plan_for, run
 
-from kinetics_tools import flow
+from kinetics_tools import flow, forecast, media
 from kinetics_tools.clips import read_clips
 from kinetics_tools.extract import Plan, Unit, units_of
 from kinetics_tools.flow import FlowRecipe
@@ -50,6 +51,9 @@ class Slow:
 
     def as_json(self) -> dict[str, Any]:
         return {}
+
+    def prepare(self, device: str) -> None:
+        pass
 
     def flows(
         self, frames: Iterator[npt.NDArray[np.uint8]], device: str, threads: int
@@ -95,7 +99,7 @@ def test_a_pair_that_takes_long_is_measured_once_a_clip(
     assert rate.num_pairs == 4
 
 
-def test_clips_that_have_to_be_made_anew_cost_their_making(
+def test_clips_cost_their_making_and_those_that_are_kept_their_check(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scratch = tmp_path / "scratch"
@@ -111,7 +115,7 @@ def test_clips_that_have_to_be_made_anew_cost_their_making(
 
     assert as_they_are is not None
     assert anew is not None
-    assert as_they_are.rgb_s == 0 < anew.rgb_s
+    assert 0 < as_they_are.rgb_s < anew.rgb_s
     assert list(scratch.iterdir()) == []
     assert not (tmp_path / "out").exists()
 
@@ -130,6 +134,39 @@ def test_pairs_are_estimated_of_what_is_to_do(clips: Path, tmp_path: Path) -> No
     # Five clips of 25 frames, one of 4 s: at 25 a second 100.
     assert estimate_pairs(todo(clips, plan), plan) == 5 * 24 + 99
     assert run(clips, tmp_path / "out", samples_per_shard=7).num_made == 5 * 24 + 99
+
+
+def test_what_headers_say_is_not_decoded_and_probing_ends_in_time(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_for(clips, tmp_path / "out", samples_per_shard=7)
+    units = todo(clips, plan)
+    with monkeypatch.context() as changed:
+        changed.setattr(media, "count_frames", None)  # a call would fail
+        assert estimate_pairs(units, plan) == 5 * 24 + 99
+    monkeypatch.setattr(forecast, "PROBE_S", 0.0)
+    probed: list[Path] = []
+    probe = media.probe
+
+    def counted(path: Path) -> media.Video:
+        probed.append(path)
+        return probe(path)
+
+    monkeypatch.setattr(media, "probe", counted)
+    estimate_pairs(units, plan)
+    assert len(probed) == 1
+
+
+def test_a_clip_whose_header_tells_no_length_is_decoded(
+    clips: Path, tmp_path: Path, ffmpeg: Path
+) -> None:
+    bare = tmp_path / "bare.h264"
+    words = f"-loglevel error -i {clips}/running/0.mp4 -c copy {bare}"
+    subprocess.run([ffmpeg, *words.split()], check=True)
+    assert media.probe(bare).duration_s is None
+    plan = plan_for(clips, tmp_path / "out", samples_per_shard=7)
+    clip = replace(read_clips(clips).clips[0], path=bare)
+    assert estimate_pairs([Unit("all", 0, (clip,))], plan) == 24
 
 
 def test_time_is_shared_among_processors_and_gpus() -> None:

@@ -78,7 +78,7 @@ def build_parser() -> Parser:
         "as I3D's authors did",
     )
     samples = parser.add_argument_group("the samples")
-    samples.add_argument("--split", type=_splits, default=(), help="only these splits: train,val")
+    samples.add_argument("--split", type=cli.names, default=(), help="only these splits: train,val")
     samples.add_argument(
         "--short-side",
         type=cli.pixels_or_keep,
@@ -103,10 +103,6 @@ def _name(text: str) -> str:
     if not text or not names.is_key(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits, - and _")
     return text
-
-
-def _splits(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def main() -> NoReturn:
@@ -210,6 +206,7 @@ def _say_how_long(todo: "Sequence[Unit]", num_pairs: int, plan: "Plan") -> None:
     without_rgb = [unit for unit in todo if plan.force or unit.current_rgb(plan) is None]
     rgb_share = sum(len(u.clips) for u in without_rgb) / sum(len(u.clips) for u in todo)
     seconds = rate.seconds(num_pairs, jobs=jobs, num_gpus=num_gpus, rgb_share=rgb_share)
+    per_second = f"{num_pairs / seconds:.{0 if num_pairs >= 100 * seconds else 1}f}"
     print(
         f"measured: {rate.num_pairs} pairs of {rate.num_clips} clips; for each "
         f"{rate.flow_s * 1e3:.1f} ms of flow on {rate.device}, {rate.store_s * 1e3:.1f} ms to "
@@ -219,7 +216,7 @@ def _say_how_long(todo: "Sequence[Unit]", num_pairs: int, plan: "Plan") -> None:
     if rate.device != "cpu":
         where += f" and {num_gpus} GPU{'s' * (num_gpus > 1)}"
     print(
-        f"time: about {cli.time_text(seconds)}, {num_pairs / seconds:.3g} pairs a second, with "
+        f"time: about {cli.time_text(seconds)}, {per_second} pairs a second, with "
         f"{where}, if none slows another and no clip is harder"
     )
 
