@@ -140,8 +140,11 @@ def stream(
     Raises:
         UnknownNameError: no such method.
         KineticsError: no such device here.
-        ValueError: no such dial; or, while reading, a frame that is not as said above.
+        ValueError: no such dial, or no such number of threads; or, while reading, a frame that is
+            not as said above.
     """
+    if not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"threads must be a whole number above 0, not {threads!r}")
     chosen = make_method(method, **options)
     return chosen.flows(_checked(frames), find_devices(device, chosen)[0], threads)
 

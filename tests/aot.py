@@ -24,7 +24,7 @@ TILE = Tile()
 TYPES = {
     "frames u p data source target out weight_x weight_y": "*fp32",
     "state new_state low_x low_y": "*i32",
-    "sums new_sums limit": "*fp64",
+    "sums limit": "*fp64",
     "old_height old_width height width parts asked first": "i32",
     "gain reach tau push": "fp32",
 }
@@ -34,7 +34,8 @@ STEPS = {"STEPS": TILE.steps}
 KERNELS: dict[str, tuple[dict[str, Any], int]] = {
     "resize": ({**BLOCK, "SIDED": True}, 4),
     "warp": (BLOCK, 4),
-    "median": ({**STEPS, **BLOCK}, 4),
+    "judge": ({**STEPS, "LANES": TILE.lanes}, 4),
+    "median": (BLOCK, 4),
     "iterate": ({**STEPS, "WIDTH": TILE.width, "BAND": TILE.band}, 1),
     "answer": (BLOCK, 4),
 }

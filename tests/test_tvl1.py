@@ -57,6 +57,8 @@ HERE = [body for body in BODIES if available(body)]
 OTHERS = [body for body in HERE if body != "torch"]
 QUICK = [body for body in HERE if not is_slow(body)]
 QUICK_OTHERS = [body for body in QUICK if body != "torch"]
+# For what a slow body's other tests nearly say: it takes these among the full ones.
+QUICK_FIRST = [pytest.param(b, marks=pytest.mark.full if is_slow(b) else ()) for b in HERE]
 
 
 def flow_of(body: str, frames: Gray, *, threads: int = 1, **dials: Any) -> Flow:
@@ -237,14 +239,14 @@ def test_tiny_frames_take_the_steps_of_the_readable_one(body: str, size: tuple[i
     assert difference.max() <= 1e-3
 
 
-@pytest.mark.parametrize("body", HERE)
+@pytest.mark.parametrize("body", QUICK_FIRST)
 def test_black_and_white_frames_have_no_flow(body: str) -> None:
     dials = SMALL if is_slow(body) else {}
     for value in (0, 255):
         assert (flow_of(body, np.full((2, 19, 33), value, np.uint8), **dials) == 0).all()
 
 
-@pytest.mark.parametrize("body", HERE)
+@pytest.mark.parametrize("body", QUICK_FIRST)
 def test_flow_of_a_pair_does_not_depend_on_the_others(body: str) -> None:
     dials = {"num_warps": 2} | (SMALL if is_slow(body) else {})
     size = (17, 20) if is_slow(body) else (40, 52)

@@ -111,7 +111,7 @@ def test_the_order_of_programs_changes_no_bit(
 
 
 # Epsilons at which these pairs stop after different numbers of steps, within launches and between.
-@pytest.mark.parametrize("epsilon", [0.1, 0.06])
+@pytest.mark.parametrize("epsilon", [pytest.param(0.1, marks=pytest.mark.full), 0.06])
 def test_pairs_stop_at_the_very_step_whatever_the_launch_holds(epsilon: float) -> None:
     moving = texture(2, 10, 16, (0.5, 0.2))
     frames = np.concatenate([moving, moving[-1:], moving[:1, ::-1]])
@@ -176,31 +176,88 @@ def test_batches_that_follow_each_other_give_every_field_in_order(
     assert whole.shape == (5, 9, 12, 2)
 
 
-def test_memory_that_holds_fewer_pairs_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    asked = []
+@pytest.fixture
+def held_px(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """What is known of the memory: nothing, and after the test what was known before."""
+    known: dict[str, int] = {}
+    monkeypatch.setattr(cuda, "_held_px", known)
+    return known
 
-    class Holder:
-        def __init__(self, pairs: int) -> None:
-            asked.append(pairs)
-            if pairs > 6:
-                raise torch.OutOfMemoryError("too many")
-            self.pairs = pairs
 
+class Full:
+    """Something made for pairs, of which the memory holds 6."""
+
+    def __init__(self, pairs: int) -> None:
+        if pairs > 6:
+            raise torch.OutOfMemoryError("too many")
+        self.pairs = pairs
+
+
+def test_memory_that_holds_fewer_pairs_is_said_once_and_kept_in_mind(
+    caplog: pytest.LogCaptureFixture, held_px: dict[str, int]
+) -> None:
     with caplog.at_level(logging.WARNING):
-        made = cuda.largest(Holder, 50)
+        assert [cuda.largest(Full, pairs, (20, 30), "cuda:1").pairs for pairs in (50, 7)] == [6, 3]
 
-    assert (made.pairs, asked) == (6, [50, 25, 12, 6])
+    assert held_px == {"cuda:1": 3 * 20 * 30}
     assert [r.getMessage() for r in caplog.records] == [
-        "the GPU's memory holds 6 pairs of frames at once, not 50"
+        "the memory of cuda:1 does not hold 50 pairs of 30x20 frames at once; from now on smaller "
+        "batches are computed"
     ]
 
 
-def test_memory_that_holds_no_pair_is_an_error_in_one_line() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("too many"), RuntimeError("Triton Error [CUDA]: out of memory")],
+)
+def test_memory_that_is_full_when_a_batch_starts_makes_batches_smaller(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    held_px: dict[str, int],
+    error: RuntimeError,
+) -> None:
+    images = texture(6, 5, 8, (0.7, 0.2))
+    whole = np.arange(5 * 5 * 8 * 2, dtype=np.float32).reshape(5, 5, 8, 2)
+    started: list[int] = []
+
+    def full(_solver: Solver, frames: Gray) -> Callable[[], Iterator[Flow]]:
+        started.append(len(frames) - 1)
+        if len(started) == 2 or len(frames) > 3:
+            raise error
+        # What the kernels compute is not asked here, only that each field comes once and in order.
+        first = next(t for t in range(5) if np.array_equal(images[t], frames[0]))
+        return lambda: iter(whole[first : first + len(frames) - 1])
+
+    monkeypatch.setattr(Solver, "start", full)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert np.array_equal(compute(images, "tvl1", DEVICE, body="triton"), whole)
+
+    # The first time 2 are too many as well; later no more are tried than were held.
+    assert started == [5, 2, *[1] * 5, *[1] * 5]
+    assert set(held_px.values()) == {5 * 8}
+    assert len(caplog.records) == 1
+
+
+def test_an_error_that_is_not_of_the_memory_stays_one(
+    monkeypatch: pytest.MonkeyPatch, held_px: dict[str, int]
+) -> None:
+    def broken(self: Solver, frames: Gray) -> Callable[[], Iterator[Flow]]:
+        raise RuntimeError(f"no kernel for {self.pairs} of {len(frames)}")
+
+    monkeypatch.setattr(Solver, "start", broken)
+    with pytest.raises(RuntimeError, match="no kernel for 1 of 2"):
+        compute(np.zeros((2, 5, 8), np.uint8), "tvl1", DEVICE, body="triton")
+    assert not held_px
+
+
+def test_memory_that_holds_no_pair_is_an_error_in_one_line(held_px: dict[str, int]) -> None:
     def full(pairs: int) -> Solver:
         raise torch.OutOfMemoryError(f"{pairs} are too many")
 
     with pytest.raises(KineticsError, match="does not hold one pair of frames: make them smaller"):
-        cuda.largest(full, 5)
+        cuda.largest(full, 5, (4, 4), "cuda")
+    assert held_px == {"cuda": 4 * 4}
 
 
 def test_the_memory_of_a_pair_is_what_one_more_takes() -> None:
@@ -219,7 +276,7 @@ def test_the_memory_of_a_pair_is_what_one_more_takes() -> None:
 
 def test_what_a_launch_reads_and_what_it_writes_are_apart() -> None:
     solver = Solver(2, (16, 20), ONE_LEVEL, DEVICE, SMALL)
-    slots = [*solver.state, *solver.sums, solver.u, solver.p, solver.data, *solver.answers]
+    slots = [*solver.state, solver.sums, solver.u, solver.p, solver.data, *solver.answers]
 
     spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in slots)
 
@@ -253,7 +310,7 @@ def test_every_kernel_compiles_for_both_gpus_without_spills() -> None:
     needs = [json.loads(line) for line in done.stdout.splitlines()]
     assert {(n["kernel"], n["capability"]) for n in needs} == {
         (kernel, capability)
-        for kernel in ("resize", "warp", "median", "iterate", "answer")
+        for kernel in ("resize", "warp", "judge", "median", "iterate", "answer")
         for capability in (80, 90)
     }
     for need in needs:

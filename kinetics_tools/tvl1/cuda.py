@@ -8,7 +8,8 @@ launches as its slowest pair could need; one in which all pairs have settled tak
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from functools import partial
+from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -32,6 +33,9 @@ OPTIONS: Final = {"num_warps": 4, "enable_fp_fusion": True}
 
 Flow = npt.NDArray[np.float32]
 
+# By device, the pixels in a batch that its memory held when it did not hold twice as many.
+_held_px: dict[str, int] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -42,12 +46,14 @@ class Tile:
         width: columns that it computes; it stores 2 `steps` less. 32 is a warp.
         band: rows that it stores.
         block: pixels, in the other kernels.
+        lanes: sums that are added up side by side; a 340x256 pair has 60 of each step.
     """
 
     steps: int = 4
     width: int = 32
     band: int = 64
     block: int = 128
+    lanes: int = 512
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """How many strips and bands cover an image."""
@@ -73,28 +79,38 @@ def flows(frames: Iterator[npt.NDArray[np.uint8]], dials: Dials, device: str) ->
         return
     if torch.device(device).type == "cpu" and not kernels.INTERPRETED:
         raise KineticsError("body 'triton' of tvl1 runs on cuda, not on cpu; choose another body")
-    height, width = before.shape
-    first = list(islice(frames, batch_size(height, width, dials, device)))
-    if not first:
+    height, width = size = before.shape[0], before.shape[1]
+    waiting = list(islice(frames, batch_size(height, width, dials, device)))
+    if not waiting:
         return
     # The interpreter's time goes into calls, however long the rows are.
     tile = Tile(width=512, band=512, block=4096) if kernels.INTERPRETED else Tile()
-    solver = largest(lambda pairs: Solver(pairs, (height, width), dials, device, tile), len(first))
-    frames = chain(first, frames)
+
+    def make(pairs: int) -> Solver:
+        return Solver(pairs, size, dials, device, tile)
+
+    solver = largest(make, len(waiting), size, device)
     under_way: Callable[[], Iterator[Flow]] | None = None
-    while following := list(islice(frames, solver.pairs)):
-        ahead = solver.start(np.stack([before, *following]))
-        before = following[-1]
+    while waiting:
+        pairs = solver.pairs
+        ahead = _unless_full(partial(solver.start, np.stack([before, *waiting[:pairs]])))
+        if ahead:
+            before = waiting[:pairs][-1]
+            waiting = waiting[pairs:] or list(islice(frames, pairs))
         if under_way:
             yield from under_way()
         under_way = ahead
+        if not ahead:
+            # What it holds must be free before less is asked for.
+            del solver
+            solver = largest(make, _fewer(pairs, size, device), size, device)
     if under_way:
         yield from under_way()
 
 
 def batch_size(height: int, width: int, dials: Dials, device: str) -> int:
     """How many pairs to try at once: as the free memory and the bounds above allow; 1 or more."""
-    most = min(BATCH_PAIRS, BATCH_PX // (height * width))
+    most = min(BATCH_PAIRS, _held_px.get(device, BATCH_PX) // (height * width))
     if torch.device(device).type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -117,29 +133,52 @@ class Sized(Protocol):
 
 
 S = TypeVar("S", bound=Sized)
+T = TypeVar("T")
 
 
-def largest(make: Callable[[int], S], pairs: int) -> S:
+def largest(make: Callable[[int], S], pairs: int, size: tuple[int, int], device: str) -> S:
     """Return `make(pairs)`; half as many, as long as the memory does not hold them.
 
     Raises:
         KineticsError: it does not hold one.
     """
-    wanted = pairs
     while True:
-        try:
-            made = make(pairs)
-        except torch.OutOfMemoryError as error:
-            if pairs == 1:
-                raise KineticsError(
-                    "the GPU's memory does not hold one pair of frames: make them smaller "
-                    "(--short-side), or use --device cpu"
-                ) from error
-            pairs //= 2
-            continue
-        if pairs < wanted:
-            log.warning("the GPU's memory holds %d pairs of frames at once, not %d", pairs, wanted)
-        return made
+        made = _unless_full(partial(make, pairs))
+        if made:
+            return made
+        pairs = _fewer(pairs, size, device)
+
+
+def _unless_full(make: Callable[[], T]) -> T | None:
+    """Return what `make` returns; None if the GPU's memory, or the pinned memory, is too small."""
+    try:
+        return make()
+    except RuntimeError as error:
+        # Only torch's own memory has an error of its own; Triton's and the driver's do not.
+        if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
+            raise
+    return None
+
+
+def _fewer(pairs: int, size: tuple[int, int], device: str) -> int:
+    """Halve `pairs`, which the memory does not hold; keep that in mind, and say so the first time.
+
+    Raises:
+        KineticsError: there is only one.
+    """
+    if pairs == 1:
+        raise KineticsError(
+            "the GPU's memory does not hold one pair of frames: make them smaller (--short-side), "
+            "or use --device cpu"
+        )
+    fewer = pairs // 2
+    if device not in _held_px:
+        log.warning(
+            "the memory of %s does not hold %d pairs of %dx%d frames at once; from now on smaller "
+            "batches are computed", device, pairs, size[1], size[0],
+        )  # fmt: skip
+    _held_px[device] = fewer * size[0] * size[1]
+    return fewer
 
 
 def _parts(length: int, part: int) -> int:
@@ -193,11 +232,10 @@ class Solver:
         self.p = self._empty(2 * pairs * 4 * area)
         self.data = self._empty(pairs * 3 * area)
         self.answers = [self._empty(pairs, *size, 2) for _ in range(2)]
-        # A launch reads one slot and writes the other.
         strips, bands = self.tile.grid(*size)
-        num_sums = pairs * self.tile.steps * strips * bands
+        # What the launch under way does; and memory for what the next one does.
         self.state = [self._empty(pairs, 4, dtype=torch.int32) for _ in range(2)]
-        self.sums = [self._empty(num_sums, dtype=torch.float64) for _ in range(2)]
+        self.sums = self._empty(pairs * self.tile.steps * strips * bands, dtype=torch.float64)
         self.copier: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
             self.copier = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # torch's
@@ -248,7 +286,7 @@ class Solver:
         self.stored[: num + 1].copy_(frames, non_blocking=True)
         self.levels[0].frames[: num + 1].copy_(self.stored[: num + 1])
         for finer, level in zip(self.levels, self.levels[1:], strict=False):
-            self._resize(finer.frames, level.frames, finer, level, num + 1)
+            self._resize(finer.frames, level.frames, finer, level, num + 1, enlarges=False)
         self.u.zero_()
         self.state[0].zero_()
         above: _Level | None = None
@@ -314,22 +352,22 @@ class Solver:
         kernel[grid](*arguments, level.height, level.width, BLOCK=self.tile.block, **OPTIONS)
 
     def _resize(
-        self, source: Tensor, target: Tensor, old: _Level, new: _Level, planes: int
-    ) -> None:
+        self, source: Tensor, target: Tensor, old: _Level, new: _Level, planes: int, *,
+        enlarges: bool,
+    ) -> None:  # fmt: skip
         """Resize `planes` images; or, from a coarser level, flow from the side where it lies."""
-        sided = old.height * old.width < new.height * new.width
         grid = (_parts(new.height * new.width, self.tile.block), planes)
         kernels.resize[grid](
-            source, target, self.state[0], *(new.from_coarser if sided else new.from_finer),
+            source, target, self.state[0], *(new.from_coarser if enlarges else new.from_finer),
             old.height, old.width, new.height, new.width,
-            1 / self.dials.scale_step if sided else 1.0,
-            BLOCK=self.tile.block, SIDED=sided, **OPTIONS,
+            1 / self.dials.scale_step if enlarges else 1.0,
+            BLOCK=self.tile.block, SIDED=enlarges, **OPTIONS,
         )  # fmt: skip
 
     def _bring_down(self, above: _Level, level: _Level, num: int) -> None:
         """Enlarge the flow of the level above; on the new one it lies on side 0."""
         # The data term is written anew by each warp; until then its memory is free.
-        self._resize(self.u, self.data, above, level, num * 2)
+        self._resize(self.u, self.data, above, level, num * 2, enlarges=True)
         numbers = num * 2 * level.height * level.width
         self.u[:numbers].copy_(self.data[:numbers])
         self.state[0].zero_()
@@ -339,31 +377,34 @@ class Solver:
         # Nothing has settled, nothing is to be judged; only where the flow lies is kept.
         self.state[0][:, 1:].zero_()
         self._launch(kernels.warp, level, num, level.frames, self.u, self.data, self.state[0])
-        strips, bands = self.tile.grid(level.height, level.width)
         most, steps = self.dials.inner_iterations, self.tile.steps
-        grid = (_parts(level.height * level.width, self.tile.block), num, 2)
         for _ in range(self.dials.outer_iterations):
-            kernels.median[grid](
-                self.u, self.state[0], self.sums[0], level.limit, strips * bands,
-                level.height, level.width, STEPS=steps, BLOCK=self.tile.block, **OPTIONS,
-            )  # fmt: skip
             for done in range(0, most, steps):
                 self._iterate(level, num, min(steps, most - done), first=done == 0)
         self._iterate(level, num, 0, first=False)
 
     def _iterate(self, level: _Level, num: int, steps: int, *, first: bool) -> None:
-        """Take inner steps; with 0, only those that a settled pair has to take again."""
+        """Take inner steps, the `first` of a round after the median.
+
+        With 0 `steps`, take only those that a settled pair has to take again.
+        """
         tile, dials = self.tile, self.dials
         strips, bands = tile.grid(level.height, level.width)
+        kernels.judge[(num,)](
+            *self.state, self.sums, level.limit, strips * bands, steps, int(first),
+            STEPS=tile.steps, LANES=tile.lanes, **OPTIONS,
+        )  # fmt: skip
+        self.state.reverse()
+        if first:
+            kernels.median[(_parts(level.height * level.width, tile.block), num, 2)](
+                self.u, self.state[0], level.height, level.width, BLOCK=tile.block, **OPTIONS
+            )
         kernels.iterate[(strips, bands, num)](
-            self.u, self.p, self.data, self.state[0], self.sums[0], self.state[1], self.sums[1],
-            level.limit, steps, int(first), level.height, level.width,
+            self.u, self.p, self.data, self.state[0], self.sums, level.height, level.width,
             dials.lambda_ * dials.theta, dials.tau, dials.tau / dials.theta,
             STEPS=tile.steps, WIDTH=tile.width, BAND=tile.band,
             num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip
-        self.state.reverse()
-        self.sums.reverse()
 
 
 def _arrived(event: torch.cuda.Event, host: Tensor) -> Iterator[Flow]:

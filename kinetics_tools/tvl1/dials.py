@@ -1,5 +1,6 @@
 """What decides the flow of a pair, whichever body computes it."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,16 +11,22 @@ MIN_LEVEL_PX = 16
 class Dials:
     """The parameters of TV-L1. The defaults are those of OpenCV's `DualTVL1OpticalFlow`.
 
+    All are finite numbers above 0, counts are whole.
+
     Attributes:
         tau: step size of the dual field; converges up to 0.25.
         lambda_: weight of the data term, for grey values 0..255; smaller gives smoother flow.
         theta: how tightly the two halves of the energy are coupled.
-        num_scales: most levels of the pyramid; one under 16 px in height or width is left out.
-        scale_step: size of a level relative to the next finer one.
+        num_scales: most levels of the pyramid; it ends before one that is under 16 px in height or
+            width, or no smaller than the next finer one.
+        scale_step: size of a level relative to the next finer one; under 1.
         num_warps: on each level.
         epsilon: change of the flow, in pixels (root mean square), at which a warp is settled.
         inner_iterations: most steps of a round.
         outer_iterations: most rounds of a warp; each begins with the median filter.
+
+    Raises:
+        ValueError: a value is none of these.
     """
 
     tau: float = 0.25
@@ -33,9 +40,8 @@ class Dials:
     outer_iterations: int = 10
 
     def __post_init__(self) -> None:
-        for name, value in self.as_json().items():
-            if not value > 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
+        for field in fields(Dials):
+            _check(field.name, getattr(self, field.name), whole=field.type is int)
         if self.scale_step >= 1:
             raise ValueError(f"scale_step must be under 1, not {self.scale_step}")
 
@@ -48,7 +54,17 @@ class Dials:
         sizes = [(height, width)]
         while len(sizes) < self.num_scales:
             smaller = (round(sizes[-1][0] * self.scale_step), round(sizes[-1][1] * self.scale_step))
-            if min(smaller) < MIN_LEVEL_PX:
+            if min(smaller) < MIN_LEVEL_PX or smaller == sizes[-1]:
                 break
             sizes.append(smaller)
         return sizes
+
+
+def _check(name: str, value: object, *, whole: bool) -> None:
+    """Refuse what is no finite number above 0; True and False are no numbers here."""
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+        kind = "whole" if whole else "finite"
+        raise ValueError(f"{name} must be a {kind} number, not {value!r}")
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, not {value}")

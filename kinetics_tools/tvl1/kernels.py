@@ -2,7 +2,8 @@
 
 No program reads what another program of the same launch writes: flow and dual field lie in two
 buffers, and a pair is read from one and written to the other. So programs may run in any order.
-Nothing is added up by atomics: sums are parts of fixed extent, added in a fixed order.
+Nothing is added up by atomics: sums are parts of fixed extent, added in a fixed order, once a pair
+and launch.
 
 What the host and the kernels agree on, for B pairs of H x W:
 
@@ -11,7 +12,10 @@ What the host and the kernels agree on, for B pairs of H x W:
     p       float32 (2, B, 4, H, W)   the dual field times theta: along x of both parts of the
                                       flow, then along y
     data    float32 (B, 3, H, W)      the warped gradient, x then y, and the offset of the data term
-    state   int32 (B, 4)              of each pair: see `_judge`
+    state   int32 (B, 4)              what the launch under way does to each pair: the side where
+                                      it puts the flow, of 0 and 1, or where the flow stays; how
+                                      many steps it takes there, perhaps 0; 1 if the pair has
+                                      settled; 1 if the steps begin with the median
     sums    float64 (B, STEPS, parts) squared change of the flow, by step and by program
 """
 
@@ -200,8 +204,7 @@ def _far(x):
 
 @triton.jit(do_not_specialize=SIZES)
 def median(
-    u, state, sums, limit, parts, height, width,
-    STEPS: tl.constexpr, BLOCK: tl.constexpr,
+    u, state, height, width, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write the median of each pixel's 5x5 surroundings, for pairs that still move.
 
@@ -210,22 +213,26 @@ def median(
     pair = tl.program_id(1).to(tl.int64)
     pairs = tl.num_programs(1)
     area = height * width
-    side, _steps, settled, _smoothed, reached = _judge(state, sums, limit, pair, parts, STEPS)
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < tl.where((settled == 0) & (reached == 0), area, 0)
-    y, x = place // width, place % width
-    part = tl.program_id(2)
-    image = u + ((side * pairs + pair) * 2 + part) * area
-    values = ()
-    for i in tl.static_range(5):
-        column = tl.minimum(tl.maximum(x + (i - 2), 0), width - 1)
-        for j in tl.static_range(5):
-            row = tl.minimum(tl.maximum(y + (j - 2), 0), height - 1)
-            values = values + (tl.load(image + row * width + column, inside, 0.0),)
-    for n in tl.static_range(NUM_EXCHANGES):
-        values = _exchanged(values, MEDIAN_NETWORK[n][0], MEDIAN_NETWORK[n][1])
-    target = u + ((SMOOTHED * pairs + pair) * 2 + part) * area
-    tl.store(target + place, values[12], inside)
+    fields = state + pair * 4
+    source = 1 - tl.load(fields).to(tl.int64)
+    # A settled pair may have steps to take again, from a median that it has.
+    moves = (tl.load(fields + 1) > 0) & (tl.load(fields + 2) == 0)
+    if moves:
+        place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        inside = place < area
+        y, x = place // width, place % width
+        part = tl.program_id(2)
+        image = u + ((source * pairs + pair) * 2 + part) * area
+        values = ()
+        for i in tl.static_range(5):
+            column = tl.minimum(tl.maximum(x + (i - 2), 0), width - 1)
+            for j in tl.static_range(5):
+                row = tl.minimum(tl.maximum(y + (j - 2), 0), height - 1)
+                values = values + (tl.load(image + row * width + column, inside, 0.0),)
+        for n in tl.static_range(NUM_EXCHANGES):
+            values = _exchanged(values, MEDIAN_NETWORK[n][0], MEDIAN_NETWORK[n][1])
+        target = u + ((SMOOTHED * pairs + pair) * 2 + part) * area
+        tl.store(target + place, values[12], inside)
 
 
 @part_of_kernel
@@ -241,46 +248,66 @@ def _replaced(values, place: tl.constexpr, value):
     return values[:place] + (value,) + values[place + 1 :]
 
 
-@part_of_kernel
-def _judge(state, sums, limit, pair, parts, STEPS: tl.constexpr):
-    """Return what the launch before did to a pair, and the step at which it settled.
+@triton.jit(do_not_specialize=SIZES)
+def judge(
+    state, new_state, sums, limit, parts, asked, first,
+    STEPS: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Decide what the next launches of `median` and `iterate` do to a pair; program (b,) to pair b.
 
-    Every program of a pair asks this, and all come to the same answer: it follows from what no
-    program of this launch writes.
+    It follows from what the launch before did. A pair settles at the first step that changes the
+    flow by no more than the limit. If that was not the last one of the launch, it takes as many
+    steps again, from where that launch began; what they store is the answer.
 
-    Returns:
-        The side that holds the flow; how many steps it took there; 1 if it had settled before
-        these; 1 if they began with the median; the first of these steps, from 1, that changed the
-        flow by no more than the limit, or 0.
+    Args:
+        parts: how many programs of `iterate` share a pair.
+        asked: steps of a pair that moves, up to STEPS.
+        first: 1 if these begin with the median.
     """
+    pair = tl.program_id(0).to(tl.int64)
     fields = state + pair * 4
-    side = tl.load(fields).to(tl.int64)
-    steps = tl.load(fields + 1)
+    side = tl.load(fields)
+    last_steps = tl.load(fields + 1)
     settled = tl.load(fields + 2)
     smoothed = tl.load(fields + 3)
-    reached = steps * 0
-    if (settled == 0) & (steps > 0):
+    reached = last_steps * 0
+    if (settled == 0) & (last_steps > 0):
         most = tl.load(limit)
+        totals = _totals(sums + pair * STEPS * parts, parts, STEPS, LANES)
         for k in tl.static_range(STEPS):
-            change = _total(sums + (pair * STEPS + k) * parts, parts)
-            reached = tl.where((reached == 0) & (k < steps) & (change <= most), k + 1, reached)
-    return side, steps, settled, smoothed, reached
+            is_first = (reached == 0) & (k < last_steps) & (totals[k] <= most)
+            reached = tl.where(is_first, k + 1, reached)
+    again = (reached > 0) & (reached < last_steps)
+    settled = tl.where(reached > 0, 1, settled)
+    steps = tl.where(again, reached, tl.where(settled == 1, 0, asked))
+    source = tl.where(again, 1 - side, side)
+    fields = new_state + pair * 4
+    tl.store(fields, tl.where(steps > 0, 1 - source, side))
+    tl.store(fields + 1, steps)
+    tl.store(fields + 2, settled)
+    tl.store(fields + 3, tl.where(again, smoothed, first))
 
 
 @part_of_kernel
-def _total(numbers, num):
-    """Add up float64 numbers, always in the same order."""
-    lane = tl.arange(0, 32)
-    total = tl.zeros((32,), tl.float64)
-    for start in range(0, num, 32):
-        total += tl.load(numbers + start + lane, start + lane < num, 0.0)
-    return tl.sum(total, 0)
+def _totals(numbers, num, STEPS: tl.constexpr, LANES: tl.constexpr):
+    """Add up each of STEPS rows of `num` float64 numbers, always in the same order."""
+    lane = tl.arange(0, LANES)
+    totals = (tl.zeros((LANES,), tl.float64),) * STEPS
+    for start in range(0, num, LANES):
+        more = ()
+        for k in tl.static_range(STEPS):
+            row = numbers + k * num + start
+            more = more + (totals[k] + tl.load(row + lane, lane < num - start, 0.0),)
+        totals = more
+    sums = ()
+    for k in tl.static_range(STEPS):
+        sums = sums + (tl.sum(totals[k], 0),)
+    return sums
 
 
 @triton.jit(do_not_specialize=SIZES)
 def iterate(
-    u, p, data, state, sums, new_state, new_sums, limit,
-    asked, first, height, width, reach, tau, push,
+    u, p, data, state, sums, height, width, reach, tau, push,
     STEPS: tl.constexpr, WIDTH: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
     """Take up to STEPS inner steps on a strip of WIDTH columns and BAND rows.
@@ -290,12 +317,7 @@ def iterate(
     in between live in registers. Around what it stores it computes STEPS columns and rows that
     its neighbours store, because those are wrong by one more pixel from the edge with each step.
 
-    A pair that settled at an earlier step of the launch before takes that many steps again, from
-    where that launch began; what it stores is the answer. A settled pair does nothing.
-
     Args:
-        asked: steps of a pair that moves, up to STEPS.
-        first: 1 if these begin with the median.
         push: tau / theta.
     """
     strip, band = tl.program_id(0), tl.program_id(1)
@@ -303,9 +325,11 @@ def iterate(
     pairs = tl.num_programs(2)
     parts = tl.num_programs(0) * tl.num_programs(1)
     area = height * width
-    slot, source, target, steps = _plan(
-        state, new_state, sums, limit, asked, first, pair, parts, (strip == 0) & (band == 0), STEPS
-    )
+    fields = state + pair * 4
+    target = tl.load(fields).to(tl.int64)
+    source = 1 - target
+    steps = tl.load(fields + 1)
+    slot = tl.where(tl.load(fields + 3) == 1, SMOOTHED, source)
     # What it stores: columns left to right, rows top to bottom.
     left = strip * (WIDTH - 2 * STEPS)
     right = tl.minimum(left + WIDTH - 2 * STEPS, width)
@@ -322,33 +346,7 @@ def iterate(
     )  # fmt: skip
     part = band * tl.num_programs(0) + strip
     for k in tl.static_range(STEPS):
-        tl.store(new_sums + (pair * STEPS + k) * parts + part, tl.sum(changes[k], 0), steps > 0)
-
-
-@part_of_kernel
-def _plan(
-    state, new_state, sums, limit, asked, first, pair, parts, speaks, STEPS: tl.constexpr
-):  # fmt: skip
-    """Decide what this launch does to a pair; the one program that `speaks` writes it down.
-
-    Returns:
-        The slot to read the flow from; the sides to read the dual field from and to write to; how
-        many steps to take, perhaps 0.
-    """
-    side, last_steps, settled, smoothed, reached = _judge(state, sums, limit, pair, parts, STEPS)
-    again = (reached > 0) & (reached < last_steps)
-    settled = tl.where(reached > 0, 1, settled)
-    steps = tl.where(again, reached, tl.where(settled == 1, 0, asked))
-    smoothed = tl.where(again, smoothed, first)
-    source = tl.where(again, 1 - side, side)
-    target = tl.where(steps > 0, 1 - source, side)
-    if speaks:
-        fields = new_state + pair * 4
-        tl.store(fields, target.to(tl.int32))
-        tl.store(fields + 1, steps)
-        tl.store(fields + 2, settled)
-        tl.store(fields + 3, smoothed)
-    return tl.where(smoothed == 1, SMOOTHED, source), source, target, steps
+        tl.store(sums + (pair * STEPS + k) * parts + part, tl.sum(changes[k], 0), steps > 0)
 
 
 @part_of_kernel

@@ -80,8 +80,8 @@ def between(before: Tensor, after: Tensor, dials: Dials) -> Tensor:
         raise ValueError(f"float32 or float64 is needed, not {before.dtype}")
     levels = _pyramid(torch.stack([before, after], dim=1), dials)
     u = torch.zeros_like(levels[-1])
-    for level in reversed(levels):
-        if u.shape != level.shape:
+    for number, level in enumerate(reversed(levels)):
+        if number > 0:
             u = _resize(u, (level.shape[2], level.shape[3])).mul_(1 / dials.scale_step)
         _refine(level[:, 0], level[:, 1], u, dials)
     return u
@@ -239,7 +239,7 @@ def _solve(pairs: _Pairs, dials: Dials) -> None:
 
 
 def _step(pairs: _Pairs, scratch: _Scratch, dials: Dials) -> Tensor:
-    """Do one inner step in place; return each pair's sum of squared changes of the flow, (B,)."""
+    """Do one inner step in place; return each pair's squared change of the flow, float64 (B,)."""
     u, delta, step = pairs.u, scratch.delta, scratch.step
     # Data term: go along the gradient until the brightness error is 0, but only so far.
     torch.addcmul(pairs.offset, pairs.slope[:, 0], u[:, 0], out=step)
@@ -256,8 +256,8 @@ def _step(pairs: _Pairs, scratch: _Scratch, dials: Dials) -> Tensor:
     pairs.p_x.add_(scratch.g_x, alpha=dials.tau).div_(norm)
     pairs.p_y.add_(scratch.g_y, alpha=dials.tau).div_(norm)
     # By rows first: one long sum may be split between threads, and would then depend on them.
-    change: Tensor = torch.linalg.vector_norm(delta, dim=3).square_().sum((1, 2))
-    return change
+    torch.mul(delta[:, 0], delta[:, 0], out=step).addcmul_(delta[:, 1], delta[:, 1])
+    return step.sum(2, dtype=torch.float64).sum(1)
 
 
 # Seen as one long row of B * 2 * H * W numbers, the left neighbour of a pixel is one back and the
