@@ -123,9 +123,15 @@ def stream(
     """Yield the flow from each frame to the next, reading a few frames ahead.
 
     Memory does not grow with the number of frames: held are the frames read ahead and what the
-    method needs for the pairs that it computes together, nothing of what was yielded before. The
-    torch body of tvl1 takes up to 2**16 pixels of frames at once on a CPU, one pair at least, and
-    some 500 bytes for each (8K frames, 7680x4320: 15 GiB).
+    method needs for the pairs that it computes together, nothing of what was yielded before. By
+    the bodies of tvl1 this is:
+
+        numba, the default on a CPU   80 bytes a pixel for each thread, and `threads` + 2 frames
+                                      and fields (8K frames, 7680x4320, one thread: 3.0 GiB)
+        torch                         some 500 bytes a pixel; on a CPU 2**16 pixels of frames at
+                                      once, one pair at least (8K frames: 15 GiB)
+        triton, the default on CUDA   some 100 bytes a pixel on the device, of as many pairs as
+                                      its free memory holds, up to the bounds that `tvl1.cuda` says
 
     Args:
         frames: uint8 (H, W), all of one size. One frame, or none, has no flow.

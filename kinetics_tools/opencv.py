@@ -39,6 +39,34 @@ def decode_jpeg(data: bytes) -> npt.NDArray[np.uint8]:
     return np.asarray(picture[..., ::-1] if picture.ndim == 3 else picture, np.uint8)
 
 
+Solve = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+
+
+def make_solver(name: str = "tvl1") -> Solve:
+    """Return one of OpenCV's methods, on one thread, as a function of a pair of frames.
+
+    It is not to be shared: it keeps its memory, is not safe between threads, and for TV-L1 one
+    small frame lowers the number of pyramid levels for good.
+
+    Args:
+        name: "tvl1", DualTVL1OpticalFlow with its defaults; "dis", DIS with its preset medium.
+    """
+    cv2.setNumThreads(1)
+    solver: Any = (
+        cv2.optflow.DualTVL1OpticalFlow.create()
+        if name == "tvl1"
+        else cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    )
+
+    def solve(
+        before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]
+    ) -> npt.NDArray[np.float32]:
+        flow = np.zeros((*before.shape, 2), np.float32)
+        return np.asarray(solver.calc(before, after, flow), np.float32)
+
+    return solve
+
+
 @dataclass(frozen=True, slots=True)
 class OpenCVTVL1:
     """OpenCV's DualTVL1OpticalFlow with its defaults, on one thread."""
@@ -81,33 +109,11 @@ class OpenCVTVL1:
         Raises:
             ValueError: a frame is less than 3 pixels high or wide.
         """
-        cv2.setNumThreads(1)
-        # Not to be shared: it is not safe between threads, and one small frame lowers its number of
-        # pyramid levels for good.
-        solver = cv2.optflow.DualTVL1OpticalFlow.create()
+        solve = make_solver()
         before = next(frames, None)
         if before is not None and min(before.shape) < MIN_SIDE_PX:
             raise ValueError(f"OpenCV's TV-L1 needs 3x3 pixels at least, not {before.shape}")
         for after in frames:
             assert before is not None
-            flow = np.zeros((*before.shape, 2), np.float32)
-            yield np.asarray(solver.calc(before, after, flow), np.float32)
+            yield solve(before, after)
             before = after
-
-
-def tvl1_solver() -> Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8]], Any]:
-    """Return OpenCV's TV-L1 with its defaults as a function of a pair that keeps its memory."""
-    cv2.setNumThreads(1)
-    solver = cv2.optflow.DualTVL1OpticalFlow.create()
-    return lambda before, after: solver.calc(
-        before, after, np.zeros((*before.shape, 2), np.float32)
-    )
-
-
-def dis_solver() -> Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8]], Any]:
-    """Return OpenCV's DIS, preset medium, in the same way."""
-    cv2.setNumThreads(1)
-    solver = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    return lambda before, after: solver.calc(
-        before, after, np.zeros((*before.shape, 2), np.float32)
-    )

@@ -45,6 +45,7 @@ TOOLKIT = (
     "tvl1.dials",
     "tvl1.reference",
     "tvl1.vector",
+    "tvl1.keeping",
     "tvl1.cpu",
     "tvl1.kernels",
     "tvl1.cuda",
@@ -102,8 +103,8 @@ OWNERS = {
     "jinja2": {"kinetics_tools.page"},
     "ray": {"kinetics_tools.engine"},
     "skimage": {"benchmarks.speed.flow"},
-    # The kernels, and the vectors that they are written in.
-    "numba": {"kinetics_tools.tvl1.cpu", "kinetics_tools.tvl1.vector"},
+    # The vectors that kernels are written in, and what compiles these.
+    "numba": {"kinetics_tools.tvl1.vector", "kinetics_tools.tvl1.keeping"},
     "llvmlite": {"kinetics_tools.tvl1.vector"},
     "triton": {"kinetics_tools.tvl1.kernels"},
 }

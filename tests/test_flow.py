@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support import environment
+from textures import texture
 
-from kinetics_tools import flow, media, opencv
+from kinetics_tools import flow, opencv
 from kinetics_tools.errors import KineticsError, UnknownNameError
 from kinetics_tools.flow import METHODS, compute, dequantise, quantise, stream
 from kinetics_tools.tvl1 import BODIES, reference
@@ -45,27 +46,6 @@ def make_flow() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def texture(num: int, height: int, width: int, step: tuple[float, float], seed: int = 0) -> Gray:
-    """Frames of a smooth random texture that moves by `step` (x, y) pixels each time."""
-    margin = 32
-    noise = np.random.default_rng(seed).random((height + 2 * margin, width + 2 * margin))
-    smooth = cv2.GaussianBlur(noise, (0, 0), 2.0)
-    smooth = (smooth - smooth.min()) / (smooth.max() - smooth.min()) * 255
-    moved = [
-        cv2.warpAffine(
-            smooth,
-            np.array([[1, 0, step[0] * t - margin], [0, 1, step[1] * t - margin]], np.float64),
-            (width, height),
-        )
-        for t in range(num)
-    ]
-    return np.stack(moved).round().astype(np.uint8)
-
-
-def gray_frames(path: Path, start: int, num: int) -> Gray:
-    return opencv.gray(media.read_frames(path)[start : start + num])
 
 
 def agreement(
@@ -122,43 +102,6 @@ def test_tvl1_agrees_with_opencv_on_textures() -> None:
         assert within_1 > 0.99, (height, width)
 
 
-@pytest.mark.parametrize("name", ["jack/daria_jack", "run/denis_run", "wave2/eli_wave2"])
-def test_tvl1_agrees_with_opencv_on_real_clips(shared_data: Path, name: str) -> None:
-    frames = gray_frames(shared_data / "weizmann" / f"{name}.avi", 10, 4)
-
-    mad, within_1 = agreement(compute(frames, "tvl1"), compute(frames, "opencv-tvl1"))
-
-    assert mad <= 0.03
-    assert within_1 >= 0.99
-
-
-@pytest.mark.parametrize(("name", "limit"), [("RubberWhale", 0.158), ("Dimetrodon", 0.182)])
-def test_tvl1_meets_the_known_end_point_error(shared_data: Path, name: str, limit: float) -> None:
-    folder = shared_data / "flow" / name
-    frames = np.stack(
-        [opencv.gray(media.read_frames(folder / f"frame{n}.png", None)[0]) for n in (10, 11)]
-    )
-    stored = np.fromfile(folder / "flow10.flo", np.float32, offset=12)
-    truth = stored.reshape(*frames.shape[1:], 2)
-    known = (abs(truth) < 1e9).all(axis=2)
-
-    error = np.linalg.norm(compute(frames)[0] - truth, axis=2)[known].mean()
-
-    assert error <= limit
-
-
-def test_flow_of_a_pair_does_not_depend_on_its_batch() -> None:
-    still = np.repeat(texture(1, 40, 52, (0, 0)), 2, axis=0)
-    frames = np.concatenate([texture(3, 40, 52, (2.3, 1.1)), still, texture(2, 40, 52, (-6, 3))])
-    images = torch.from_numpy(frames).float()
-    dials = Dials()
-
-    together = reference.between(images[:-1], images[1:], dials)
-
-    for t, found in enumerate(together):
-        assert torch.equal(found, reference.between(images[t, None], images[t + 1, None], dials)[0])
-
-
 def test_flow_does_not_depend_on_the_number_of_threads() -> None:
     images = torch.from_numpy(texture(4, 90, 120, (2.3, 1.1))).float()
     dials = Dials(num_scales=2, num_warps=1, outer_iterations=1)
@@ -185,17 +128,6 @@ def test_equal_frames_give_exactly_no_flow(method: str) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (1, 37, 53), np.uint8)
 
     assert (compute(np.repeat(frame, 3, axis=0), method) == 0).all()
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (4, 4), (5, 70), (17, 16)])
-def test_tiny_and_hostile_frames_give_finite_flow(size: tuple[int, int]) -> None:
-    random = np.random.default_rng(0)
-    noise = random.integers(0, 256, (3, *size), np.uint8)
-    black_and_white = (random.random((3, *size)) < 0.5).astype(np.uint8) * 255
-    flash = np.stack([np.full(size, value, np.uint8) for value in (0, 255, 0)])
-
-    for frames in (noise, black_and_white, flash):
-        assert np.isfinite(compute(frames)).all()
 
 
 @pytest.mark.parametrize("method", METHODS)

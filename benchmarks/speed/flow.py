@@ -10,6 +10,7 @@ DATA is a folder with `clips`, `weizmann` and `flow` (two Middlebury pairs with 
     threads     two threads against one
     middlebury  end-point errors and seconds, with OpenCV's DIS and scikit-image's TV-L1 beside ours
     command     the whole of extract-flow against the flow alone, on the same frames and processors
+    bodies      how far this body and the readable one are apart, and both from it in float64
     cuda        pairs a second by batch, where there is a GPU
 
 Sides take turns, after one turn that is not counted; a ratio is the median of the turns' ratios.
@@ -35,6 +36,7 @@ import numpy.typing as npt
 
 from kinetics_tools import media, opencv
 from kinetics_tools.flow import compute, quantise, stream
+from kinetics_tools.tvl1 import reference
 from kinetics_tools.tvl1.cpu import Workspace
 from kinetics_tools.tvl1.dials import Dials
 
@@ -58,6 +60,18 @@ COMMAND_CLIPS = (
     "weizmann/jack/daria_jack.avi",
 )
 STREAMED_FRAMES = 64
+BODIES_PAIRS = (
+    ("clips/arm_wrestling.mp4", 40),
+    ("weizmann/run/denis_run.avi", 12),
+    ("clips/R6llTwEh07w.mp4", 10),
+    ("clips/R6llTwEh07w.mp4", 14),
+    ("clips/v_SoccerJuggling_g23_c01.avi", 10),
+)
+# The defaults, and the same amount of work for every pair.
+BODIES_DIALS = {
+    "stopping": Dials(),
+    "fixed": Dials(epsilon=1e-9, inner_iterations=8, outer_iterations=2),
+}
 
 
 def main() -> None:
@@ -111,7 +125,7 @@ def measure_pairs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         frames = _frames(options.data / name, max(numbers) + 2)
         height, width = frames.shape[1:]
         space = Workspace(height, width, Dials())
-        theirs = opencv.tvl1_solver()
+        theirs = opencv.make_solver("tvl1")
         for number in numbers:
             pair = frames[number], frames[number + 1]
             seconds = take_turns(
@@ -214,8 +228,8 @@ def measure_middlebury(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         known = (abs(truth) < 1e9).all(axis=2)
         methods: dict[str, Callable[[Gray, Gray], Flow]] = {
             "tvl1": Workspace(height, width, Dials()).solve,
-            "opencv-tvl1": opencv.tvl1_solver(),
-            "opencv-dis-medium": opencv.dis_solver(),
+            "opencv-tvl1": opencv.make_solver("tvl1"),
+            "opencv-dis-medium": opencv.make_solver("dis"),
             "scikit-image-tvl1": _scikit_image,
         }
         seconds = take_turns({m: partial(solve, *pair) for m, solve in methods.items()})
@@ -294,6 +308,30 @@ def _extract(source: Path, out: Path, jobs: int) -> None:
     )
 
 
+def measure_bodies(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """99.9th percentiles, in pixels, of the differences between Numba, torch, and float64."""
+    for name, number in BODIES_PAIRS:
+        before, after = _frames(options.data / name, number + 2)[number:]
+        height, width = before.shape
+        for stops, dials in BODIES_DIALS.items():
+            flows = {
+                "numba": Workspace(height, width, dials).solve(before, after),
+                "torch": _readable(before, after, dials, np.float32),
+                "float64": _readable(before, after, dials, np.float64),
+            }
+            yield {"clip": name, "pair": number, "iterations": stops} | {
+                f"{a}_{b}_px": round(float(np.percentile(abs(flows[a] - flows[b]), 99.9)), 4)
+                for a, b in (("numba", "torch"), ("numba", "float64"), ("torch", "float64"))
+            }
+
+
+def _readable(before: Gray, after: Gray, dials: Dials, kind: type[np.floating[Any]]) -> Any:
+    import torch
+
+    first, second = (torch.from_numpy(image.astype(kind)[None]) for image in (before, after))
+    return reference.between(first, second, dials)[0].permute(1, 2, 0).numpy()
+
+
 def measure_cuda(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A stream on the GPU, after one that is not counted."""
     import torch
@@ -316,6 +354,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = 
     "threads": measure_threads,
     "middlebury": measure_middlebury,
     "command": measure_command,
+    "bodies": measure_bodies,
     "cuda": measure_cuda,
 }
 

@@ -19,23 +19,21 @@ beside each other, so that a pass reads one stream:
 Above the first row of the state is one of zeros.
 """
 
-import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
+from itertools import chain, pairwise
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-from kinetics_tools.tvl1 import vector
 from kinetics_tools.tvl1.dials import Dials
+from kinetics_tools.tvl1.keeping import compiled, kept
 from kinetics_tools.tvl1.vector import (
     LANES,
     count_from,
@@ -71,10 +69,8 @@ SCRATCH_ROWS = 42
 # Pixels of 0 on each side of the image that is warped: as far out as a cubic may reach.
 MARGIN = 4
 MIN_SQUARED_GRADIENT = np.float32(2.0**-23)
-SLOW_S = 1.0
 
 logger = logging.getLogger(__name__)
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Level(NamedTuple):
@@ -118,21 +114,7 @@ class _Numbers(NamedTuple):
     reach: np.float32
 
 
-def _compiled(function: F, *, keep_code: bool = False) -> F:
-    """Compile a function when it is first called; threads run it side by side."""
-    compiled = numba.njit(nogil=True, error_model="numpy", cache=keep_code)(function)
-    return cast("F", compiled)  # to type checkers it is what it was before
-
-
-def _cached(function: F) -> F:
-    """The same, and keep the machine code for later processes where a folder can be written."""
-    try:
-        return _compiled(function, keep_code=True)
-    except RuntimeError:  # neither the folder of this file nor the user's cache can be written
-        return _compiled(function)
-
-
-@_compiled
+@compiled
 def _primal(s: Floats, here: int, term: int, level: _Level, numbers: _Numbers) -> Any:
     """Return u, v, their changes, and the part along y of both dual fields one row up."""
     n = level.stride
@@ -150,7 +132,7 @@ def _primal(s: Floats, here: int, term: int, level: _Level, numbers: _Numbers) -
     return u, v, fma(gx, step, du), fma(gy, step, dv), uy_above, vy_above
 
 
-@_compiled
+@compiled
 def _dual(s: Floats, here: int, below: Any, p_y: Any, n: int, numbers: _Numbers) -> None:
     """Move a dual field: up along the gradient of its flow, then back towards the unit ball.
 
@@ -168,7 +150,7 @@ def _dual(s: Floats, here: int, below: Any, p_y: Any, n: int, numbers: _Numbers)
     store(s, here + 2 * n, fma(tau, down, p_y) * shrink)
 
 
-@_compiled
+@compiled
 def _row_step(
     s: Floats, here: int, term: int, level: _Level, numbers: _Numbers, first: bool
 ) -> Any:
@@ -197,7 +179,7 @@ def _row_step(
     return total(change)
 
 
-@_compiled
+@compiled
 def _step(s: Floats, places: _Places, level: _Level, numbers: _Numbers) -> float:
     """Do one inner step; return the sum of the squared changes of the flow."""
     n = level.stride
@@ -213,7 +195,7 @@ def _step(s: Floats, places: _Places, level: _Level, numbers: _Numbers) -> float
     return change
 
 
-@_compiled
+@compiled
 def _sort_row(s: Floats, row: int, line: int, fives: int, level: _Level) -> None:
     """Sort each five neighbours in a row; `line` is where it gets its borders, which repeat."""
     for x in range(0, level.width, LANES):
@@ -225,7 +207,7 @@ def _sort_row(s: Floats, row: int, line: int, fives: int, level: _Level) -> None
         sort_fives(s, line + x, fives + x, level.stride)
 
 
-@_compiled
+@compiled
 def _median(s: Floats, plane: int, level: _Level, scratch: int) -> None:
     """Replace a plane of the state by its 5x5 median, two rows at a time. Borders repeat.
 
@@ -251,7 +233,7 @@ def _median(s: Floats, plane: int, level: _Level, scratch: int) -> None:
             merge_fives(s, odd + x, even + x, tens + k % 2 * 10 * n + x, n)
 
 
-@_compiled
+@compiled
 def _make_movable(s: Floats, level: _Level, movable: int) -> None:
     """Lay `after`, its slopes along x and y, and a 0 beside each other for each pixel."""
     step = (level.width + 2 * MARGIN) * 4
@@ -271,7 +253,7 @@ def _make_movable(s: Floats, level: _Level, movable: int) -> None:
             zip_4(s, to + 4 * x, keep(load(s, row + x), left), keep(gx, left), keep(gy, left))
 
 
-@_compiled
+@compiled
 def _warp_row(s: Floats, y: int, places: _Places, level: _Level) -> None:
     """Warp a row along the flow, and make its data term."""
     n = level.stride
@@ -309,7 +291,7 @@ def _warp_row(s: Floats, y: int, places: _Places, level: _Level) -> None:
         store(s, term + 3 * n + x, splat(np.float32(-1)) / squared)
 
 
-@_compiled
+@compiled
 def _resize(
     s: Floats, old: _Plane, new: _Plane, steps: tuple[float, float], factor: float, scratch: int
 ) -> None:
@@ -338,7 +320,7 @@ def _resize(
             s[to + x] = np.float32(factor) * interpolate(s, line, columns + x, ways + x)
 
 
-@_compiled
+@compiled
 def _refine(s: Floats, level: _Level, places: _Places, numbers: _Numbers) -> int:
     """Refine the flow on one level; return how many inner steps that took."""
     limit = numbers.epsilon**2 * level.height * level.width
@@ -361,7 +343,7 @@ def _refine(s: Floats, level: _Level, places: _Places, numbers: _Numbers) -> int
     return num_steps
 
 
-@_compiled
+@compiled
 def _enlarge(s: Floats, small: _Level, level: _Level, places: _Places, scale_step: float) -> None:
     """Bring the flow from one level to the next finer one, whose dual field starts at 0."""
     num = small.height * small.stride
@@ -379,20 +361,20 @@ def _enlarge(s: Floats, small: _Level, level: _Level, places: _Places, scale_ste
         _resize(s, old, new, steps, 1 / scale_step, places.scratch)
 
 
-@_compiled
+@compiled
 def _level(levels: npt.NDArray[np.int64], number: int) -> _Level:
     row = levels[number]
     return _Level(row[0], row[1], row[2], row[3], row[4])
 
 
-@_compiled
+@compiled
 def _read(frame: Gray, s: Floats, place: int, stride: int) -> None:
     for y in range(frame.shape[0]):
         for x in range(frame.shape[1]):
             s[place + y * stride + x] = frame[y, x]
 
 
-@_compiled
+@compiled
 def _make_pyramid(s: Floats, fine: _Level, coarse: _Level, scratch: int, scale_step: float) -> None:
     """Make the images of a level from those of the next finer one."""
     steps = (1 / scale_step, 1 / scale_step)
@@ -402,47 +384,35 @@ def _make_pyramid(s: Floats, fine: _Level, coarse: _Level, scratch: int, scale_s
         _resize(s, old, new, steps, 1.0, scratch)
 
 
-def _make_solve(sources: str) -> Callable[..., int]:
-    """Return the whole algorithm; its machine code is cached for these `sources` only."""
-
-    @_cached
-    def solve(
-        pair: tuple[Gray, Gray],
-        s: Floats,
-        levels: npt.NDArray[np.int64],
-        places: _Places,
-        numbers: _Numbers,
-        flow: Flow,
-    ) -> int:
-        sources  # noqa: B018 - what a function closes over is part of its key in the cache
-        finest = _level(levels, 0)
-        _read(pair[0], s, finest.before, finest.stride)
-        _read(pair[1], s, finest.after, finest.stride)
-        for number in range(1, len(levels)):
-            fine, coarse = _level(levels, number - 1), _level(levels, number)
-            _make_pyramid(s, fine, coarse, places.scratch, numbers.scale_step)
-        s[: places.term - PAD] = 0  # the state: no flow yet
-        work = 0
-        for number in range(len(levels) - 1, -1, -1):
-            level = _level(levels, number)
-            if number + 1 < len(levels):
-                _enlarge(s, _level(levels, number + 1), level, places, numbers.scale_step)
-            work += _refine(s, level, places, numbers) * level.height * level.width
-        for y in range(finest.height):
-            row = places.state + y * STATE_PLANES * finest.stride
-            for x in range(finest.width):
-                flow[y, x, 0] = s[row + x]
-                flow[y, x, 1] = s[row + 3 * finest.stride + x]
-        return work
-
-    return solve
-
-
-_solve = _make_solve(
-    hashlib.sha256(
-        b"".join(Path(str(f)).read_bytes() for f in (__file__, vector.__file__))
-    ).hexdigest()
-)
+@kept
+def _solve(
+    pair: tuple[Gray, Gray],
+    s: Floats,
+    levels: npt.NDArray[np.int64],
+    places: _Places,
+    numbers: _Numbers,
+    flow: Flow,
+) -> int:
+    """Do the whole of it for a pair; return the pixels times inner steps that it took."""
+    finest = _level(levels, 0)
+    _read(pair[0], s, finest.before, finest.stride)
+    _read(pair[1], s, finest.after, finest.stride)
+    for number in range(1, len(levels)):
+        fine, coarse = _level(levels, number - 1), _level(levels, number)
+        _make_pyramid(s, fine, coarse, places.scratch, numbers.scale_step)
+    s[: places.term - PAD] = 0  # the state: no flow yet
+    work = 0
+    for number in range(len(levels) - 1, -1, -1):
+        level = _level(levels, number)
+        if number + 1 < len(levels):
+            _enlarge(s, _level(levels, number + 1), level, places, numbers.scale_step)
+        work += _refine(s, level, places, numbers) * level.height * level.width
+    for y in range(finest.height):
+        row = places.state + y * STATE_PLANES * finest.stride
+        for x in range(finest.width):
+            flow[y, x, 0] = s[row + x]
+            flow[y, x, 1] = s[row + 3 * finest.stride + x]
+    return work
 
 
 class Workspace:
@@ -461,6 +431,7 @@ class Workspace:
             place, end = end + PAD, end + -(-num // LANES) * LANES
             return place
 
+        self._size = (height, width)
         sizes = dials.level_sizes(height, width)
         stride = -(-width // LANES) * LANES + 2 * PAD
         state = take((height + 1) * STATE_PLANES * stride) + STATE_PLANES * stride
@@ -491,11 +462,31 @@ class Workspace:
         self.work = 0
 
     def solve(self, before: Gray, after: Gray) -> Flow:
-        """Return the flow of a pair of frames, which are contiguous: float32 (H, W, 2)."""
-        flow = np.empty((*before.shape, 2), np.float32)
-        pair = (before, after)
+        """Return the flow of a pair of frames: float32 (H, W, 2).
+
+        Args:
+            before: uint8 (H, W), of the size that this is for.
+            after: the same.
+
+        Raises:
+            ValueError: a frame is not that.
+        """
+        for frame in (before, after):
+            if frame.shape != self._size or frame.dtype != np.uint8:
+                raise ValueError(f"uint8 {self._size} is needed, not {frame.dtype} {frame.shape}")
+        prepare()
+        return self._solve(before, after)
+
+    def _solve(self, before: Gray, after: Gray) -> Flow:
+        flow = np.empty((*self._size, 2), np.float32)
+        pair = (_plain(before), _plain(after))
         self.work = _solve(pair, self._memory, self._levels, self._places, self._numbers, flow)
         return flow
+
+
+def _plain(frame: Gray) -> Gray:
+    """The frame, or a copy if it is of another kind to Numba: read-only, a slice, a subclass."""
+    return np.require(np.asarray(frame), None, ("C", "A", "W"))
 
 
 @cache
@@ -503,15 +494,15 @@ def prepare() -> None:
     """Compile, or load what an earlier process compiled: some seconds, or a fraction of one.
 
     The machine code is kept in the folder __pycache__ beside this file or, where that cannot be
-    written, in the user's cache (NUMBA_CACHE_DIR names another), for each kind of processor apart.
-    Processes that compile at the same time do the same work and keep the same result.
+    written, in the user's cache (NUMBA_CACHE_DIR names another), for each kind of processor, Numba
+    and version of this package apart. Processes that compile at the same time do the same work and
+    keep the same result. Where nothing can be kept, each process compiles.
     """
     start = perf_counter()
     frame = np.zeros((1, 1), np.uint8)
-    Workspace(1, 1, Dials()).solve(frame, frame)
-    seconds = perf_counter() - start
-    if seconds > SLOW_S:
-        logger.info("compiled TV-L1 for this processor in %.0f s", seconds)
+    Workspace(1, 1, Dials())._solve(frame, frame)
+    if _solve.stats.cache_misses:
+        logger.info("compiled TV-L1 for this processor in %.0f s", perf_counter() - start)
 
 
 def flows(frames: Iterator[Gray], dials: Dials, threads: int) -> Iterator[Flow]:
@@ -520,11 +511,12 @@ def flows(frames: Iterator[Gray], dials: Dials, threads: int) -> Iterator[Flow]:
     Memory: 80 bytes a pixel and thread, and `threads` + 2 frames and fields.
 
     Args:
-        frames: uint8 (H, W), all of one size; read at most `threads` + 1 ahead of the flow.
+        frames: uint8 (H, W), all of one size; read at most `threads` + 1 ahead of the flow. What
+            they raise comes after the flow of the frames before.
         dials: of the method.
         threads: how many pairs to compute at once; the flow does not depend on it.
     """
-    pairs = _pairs(frames)
+    pairs: Iterator[tuple[Gray, Gray]] = pairwise(frames)
     first = next(pairs, None)
     if first is None:
         return
@@ -536,28 +528,40 @@ def flows(frames: Iterator[Gray], dials: Dials, threads: int) -> Iterator[Flow]:
 
     def solve(pair: tuple[Gray, Gray]) -> Flow:
         space = spaces.get()
-        flow = space.solve(*pair)
-        spaces.put(space)
-        return flow
+        try:
+            return space.solve(*pair)
+        finally:
+            spaces.put(space)
 
+    pairs = chain([first], pairs)
     if threads == 1:
-        yield solve(first)
         yield from map(solve, pairs)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = deque([pool.submit(solve, first)])
-        for pair in pairs:
-            waiting.append(pool.submit(solve, pair))
-            if len(waiting) > threads:
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from _in_order(pairs, lambda pair: pool.submit(solve, pair), threads)
+    finally:
+        pool.shutdown(cancel_futures=True)  # left early, pairs that have not begun are not wanted
+
+
+def _in_order(
+    pairs: Iterator[tuple[Gray, Gray]],
+    submit: Callable[[tuple[Gray, Gray]], Future[Flow]],
+    num: int,
+) -> Iterator[Flow]:
+    """Yield the flow of pairs in order, with `num` of them under way."""
+    waiting: deque[Future[Flow]] = deque()
+    while True:
+        try:
+            pair = next(pairs, None)
+        except Exception:
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
+            raise
+        if pair is None:
+            break
+        waiting.append(submit(pair))
+        if len(waiting) > num:
             yield waiting.popleft().result()
-
-
-def _pairs(frames: Iterator[Gray]) -> Iterator[tuple[Gray, Gray]]:
-    before = None
-    for frame in frames:
-        after = np.ascontiguousarray(frame)
-        if before is not None:
-            yield before, after
-        before = after
+    while waiting:
+        yield waiting.popleft().result()

@@ -13,6 +13,7 @@ import operator
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import llvmlite
 import numba.core.typing.templates
 import numba.extending
 from llvmlite import ir
@@ -32,6 +33,7 @@ _tuple_of: Callable[..., Any] = types.UniTuple
 intrinsic: _Inline = numba.extending.intrinsic
 
 LANES = 16
+LLVM_VERSION: str = llvmlite.__version__
 _FLOAT = ir.FloatType()
 _INT = ir.IntType(32)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
@@ -207,14 +209,15 @@ def keep(typing: Any, a: Any, num: Any) -> Any:
 
 @intrinsic
 def total(typing: Any, a: Any) -> Any:
-    """Return the sum as float64, added pairwise: always in the same order."""
+    """Return the sum, in float64 and added pairwise: always in the same order."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value, width = args[0], LANES
+        width = LANES
+        value = builder.fpext(args[0], ir.VectorType(ir.DoubleType(), width))
         while width > 1:
             width //= 2
             value = _fold(builder, value, width)
-        return builder.fpext(builder.extract_element(value, ir.Constant(_INT, 0)), ir.DoubleType())
+        return builder.extract_element(value, ir.Constant(_INT, 0))
 
     return types.float64(floats), lower
 
