@@ -167,7 +167,7 @@ def compute(
     import numpy as np
 
     if frames.ndim != 3 or not len(frames):
-        raise ValueError(f"frames (T, H, W) are needed, T from 1, not {frames.shape}")
+        raise ValueError(f"grey frames (T, H, W) are needed, T from 1, not {frames.shape}")
     fields = list(stream(frames, method, device, threads=threads, **options))
     return np.stack(fields) if fields else np.zeros((0, *frames.shape[1:], 2), np.float32)
 

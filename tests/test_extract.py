@@ -228,6 +228,14 @@ def test_one_bad_clip_is_a_gap_and_never_stops_a_run(
     assert gaps == {"running_0": "damaged", "empty": "damaged", "one_frame": "too-short"}
 
 
+def test_a_link_to_nowhere_is_a_missing_clip(clips: Path, tmp_path: Path) -> None:
+    (clips / "running" / "away.mp4").symlink_to(tmp_path / "not mounted" / "away.mp4")
+
+    summary = run(clips, tmp_path / "out")
+
+    assert (summary.num_expected, summary.gaps, summary.num_retryable) == (6, {"missing": 1}, 1)
+
+
 CHANGING = {
     ".webm": ("-c:v libvpx-vp9 -deadline realtime -cpu-used 8", ".ivf", ""),
     ".mp4": ("-c:v libx264 -preset ultrafast -bf 0", ".ts", "-bsf:v dump_extra -tag:v avc3"),
@@ -541,6 +549,7 @@ def test_the_command_does_it_all_with_helpers_and_reports(clips: Path, tmp_path:
         (["--codec", "fv1"], "unknown flow codec 'fv1'. Did you mean 'ffv1'?"),
         (["--device", "cuda:7"], "no device 'cuda:7' here; there is cpu"),
         (["--bound", "0"], "not a number of pixels above 0"),
+        (["--name", "rgb"], "'rgb' is the frames' own name"),
         (["--name", "a/b"], "not made of letters, digits, - and _"),
         (["--task", "3/2"], "--task '3/2' is not I/N"),
         (["--split", "tain"], "unknown split 'tain'"),

@@ -102,6 +102,8 @@ def build_parser() -> Parser:
 def _name(text: str) -> str:
     if not text or not names.is_key(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits, - and _")
+    if text == "rgb":
+        raise argparse.ArgumentTypeError("'rgb' is the frames' own name; choose another")
     return text
 
 
