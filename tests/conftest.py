@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import http.server
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -17,6 +18,9 @@ import torch
 from support import SHARED, MediaServer
 
 from kinetics_tools import media
+
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and so what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Without a GPU Triton's kernels are interpreted. Triton asks for this where a kernel is defined.
 if not torch.cuda.is_available():
