@@ -147,6 +147,17 @@ def default_jobs() -> int:
     return num_processors()
 
 
+def add_short_side(group: argparse._ActionsContainer) -> None:
+    """Add the option that says how large samples are."""
+    group.add_argument(
+        "--short-side",
+        type=pixels_or_keep,
+        default=256,
+        metavar="N|keep",
+        help="pixels; smaller clips are enlarged; keep leaves each clip its size",
+    )
+
+
 def add_cache_dir(group: argparse._ArgumentGroup) -> None:
     """Add the option whose value `cache_dir` takes."""
     group.add_argument(

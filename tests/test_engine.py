@@ -268,9 +268,12 @@ def test_ctrl_c_ends_a_run_that_waits_for_a_unit(tmp_path: Path) -> None:
         text=True,
     ) as run:
         assert run.stdout is not None
-        assert {run.stdout.readline(), run.stdout.readline()} == {"waiting\n", "1 1\n"}
-        os.killpg(run.pid, signal.SIGINT)
-        _, said = run.communicate(timeout=60)
+        try:
+            assert {run.stdout.readline(), run.stdout.readline()} == {"waiting\n", "1 1\n"}
+            os.killpg(run.pid, signal.SIGINT)
+            _, said = run.communicate(timeout=60)
+        finally:
+            run.kill()  # or a run that does not end would keep the tests waiting too
     assert run.returncode == 130
     assert said == "interrupted; the same command goes on where this one stopped\n"
 

@@ -79,13 +79,7 @@ def build_parser() -> Parser:
     )
     samples = parser.add_argument_group("the samples")
     samples.add_argument("--split", type=cli.names, default=(), help="only these splits: train,val")
-    samples.add_argument(
-        "--short-side",
-        type=cli.pixels_or_keep,
-        default=256,
-        metavar="N|keep",
-        help="pixels; smaller clips are enlarged; keep leaves each clip its size",
-    )
+    cli.add_short_side(samples)
     samples.add_argument(
         "--samples-per-shard", type=cli.positive, default=64, metavar="N", help="in one tar"
     )

@@ -29,13 +29,7 @@ def build_parser() -> Parser:
         help=f"one or two of {', '.join(METHODS)}",
     )
     parser.add_argument("--device", default="auto", help="auto (a GPU, else the CPU), cpu, cuda:0")
-    parser.add_argument(
-        "--short-side",
-        type=cli.pixels_or_keep,
-        default=256,
-        metavar="N|keep",
-        help="pixels; a smaller clip is enlarged; keep leaves it its size",
-    )
+    cli.add_short_side(parser)
     parser.add_argument(
         "--start", type=_number, default=0, metavar="N", help="begin at this frame of the 25 fps"
     )
