@@ -110,6 +110,11 @@ class Unit:
     number: int
     clips: tuple[Clip, ...] = field(repr=False)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of its clips' files: about how much work it is."""
+        return sum(clip.path.stat().st_size for clip in self.clips if clip.sha256 is not None)
+
     def shard(self, plan: Plan, name: str) -> Path:
         """Where its tar of the stream `name` lies."""
         return shard_path(plan.out, self.split, name, self.number)
@@ -214,7 +219,8 @@ def extract(
         counts = _claim(units, plan)
         for split, count in counts.items():
             sharding.remove_beyond(plan.out, split, count["shards"])
-        todo = pending(units, plan)
+        # The largest first: so all processes end at about the same time.
+        todo = sorted(pending(units, plan), key=lambda unit: -unit.num_bytes)
         num_made = 0
         crashed = set()
         with (
@@ -435,8 +441,8 @@ def _rgb_content(clip: Clip, *, plan: Plan, folder: Path) -> Content | _Failure:
 def _make_flow(unit: Unit, rgb: Sidecar, plan: Plan, folder: Path, lent: Lent) -> int:
     method = make_method(plan.flow.method)
     _same_as_begun(f"method {plan.flow.method}", method.as_json(), plan.flow.parameters)
-    keep_to_one_thread()
     (device, *_) = find_devices(lent.device, method)
+    keep_to_one_thread(device)
     desk = _Desk(
         device=device,
         turn=nullcontext() if device == "cpu" else threading.Lock(),
@@ -469,8 +475,13 @@ def _same_as_begun(what: str, here: Mapping[str, Any], there: Mapping[str, Any])
         )
 
 
-def keep_to_one_thread() -> None:
-    """Keep torch to the thread that calls it: those that share a small frame wait for another."""
+def keep_to_one_thread(device: str) -> None:
+    """Keep torch to the thread that calls it: those that share a small frame wait for another.
+
+    On a CPU flow is computed without torch, and nobody waits for its import.
+    """
+    if device == "cpu":
+        return
     import torch
 
     torch.set_num_threads(1)

@@ -111,7 +111,7 @@ def measure(units: Sequence[Unit], plan: Plan) -> Rate | None:
     """
     (device, *_) = find_devices(plan.devices[0], make_method(plan.flow.method))
     prepare(plan)
-    keep_to_one_thread()
+    keep_to_one_thread(device)
     codec = lookup("flow codec", plan.flow.codec, CODECS)
     rate = Rate(device=device, num_clips=0, num_pairs=0, flow_s=0.0, store_s=0.0, rgb_s=0.0)
     clips = (clip for unit in units for clip in unit.clips if clip.sha256 is not None)

@@ -289,6 +289,20 @@ def test_names_of_methods_and_codecs_cost_no_heavy_import() -> None:
     assert done.stdout.split() == []
 
 
+def test_tvl1_on_a_cpu_waits_for_no_torch() -> None:
+    code = (
+        "import sys; import numpy as np; from kinetics_tools.flow import compute; "
+        "compute(np.zeros((2, 16, 16), np.uint8), method='tvl1', device='cpu'); "
+        "print('torch' in sys.modules)"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split() == ["False"]
+
+
 flows = hnp.arrays(
     np.float32,
     hnp.array_shapes(min_dims=2, max_dims=2, max_side=6).map(lambda shape: (*shape, 2)),

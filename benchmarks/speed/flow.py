@@ -18,9 +18,11 @@ Sides take turns, after one turn that is not counted; a ratio is the median of t
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -59,6 +61,7 @@ COMMAND_CLIPS = (
     "clips/RATRACE_wave_f_nm_np1_fr_goo_37.avi",
     "weizmann/jack/daria_jack.avi",
 )
+COPIES = 3  # of each of them: the run is to last long beside its start and its end
 STREAMED_FRAMES = 64
 BODIES_PAIRS = (
     ("clips/arm_wrestling.mp4", 40),
@@ -255,7 +258,10 @@ def measure_command(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The command on clips as kinetics-download makes them, against the flow of their frames."""
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "clips"
-        clips = [_frames(_as_downloaded(options.data / clip, source)) for clip in COMMAND_CLIPS]
+        made = [_as_downloaded(options.data / clip, source) for clip in COMMAND_CLIPS]
+        for clip, copy in itertools.product(made, range(1, COPIES)):
+            shutil.copy(clip, clip.with_stem(f"{clip.stem}-{copy}"))
+        clips = [_frames(clip) for clip in made] * COPIES
         num_pairs = sum(len(frames) - 1 for frames in clips)
         for jobs in map(int, options.jobs.split(",")):
             outs = [Path(name) / f"out-{jobs}-{turn}" for turn in range(COMMAND_TURNS + 1)]

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kinetics_tools.errors import KineticsError, lookup
-from kinetics_tools.tvl1 import reference
 from kinetics_tools.tvl1.dials import Dials
 
 Frames = Iterator[npt.NDArray[np.uint8]]
@@ -21,6 +20,8 @@ Flows = Iterator[npt.NDArray[np.float32]]
 
 
 def _torch(frames: Frames, dials: Dials, device: str, threads: int) -> Flows:  # noqa: ARG001 - torch has threads of its own
+    from kinetics_tools.tvl1 import reference  # it brings torch, which Numba does without
+
     return reference.flows(frames, dials, device)
 
 
