@@ -28,7 +28,7 @@ import numpy.typing as npt
 from kinetics_tools import engine, media, sharding, shards
 from kinetics_tools.ahead import read_ahead
 from kinetics_tools.clips import MISSING, Clip, ClipSet
-from kinetics_tools.codecs import CODECS, too_large_for
+from kinetics_tools.codecs import CODECS, Codec, too_large_for
 from kinetics_tools.engine import WHOLE, Crash, Lent, Part
 from kinetics_tools.errors import (
     KineticsError,
@@ -503,52 +503,22 @@ class _Desk:
     threads: int
 
 
-def _flow_content(
-    member: Member,
-    *,
-    plan: Plan,
-    shard: Path,
-    folder: Path,
-    desk: _Desk,
-) -> Content:
-    """The flow of one RGB sample, in a scratch file.
-
-    Decoding and computing run ahead in a thread each, AHEAD_BYTES at most, and this one encodes, so
-    that a GPU need not wait for either.
-    """
+def _flow_content(member: Member, *, plan: Plan, shard: Path, folder: Path, desk: _Desk) -> Content:
+    """The flow of one RGB sample, in a scratch file."""
     recipe = plan.flow
     codec = lookup("flow codec", recipe.codec, CODECS)
     _same_as_begun(f"codec {recipe.codec}", codec.as_json(), recipe.codec_parameters)
     name = f"{member.key}.{RGB_EXT}"
     data = Location(str(shard), name, member.offset, member.size, member.sha256).read()
-    num_fields = 0
-
-    def computed() -> Codes:
-        with closing(_ahead(gray(frame) for frame in media.frames(data))) as frames:
-            first = list(islice(frames, 1))  # it is decoded while others have their turn
-            grays = chain(first, frames)
-            with desk.turn:
-                for flow in stream(grays, recipe.method, desk.device, threads=desk.threads):
-                    yield quantise(flow, bound=recipe.bound)
-
-    def counted() -> Codes:
-        nonlocal num_fields
-        with closing(_ahead(computed())) as fields:
-            for codes in fields:
-                num_fields += 1
-                yield codes
-
+    where = f"{shard}, sample {member.key}"
     try:
-        with closing(counted()) as fields:
-            stored = codec.encode(fields)  # field by field: a clip may be hours long
+        stored, num_fields = _encoded_flow(data, recipe, codec, desk)
     except MediaError as error:
-        raise ShardError(
-            f"{shard}, sample {member.key}: {error.detail}; remove the shard and run again"
-        ) from error
+        raise ShardError(f"{where}: {error.detail}; remove the shard and run again") from error
     if num_fields != member.frames - 1:
         raise ShardError(
-            f"{shard}, sample {member.key}: {num_fields + 1} frames, its sidecar says "
-            f"{member.frames}; remove the shard and run again"
+            f"{where}: {num_fields + 1} frames, its sidecar says {member.frames}; remove the shard "
+            "and run again"
         )
     path = folder / f"{member.key}.flow.{codec.ext}"
     with naming(path):
@@ -568,6 +538,34 @@ def _flow_content(
             "recipe": recipe.hash,
         },
     )
+
+
+def _encoded_flow(data: bytes, recipe: FlowRecipe, codec: Codec, desk: _Desk) -> tuple[bytes, int]:
+    """The flow of an RGB member as it is stored, and how many fields that is.
+
+    Decoding and computing run ahead in a thread each, AHEAD_BYTES at most, and this one encodes, so
+    that a GPU need not wait for either.
+    """
+    num_fields = 0
+
+    def computed() -> Codes:
+        with closing(_ahead(gray(frame) for frame in media.frames(data))) as frames:
+            first = list(islice(frames, 1))  # it is decoded while others have their turn
+            grays = chain(first, frames)
+            with desk.turn:
+                for flow in stream(grays, recipe.method, desk.device, threads=desk.threads):
+                    yield quantise(flow, bound=recipe.bound)
+
+    def counted() -> Codes:
+        nonlocal num_fields
+        with closing(_ahead(computed())) as fields:
+            for codes in fields:
+                num_fields += 1
+                yield codes
+
+    with closing(counted()) as fields:
+        stored = codec.encode(fields)  # field by field: a clip may be hours long
+    return stored, num_fields
 
 
 Codes = Generator[npt.NDArray[np.uint8], None, None]

@@ -507,8 +507,8 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(clips: Path, tmp_p
     assert done.returncode == 0, done.stderr
     figure = r"[0-9]+([.][0-9]+)?"
     expected = (
-        "5 samples of 2 classes in 3 shards",
-        "to do: 3 shards, 5 samples, about 19 pairs",
+        "shards: 3, of 5 samples, 2 classes",
+        "to do: 3, of 5 samples, about 19 pairs",
         f"measured: {figure} pairs of 4 clips; for each {figure} ms of flow on cpu, {figure} ms to "
         f"decode and encode, {figure} ms to make its RGB",
         f"time: about {figure} (s|min), {figure} pairs a second, with 3 processors like this one, "

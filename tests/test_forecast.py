@@ -126,7 +126,7 @@ def test_where_no_clip_can_be_decoded_nothing_is_measured(clips: Path, tmp_path:
     plan = plan_for(clips, tmp_path / "out")
     assert measure(todo(clips, plan), plan) is None
     said = run_command("extract-flow", clips, tmp_path / "out", "--dry-run")
-    assert said.stdout.splitlines()[1:] == ["to do: 1 shards, 7 samples, about 0 pairs"]
+    assert said.stdout.splitlines()[1:] == ["to do: 1, of 7 samples, about 0 pairs"]
 
 
 def test_pairs_are_estimated_of_what_is_to_do(clips: Path, tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from support import ROOT, environment
+from textures import texture
 from triton.runtime import interpreter
 
 from kinetics_tools.errors import KineticsError
@@ -29,19 +29,6 @@ DEVICE = "cpu" if kernels.INTERPRETED else "cuda"
 WHOLE = Tile(width=64, band=64, block=1024)  # one program a pair, of the images below
 SMALL = Tile(steps=2, width=16, band=8, block=128)  # many
 ONE_LEVEL = Dials(num_scales=1, num_warps=1, outer_iterations=2, inner_iterations=5, epsilon=1e-9)
-
-
-def texture(num: int, height: int, width: int, step: tuple[float, float]) -> Gray:
-    """Frames of a smooth random texture that moves by `step` (x, y) pixels each time."""
-    noise = np.random.default_rng(0).random((height + 16, width + 16))
-    smooth = cv2.GaussianBlur(noise, (0, 0), 1.5)
-    smooth = (smooth - smooth.min()) / (smooth.max() - smooth.min()) * 255
-    shifts = [(step[0] * t - 8, step[1] * t - 8) for t in range(num)]
-    moved = [
-        cv2.warpAffine(smooth, np.array([[1, 0, x], [0, 1, y]], np.float64), (width, height))
-        for x, y in shifts
-    ]
-    return np.stack(moved).round().astype(np.uint8)
 
 
 def solved(frames: Gray, dials: Dials, tile: Tile) -> Flow:

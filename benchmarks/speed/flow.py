@@ -14,7 +14,8 @@ DATA is a folder with `clips`, `weizmann` and `flow` (two Middlebury pairs with 
     cuda        pairs a second by batch, where there is a GPU
 
 Sides take turns, after one turn that is not counted; a ratio is the median of the turns' ratios.
-`command` says its ratio with the seconds that the command needs to start, and without.
+`command` keeps both sides to as many processors as there are jobs; it says its ratio with the
+seconds that the command needs to start, without them, and of the processors' time.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -262,30 +264,61 @@ def measure_command(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for clip, copy in itertools.product(made, range(1, COPIES)):
             shutil.copy(clip, clip.with_stem(f"{clip.stem}-{copy}"))
         clips = [_frames(clip) for clip in made] * COPIES
-        num_pairs = sum(len(frames) - 1 for frames in clips)
         for jobs in map(int, options.jobs.split(",")):
             outs = [Path(name) / f"out-{jobs}-{turn}" for turn in range(COMMAND_TURNS + 1)]
-            fresh = iter(outs)
-            seconds = take_turns(
-                {
-                    "flow": partial(_drain, clips, jobs),
-                    "command": lambda jobs=jobs, fresh=fresh: _extract(source, next(fresh), jobs),  # type: ignore[misc]  # of this turn
-                },
-                COMMAND_TURNS,
-            )
-            start = time.perf_counter()
-            _extract(source, outs[0], jobs)  # all is there already
-            start_s = time.perf_counter() - start
-            working = [seconds_ - start_s for seconds_ in seconds["command"]]
-            yield {
-                "jobs": jobs,
-                "pairs": num_pairs,
-                "pairs_per_s": round(num_pairs / statistics.median(seconds["command"]), 1),
-                "start_s": round(start_s, 1),
-                "flow_alone_pairs_per_s": round(num_pairs / statistics.median(seconds["flow"]), 1),
-                "command_by_flow_alone": round(_ratio(seconds["flow"], seconds["command"]), 3),
-                "the_same_once_started": round(_ratio(seconds["flow"], working), 3),
-            }
+            with _on_processors(jobs):
+                yield _measure_command(source, clips, outs, jobs)
+
+
+def _measure_command(
+    source: Path, clips: list[Gray], outs: list[Path], jobs: int
+) -> dict[str, Any]:
+    num_pairs = sum(len(frames) - 1 for frames in clips)
+    fresh = iter(outs)
+    spent: dict[str, list[float]] = {"flow": [], "command": []}
+
+    def flow() -> None:
+        with _processor_time(spent["flow"]):
+            _drain(clips, jobs)
+
+    def command() -> None:
+        with _processor_time(spent["command"]):
+            _extract(source, next(fresh), jobs)
+
+    seconds = take_turns({"flow": flow, "command": command}, COMMAND_TURNS)
+    start = time.perf_counter()
+    _extract(source, outs[0], jobs)  # all is there already
+    start_s = time.perf_counter() - start
+    working = [each - start_s for each in seconds["command"]]
+    return {
+        "jobs": jobs,
+        "pairs": num_pairs,
+        "pairs_per_s": round(num_pairs / statistics.median(seconds["command"]), 1),
+        "start_s": round(start_s, 1),
+        "flow_alone_pairs_per_s": round(num_pairs / statistics.median(seconds["flow"]), 1),
+        "command_by_flow_alone": round(_ratio(seconds["flow"], seconds["command"]), 3),
+        "the_same_once_started": round(_ratio(seconds["flow"], working), 3),
+        "of_processor_time": round(_ratio(spent["flow"][1:], spent["command"][1:]), 3),
+    }
+
+
+@contextmanager
+def _on_processors(num: int) -> Iterator[None]:
+    """Keep what is started in the block to so many processors."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:num])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def _processor_time(spent: list[float]) -> Iterator[None]:
+    """Add the seconds that this process and its children had of any processor in the block."""
+    before = sum(os.times()[:4])
+    yield
+    spent.append(sum(os.times()[:4]) - before)
 
 
 def _as_downloaded(video: Path, folder: Path) -> Path:

@@ -179,8 +179,10 @@ def _say_what_would_be_done(clips: "ClipSet", plan: "Plan") -> int:
     todo = pending(units, plan)
     num_clips = sum(len(unit.clips) for unit in todo)
     num_pairs = estimate_pairs(todo, plan)
-    print(f"{len(clips.clips)} samples of {len(clips.labels)} classes in {len(units)} shards")
-    print(f"to do: {len(todo)} shards, {num_clips} samples, about {num_pairs} pairs")
+    print(
+        f"shards: {len(units)}, of {len(clips.clips)} samples, {len(clips.labels)} classes\n"
+        f"to do: {len(todo)}, of {num_clips} samples, about {num_pairs} pairs"
+    )
     if num_pairs:
         _say_how_long(todo, num_pairs, plan)
     return Exit.COMPLETE

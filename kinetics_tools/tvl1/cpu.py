@@ -502,7 +502,7 @@ def prepare() -> None:
     frame = np.zeros((1, 1), np.uint8)
     Workspace(1, 1, Dials())._solve(frame, frame)
     if _solve.stats.cache_misses:
-        logger.info("compiled TV-L1 for this processor in %.0f s", perf_counter() - start)
+        logger.info("compiled TV-L1 in %.0f s", perf_counter() - start)
 
 
 def flows(frames: Iterator[Gray], dials: Dials, threads: int) -> Iterator[Flow]:

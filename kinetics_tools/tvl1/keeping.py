@@ -6,6 +6,7 @@ who is killed, or reads, between two writes takes one for the other. So here eac
 Numba and source has a folder of its own, in which a file name means one thing for ever.
 """
 
+import contextlib
 import hashlib
 import logging
 import pickle
@@ -81,10 +82,12 @@ class _Cache(FunctionCache):
     _impl_class = _Implementation
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        try:
-            return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
-        except DAMAGED:
-            return None
+        found = None
+        with contextlib.suppress(*DAMAGED):
+            found = super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        if found is None:
+            logger.info("compiling TV-L1 for this processor, which may take a minute")
+        return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
