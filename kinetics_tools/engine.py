@@ -206,7 +206,10 @@ class _Worker(Generic[U, R]):
                     "a worker process could not start; a script that uses several jobs needs "
                     'its work below `if __name__ == "__main__":`'
                 ) from error
-            died = f"the process working on it died (exit code {self.process.exitcode})"
+            died = (
+                f"the process working on it died (exit code {self.process.exitcode}); if memory "
+                "was short, give fewer --jobs"
+            )
             return (Crash(died),)
         if not self._is_ready:
             self._is_ready = True

@@ -5,6 +5,7 @@ that its RGB decodes to: so both always match, and a second method needs no clip
 leaves a gap with a reason; it never stops a run.
 """
 
+import contextlib
 import hashlib
 import logging
 import shutil
@@ -37,7 +38,7 @@ from kinetics_tools.errors import (
     ShardError,
     lookup,
 )
-from kinetics_tools.files import digest, hold, naming, scratch_folder, sweep
+from kinetics_tools.files import digest, file_digest, hold, naming, scratch_folder, sweep
 from kinetics_tools.flow import FlowRecipe, find_devices, make_method, quantise, stream
 from kinetics_tools.media import ClipRecipe
 from kinetics_tools.opencv import gray
@@ -113,7 +114,11 @@ class Unit:
     @property
     def num_bytes(self) -> int:
         """Of its clips' files: about how much work it is."""
-        return sum(clip.path.stat().st_size for clip in self.clips if clip.sha256 is not None)
+        total = 0
+        for clip in self.clips:
+            with contextlib.suppress(FileNotFoundError):  # since they were listed
+                total += clip.path.stat().st_size
+        return total
 
     def shard(self, plan: Plan, name: str) -> Path:
         """Where its tar of the stream `name` lies."""
@@ -229,12 +234,7 @@ def extract(
         ):
             for unit, result in show(finished, sum(len(unit.clips) for unit in todo)):
                 if isinstance(result, Crash):
-                    logger.warning(
-                        "%s: %s; the shard is left to the next run, with fewer --jobs if memory "
-                        "was short",
-                        unit,
-                        result.detail,
-                    )
+                    logger.warning("%s: left to the next run: %s", unit, result.detail)
                     crashed.add((unit.split, unit.number))
                 else:
                     num_made += result
@@ -335,8 +335,15 @@ def summarise(
 # What a worker process does
 
 
-def make_shard(unit: Unit, *, plan: Plan, scratch: Path, lent: Lent) -> int:
+class _Unmakeable(Exception):
+    """A shard cannot be made now, for a reason that is not its clips'; the next run may."""
+
+
+def make_shard(unit: Unit, *, plan: Plan, scratch: Path, lent: Lent) -> int | Crash:
     """Make a unit's RGB, unless it is current, then its flow; return the frame pairs computed.
+
+    A Crash says why neither is published: a clip that changed or went away since it was listed, an
+    ffmpeg that was killed, a damaged shard of RGB.
 
     Args:
         unit: the shard.
@@ -358,6 +365,8 @@ def make_shard(unit: Unit, *, plan: Plan, scratch: Path, lent: Lent) -> int:
         if not plan.force and unit.current_flow(plan, rgb) is not None:
             return 0
         return _make_flow(unit, rgb, plan, folder, lent)
+    except _Unmakeable as error:
+        return Crash(str(error))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -411,7 +420,9 @@ def _rgb_content(clip: Clip, *, plan: Plan, folder: Path) -> Content | _Failure:
             num_frames = cut.num_frames
         video = media.probe(path)
     except MediaError as error:
-        return _Failure(error.reason, error.detail.replace(str(clip.path.absolute()), clip.source))
+        detail = error.detail.replace(str(clip.path.absolute()), clip.source)
+        _refuse_passing(clip, error.reason, detail)
+        return _Failure(error.reason, detail)
     if num_frames < MIN_FRAMES:
         return _Failure(Reason.TOO_SHORT, f"has {num_frames} frames, flow needs {MIN_FRAMES}")
     if min(video.width, video.height) < MIN_SIDE_PX:
@@ -436,6 +447,23 @@ def _rgb_content(clip: Clip, *, plan: Plan, folder: Path) -> Content | _Failure:
             "recipe": digest(plan.rgb.as_json()),
         },
     )
+
+
+def _refuse_passing(clip: Clip, reason: str, detail: str) -> None:
+    """Raise _Unmakeable where a clip failed for a reason that may pass: no gap may come of it.
+
+    Raises:
+        OSError: the clip cannot be read.
+    """
+    if reason == Reason.KILLED:
+        raise _Unmakeable(f"{clip.source}: {detail}; if memory was short, give fewer --jobs")
+    if not clip.path.is_file():
+        raise _Unmakeable(f"{clip.source} is not there any more ({detail})")
+    if file_digest(clip.path) != clip.sha256:
+        raise _Unmakeable(
+            f"{clip.source} is not the file that was listed ({detail}); for clips of "
+            "kinetics-download, its verb verify finds what changed on disk"
+        )
 
 
 def _make_flow(unit: Unit, rgb: Sidecar, plan: Plan, folder: Path, lent: Lent) -> int:
@@ -509,16 +537,17 @@ def _flow_content(member: Member, *, plan: Plan, shard: Path, folder: Path, desk
     codec = lookup("flow codec", recipe.codec, CODECS)
     _same_as_begun(f"codec {recipe.codec}", codec.as_json(), recipe.codec_parameters)
     name = f"{member.key}.{RGB_EXT}"
-    data = Location(str(shard), name, member.offset, member.size, member.sha256).read()
     where = f"{shard}, sample {member.key}"
     try:
+        data = Location(str(shard), name, member.offset, member.size, member.sha256).read()
         stored, num_fields = _encoded_flow(data, recipe, codec, desk)
+    except ShardError as error:
+        raise _Unmakeable(str(error)) from error
     except MediaError as error:
-        raise ShardError(f"{where}: {error.detail}; remove the shard and run again") from error
+        raise _Unmakeable(f"{where}: {error.detail}; remove the shard") from error
     if num_fields != member.frames - 1:
-        raise ShardError(
-            f"{where}: {num_fields + 1} frames, its sidecar says {member.frames}; remove the shard "
-            "and run again"
+        raise _Unmakeable(
+            f"{where}: {num_fields + 1} frames, its sidecar says {member.frames}; remove the shard"
         )
     path = folder / f"{member.key}.flow.{codec.ext}"
     with naming(path):

@@ -115,6 +115,8 @@ def measure(units: Sequence[Unit], plan: Plan) -> Rate | None:
     codec = lookup("flow codec", plan.flow.codec, CODECS)
     rate = Rate(device=device, num_clips=0, num_pairs=0, flow_s=0.0, store_s=0.0, rgb_s=0.0)
     clips = (clip for unit in units for clip in unit.clips if clip.sha256 is not None)
+    if plan.tmp_dir is not None:
+        plan.tmp_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=plan.tmp_dir) as folder:
         for frames, decode_s, rgb_s in islice(_samples(clips, plan, Path(folder)), NUM_MEASURED):
             if rate.num_clips == 0:

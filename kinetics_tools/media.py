@@ -29,13 +29,16 @@ import numpy as np
 import numpy.typing as npt
 
 from kinetics_tools.errors import KineticsError, MediaError, Reason
+from kinetics_tools.files import FULL_ERRNOS
 
 Frame = npt.NDArray[np.uint8]
 
 SEEK_FROM_S = 5  # an earlier start is decoded from zero: some AVI files lose frames by any seek
 SEEK_MARGIN_S = 1  # a demuxer seeks by decoding time, which runs ahead of the time shown
 HOLD_S = Fraction(1, 2)  # labels are whole seconds; a video may end this much before its segment
-STORAGE_WORDS = {"No space left on device": errno.ENOSPC, "File too large": errno.EFBIG}
+# What ffmpeg says of a disk, by which it is told from a video that is damaged. An I/O error is not
+# among them: demuxers say so of damage too.
+STORAGE_WORDS = {os.strerror(number): number for number in (*FULL_ERRNOS, errno.EROFS)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +161,9 @@ def _video_of(
                 stream.codec_context.options = {"err_detect": "explode"} | ({} if seen else _UNSEEN)
             yield container, stream
     except (av.FFmpegError, UnicodeDecodeError) as error:
-        raise MediaError(name, f"cannot be decoded: {error}") from error
+        no_memory = isinstance(error, MemoryError)
+        reason = Reason.KILLED if no_memory else Reason.DAMAGED
+        raise MediaError(name, f"cannot be decoded: {error}", reason=reason) from error
 
 
 def _decode(source: Path | bytes) -> Iterator[Any]:
@@ -460,6 +465,9 @@ def _write(job: _Job, clip: Path, binary: Path) -> int:
     _raise_if_full(words, clip)
     if said.returncode == -signal.SIGXFSZ:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(clip))
+    if said.returncode < 0:
+        detail = f"ffmpeg was killed by {signal.Signals(-said.returncode).name}"
+        raise MediaError(job.video, detail, reason=Reason.KILLED)
     if said.returncode != 0:
         raise MediaError(job.video, _last_words(words) or f"ffmpeg ended with {said.returncode}")
     try:

@@ -92,9 +92,10 @@ class Sidecar:
             ShardError: it is of another schema version, or damaged.
         """
         path = shard.with_suffix(".json")
-        if not path.exists():
+        try:
+            value = read_json(path)
+        except FileNotFoundError:  # or another part is just making the shard anew
             return None
-        value = read_json(path)
         check_schema(path, value)
         try:
             members = tuple(Member(**member) for member in value.pop("members"))

@@ -1,8 +1,9 @@
 """A clip beside its flow in colours: a sheet of some moments, or a film of all of them.
 
-What is shown is what would be stored: the clip is brought to the size and rate of samples first,
-and flow is computed from the frames that this decodes to. (Part of a clip is encoded by itself, and
-that changes a grey value here and there.) A film is made moment by moment, so that a clip's length
+Shown is the flow that would be computed for a sample, before it is clamped and stored in bytes: the
+clip is brought to the size and rate of samples first, and flow is computed from the frames that
+this decodes to. (Part of a clip is encoded by itself, and that changes a grey value here and
+there.) A film is made moment by moment, so that a clip's length
 costs no memory.
 """
 

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kinetics_tools import media, opencv
 from kinetics_tools.codecs import CODECS, DEFAULT_CODEC, VideoCodec
@@ -199,7 +198,6 @@ def main() -> None:
     parser.add_argument("--fields", type=int, default=40, help="of each clip")
     parser.add_argument("--codes", type=Path, metavar="FILE", help="keeps the codes")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     if options.codes is not None and options.codes.exists():
         clips = dict(np.load(options.codes))
     else:

@@ -30,8 +30,8 @@ def _triton(frames: Frames, dials: Dials, device: str, threads: int) -> Flows:  
         from kinetics_tools.tvl1 import cuda
     except ModuleNotFoundError as error:
         raise KineticsError(
-            "body 'triton' of tvl1 needs the package triton: pip install triton, or choose body "
-            "'torch'"
+            "TV-L1 on a GPU needs the package triton: pip install triton, or use device cpu (or, "
+            "from Python, body='torch')"
         ) from error
     return cuda.flows(frames, dials, device)
 

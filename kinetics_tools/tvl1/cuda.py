@@ -274,7 +274,7 @@ class Solver:
                 raise
             raise KineticsError(
                 "Triton needs a C compiler here, for what launches the kernels: install gcc or set "
-                "CC, or choose body 'torch'"
+                "CC, or use device cpu (or, from Python, body='torch')"
             ) from error
 
     def solve(self, frames: Tensor) -> Tensor:
