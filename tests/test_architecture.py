@@ -78,6 +78,7 @@ SUITE = (
     "archs.c3d",
     "archs.convnet_lstm",
     "archs",
+    "archs.table",
     "protocols",
     "recipes",
     "views",
