@@ -8,9 +8,10 @@ import pytest
 import torch
 from nets import EVERY, LIGHT_AND_HEAVY, awake, golden_logits, num_frames, wave, waves
 from torch import Tensor, nn
+from torch.nn import functional
 
 from benchmarks.archs import ARCHS, CHANNELS, build
-from benchmarks.archs.c3d import C3D
+from benchmarks.archs.c3d import C3D, fitted
 from benchmarks.archs.convnet_lstm import BatchNormLSTM, ConvNetLSTM
 from benchmarks.archs.i3d import I3D
 from benchmarks.archs.inception import inflate, trunk
@@ -262,6 +263,13 @@ def test_c3d_keeps_the_grid_of_the_papers_size_and_fits_others_to_it() -> None:
         for px, cells in ((96, 3), (97, 4), (112, 4), (113, 4), (129, 5)):
             assert net.convs(torch.empty(1, 3, 16, px, px)).shape == (1, 512, 1, cells, cells)
             assert net(torch.empty(1, 3, 16, px, px)).shape == (1, 5)
+
+
+@pytest.mark.parametrize("cells", [(1, 2), (3, 4), (5, 7), (8, 9)])
+def test_other_grids_are_fitted_as_adaptive_pooling_does(cells: tuple[int, int]) -> None:
+    grid = torch.rand(2, 3, 1, *cells)
+    found = fitted(fitted(grid, 3, 4), 4, 4)
+    torch.testing.assert_close(found, functional.adaptive_avg_pool3d(grid, (1, 4, 4)))
 
 
 def test_the_lstm_ends_with_the_last_step_and_sees_the_order() -> None:

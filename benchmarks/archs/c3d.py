@@ -17,8 +17,8 @@ Shapes: B clips, n windows, C channels, T time, H height, W width.
 
 from typing import Final
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from benchmarks.archs.layers import SameMaxPool, chain, dense, linear, unit
 from benchmarks.archs.network import ClipNeed, Network, full_precision, in_time, windows
@@ -56,14 +56,27 @@ class C3D(Network):
         """What fc7 finds in each window: (B, 4096, n)."""
         (rgb,) = clips
         grid = self.convs(windows(rgb, WINDOW))
-        if grid.shape[2:] != GRID:
-            grid = functional.adaptive_avg_pool3d(grid, GRID)
+        for axis, size in enumerate(GRID, 2):
+            grid = fitted(grid, axis, size)
         found = self.fc7(self.dropout(self.fc6(grid.flatten(1))))
         return in_time(full_precision(found), len(rgb))
 
     def steps(self, *num_frames: int) -> list[tuple[int, int]]:
         """The sixteen frames of each window."""
         return [(at, at + WINDOW) for at in range(0, num_frames[0], WINDOW)]
+
+
+def fitted(grid: Tensor, axis: int, size: int) -> Tensor:
+    """Average, or repeat, the cells of an axis to `size` of them, as adaptive pooling does.
+
+    Written out since ONNX has no adaptive pooling.
+    """
+    num = grid.shape[axis]
+    if num == size:
+        return grid
+    ends = [(num * at // size, -(-num * (at + 1) // size)) for at in range(size)]
+    parts = [grid.narrow(axis, start, end - start).mean(axis, keepdim=True) for start, end in ends]
+    return torch.cat(parts, dim=axis)
 
 
 def build(stream: str, num_classes: int, *, dropout: float, bn_momentum: float) -> Network:
