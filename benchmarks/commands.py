@@ -14,7 +14,7 @@ from benchmarks.protocols import PROTOCOLS
 from benchmarks.recipes import RECIPES
 from kinetics_tools import cli
 from kinetics_tools.cli import Exit, Parser, one_of, positive
-from kinetics_tools.errors import KineticsError
+from kinetics_tools.errors import KineticsError, UnknownNameError, nearest
 from kinetics_tools.files import hold
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def train_parser() -> Parser:
     parser = Parser(
         PROG,
         "Train and evaluate an architecture on shards that extract-flow wrote.",
-        "verbs: run-benchmark evaluate | report | predict (each has --help). "
+        "verbs: run-benchmark evaluate | report | archs | predict (each has --help). "
         "Many processes: torchrun --no-python --nproc-per-node N run-benchmark ...",
     )
     parser.add_argument(
@@ -116,7 +116,23 @@ def predict_parser() -> Parser:
     return parser
 
 
+def archs_parser() -> Parser:
+    """The parser of `run-benchmark archs`."""
+    parser = Parser(
+        f"{PROG} archs",
+        "Tell the architectures: parameters beside the paper's rounded ones, inputs and their "
+        "seconds of video in training and test, FLOPs (multiply and add counted apart) of one "
+        "such input, and the smallest input.",
+    )
+    parser.add_argument("--json", action="store_true", help="a JSON list, an object a network")
+    parser.add_common()
+    return parser
+
+
 def _train(arguments: argparse.Namespace) -> int:
+    streams = ARCHS[arguments.arch].streams
+    if arguments.stream not in streams:
+        raise UnknownNameError(nearest(f"stream of {arguments.arch}", arguments.stream, streams))
     _refuse_no_data(arguments.data)
     from benchmarks.benchmark import Request, benchmark
     from benchmarks.machine import start
@@ -193,9 +209,22 @@ def _predict(arguments: argparse.Namespace) -> int:
     return Exit.PERMANENT_GAPS if failed else Exit.COMPLETE
 
 
+def _archs(arguments: argparse.Namespace) -> int:
+    from benchmarks.archs.table import cells, table
+
+    rows = table()
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        words = ("stream", "train input", "test input", "smallest input")
+        print(cli.text_table([cells(row) for row in rows], words=words))
+    return Exit.COMPLETE
+
+
 VERBS: Final[Mapping[str, Any]] = {
     "evaluate": (evaluate_parser, _evaluate),
     "report": (report_parser, _report),
+    "archs": (archs_parser, _archs),
     "predict": (predict_parser, _predict),
 }
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.archs import CHANNELS, build
+from benchmarks.archs import CHANNELS
+from benchmarks.archs.table import count
 from benchmarks.loader import Clips, Reader, eval_items
 from benchmarks.machine import Machine
 from benchmarks.protocols import EvalProtocol
@@ -178,13 +178,13 @@ def _cost(checkpoint: Checkpoint, test: Test, machine: Machine) -> dict[str, Any
         eval_view(sample.num_frames, checkpoint.stream, recipe, test.protocol).indices.size
         for sample in test.selection.samples
     )
-    shape = (
+    shape = (  # of the split's median clip
         CHANNELS[checkpoint.stream],
         lengths[len(lengths) // 2],
         recipe.crop_px,
         recipe.crop_px,
     )
-    parameters, flops = _parameters_and_flops(checkpoint, shape)
+    parameters, flops = count(checkpoint.arch, checkpoint.stream, len(checkpoint.labels), [shape])
     device = machine.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
@@ -197,13 +197,3 @@ def _cost(checkpoint: Checkpoint, test: Test, machine: Machine) -> dict[str, Any
         "precision": machine.precision,
         "seconds_training": sum(row["seconds"] for row in checkpoint.history),
     }
-
-
-def _parameters_and_flops(checkpoint: Checkpoint, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Of one clip of `shape` (C, T, H, W): the median length of the split. Nothing is computed."""
-    with torch.device("meta"):
-        net = build(checkpoint.arch, checkpoint.stream, len(checkpoint.labels)).eval()
-        clip = torch.empty(1, *shape)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(clip)
-    return sum(weight.numel() for weight in net.parameters()), counter.get_total_flops()

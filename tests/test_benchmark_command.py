@@ -10,6 +10,7 @@ import pytest
 from support import command, environment, run_command
 from tiny import copy_of_shards, damage, key_file, tiny_clips, tiny_shards
 
+from benchmarks.archs import ARCHS
 from benchmarks.record import Predictions
 
 
@@ -174,6 +175,7 @@ def test_without_shards_the_two_commands_that_make_them_are_named(tmp_path: Path
     [
         (["--arch", "i4d"], "Did you mean 'i3d'?"),
         (["--arch", "i3d", "--recipe", "papr"], "Did you mean 'paper'?"),
+        (["--arch", "c3d", "--stream", "flow"], "unknown stream of c3d 'flow'"),
         (["--arch", "i3d", "--stream", "join"], "Did you mean 'joint'?"),
         (["--arch", "i3d", "--protocol", "papers"], "Did you mean 'paper'?"),
         (["--arch", "i3d", "--batch-size", "0"], "not a whole number from 1"),
@@ -215,8 +217,43 @@ def test_a_truncated_checkpoint_is_one_line(trained: tuple[Path, str, str], tmp_
         assert_one_line(run_command("run-benchmark", *arguments), "checkpoint.pt is truncated")
 
 
+def test_archs_is_a_table_of_what_each_network_costs() -> None:
+    done = run_command("run-benchmark", "archs")
+    assert done.returncode == 0, done.stderr
+    titles, *lines = (re.split(r"\s{2,}", line) for line in done.stdout.splitlines())
+    rows = {tuple(line[:2]): dict(zip(titles, line, strict=True)) for line in lines}
+    assert list(rows) == [(name, stream) for name in ARCHS for stream in ARCHS[name].streams]
+    assert rows["i3d", "joint"] == {
+        "arch": "i3d",
+        "stream": "joint",
+        "parameters": "25.36 M",
+        "paper": "25 M",
+        "pixels": "224x224",
+        "train input": "64 rgb + 64 flow",
+        "train s": "2.56",
+        "train GFLOPs": "427.0",
+        "test input": "250 rgb + 250 flow",
+        "test s": "10",
+        "test GFLOPs": "1670.9",
+        "smallest input": "9 rgb + 9 flow, 32x32",
+    }
+    assert rows["convnet-lstm", "rgb"]["train input"] == "25 rgb (5 apart)"
+    assert rows["two-stream", "flow"]["paper"] == "-"
+
+    told = json.loads(run_command("run-benchmark", "archs", "--json").stdout)
+    by_name = {(row["arch"], row["stream"]): row for row in told}
+    fused = by_name["3d-fused", "joint"]
+    assert fused["parameters"] == 39_755_824
+    assert fused["paper_parameters"] == 39_000_000
+    assert fused["test"]["inputs"] == {
+        "rgb": {"num": 25, "stride": 10},
+        "flow": {"num": 250, "stride": 1},
+    }
+    assert fused["smallest"] == {"rgb": [5, 32], "flow": [50, 32]}
+
+
 def test_help_of_every_verb_is_light() -> None:
-    for verb in ([], ["evaluate"], ["report"], ["predict"]):
+    for verb in ([], ["evaluate"], ["report"], ["archs"], ["predict"]):
         words = command("run-benchmark", *verb, "--help")
         tell = "lambda: sys.stderr.write(json.dumps(sorted(sys.modules)))"
         words[2] = f"import atexit, json, sys; atexit.register({tell}); {words[2]}"
