@@ -34,6 +34,7 @@ from kinetics_tools.engine import WHOLE, Crash, Lent, Part
 from kinetics_tools.errors import (
     KineticsError,
     MediaError,
+    OutError,
     Reason,
     ShardError,
     lookup,
@@ -187,6 +188,7 @@ class Summary:
         num_made: frame pairs whose flow this run computed.
         seconds: that this run took.
         is_indexed: whether all parts are done and the index is written.
+        devices: of the flow shards, how many by the kind of device that computed them.
     """
 
     num_expected: int
@@ -197,6 +199,7 @@ class Summary:
     num_made: int = 0
     seconds: float = 0.0
     is_indexed: bool = False
+    devices: Mapping[str, int] = field(default_factory=dict)
 
 
 Finished = Iterator[tuple[Unit, Any]]
@@ -221,11 +224,14 @@ def extract(
     with hold(plan.out, str(plan.part)):
         units = units_of(clips.clips, plan)
         sweep(plan.out)
+        if not plan.force:
+            _refuse_other_clips(units, plan)
         counts = _claim(units, plan)
         for split, count in counts.items():
             sharding.remove_beyond(plan.out, split, count["shards"])
         # The largest first: so all processes end at about the same time.
         todo = sorted(pending(units, plan), key=lambda unit: -unit.num_bytes)
+        _say_what_is_made_anew(todo, plan)
         num_made = 0
         crashed = set()
         with (
@@ -294,9 +300,34 @@ def _claim(units: Sequence[Unit], plan: Plan) -> dict[str, dict[str, int]]:
         layout={"samples_per_shard": plan.samples_per_shard, "seed": plan.seed},
         recipes={RGB: plan.rgb.as_json(), plan.stream: plan.flow.as_json()},
         splits={split: {**counts[split], "keys": digest(keys[split])} for split in counts},
-        force=plan.force,
     )
     return counts
+
+
+def _refuse_other_clips(units: Iterable[Unit], plan: Plan) -> None:
+    """Raise OutError where shards hold clips that are no longer expected; a set may grow."""
+    expected: dict[str, set[str]] = {}
+    for unit in units:
+        expected.setdefault(unit.split, set()).update(clip.key for clip in unit.clips)
+    for split, keys in expected.items():
+        lost = sharding.keys_there(plan.out, split) - keys
+        if lost:
+            raise OutError(
+                f"{plan.out}: the shards of split {split} are also of {len(lost)} clips that CLIPS "
+                f"does not name now, such as {min(lost)}; give the same CLIPS, another OUT, or "
+                "--force"
+            )
+
+
+def _say_what_is_made_anew(todo: Iterable[Unit], plan: Plan) -> None:
+    shards = [unit.shard(plan, RGB) for unit in todo if unit.current_rgb(plan) is None]
+    num_anew = sum(shard.exists() for shard in shards)
+    if num_anew and not plan.force:
+        logger.info(
+            "%d shards that are there are made anew, with all of their flow: their clips are not "
+            "the same any more (new keys move others from shard to shard)",
+            num_anew,
+        )
 
 
 def summarise(
@@ -309,6 +340,7 @@ def summarise(
 ) -> Summary:
     """How some units stand, from their sidecars."""
     gaps: Counter[str] = Counter()
+    devices: Counter[str] = Counter()
     num_expected = num_samples = num_pairs = 0
     for unit in units:
         num_expected += len(unit.clips)
@@ -317,6 +349,7 @@ def summarise(
         if rgb is None or flow is None:
             gaps[CRASHED] += len(unit.clips)
             continue
+        devices[flow.device] += 1
         num_samples += len(flow.members)
         num_pairs += sum(member.frames - 1 for member in flow.members)
         gaps.update(failure["reason"] for failure in rgb.failed.values())
@@ -329,6 +362,7 @@ def summarise(
         num_made=num_made,
         seconds=seconds,
         is_indexed=is_indexed,
+        devices=dict(sorted(devices.items())),
     )
 
 
@@ -491,6 +525,7 @@ def _make_flow(unit: Unit, rgb: Sidecar, plan: Plan, folder: Path, lent: Lent) -
         keys=rgb.keys,
         members=members,
         failed=rgb.failed,
+        device=device.partition(":")[0],
     ).write(shard)
     return sum(member.frames - 1 for member in members)
 

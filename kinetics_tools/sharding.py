@@ -72,6 +72,7 @@ class Sidecar:
         keys: expected, in order.
         members: of the samples present, in that order.
         failed: of the keys without a member: `reason` and `detail`.
+        device: kind of device that computed it, "cpu" or "cuda"; empty for rgb.
     """
 
     stream: str
@@ -83,6 +84,7 @@ class Sidecar:
     keys: tuple[str, ...]
     members: tuple[Member, ...]
     failed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    device: str = ""
 
     @staticmethod
     def read(shard: Path) -> "Sidecar | None":
@@ -205,7 +207,6 @@ def claim(
     layout: Mapping[str, Any],
     recipes: Mapping[str, Mapping[str, Any]],
     splits: Mapping[str, Mapping[str, Any]],
-    force: bool = False,
 ) -> None:
     """Write down what this run makes in `folder`, or check that it agrees with earlier runs.
 
@@ -215,11 +216,9 @@ def claim(
         layout: what decides which keys share a shard.
         recipes: of the streams that this run makes.
         splits: `expected` samples, `shards`, and a digest of the `keys` of each split.
-        force: let go of shards that are not of this set of clips.
 
     Raises:
-        OutError: shards there were made with other labels, another layout or another recipe, or of
-            another set of clips than one that has grown.
+        OutError: shards there were made with other labels, another layout or another recipe.
         ShardError: they are of another schema version.
     """
     path = folder / "recipe.json"
@@ -242,8 +241,6 @@ def claim(
                     f"than this run ({len(labels)}); choose another OUT"
                 )
             _refuse_change(folder, "the shards", old["layout"], layout, "choose another OUT")
-        if not force:
-            _refuse_other_clips(folder, old["splits"], splits)
         for stream, recipe in recipes.items():
             if stream in old["recipes"] and _shards_present(folder, stream):
                 way_out = "choose another OUT"
@@ -259,20 +256,6 @@ def claim(
             "splits": old["splits"] | dict(splits),
         }
         write_json(path, new)
-
-
-def _refuse_other_clips(
-    folder: Path, old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Refuse to replace a set of clips; one that has grown is still the same set."""
-    for split, now in new.items():
-        had = old.get(split, now)
-        is_other = had["keys"] != now["keys"] and had["expected"] >= now["expected"]
-        if is_other and _shards_present(folder, RGB, split):
-            raise OutError(
-                f"{folder}: split {split} was made from {had['expected']} clips, CLIPS now has "
-                f"{now['expected']} others; give the same CLIPS, another OUT, or --force"
-            )
 
 
 def _refuse_change(
@@ -294,6 +277,12 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flat(inner, f"{prefix}{name}.")
         else:
             yield prefix + name, inner
+
+
+def keys_there(folder: Path, split: str) -> frozenset[str]:
+    """The keys that the split's shards there were to hold, as their sidecars say."""
+    sidecars = map(Sidecar.read, _shards_present(folder, RGB, split))
+    return frozenset(key for sidecar in sidecars if sidecar is not None for key in sidecar.keys)
 
 
 def remove_beyond(folder: Path, split: str, num_shards: int) -> None:

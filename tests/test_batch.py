@@ -27,7 +27,7 @@ from test_extract import killed, plan_for, run
 from kinetics_tools import engine, flow
 from kinetics_tools.clips import read_clips
 from kinetics_tools.engine import Lent
-from kinetics_tools.extract import Plan, extract, make_shard, units_of
+from kinetics_tools.extract import Plan, extract, make_shard, summarise, units_of
 from kinetics_tools.flow import FlowRecipe, make_method
 
 Gray = npt.NDArray[np.uint8]
@@ -106,6 +106,8 @@ def test_clips_are_computed_at_once_on_processors_and_take_turns_on_a_gpu(
     most = max(number for _, number in FakeGPU.seen)
     assert most == 1 if device == "cuda:0" else most > 1
     assert list((tmp_path / "scratch").iterdir()) == []
+    kind = device.partition(":")[0]
+    assert summarise([unit], plan).devices == {kind: 1}  # results on another kind differ
 
 
 def test_a_clip_that_is_alone_has_all_threads(

@@ -796,11 +796,29 @@ def test_another_set_of_clips_does_not_replace_shards_unasked(clips: Path, tmp_p
     out = tmp_path / "out"
     run(clips, out)
     before = tree(out)
-    (clips / "running" / "running_0.mp4").unlink()
-    with pytest.raises(OutError, match="was made from 5 clips, CLIPS now has 4 others"):
+    (clips / "running" / "running_0.mp4").rename(clips / "running" / "running_7.mp4")
+    shutil.copy(clips / "running" / "running_1.mp4", clips / "running" / "running_8.mp4")
+    with pytest.raises(OutError, match="are also of 1 clips that CLIPS does not name now, such as"):
         run(clips, out)
     assert tree(out) == before
-    assert run(clips, out, force=True).num_samples == 4
+    assert run(clips, out, force=True).num_samples == 6
+
+
+def test_a_set_of_clips_may_grow_and_says_what_is_made_anew(
+    clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(clips, tmp_path / "out")
+    for number in range(3, 9):
+        shutil.copy(
+            clips / "running" / "running_1.mp4", clips / "running" / f"running_{number}.mp4"
+        )
+
+    with caplog.at_level("INFO"):
+        assert run(clips, tmp_path / "out").num_samples == 11
+
+    assert re.search(r"[123] shards that are there are made anew", caplog.text)
+    run(clips, tmp_path / "whole")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
 def test_a_label_list_of_another_set_is_refused(clips: Path, tmp_path: Path) -> None:

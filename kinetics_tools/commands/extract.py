@@ -225,6 +225,9 @@ def _say_how_it_stands(summary: "Summary", plan: "Plan") -> None:
     print(f"{summary.num_pairs} frame pairs in {plan.stream}")
     if summary.num_made:
         print(f"{summary.num_made} made now, {summary.num_made / summary.seconds:.2f} a second")
+    if len(summary.devices) > 1:
+        shards = ", ".join(f"{name or 'unknown'} {n}" for name, n in summary.devices.items())
+        print(f"computed on different devices, which differ by rounding; shards: {shards}")
     for reason, count in summary.gaps.items():
         print(f"  {reason:14} {count}")
     if summary.gaps:
