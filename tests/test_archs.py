@@ -3,6 +3,7 @@
 import json
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -374,6 +375,36 @@ def test_logits_under_autocast_are_float32(name: str, stream: str) -> None:
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert net.features(*clips).dtype == torch.float32
         assert net(*clips).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("name", "stream"), LIGHT_AND_HEAVY)
+def test_activations_computed_twice_change_nothing_but_memory(name: str, stream: str) -> None:
+    clips = waves(name, stream, num_clips=3)
+    states, gradients, kept = [], [], []
+    for recomputes in (False, True):
+        torch.manual_seed(0)
+        net = build(name, stream, 5, dropout=0.0, bn_momentum=0.1).train()
+        if recomputes:
+            net.checkpoint_activations()
+        weights = {weight.data_ptr() for weight in net.parameters()}
+        saved: dict[int, int] = {}
+
+        def keep(tensor: Tensor, weights: set[int] = weights, saved: Any = saved) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = net(*clips).square().sum()
+        loss.backward()
+        states.append(net.state_dict())
+        gradients.append([weight.grad for weight in net.parameters()])
+        kept.append(sum(saved.values()))
+
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
+    assert kept[1] < 0.7 * kept[0]
 
 
 def test_unknown_names_are_told_the_nearest() -> None:

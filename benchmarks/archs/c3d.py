@@ -55,7 +55,7 @@ class C3D(Network):
     def pooled(self, *clips: Tensor) -> Tensor:
         """What fc7 finds in each window: (B, 4096, n)."""
         (rgb,) = clips
-        grid = self.convs(windows(rgb, WINDOW))
+        grid = self.through(self.convs, windows(rgb, WINDOW))
         for axis, size in enumerate(GRID, 2):
             grid = fitted(grid, axis, size)
         found = self.fc7(self.dropout(self.fc6(grid.flatten(1))))

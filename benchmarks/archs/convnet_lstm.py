@@ -137,7 +137,7 @@ class ConvNetLSTM(Network):
     def pooled(self, *clips: Tensor) -> Tensor:
         """The recurrent layer's state after each frame: (B, 512, T)."""
         (rgb,) = clips
-        means = full_precision(self.convnet(images(rgb))).mean(dim=(2, 3))
+        means = full_precision(self.through(self.convnet, images(rgb))).mean(dim=(2, 3))
         # In bfloat16 the cell would forget: it adds small values to itself, step after step.
         with no_autocast(means):
             states: Tensor = self.lstm(in_time(means, len(rgb)))

@@ -67,7 +67,9 @@ class Fused(Network):
     def pooled(self, *clips: Tensor) -> Tensor:
         """The fused grid of each window averaged over time, height and width: (B, 512, n)."""
         rgb, flow = clips
-        grids = torch.cat([self.rgb(images(rgb)), self.flow(images(flow, FLOW_STACK))], dim=1)
+        spatial = self.through(self.rgb, images(rgb))
+        motion = self.through(self.flow, images(flow, FLOW_STACK))
+        grids = torch.cat([spatial, motion], dim=1)
         # (B 5 n, 2048, h, w) to (B n, 2048, 5, h, w)
         grids = grids.reshape(-1, NUM_FRAMES, *grids.shape[1:]).transpose(1, 2)
         fused = self.pool(self.fusion(grids))

@@ -125,9 +125,7 @@ class InceptionNet(Network):
 
     def grid(self, clips: Tensor) -> Tensor:
         """What the trunk makes of (B, C, [T,] H, W): (B, 1024, [T',] H', W')."""
-        for name in self.endpoints:
-            clips = self.get_submodule(name)(clips)
-        return clips
+        return self.through(map(self.get_submodule, self.endpoints), clips)
 
     def classify(self, features: Tensor) -> Tensor:
         """Map features (B, 1024, T') to logits (B, K, T')."""

@@ -15,6 +15,8 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from benchmarks.archs.network import is_recomputing
+
 Size = tuple[int, ...]
 
 
@@ -123,14 +125,20 @@ class OffsetBatchNorm(_BatchNorm):
         Raises:
             ValueError: in training, one value a channel: its variance says nothing.
         """
+        mean, var = self.running_mean, self.running_var
         if self.training:
             refuse_single(input)
+            assert mean is not None
+            assert var is not None
             assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
+            if is_recomputing():  # the statistics have this batch already
+                mean, var = mean.clone(), var.clone()
+            else:
+                self.num_batches_tracked.add_(1)
         return functional.batch_norm(
             input,
-            self.running_mean,
-            self.running_var,
+            mean,
+            var,
             self.scale,
             self.bias,
             self.training,
