@@ -97,6 +97,7 @@ SUITE = (
     "speed.download",
     "speed.codec",
     "speed.flow",
+    "speed.train",
 )
 OWNERS = {
     "ffmpeg": {"kinetics_tools.media"},

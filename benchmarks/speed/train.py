@@ -1,0 +1,302 @@
+"""How fast the architectures train, and what memory a step takes; each line of output is JSON.
+
+    python -m benchmarks.speed.train
+    python -m benchmarks.speed.train --arch i3d --part steps --batch 2
+
+A step is forward and backward of a batch at the paper's input (Table 1), without an optimizer.
+Parts:
+
+    product  operations a second that one large matrix product reaches, by precision
+    steps    clips a second, forward alone and with backward, in each way that this machine can
+    memory   peak memory of a step, with all activations kept and with checkpointed ones
+
+Ways are named by precision (bfloat16 where the hardware computes in it, or with --emulate) and
+layout; `compiled` is torch.compile, which needs a C++ compiler on a CPU. Ways take turns, after one
+turn that is not counted; a ratio is the median of the turns' ratios to plain float32, contiguous.
+Multiplications and additions are counted apart; `share_of_product` is of the product in the same
+precision, in the same run.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.archs import ARCHS, CHANNELS, build
+from benchmarks.archs.network import Network
+from benchmarks.machine import Machine, start
+
+PRODUCT_SIDE = 4096
+TURNS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a step is computed."""
+
+    bfloat16: bool = False
+    channels_last: bool = False
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        words = [
+            "bfloat16" if self.bfloat16 else "float32",
+            "channels last" if self.channels_last else "contiguous",
+            *(["compiled"] if self.compiled else []),
+        ]
+        return ", ".join(words)
+
+
+COMPILERS = ("c++", "g++", "clang++")
+PLAIN = Way()
+WAYS = (
+    PLAIN,
+    Way(channels_last=True),
+    Way(channels_last=True, compiled=True),
+    Way(bfloat16=True),
+    Way(bfloat16=True, channels_last=True),
+    Way(bfloat16=True, channels_last=True, compiled=True),
+)
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arch", choices=ARCHS, action="append", help="(default: all)")
+    parser.add_argument("--stream", help="(default: the first that is trained)")
+    parser.add_argument("--part", choices=PARTS, action="append", help="(default: all)")
+    parser.add_argument("--batch", type=int, default=2, help="clips a step (default: 2)")
+    parser.add_argument("--device", default="auto", help="as run-benchmark's")
+    parser.add_argument("--emulate", action="store_true", help="bfloat16 also where it is emulated")
+    options = parser.parse_args()
+    with start(options.device, "auto") as machine:
+        for part in options.part or PARTS:
+            for result in PARTS[part](options, machine):
+                print(json.dumps({"part": part} | result | _about(machine)), flush=True)
+
+
+def _about(machine: Machine) -> dict[str, Any]:
+    return {
+        "device": machine.device.type,
+        "threads": torch.get_num_threads(),
+        "processors": len(os.sched_getaffinity(0)),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+    }
+
+
+def _networks(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Architectures with the stream that is measured of each."""
+    for name in options.arch or ARCHS:
+        arch = ARCHS[name]
+        trained = [each for each in arch.streams if each != "joint" or arch.joint_training]
+        stream = options.stream or trained[0]
+        if stream in trained:
+            yield name, stream
+
+
+def _clips(name: str, stream: str, batch: int) -> list[Tensor]:
+    """What a training of the paper sees: (B, C, T, H, W) of each stream, drawn from [-1, 1]."""
+    arch = ARCHS[name]
+    return [
+        torch.rand(batch, CHANNELS[each], arch.train[each].num, arch.crop_px, arch.crop_px) * 2 - 1
+        for each in arch.clips_of(stream)
+    ]
+
+
+def _ways(options: argparse.Namespace, machine: Machine) -> list[Way]:
+    has_bfloat16 = machine.bfloat16 or options.emulate
+    compiles = machine.device.type != "cpu" or any(map(shutil.which, COMPILERS))
+    return [
+        way for way in WAYS if (has_bfloat16 or not way.bfloat16) and (compiles or not way.compiled)
+    ]
+
+
+def _placed(net: Network, clips: list[Tensor], way: Way, machine: Machine) -> list[Tensor]:
+    """Move a network and its clips to the machine, in the way's layout; return the clips."""
+    if way.channels_last:
+        machine.place(net)
+        return [machine.place_clips(each) for each in clips]
+    net.to(machine.device)
+    return [each.to(machine.device) for each in clips]
+
+
+def _synchronize(machine: Machine) -> None:
+    if machine.device.type == "cuda":
+        torch.cuda.synchronize(machine.device)
+
+
+class _Side:
+    """A network in one way, whose steps are timed."""
+
+    def __init__(self, name: str, stream: str, way: Way, batch: int, machine: Machine) -> None:
+        self.way, self.machine = way, machine
+        torch.manual_seed(0)
+        self.net = build(name, stream).train()
+        self.clips = _placed(self.net, _clips(name, stream, batch), way, machine)
+        self.call: Callable[..., Any] = torch.compile(self.net) if way.compiled else self.net
+
+    def turn(self) -> tuple[float, float]:
+        """Seconds of a forward pass without gradients, and of a step."""
+        autocast = partial(
+            torch.autocast, self.machine.device.type, torch.bfloat16, enabled=self.way.bfloat16
+        )
+        began = self._now()
+        with torch.no_grad(), autocast():
+            self.call(*self.clips)
+        forward_s = self._now() - began
+        self.net.zero_grad(set_to_none=True)
+        began = self._now()
+        with autocast():
+            logits = self.call(*self.clips)
+        logits.float().square().sum().backward()
+        return forward_s, self._now() - began
+
+    def _now(self) -> float:
+        _synchronize(self.machine)
+        return time.perf_counter()
+
+
+def _operations(name: str, stream: str, batch: int) -> tuple[int, int]:
+    """Of a forward pass, and of a step; counted on the meta device, where nothing is computed."""
+    with torch.device("meta"):
+        net = build(name, stream).train()
+        clips = _clips(name, stream, batch)
+    counts = []
+    for with_backward in (False, True):
+        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(with_backward):
+            logits = net(*clips)
+            if with_backward:
+                logits.sum().backward()
+        counts.append(counter.get_total_flops())
+    return counts[0], counts[1]
+
+
+def measure_product(options: argparse.Namespace, machine: Machine) -> Iterator[dict[str, Any]]:
+    """A square matrix product in each precision of the ways."""
+    for dtype in dict.fromkeys(_precision(way) for way in _ways(options, machine)):
+        yield {
+            "precision": str(dtype).removeprefix("torch."),
+            "side": PRODUCT_SIDE,
+            "giga_operations_per_s": round(_product_rate(dtype, machine) / 1e9, 1),
+        }
+
+
+def _precision(way: Way) -> torch.dtype:
+    return torch.bfloat16 if way.bfloat16 else torch.float32
+
+
+def _product_rate(dtype: torch.dtype, machine: Machine) -> float:
+    """Operations a second: the best of some, for it is to say what the machine can."""
+    matrix = torch.rand(PRODUCT_SIDE, PRODUCT_SIDE, device=machine.device).to(dtype)
+    seconds = []
+    for _ in range(TURNS + 1):
+        _synchronize(machine)
+        began = time.perf_counter()
+        matrix @ matrix
+        _synchronize(machine)
+        seconds.append(time.perf_counter() - began)
+    return 2 * float(PRODUCT_SIDE) ** 3 / min(seconds)
+
+
+def measure_steps(options: argparse.Namespace, machine: Machine) -> Iterator[dict[str, Any]]:
+    """Each architecture in each way, the ways taking turns."""
+    ways = _ways(options, machine)
+    rates = {dtype: _product_rate(dtype, machine) for dtype in {_precision(way) for way in ways}}
+    for name, stream in _networks(options):
+        operations = _operations(name, stream, options.batch)
+        sides = [_Side(name, stream, way, options.batch, machine) for way in ways]
+        turns = [[side.turn() for side in sides] for _ in range(TURNS + 1)][1:]
+        for number, way in enumerate(ways):
+            own = [turn[number] for turn in turns]
+            yield {
+                "arch": name,
+                "stream": stream,
+                "batch": options.batch,
+                "way": str(way),
+                **_told("forward", 0, own, turns, options.batch),
+                **_told("step", 1, own, turns, options.batch),
+                "giga_operations_a_clip": round(operations[1] / options.batch / 1e9, 1),
+                "share_of_product": round(
+                    operations[1]
+                    / statistics.median(step_s for _, step_s in own)
+                    / rates[_precision(way)],
+                    3,
+                ),
+            }
+
+
+def _told(
+    what: str,
+    at: int,
+    own: Sequence[tuple[float, float]],
+    turns: Sequence[Sequence[tuple[float, float]]],
+    batch: int,
+) -> dict[str, float]:
+    """Clips a second, and times plain; plain's is the first side."""
+    ratios = [turn[0][at] / mine[at] for turn, mine in zip(turns, own, strict=True)]
+    return {
+        f"{what}_clips_per_s": round(batch / statistics.median(mine[at] for mine in own), 3),
+        f"{what}_times_plain": round(statistics.median(ratios), 2),
+    }
+
+
+def measure_memory(options: argparse.Namespace, machine: Machine) -> Iterator[dict[str, Any]]:
+    """A step in a process of its own, the way that run-benchmark takes."""
+    context = multiprocessing.get_context("spawn")
+    for name, stream in _networks(options):
+        peaks = {}
+        for checkpointed in (False, True):
+            job = (name, stream, options.batch, checkpointed, options.device)
+            with context.Pool(1) as pool:
+                peaks[checkpointed] = pool.apply(_peak_of_a_step, job)
+        yield {
+            "arch": name,
+            "stream": stream,
+            "batch": options.batch,
+            "precision": machine.precision,
+            "peak_gib": round(peaks[False] / 2**30, 2),
+            "peak_gib_checkpointed": round(peaks[True] / 2**30, 2),
+        }
+
+
+def _peak_of_a_step(name: str, stream: str, batch: int, checkpointed: bool, device: str) -> int:
+    """Bytes: on CUDA what torch allocated, else the process's peak."""
+    with start(device, "auto") as machine:
+        way = Way(bfloat16=machine.bfloat16, channels_last=True)
+        side = _Side(name, stream, way, batch, machine)
+        if checkpointed:
+            side.net.checkpoint_activations()
+        with machine.autocast():
+            logits = side.net(*side.clips)
+        logits.square().sum().backward()
+        if machine.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(machine.device)
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (peak,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) * 1024
+
+
+PARTS: Mapping[str, Callable[[argparse.Namespace, Machine], Iterator[dict[str, Any]]]] = {
+    "product": measure_product,
+    "steps": measure_steps,
+    "memory": measure_memory,
+}
+
+if __name__ == "__main__":
+    main()
