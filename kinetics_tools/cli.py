@@ -1,6 +1,7 @@
 """The manner of all commands: options that each has, exit codes, progress, one-line errors."""
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -207,7 +208,11 @@ def run(main: Callable[[], int]) -> NoReturn:
         if error.errno not in STORAGE_ERRNOS | PATH_ERRNOS:
             raise
         where = error.filename or tempfile.gettempdir()
-        advice = "make room, or choose" if error.errno in FULL_ERRNOS else "choose"
+        advice = "choose"
+        if error.errno in FULL_ERRNOS:
+            advice = "make room, or choose"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            advice = "allow access to it, or choose"
         print(
             f"error: {where}: {error.strerror}; {advice} another folder, then give the same "
             "command again",

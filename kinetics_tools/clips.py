@@ -195,8 +195,15 @@ def _class_folders(root: Path) -> ClipSet:
     if not found:
         raise ManifestError(f"{root} holds no clips; {looked_for}")
     for name, videos in found.items():
+        if not videos and any(each.is_dir() for each in (root / name).iterdir()):
+            raise ManifestError(
+                f"{root / name} holds folders and no video; if it is a split whose folders are "
+                f"classes, give {root / name} itself, and each split an OUT of its own"
+            )
         if not videos:
-            raise ManifestError(f"{root / name} is a class folder without a video; {looked_for}")
+            raise ManifestError(
+                f"{root / name} is a class folder without a video; remove it, or {looked_for}"
+            )
     for path in (f for videos in found.values() for f in videos):
         if not path.as_posix().isprintable():
             raise ManifestError(

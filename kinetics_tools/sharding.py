@@ -332,9 +332,11 @@ def _index_split(
     flows = sorted(claims["recipes"].keys() - {RGB})
     rows: list[dict[str, Any]] = []
     gaps: dict[str, str] = {}
+    absent: list[str] = []
     for number in range(num_shards):
         rgb = _sidecar_to_index(folder, split, RGB, number, claims)
         if rgb is None:
+            absent.append(shard_path(folder, split, RGB, number).name)
             continue
         gaps |= {key: failure["reason"] for key, failure in rgb.failed.items()}
         own = {
@@ -349,9 +351,16 @@ def _index_split(
         }
         for stream in flows:
             flow = _sidecar_to_index(folder, split, stream, number, claims)
-            if flow is not None:
+            if flow is None:
+                absent.append(shard_path(folder, split, stream, number).name)
+            else:
                 _join(own, rgb, flow)
         rows += own.values()
+    if absent:
+        logger.info(
+            "%s: %d shards are left out of the index, such as %s: not made yet, or not whole",
+            *(folder / split, len(absent), absent[0]),
+        )
     names = ["key", "label", "label_id", "frames"]
     places = [f"{s}_{part}" for s in (RGB, *flows) for part in PLACE_COLUMNS]
     table = pd.DataFrame(rows, columns=[*names, *places])
@@ -369,7 +378,6 @@ def _sidecar_to_index(
     shard = shard_path(folder, split, stream, number)
     sidecar = Sidecar.read(shard)
     if sidecar is None or not sidecar.is_current(shard, sidecar.inputs):
-        logger.info("%s is not there, or not whole; it is left out of the index", shard)
         return None
     if sidecar.recipe != claims["recipes"][stream]["hash"]:
         raise ShardError(f"{shard} was made with another recipe; remove it and run extract-flow")

@@ -237,8 +237,10 @@ class ShardFolder:
         """
         if name is not None:
             return lookup("flow", name, {flow: flow for flow in self.flows})
-        if len(self.flows) != 1:
-            there = ", ".join(self.flows) or "none"
+        if not self.flows:
+            raise ShardError(f"{self.folder} holds no finished flow; give extract-flow again")
+        if len(self.flows) > 1:
+            there = ", ".join(self.flows)
             raise ShardError(f"{self.folder} holds the flows: {there}; say which with --flow NAME")
         return self.flows[0]
 

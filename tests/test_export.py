@@ -175,6 +175,15 @@ def test_a_damaged_shard_stops_the_export_and_names_itself(folder: Path, tmp_pat
     assert not list((tmp_path / "out").rglob("dd_"))
 
 
+def test_an_export_among_the_shards_is_refused(folder: Path) -> None:
+    for inside in (folder, folder / "val"):
+        done = run_command("extract-flow", "export", folder, inside)
+        assert done.returncode == 2
+        assert (
+            done.stderr == f"error: {inside} lies in {folder}, among its shards; choose another\n"
+        )
+
+
 def test_names_that_are_not_there_are_errors(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match=r"unknown split 'vall'. Did you mean 'val'"):
         run(folder, tmp_path / "out", TVL1, "vall")

@@ -440,6 +440,8 @@ def test_unusable_clips_are_named_in_one_line(clips: Path, tmp_path: Path) -> No
         read_clips(clips, out=clips / "shards")
     with pytest.raises(ManifestError, match=r"2 videos such as clapping_0.mp4 lie in no class"):
         read_clips(clips / "clapping")
+    with pytest.raises(ManifestError, match=r"/clips holds folders and no video; if it is a split"):
+        read_clips(clips.parent)
     (clips / "notes").mkdir()
     with pytest.raises(ManifestError, match="notes is a class folder without a video"):
         read_clips(clips)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kinetics_tools import cli
 from kinetics_tools.cli import Exit, Parser
+from kinetics_tools.errors import OutError
 
 
 def build_parser() -> Parser:
@@ -55,6 +56,9 @@ def main(argv: list[str]) -> int:
     options = build_parser().parse_args(argv)
     from kinetics_tools.export import Layout, export
     from kinetics_tools.shards import ShardFolder
+
+    if options.out.resolve() in (options.folder.resolve(), *options.folder.resolve().parents):
+        raise OutError(f"{options.folder} lies in {options.out}, among its shards; choose another")
 
     shards = ShardFolder(options.out)
     done = export(
