@@ -1,7 +1,7 @@
-"""A run: the streams of an architecture trained and evaluated, joined, and reported.
+"""A run: the networks of an architecture trained and evaluated, joined, and reported.
 
 WORK_DIR/run.json                      what was asked for
-         rgb/  flow/                   checkpoint.pt, log.jsonl, tensorboard/ of each stream,
+         rgb/  flow/  joint/           checkpoint.pt, log.jsonl, tensorboard/ of each network,
          rgb/  flow/  joint/           and predictions.parquet, result.json of each row
          report.html
 """
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.archs import ARCHS
 from benchmarks.evaluate import Test, add_streams, evaluate
 from benchmarks.machine import Machine
 from benchmarks.protocols import PROTOCOLS
@@ -53,8 +54,8 @@ class Request:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The streams that are trained apart."""
-        return ("rgb", "flow") if self.stream == "joint" else (self.stream,)
+        """The networks that are trained, by stream."""
+        return ARCHS[self.arch].networks_of(self.stream)
 
     def as_json(self) -> dict[str, Any]:
         """The request as plain JSON values."""
@@ -81,7 +82,9 @@ def benchmark(
     request = _anywhere(request, data)
     tests, jobs = {}, []
     for stream in request.streams:
-        recipe = recipe_for(request.recipe, stream).with_batch_size(request.batch_size)
+        recipe = recipe_for(request.recipe, request.arch, stream).with_batch_size(
+            request.batch_size
+        )
         selected = _select(data, request, stream)
         refuse_overlap(selected["train"], selected["test"])
         job = Job(
@@ -189,12 +192,12 @@ def _anywhere(request: Request, data: ShardFolder) -> Request:
 
 def _flow(data: ShardFolder, request: Request) -> str:
     """Name of the flow that the request reads; empty where it reads none."""
-    if "flow" not in request.streams:
+    if "flow" not in ARCHS[request.arch].clips_of(request.stream):
         return ""
     if not data.flows:
         raise EvaluationError(
-            f"{data.folder} holds no flow; make it with: extract-flow CLIPS {data.folder}, "
-            "or train --stream rgb alone"
+            f"{data.folder} holds no flow; make it with: extract-flow CLIPS {data.folder}"
+            + (", or train --stream rgb alone" if "rgb" in ARCHS[request.arch].streams else "")
         )
     if request.flow is None and len(data.flows) > 1:
         raise EvaluationError(
@@ -208,8 +211,11 @@ def _select(
 ) -> dict[str, Selection]:
     names = {"train": request.train_split, "test": request.test_split}
     flow = _flow(data, request)
+    streams = ARCHS[request.arch].clips_of(stream)
     return {
-        role: select(data, names[role], role=role, stream=stream, flow=flow, splits=request.splits)
+        role: select(
+            data, names[role], role=role, streams=streams, flow=flow, splits=request.splits
+        )
         for role in roles
     }
 

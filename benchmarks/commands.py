@@ -14,7 +14,7 @@ from benchmarks.protocols import PROTOCOLS
 from benchmarks.recipes import RECIPES
 from kinetics_tools import cli
 from kinetics_tools.cli import Exit, Parser, one_of, positive
-from kinetics_tools.errors import KineticsError
+from kinetics_tools.errors import KineticsError, lookup
 from kinetics_tools.files import hold
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ def train_parser() -> Parser:
     )
     parser.add_argument(
         "--stream",
-        default="joint",
         type=one_of("stream", STREAMS),
-        help="rgb, flow, or joint: both trained apart (or reused), their logits added",
+        help="rgb, flow, or joint: of i3d both trained apart (or reused), their logits added; of "
+        "others one network of both (default: joint, or rgb where there is no other)",
     )
     parser.add_argument(
         "--recipe", default="paper", type=one_of("recipe", RECIPES), help=_known(RECIPES)
@@ -121,9 +121,11 @@ def _train(arguments: argparse.Namespace) -> int:
     from benchmarks.benchmark import Request, benchmark
     from benchmarks.machine import start
 
+    known = ARCHS[arguments.arch].streams
+    stream = arguments.stream or known[0]
     request = Request(
         arch=arguments.arch,
-        stream=arguments.stream,
+        stream=lookup(f"stream of {arguments.arch}", stream, {name: name for name in known}),
         recipe=arguments.recipe,
         data=arguments.data.absolute(),
         train_split=arguments.train_split,
@@ -136,7 +138,7 @@ def _train(arguments: argparse.Namespace) -> int:
         num_workers=arguments.workers,
     )
     recipe = arguments.recipe + (f"+batch-{arguments.batch_size}" if arguments.batch_size else "")
-    work_dir = arguments.work_dir or RUNS / f"{arguments.arch}-{arguments.stream}-{recipe}"
+    work_dir = arguments.work_dir or RUNS / f"{arguments.arch}-{stream}-{recipe}"
     with _held(work_dir), start(arguments.device, arguments.amp) as machine:
         results = benchmark(
             request, work_dir, machine, resume=arguments.resume, force=arguments.force
@@ -172,7 +174,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from benchmarks.machine import start
-    from benchmarks.predict import Predictor, Span
+    from benchmarks.predict import Predictor
+    from benchmarks.videos import Span
 
     span = Span(arguments.start or 0, arguments.duration)
     failed = 0

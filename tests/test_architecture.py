@@ -89,6 +89,7 @@ SUITE = (
     "evaluate",
     "benchmark",
     "report",
+    "videos",
     "predict",
     "commands",
     "demo",

@@ -13,36 +13,30 @@ from typing import Any
 import pytest
 import torch
 from support import command, environment
-from tiny import copy_of_shards, damage, key_file, tiny_shards
+from tiny import copy_of_shards, damage, key_file, tiny_recipe, tiny_shards
 
+from benchmarks.archs import ARCHS
 from benchmarks.machine import Machine
-from benchmarks.recipes import RECIPES, OneCycle, Recipe, Stairs
+from benchmarks.recipes import OneCycle, Recipe, Stairs
 from benchmarks.splits import select
 from benchmarks.train import CHECKPOINT, EVENTS, LOG, Checkpoint, Job, train
 from kinetics_tools.errors import EvaluationError
 from kinetics_tools.shards import ShardFolder
 
 CPU = Machine(torch.device("cpu"))
-RECIPE = replace(
-    RECIPES["small"]["rgb"],
-    num_frames=9,
-    short_side=36,
-    crop_px=32,
-    batch_size=4,
-    pass_size=4,
-    schedule=OneCycle(epochs=3, peak_lr=1e-3),
-)
+RECIPE = tiny_recipe(schedule=OneCycle(epochs=3, peak_lr=1e-3))
 
 
 def job(
     folder: Path, recipe: Recipe = RECIPE, *, shards: Path | None = None, **changes: Any
 ) -> Job:
+    """A training on the tiny shards; `recipe` sees as much of a clip as the network needs."""
     data = ShardFolder(shards or tiny_shards())
-    stream = changes.setdefault("stream", "rgb")
-    chosen = select(data, "all", role="train", stream=stream, flow="opencv-tvl1")
+    arch, stream = changes.setdefault("arch", "i3d"), changes.setdefault("stream", "rgb")
+    streams = ARCHS[arch].clips_of(stream)
+    chosen = select(data, "all", role="train", streams=streams, flow="opencv-tvl1")
     values: dict[str, Any] = {
-        "arch": "i3d",
-        "recipe": recipe,
+        "recipe": replace(recipe, sampling=tiny_recipe(arch, stream).sampling),
         "data": data,
         "flow": "opencv-tvl1",
         "train": chosen,
