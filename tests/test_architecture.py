@@ -76,6 +76,8 @@ SUITE = (
     "splits",
     "machine",
     "loader",
+    "weights.schemes",
+    "weights.stored",
     "train",
     "record",
     "evaluate",
@@ -102,6 +104,7 @@ OWNERS = {
     "tqdm": {"kinetics_tools.cli"},
     "jinja2": {"kinetics_tools.page"},
     "ray": {"kinetics_tools.engine"},
+    "tensorflow": {"benchmarks.weights.stored"},
     "skimage": {"benchmarks.speed.flow"},
     # The vectors that kernels are written in, and what compiles these.
     "numba": {"kinetics_tools.tvl1.vector", "kinetics_tools.tvl1.keeping"},
@@ -157,6 +160,7 @@ PACKAGES = (  # a docstring, no imports
     "kinetics_tools.commands",
     "kinetics_tools.sources",
     "benchmarks.speed",
+    "benchmarks.weights",
 )
 
 
