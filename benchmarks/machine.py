@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 from kinetics_tools.errors import EvaluationError
 
 T = TypeVar("T")
+CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,9 @@ class Machine:
     def place(self, net: nn.Module) -> nn.Module:
         """Move a network here, channels last: without it bfloat16 gains little."""
         net.to(self.device)
-        net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # incomplete
+        for weight in net.parameters():
+            if weight.ndim in CHANNELS_LAST:
+                weight.data = weight.data.contiguous(memory_format=CHANNELS_LAST[weight.ndim])
         return net
 
     def place_clips(self, clips: Tensor) -> Tensor:
