@@ -3,12 +3,15 @@ dict of theirs looks like. GoogLeNet also computes, as torchvision's does; the r
 """
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.weights.schemes import SCHEMES
+
+Net = TypeVar("Net", bound=nn.Module)
 
 # Of each block: input; 1x1; 1x1, 3x3; 1x1, 3x3; 1x1 after the pool.
 BLOCKS: Mapping[str, tuple[int, ...]] = {
@@ -149,7 +152,7 @@ class Block(nn.Module):
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
 
 
-def shake(net: nn.Module, seed: int = 0) -> nn.Module:
+def shake(net: Net, seed: int = 0) -> Net:
     """Give every batch norm statistics, offsets and scales as training leaves them."""
     random = torch.Generator().manual_seed(seed)
     for name, tensor in net.state_dict().items():

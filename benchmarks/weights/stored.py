@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,25 +99,21 @@ def find(path: Path, stream: str) -> Path:
     )
 
 
-def read(path: Path, known: Collection[str], *, arch: str, stream: str) -> Weights:
+def read(path: Path, known: Collection[str], *, arch: str) -> Weights:
     """The weights in a file.
 
     Args:
         path: the file; for a TensorFlow checkpoint its index.
         known: names in our network, by which its own weights are told.
         arch: the network's architecture, to which a checkpoint of ours must belong.
-        stream: the network's, in the same way.
 
     Raises:
         EvaluationError: it is empty, truncated, no file of weights, holds code, belongs to another
-            architecture or stream, has names of no known scheme, a tensor too many or too few; or
+            architecture, has names of no known scheme, a tensor too many or too few; or
             TensorFlow is needed and not installed.
     """
-    tensors: Mapping[str, Tensor]
-    if path.suffix == INDEX:
-        tensors = _tensorflow(path)
-    else:
-        tensors = _tensors(path, _load(path), arch, stream)
+    is_theirs = path.suffix == INDEX
+    tensors = _tensorflow(path) if is_theirs else _tensors(path, _load(path), arch)
     scheme = scheme_of(tensors)
     try:
         if scheme is None:
@@ -152,14 +149,11 @@ def _load(path: Path) -> Any:
         raise EvaluationError(f"{path} is truncated, or no file by torch.save") from error
 
 
-def _tensors(path: Path, values: Any, arch: str, stream: str) -> Mapping[str, Tensor]:
+def _tensors(path: Path, values: Any, arch: str) -> Mapping[str, Tensor]:
     """The state dict in what torch.save wrote: that itself, or the `net` of our checkpoint."""
     if isinstance(values, Mapping) and isinstance(values.get("net"), Mapping):
-        own = (values.get("arch"), values.get("stream"))
-        if own != (arch, stream):
-            raise EvaluationError(
-                f"{path} holds weights of {own[0]}, stream {own[1]}, not of {arch}, stream {stream}"
-            )
+        if values.get("arch") != arch:
+            raise EvaluationError(f"{path} holds weights of {values.get('arch')}, not of {arch}")
         values = values["net"]
     is_state = isinstance(values, Mapping) and values
     if not is_state or not all(isinstance(value, Tensor) for value in values.values()):
@@ -173,20 +167,32 @@ def _tensorflow(index: Path) -> dict[str, Tensor]:
     prefix = index.with_suffix("")
     if not any(prefix.parent.glob(f"{prefix.name}.data-*")):
         raise EvaluationError(f"{index} has no {prefix.name}.data-00000-of-00001 beside it")
-    # TensorFlow greets on stderr; what is wrong it raises.
+    tensorflow = need_tensorflow(f"{index} is a TensorFlow checkpoint")
+    try:
+        reader = tensorflow.train.load_checkpoint(str(prefix))
+        names = sorted(reader.get_variable_to_shape_map())
+        return {name: torch.from_numpy(np.asarray(reader.get_tensor(name))) for name in names}
+    except (tensorflow.errors.OpError, ValueError, RuntimeError, IndexError) as error:
+        line = str(error).splitlines()[0]
+        raise EvaluationError(f"{index} cannot be read: {line}") from error
+
+
+def need_tensorflow(why: str) -> Any:
+    """The package tensorflow, which nothing else here needs.
+
+    Args:
+        why: it is needed, for the message.
+
+    Raises:
+        EvaluationError: it is not installed.
+    """
+    # It greets on stderr; what is wrong it raises.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow
     except ModuleNotFoundError as error:
         raise EvaluationError(
-            f"{index} is a TensorFlow checkpoint, and TensorFlow is not installed: "
-            "pip install 'kinetics-tools[tensorflow]'"
+            f"{why}, and TensorFlow is not installed: pip install 'kinetics-tools[tensorflow]'"
         ) from error
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    try:
-        reader = tensorflow.train.load_checkpoint(str(prefix))
-        names = sorted(reader.get_variable_to_shape_map())
-        return {name: torch.from_numpy(reader.get_tensor(name)) for name in names}
-    except (tensorflow.errors.OpError, ValueError, RuntimeError) as error:
-        line = str(error).splitlines()[0]
-        raise EvaluationError(f"{index} cannot be read: {line}") from error
+    return tensorflow
