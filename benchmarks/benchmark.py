@@ -19,6 +19,8 @@ from benchmarks.recipes import recipe_for
 from benchmarks.record import EVALUATION, PREDICTIONS, Predictions, Result
 from benchmarks.splits import Selection, refuse_overlap, select
 from benchmarks.train import CHECKPOINT, Checkpoint, Job, found, train
+from benchmarks.weights.start import SCRATCH, start_from
+from kinetics_tools import cli
 from kinetics_tools.errors import EvaluationError, KineticsError, lookup
 from kinetics_tools.files import digest, read_json, write_json
 from kinetics_tools.shards import ShardFolder
@@ -37,6 +39,8 @@ class Request:
         protocol: None: the recipe's.
         batch_size: None: the recipe's.
         splits: folder of official lists.
+        init: `scratch`, `imagenet`, `kinetics`, or the path of weights.
+        finetune: `all`, or `last`: the last layer alone.
     """
 
     arch: str
@@ -51,6 +55,8 @@ class Request:
     splits: Path | None = None
     seed: int = 0
     num_workers: int | None = None
+    init: str = SCRATCH
+    finetune: str = "all"
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -72,12 +78,24 @@ class Request:
 
 
 def benchmark(
-    request: Request, work_dir: Path, machine: Machine, *, resume: bool, force: bool
+    request: Request,
+    work_dir: Path,
+    machine: Machine,
+    *,
+    resume: bool,
+    force: bool,
+    cache: Path | None = None,
 ) -> list[Result]:
     """Train (continue, reuse) and evaluate what `request` asks for: one result a row.
 
-    Everything that can be refused is, before the first step.
+    Everything that can be refused is, before the first step. `cache` keeps fetched weights; None:
+    the user's own.
     """
+    if request.finetune == "last" and request.init == SCRATCH:
+        raise EvaluationError(
+            "--finetune last trains the last layer on features that are there already; "
+            "say whose, with --init imagenet, kinetics or PATH"
+        )
     data = ShardFolder(request.data)
     request = _anywhere(request, data)
     tests, jobs = {}, []
@@ -96,6 +114,14 @@ def benchmark(
             train=selected["train"],
             seed=request.seed,
             folder=work_dir / stream,
+            start=start_from(
+                request.init,
+                arch=request.arch,
+                stream=stream,
+                num_classes=len(data.labels),
+                cache=cli.cache_dir(cache),
+            ),
+            finetune=request.finetune,
             num_workers=request.num_workers,
         )
         jobs.append(job)

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from benchmarks.archs import ARCHS, STREAMS
+from benchmarks.archs import ARCHS, CHANNELS, STREAMS
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.recipes import RECIPES
+from benchmarks.weights import FINETUNES, INITS
 from kinetics_tools import cli
 from kinetics_tools.cli import Exit, Parser, one_of, positive
 from kinetics_tools.errors import KineticsError, lookup
@@ -42,7 +43,7 @@ def train_parser() -> Parser:
     parser = Parser(
         PROG,
         "Train and evaluate an architecture on shards that extract-flow wrote.",
-        "verbs: run-benchmark evaluate | report | predict (each has --help). "
+        "verbs: run-benchmark evaluate | report | predict | verify-weights (each has --help). "
         "Many processes: torchrun --no-python --nproc-per-node N run-benchmark ...",
     )
     parser.add_argument(
@@ -60,6 +61,22 @@ def train_parser() -> Parser:
     _add_data(parser, test_split="val")
     parser.add_argument("--train-split", default="train", metavar="SPLIT", help="as --test-split")
     parser.add_argument(
+        "--init",
+        default=INITS[0],
+        metavar="|".join((*INITS, "PATH")),
+        help="the weights to begin from: fresh ones; ImageNet's (torchvision's GoogLeNet, "
+        "fetched once), inflated for i3d; the authors' i3d of ImageNet and Kinetics-400 (fetched "
+        "once, read by TensorFlow); or a file: a checkpoint of this command, the authors' "
+        "model.ckpt, a state dict of piergiaj's, hassony2's or ours; or a folder with one such "
+        "file that has the stream's name in its own",
+    )
+    parser.add_argument(
+        "--finetune",
+        default=FINETUNES[0],
+        choices=FINETUNES,
+        help="what is trained: all, or the last layer on features that stay as --init gave them",
+    )
+    parser.add_argument(
         "--batch-size", type=positive, help="clips a step, over all processes; overrides the recipe"
     )
     parser.add_argument(
@@ -67,6 +84,7 @@ def train_parser() -> Parser:
     )
     parser.add_argument("--resume", action="store_true", help="continue a training that stopped")
     parser.add_argument("--force", action="store_true", help="train anew what is there already")
+    cli.add_cache_dir(parser)
     _add_machine(parser)
     parser.add_common()
     return parser
@@ -116,6 +134,33 @@ def predict_parser() -> Parser:
     return parser
 
 
+def verify_weights_parser() -> Parser:
+    """The parser of `run-benchmark verify-weights`."""
+    parser = Parser(
+        f"{PROG} verify-weights",
+        "Hold the logits of the authors' example (a clip of cricket) against those that they "
+        "published, number by number.",
+        "Weights and both arrays are in github.com/deepmind/kinetics-i3d, in data/; other copies "
+        "of the weights will do. Exit code 0: all numbers are met; 3: some are not.",
+    )
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="a folder that holds weights named for their stream, or a file of one stream's",
+    )
+    for stream, channels in CHANNELS.items():
+        parser.add_argument(
+            f"--{stream}",
+            type=Path,
+            metavar="NPY",
+            help=f"v_CricketShot_g04_c01_{stream}.npy, (1, 79, 224, 224, {channels})",
+        )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_common()
+    return parser
+
+
 def _train(arguments: argparse.Namespace) -> int:
     _refuse_no_data(arguments.data)
     from benchmarks.benchmark import Request, benchmark
@@ -136,12 +181,19 @@ def _train(arguments: argparse.Namespace) -> int:
         splits=arguments.splits and arguments.splits.absolute(),
         seed=arguments.seed,
         num_workers=arguments.workers,
+        init=arguments.init if arguments.init in INITS else str(Path(arguments.init).absolute()),
+        finetune=arguments.finetune,
     )
-    recipe = arguments.recipe + (f"+batch-{arguments.batch_size}" if arguments.batch_size else "")
-    work_dir = arguments.work_dir or RUNS / f"{arguments.arch}-{stream}-{recipe}"
+    name = "-".join((arguments.arch, stream, arguments.recipe))
+    work_dir = arguments.work_dir or RUNS / "+".join((name, *_unusual(arguments)))
     with _held(work_dir), start(arguments.device, arguments.amp) as machine:
         results = benchmark(
-            request, work_dir, machine, resume=arguments.resume, force=arguments.force
+            request,
+            work_dir,
+            machine,
+            resume=arguments.resume,
+            force=arguments.force,
+            cache=arguments.cache_dir,
         )
         return _tell(results, work_dir) if machine.is_first else Exit.COMPLETE
 
@@ -196,10 +248,31 @@ def _predict(arguments: argparse.Namespace) -> int:
     return Exit.PERMANENT_GAPS if failed else Exit.COMPLETE
 
 
+def _verify_weights(arguments: argparse.Namespace) -> int:
+    given = {stream: getattr(arguments, stream) for stream in CHANNELS}
+    clips = {stream: path for stream, path in given.items() if path is not None}
+    if not clips:
+        raise KineticsError("give the example's arrays: --rgb NPY, --flow NPY, or both")
+    from benchmarks.machine import start
+    from benchmarks.weights.cricket import LOGIT_TOLERANCE, furthest, verify
+
+    with start(arguments.device, "none") as machine:
+        checks = verify(arguments.path, clips, machine)
+    print(cli.text_table([check.cells() for check in checks], words=("what", "")))
+    num_met = sum(check.is_met for check in checks)
+    worst = furthest(checks)
+    print(
+        f"{num_met} of {len(checks)} numbers are met within {LOGIT_TOLERANCE:g}; the furthest is "
+        f"{worst.stream}, {worst.what}: {abs(worst.found - worst.expected):.3g} off"
+    )
+    return Exit.COMPLETE if num_met == len(checks) else Exit.PERMANENT_GAPS
+
+
 VERBS: Final[Mapping[str, Any]] = {
     "evaluate": (evaluate_parser, _evaluate),
     "report": (report_parser, _report),
     "predict": (predict_parser, _predict),
+    "verify-weights": (verify_weights_parser, _verify_weights),
 }
 
 
@@ -246,6 +319,14 @@ def _add_machine(parser: Parser, *, workers: bool = True) -> None:
 
 def _known(table: Mapping[str, Any]) -> str:
     return "one of: " + ", ".join(table)
+
+
+def _unusual(arguments: argparse.Namespace) -> list[str]:
+    """What sets a run apart from its recipe, for the name of its folder."""
+    words = [f"batch-{arguments.batch_size}"] if arguments.batch_size else []
+    if arguments.init != INITS[0]:
+        words.append(arguments.init if arguments.init in INITS else Path(arguments.init).stem)
+    return words + (["last"] if arguments.finetune == "last" else [])
 
 
 def _count(text: str) -> int:

@@ -187,6 +187,7 @@ def _data(checkpoint: Checkpoint, test: Test, identity: str) -> dict[str, Any]:
         "num_train": checkpoint.data["num_train"],
         "failed_train": checkpoint.failed,
         "test_split": test.selection.name,
+        "init": checkpoint.init,
     }
 
 

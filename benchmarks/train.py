@@ -23,6 +23,7 @@ from benchmarks.machine import Machine
 from benchmarks.recipes import Recipe
 from benchmarks.splits import Selection
 from benchmarks.views import randomness
+from benchmarks.weights.start import SCRATCH, Start
 from kinetics_tools.cli import default_jobs, progress
 from kinetics_tools.errors import EvaluationError
 from kinetics_tools.files import digest, publish, write_text
@@ -37,7 +38,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is trained, on what. `folder` is the network's own; `num_workers` None: as fits."""
+    """What is trained, from what, on what.
+
+    Attributes:
+        start: the weights that it begins from; None: fresh ones.
+        finetune: `all`, or `last`: the last layer alone, on features that stay as they are.
+        folder: the network's own.
+        num_workers: None: as fits.
+    """
 
     arch: str
     stream: str
@@ -47,6 +55,8 @@ class Job:
     train: Selection
     seed: int
     folder: Path
+    start: Start | None = None
+    finetune: str = "all"
     num_workers: int | None = None
 
     @property
@@ -76,6 +86,8 @@ class Job:
             "labels": digest(list(self.data.labels)),
             "data recipe": self.data_hash,
             "training clips": self.train.keys_sha256,
+            "init": SCRATCH if self.start is None else self.start.sha256,
+            "finetune": self.finetune,
         }
 
 
@@ -92,6 +104,7 @@ class Checkpoint:
         net, optimizer: state dicts.
         history: an object an epoch.
         failed: key -> reason, of training clips that could not be decoded.
+        init: `source` and `sha256` of the weights it began from (`scratch`), and `finetune`.
     """
 
     arch: str
@@ -108,6 +121,7 @@ class Checkpoint:
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    init: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     def write(self, path: Path) -> None:
@@ -225,8 +239,10 @@ class _Training:
             dropout=recipe.dropout,
             bn_momentum=recipe.bn_momentum,
         )
+        if job.start is not None:
+            job.start.load(net)
         machine.place(net)
-        self.net = net.train()
+        self.net = _trainable(net, job.finetune)
         self.optimizer = _optimizer(self.net, recipe)
         self.state = before or self._begin()
         if before is not None:
@@ -254,6 +270,11 @@ class _Training:
             precision=self.machine.precision,
             net={},
             optimizer={},
+            init={
+                "source": SCRATCH if job.start is None else job.start.source,
+                "sha256": "" if job.start is None else job.start.sha256,
+                "finetune": job.finetune,
+            },
         )
 
     def run(self) -> Checkpoint:
@@ -353,7 +374,7 @@ class _Training:
         if epoch.num_clips == 0:
             why = epoch.lone or next(iter(epoch.failed.values()), "")
             raise EvaluationError(f"{self.job.stream}: no clip could be trained on: {why}")
-        statistics = [b for b in self.net.buffers() if b.is_floating_point()]
+        statistics = [b for name, b in self.net.named_buffers() if ".running_" in name]
         self.machine.add_up(statistics)
         for buffer in statistics:
             buffer.div_(self.machine.num_processes)
@@ -424,9 +445,25 @@ def _gradient(weight: nn.Parameter) -> Tensor:
     return weight.grad
 
 
+def _trainable(net: Network, finetune: str) -> Network:
+    """The network in training mode; for `last`, all but its last layer as it is in a test.
+
+    What is before the last layer then gives features that no step changes: its weights are frozen,
+    and its batch norms use their moving statistics and leave them alone. Dropout still drops.
+    """
+    net.train()
+    if finetune == "last":
+        for name, weight in net.named_parameters():
+            weight.requires_grad_(name.rpartition(".")[0] in net.last_layers)
+        for module in net.modules():
+            module.training = isinstance(module, nn.Dropout)
+    return net
+
+
 def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    kernels = [weight for weight in net.parameters() if weight.ndim > 1]
-    others = [weight for weight in net.parameters() if weight.ndim <= 1]
+    weights = [weight for weight in net.parameters() if weight.requires_grad]
+    kernels = [weight for weight in weights if weight.ndim > 1]
+    others = [weight for weight in weights if weight.ndim <= 1]
     groups = [
         {"params": kernels, "weight_decay": recipe.weight_decay},
         {"params": others, "weight_decay": 0.0},

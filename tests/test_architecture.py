@@ -84,6 +84,11 @@ SUITE = (
     "splits",
     "machine",
     "loader",
+    "weights.schemes",
+    "weights.stored",
+    "weights.published",
+    "weights.start",
+    "weights.cricket",
     "train",
     "record",
     "evaluate",
@@ -111,6 +116,7 @@ OWNERS = {
     "tqdm": {"kinetics_tools.cli"},
     "jinja2": {"kinetics_tools.page"},
     "ray": {"kinetics_tools.engine"},
+    "tensorflow": {"benchmarks.weights.stored"},
     "skimage": {"benchmarks.speed.flow"},
     # The vectors that kernels are written in, and what compiles these.
     "numba": {"kinetics_tools.tvl1.vector", "kinetics_tools.tvl1.keeping"},
@@ -166,6 +172,7 @@ PACKAGES = (  # a docstring, no imports
     "kinetics_tools.commands",
     "kinetics_tools.sources",
     "benchmarks.speed",
+    "benchmarks.weights",
 )
 
 

@@ -169,6 +169,9 @@ def test_without_shards_the_two_commands_that_make_them_are_named(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+FOLDS = ("--arch", "i3d", "--train-split", "train.txt", "--test-split", "test.txt")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -181,6 +184,11 @@ def test_without_shards_the_two_commands_that_make_them_are_named(tmp_path: Path
         (["--arch", "i3d"], "no split 'train' for --train-split"),
         (["--arch", "i3d", "--train-split", "all", "--test-split", "all"], "share 8 keys"),
         (["--arch", "i3d", "--device", "cuda"], "sees no CUDA device"),
+        ([*FOLDS, "--init", "nowhere.pt"], "nowhere.pt is missing"),
+        ([*FOLDS, "--finetune", "last"], "say whose, with --init"),
+        (["--arch", "i3d", "--finetune", "some"], "invalid choice: 'some'"),
+        (["verify-weights", "nowhere.pt"], "give the example's arrays: --rgb NPY"),
+        (["verify-weights", "nowhere.pt", "--rgb", "x.npy"], "nowhere.pt is missing"),
         (["evaluate", "nowhere"], "nowhere holds no run"),
         (["predict", "x.mp4", "--work-dir", "nowhere"], "nowhere holds no run"),
     ],
@@ -189,7 +197,9 @@ def test_bad_input_is_one_line(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # whatever this machine has
-    data = () if arguments[0] in ("evaluate", "predict") else ("--data", tiny_shards())
+    for name, pattern in (("train.txt", "ann_*"), ("test.txt", "dan_*")):
+        key_file(tmp_path, name, pattern)
+    data = ("--data", tiny_shards()) if arguments[0].startswith("-") else ()
     assert_one_line(run_command("run-benchmark", *arguments, *data, cwd=tmp_path), words)
 
 
@@ -216,7 +226,7 @@ def test_a_truncated_checkpoint_is_one_line(trained: tuple[Path, str, str], tmp_
 
 
 def test_help_of_every_verb_is_light() -> None:
-    for verb in ([], ["evaluate"], ["report"], ["predict"]):
+    for verb in ([], ["evaluate"], ["report"], ["predict"], ["verify-weights"]):
         words = command("run-benchmark", *verb, "--help")
         tell = "lambda: sys.stderr.write(json.dumps(sorted(sys.modules)))"
         words[2] = f"import atexit, json, sys; atexit.register({tell}); {words[2]}"
