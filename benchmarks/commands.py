@@ -15,7 +15,7 @@ from benchmarks.recipes import RECIPES
 from benchmarks.weights import FINETUNES, INITS
 from kinetics_tools import cli
 from kinetics_tools.cli import Exit, Parser, one_of, positive
-from kinetics_tools.errors import KineticsError, lookup
+from kinetics_tools.errors import KineticsError, UnknownNameError, nearest
 from kinetics_tools.files import hold
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def train_parser() -> Parser:
     parser = Parser(
         PROG,
         "Train and evaluate an architecture on shards that extract-flow wrote.",
-        "verbs: run-benchmark evaluate | report | predict | verify-weights (each has --help). "
+        "verbs: run-benchmark evaluate | report | archs | predict | features | verify-weights "
+        "(each has --help). "
         "Many processes: torchrun --no-python --nproc-per-node N run-benchmark ...",
     )
     parser.add_argument(
@@ -122,13 +123,32 @@ def predict_parser() -> Parser:
         "--stream", type=one_of("stream", STREAMS), help="default: what the run trained"
     )
     parser.add_argument("--top", type=positive, default=5, help="how many classes")
-    parser.add_argument(
-        "--start", type=_seconds, metavar="S", help="seconds from the video's start (default: 0)"
-    )
-    parser.add_argument(
-        "--duration", type=_seconds, metavar="D", help="seconds (default: to the end)"
-    )
+    _add_span(parser, "10, or to the end")
     parser.add_argument("--json", action="store_true", help="one JSON object a video")
+    _add_machine(parser, workers=False)
+    parser.add_common()
+    return parser
+
+
+def features_parser() -> Parser:
+    """The parser of `run-benchmark features`."""
+    parser = Parser(
+        f"{PROG} features",
+        "Write what a trained network's last layer sees of any video files: a row a time step.",
+        "NAME.npy is float32 (steps, features); NAME.json has each row's start and end in seconds "
+        "and says by which weights it was made. NAME is the video's; with --stream joint of i3d "
+        "NAME.rgb and NAME.flow.",
+    )
+    parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="a video file")
+    parser.add_argument("--work-dir", type=Path, required=True, help="a finished run")
+    parser.add_argument(
+        "--stream", type=one_of("stream", STREAMS), help="default: what the run trained"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("features"), metavar="DIR", help="default: features"
+    )
+    _add_span(parser, "to the end")
+    parser.add_argument("--force", action="store_true", help="make anew what is there already")
     _add_machine(parser, workers=False)
     parser.add_common()
     return parser
@@ -161,16 +181,31 @@ def verify_weights_parser() -> Parser:
     return parser
 
 
+def archs_parser() -> Parser:
+    """The parser of `run-benchmark archs`."""
+    parser = Parser(
+        f"{PROG} archs",
+        "Tell the architectures: parameters beside the paper's rounded ones, inputs and their "
+        "seconds of video in training and test, FLOPs (multiply and add counted apart) of one "
+        "such input, and the smallest input.",
+    )
+    parser.add_argument("--json", action="store_true", help="a JSON list, an object a network")
+    parser.add_common()
+    return parser
+
+
 def _train(arguments: argparse.Namespace) -> int:
+    streams = ARCHS[arguments.arch].streams
+    stream = arguments.stream or streams[0]
+    if stream not in streams:
+        raise UnknownNameError(nearest(f"stream of {arguments.arch}", stream, streams))
     _refuse_no_data(arguments.data)
     from benchmarks.benchmark import Request, benchmark
     from benchmarks.machine import start
 
-    known = ARCHS[arguments.arch].streams
-    stream = arguments.stream or known[0]
     request = Request(
         arch=arguments.arch,
-        stream=lookup(f"stream of {arguments.arch}", stream, {name: name for name in known}),
+        stream=stream,
         recipe=arguments.recipe,
         data=arguments.data.absolute(),
         train_split=arguments.train_split,
@@ -248,6 +283,31 @@ def _predict(arguments: argparse.Namespace) -> int:
     return Exit.PERMANENT_GAPS if failed else Exit.COMPLETE
 
 
+def _features(arguments: argparse.Namespace) -> int:
+    from benchmarks.features import Extractor, keys_of
+    from benchmarks.machine import start
+    from benchmarks.videos import Span
+
+    span = Span(arguments.start or 0, arguments.duration)
+    keys = keys_of(arguments.videos)
+    failed = 0
+    with start(arguments.device, arguments.amp) as machine:
+        extractor = Extractor.of_run(
+            arguments.work_dir, machine, stream=arguments.stream, tmp_dir=arguments.tmp_dir
+        )
+        for video, key in keys.items():
+            try:
+                paths = extractor.write(video, span, arguments.out / key, force=arguments.force)
+            except KineticsError as error:
+                failed += 1
+                print(f"error: {error}", file=sys.stderr)
+                continue
+            print(*paths, sep="\n")
+    if failed == len(keys):
+        return Exit.UNUSABLE
+    return Exit.PERMANENT_GAPS if failed else Exit.COMPLETE
+
+
 def _verify_weights(arguments: argparse.Namespace) -> int:
     given = {stream: getattr(arguments, stream) for stream in CHANNELS}
     clips = {stream: path for stream, path in given.items() if path is not None}
@@ -268,10 +328,24 @@ def _verify_weights(arguments: argparse.Namespace) -> int:
     return Exit.COMPLETE if num_met == len(checks) else Exit.PERMANENT_GAPS
 
 
+def _archs(arguments: argparse.Namespace) -> int:
+    from benchmarks.archs.table import cells, table
+
+    rows = table()
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        words = ("stream", "train input", "test input", "smallest input")
+        print(cli.text_table([cells(row) for row in rows], words=words))
+    return Exit.COMPLETE
+
+
 VERBS: Final[Mapping[str, Any]] = {
     "evaluate": (evaluate_parser, _evaluate),
     "report": (report_parser, _report),
+    "archs": (archs_parser, _archs),
     "predict": (predict_parser, _predict),
+    "features": (features_parser, _features),
     "verify-weights": (verify_weights_parser, _verify_weights),
 }
 
@@ -296,6 +370,15 @@ def _add_data(
         "--protocol",
         type=one_of("protocol", PROTOCOLS),
         help=f"{_known(PROTOCOLS)} (default: the recipe's)",
+    )
+
+
+def _add_span(parser: Parser, default: str) -> None:
+    parser.add_argument(
+        "--start", type=_seconds, metavar="S", help="seconds from the video's start (default: 0)"
+    )
+    parser.add_argument(
+        "--duration", type=_seconds, metavar="D", help=f"seconds (default: {default})"
     )
 
 

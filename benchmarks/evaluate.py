@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.archs import ARCHS, CHANNELS, build
-from benchmarks.archs.network import Network
+from benchmarks.archs.network import ClipNeed
+from benchmarks.archs.table import count
 from benchmarks.loader import Clips, Reader, eval_items
 from benchmarks.machine import Machine
 from benchmarks.protocols import EvalProtocol, Extents
@@ -118,7 +118,7 @@ def extents_of(checkpoint: Checkpoint, protocol: EvalProtocol) -> Extents:
     recipe = Recipe.from_json(checkpoint.recipe)
     return protocol.extents(
         checkpoint.arch,
-        _outline(checkpoint.arch, checkpoint.stream, len(checkpoint.labels)).needs,
+        _needs(checkpoint.arch, checkpoint.stream),
         recipe.sampling,
     )
 
@@ -194,12 +194,13 @@ def _data(checkpoint: Checkpoint, test: Test, identity: str) -> dict[str, Any]:
 def _cost(checkpoint: Checkpoint, test: Test, machine: Machine) -> dict[str, Any]:
     recipe = Recipe.from_json(checkpoint.recipe)
     lengths = sorted(sample.num_frames for sample in test.selection.samples)
+    # Of the split's median clip.
     view = eval_view(lengths[len(lengths) // 2], extents_of(checkpoint, test.protocol))
     shapes = [
         (CHANNELS[stream], len(view.indices[stream]), recipe.crop_px, recipe.crop_px)
         for stream in recipe.streams
     ]
-    parameters, flops = _parameters_and_flops(checkpoint, shapes)
+    parameters, flops = count(checkpoint.arch, checkpoint.stream, len(checkpoint.labels), shapes)
     device = machine.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
@@ -215,18 +216,6 @@ def _cost(checkpoint: Checkpoint, test: Test, machine: Machine) -> dict[str, Any
 
 
 @cache
-def _outline(arch: str, stream: str, num_classes: int) -> Network:
-    """A network without weights: what it needs and how large it is."""
-    with torch.device("meta"):
-        return build(arch, stream, num_classes).eval()
-
-
-def _parameters_and_flops(
-    checkpoint: Checkpoint, shapes: Sequence[tuple[int, ...]]
-) -> tuple[int, int]:
-    """Of one clip, `shapes` (C, T, H, W) of its streams. Nothing is computed."""
-    net = _outline(checkpoint.arch, checkpoint.stream, len(checkpoint.labels))
-    clips = [torch.empty(1, *shape, device="meta") for shape in shapes]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(*clips)
-    return sum(weight.numel() for weight in net.parameters()), counter.get_total_flops()
+def _needs(arch: str, stream: str) -> tuple[ClipNeed, ...]:
+    with torch.device("meta"):  # nothing is drawn
+        return build(arch, stream).needs

@@ -92,7 +92,10 @@ class Videos:
     """How videos become clips like a network's own. Memory does not grow with their length."""
 
     def __init__(self, checkpoint: Checkpoint, machine: Machine, scratch: Path) -> None:
-        """Take the recipes of the checkpoint's data; scratch files go into the folder `scratch`."""
+        """Take the recipes of the checkpoint's data; scratch files go into the folder `scratch`.
+
+        A video's frames and flow lie there while it is read: 24 and 16 GB an hour at 256 pixels.
+        """
         self.scratch = scratch
         self.binary = media.find_ffmpeg()
         self.recipe = _clip_recipe(checkpoint)

@@ -14,6 +14,7 @@ from benchmarks.archs.c3d import C3D
 from benchmarks.archs.convnet_lstm import BatchNormLSTM, ConvNetLSTM
 from benchmarks.archs.i3d import I3D
 from benchmarks.archs.inception import inflate, trunk
+from benchmarks.archs.table import count
 from benchmarks.archs.two_stream import images
 from kinetics_tools.errors import UnknownNameError
 
@@ -32,14 +33,14 @@ PARAMETERS = {
 }
 
 
-def count(net: nn.Module) -> int:
+def num_weights(net: nn.Module) -> int:
     return sum(weight.numel() for weight in net.parameters())
 
 
 @pytest.mark.parametrize(("name", "stream"), EVERY)
 def test_the_number_of_parameters_is_the_papers(name: str, stream: str) -> None:
     with torch.device("meta"):
-        found = count(build(name, stream))
+        found = num_weights(build(name, stream))
     exact, millions = PARAMETERS[name, stream]
     assert found == exact
     if millions is not None:
@@ -142,6 +143,13 @@ def test_inputs_and_footprints_are_those_of_table_1() -> None:
         for inputs, text, seconds in ((arch.train, train, train_s), (arch.test, test, test_s)):
             assert ", ".join(f"{each.num} {stream}" for stream, each in inputs.items()) == text
             assert {each.footprint_s for each in inputs.values()} == {seconds}
+
+
+def test_flops_of_i3d_are_the_published_ones() -> None:
+    """OpenVINO's model zoo lists 278.98 G for 79 frames, multiply and add counted apart."""
+    parameters, flops = count("i3d", "rgb", 400, [(3, 79, 224, 224)])
+    assert parameters == 12_689_984
+    assert flops == pytest.approx(278.98e9, rel=0.01)
 
 
 @pytest.mark.parametrize("shape", [(8, 64, 64), (16, 31, 64), (16, 64, 31)])
@@ -365,7 +373,7 @@ def test_unknown_names_are_told_the_nearest() -> None:
         build("i3")
     with pytest.raises(UnknownNameError, match="Did you mean 'flow'"):
         build("i3d", "flo")
-    with pytest.raises(UnknownNameError, match="stream of c3d 'flow'"):
+    with pytest.raises(UnknownNameError, match="unknown stream of c3d 'flow'"):
         build("c3d", "flow")
 
 

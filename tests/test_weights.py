@@ -332,7 +332,7 @@ def test_imagenets_network_gives_googlenets_logits_on_our_input(
     picture = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     deviation = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-    clip = views.rgb_clip(frames, views.View(np.zeros(1, np.int64)), 64)
+    clip = views.rgb_clip(frames, views.View({"rgb": np.zeros(1, np.int64)}), 64)
     with torch.inference_mode():
         theirs = googlenet((picture - mean) / deviation)
         got = ours(clip[None])
