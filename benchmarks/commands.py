@@ -140,10 +140,22 @@ def features_parser() -> Parser:
         "NAME.rgb and NAME.flow.",
     )
     parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="a video file")
-    parser.add_argument("--work-dir", type=Path, required=True, help="a finished run")
-    parser.add_argument(
-        "--stream", type=one_of("stream", STREAMS), help="default: what the run trained"
+    whose = parser.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--work-dir", type=Path, help="a finished run")
+    whose.add_argument(
+        "--init",
+        metavar="|".join((*INITS[1:], "PATH")),
+        help="weights as for training, with --arch; frames as in its recipe paper",
     )
+    parser.add_argument(
+        "--arch", default="i3d", type=one_of("architecture", ARCHS), help="of --init; default: i3d"
+    )
+    parser.add_argument(
+        "--stream",
+        type=one_of("stream", STREAMS),
+        help="default: what the run trained; of --init the architecture's first",
+    )
+    cli.add_cache_dir(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("features"), metavar="DIR", help="default: features"
     )
@@ -195,10 +207,7 @@ def archs_parser() -> Parser:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    streams = ARCHS[arguments.arch].streams
-    stream = arguments.stream or streams[0]
-    if stream not in streams:
-        raise UnknownNameError(nearest(f"stream of {arguments.arch}", stream, streams))
+    stream = _stream(arguments)
     _refuse_no_data(arguments.data)
     from benchmarks.benchmark import Request, benchmark
     from benchmarks.machine import start
@@ -284,7 +293,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _features(arguments: argparse.Namespace) -> int:
-    from benchmarks.features import Extractor, keys_of
+    from benchmarks.features import Extractor, from_weights, keys_of
     from benchmarks.machine import start
     from benchmarks.videos import Span
 
@@ -292,9 +301,21 @@ def _features(arguments: argparse.Namespace) -> int:
     keys = keys_of(arguments.videos)
     failed = 0
     with start(arguments.device, arguments.amp) as machine:
-        extractor = Extractor.of_run(
-            arguments.work_dir, machine, stream=arguments.stream, tmp_dir=arguments.tmp_dir
-        )
+        if arguments.work_dir:
+            extractor = Extractor.of_run(
+                arguments.work_dir, machine, stream=arguments.stream, tmp_dir=arguments.tmp_dir
+            )
+        else:
+            stream = _stream(arguments)
+            networks = [
+                from_weights(
+                    *(arguments.init, arguments.arch, each),
+                    seed=arguments.seed,
+                    cache=cli.cache_dir(arguments.cache_dir),
+                )
+                for each in ARCHS[arguments.arch].networks_of(stream)
+            ]
+            extractor = Extractor(networks, machine, arguments.tmp_dir or arguments.out)
         for video, key in keys.items():
             try:
                 paths = extractor.write(video, span, arguments.out / key, force=arguments.force)
@@ -402,6 +423,15 @@ def _add_machine(parser: Parser, *, workers: bool = True) -> None:
 
 def _known(table: Mapping[str, Any]) -> str:
     return "one of: " + ", ".join(table)
+
+
+def _stream(arguments: argparse.Namespace) -> str:
+    """The stream asked for, which the architecture must have, or its first one."""
+    streams = ARCHS[arguments.arch].streams
+    stream: str = arguments.stream or streams[0]
+    if stream not in streams:
+        raise UnknownNameError(nearest(f"stream of {arguments.arch}", stream, streams))
+    return stream
 
 
 def _unusual(arguments: argparse.Namespace) -> list[str]:

@@ -207,6 +207,9 @@ FOLDS = ("--arch", "i3d", "--train-split", "train.txt", "--test-split", "test.tx
         (["verify-weights", "nowhere.pt", "--rgb", "x.npy"], "nowhere.pt is missing"),
         (["evaluate", "nowhere"], "nowhere holds no run"),
         (["predict", "x.mp4", "--work-dir", "nowhere"], "nowhere holds no run"),
+        (["features", "x.mp4", "--work-dir", "nowhere"], "nowhere holds no run"),
+        (["features", "x.mp4", "--init", "nowhere.pt"], "nowhere.pt is missing"),
+        (["features", "x.mp4"], "one of the arguments --work-dir --init is required"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -1,21 +1,25 @@
 """Features: rows of time steps, the same whole or in pieces, and files that say what they are."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import MakeVideo
+from foreign import shake
 from nets import FRAMES_A_STEP, awake, wave
 from tiny import key_file, tiny_clips, tiny_recipe, tiny_shards
 
 from benchmarks import commands, features
-from benchmarks.archs import ARCHS
-from benchmarks.features import Extractor, keys_of, pieces
+from benchmarks.archs import ARCHS, build
+from benchmarks.features import Extractor, from_weights, keys_of, pieces
 from benchmarks.machine import Machine
 from benchmarks.recipes import RECIPES, OneCycle
 from benchmarks.videos import Span
+from benchmarks.weights import published
+from benchmarks.weights.stored import Weights
 from kinetics_tools.errors import EvaluationError, MediaError
 from kinetics_tools.files import file_digest
 
@@ -169,3 +173,52 @@ def test_what_cannot_be_read_is_one_line_in_its_record(
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "bad.npy").exists()
         (tmp_path / "bad.json").unlink()
+
+
+def test_weights_alone_give_features_by_the_papers_recipe(tmp_path: Path) -> None:
+    net = shake(build("i3d", "rgb", 5)).eval()
+    weights = tmp_path / "weights.pt"
+    torch.save(net.state_dict(), weights)
+    network = from_weights(str(weights), "i3d", "rgb", seed=0, cache=tmp_path)
+    extractor = Extractor([network], CPU, tmp_path)
+    video = tiny_clips() / "left" / "ann_left.mp4"
+    (array,) = extractor.write(video, Span(), tmp_path / "v")
+    told = json.loads(array.with_suffix(".json").read_text())
+    assert (told["start_s"], told["end_s"]) == ([0.0], [0.56])
+    with extractor.videos.clip(video, Span(), whole=True) as clip:
+        frames = torch.from_numpy(clip.rgb())
+    assert frames.shape == (14, 256, 308, 3)  # enlarged, as extract-flow does
+    crop = frames[:, 16:240, 42:266].permute(3, 0, 1, 2).float() / 127.5 - 1
+    with torch.inference_mode():
+        expected = net.features(crop[None])[0].T
+    torch.testing.assert_close(torch.from_numpy(np.load(array)), expected, atol=1e-4, rtol=1e-3)
+    assert expected.std() > 1e-3
+
+    # The last layer has no part in them, nor in what the record says of the weights.
+    with torch.no_grad():
+        net.get_parameter(f"{net.last_layers[0]}.weight").mul_(2)
+    torch.save(net.state_dict(), weights)
+    made = array.stat().st_mtime_ns
+    network = from_weights(str(weights), "i3d", "rgb", seed=1, cache=tmp_path)
+    Extractor([network], CPU, tmp_path).write(video, Span(), tmp_path / "v")
+    assert array.stat().st_mtime_ns == made
+
+
+def test_features_of_drawn_weights_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EvaluationError, match="--init scratch has no features"):
+        from_weights("scratch", "i3d", "rgb", seed=0, cache=tmp_path)
+    imagenet = Weights(state=dict(_flat_inception()), source="ImageNet's", dims=2)
+    monkeypatch.setattr(published, "imagenet", lambda _: imagenet)
+    assert from_weights("imagenet", "i3d", "flow", seed=0, cache=tmp_path).stream == "flow"
+    with pytest.raises(EvaluationError, match=r"has no lstm\..* would be of drawn weights"):
+        from_weights("imagenet", "convnet-lstm", "rgb", seed=0, cache=tmp_path)
+
+
+def _flat_inception() -> Iterator[tuple[str, torch.Tensor]]:
+    """What ImageNet's weights are under our names."""
+    net = build("two-stream", "rgb", 1000)
+    for name, tensor in net.state_dict().items():
+        if not name.endswith(".num_batches_tracked"):
+            yield name, tensor
