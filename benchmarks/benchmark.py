@@ -1,7 +1,7 @@
-"""A run: the streams of an architecture trained and evaluated, joined, and reported.
+"""A run: the networks of an architecture trained and evaluated, joined, and reported.
 
 WORK_DIR/run.json                      what was asked for
-         rgb/  flow/                   checkpoint.pt, log.jsonl, tensorboard/ of each stream,
+         rgb/  flow/  joint/           checkpoint.pt, log.jsonl, tensorboard/ of each network,
          rgb/  flow/  joint/           and predictions.parquet, result.json of each row
          report.html
 """
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.archs import ARCHS
 from benchmarks.evaluate import Test, add_streams, evaluate
 from benchmarks.machine import Machine
 from benchmarks.protocols import PROTOCOLS
@@ -18,6 +19,8 @@ from benchmarks.recipes import recipe_for
 from benchmarks.record import EVALUATION, PREDICTIONS, Predictions, Result
 from benchmarks.splits import Selection, refuse_overlap, select
 from benchmarks.train import CHECKPOINT, Checkpoint, Job, found, train
+from benchmarks.weights.start import SCRATCH, start_from
+from kinetics_tools import cli
 from kinetics_tools.errors import EvaluationError, KineticsError, lookup
 from kinetics_tools.files import digest, read_json, write_json
 from kinetics_tools.shards import ShardFolder
@@ -36,6 +39,8 @@ class Request:
         protocol: None: the recipe's.
         batch_size: None: the recipe's.
         splits: folder of official lists.
+        init: `scratch`, `imagenet`, `kinetics`, or the path of weights.
+        finetune: `all`, or `last`: the last layer alone.
     """
 
     arch: str
@@ -50,11 +55,13 @@ class Request:
     splits: Path | None = None
     seed: int = 0
     num_workers: int | None = None
+    init: str = SCRATCH
+    finetune: str = "all"
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The streams that are trained apart."""
-        return ("rgb", "flow") if self.stream == "joint" else (self.stream,)
+        """The networks that are trained, by stream."""
+        return ARCHS[self.arch].networks_of(self.stream)
 
     def as_json(self) -> dict[str, Any]:
         """The request as plain JSON values."""
@@ -71,17 +78,31 @@ class Request:
 
 
 def benchmark(
-    request: Request, work_dir: Path, machine: Machine, *, resume: bool, force: bool
+    request: Request,
+    work_dir: Path,
+    machine: Machine,
+    *,
+    resume: bool,
+    force: bool,
+    cache: Path | None = None,
 ) -> list[Result]:
     """Train (continue, reuse) and evaluate what `request` asks for: one result a row.
 
-    Everything that can be refused is, before the first step.
+    Everything that can be refused is, before the first step. `cache` keeps fetched weights; None:
+    the user's own.
     """
+    if request.finetune == "last" and request.init == SCRATCH:
+        raise EvaluationError(
+            "--finetune last trains the last layer on features that are there already; "
+            "say whose, with --init imagenet, kinetics or PATH"
+        )
     data = ShardFolder(request.data)
     request = _anywhere(request, data)
     tests, jobs = {}, []
     for stream in request.streams:
-        recipe = recipe_for(request.recipe, stream).with_batch_size(request.batch_size)
+        recipe = recipe_for(request.recipe, request.arch, stream).with_batch_size(
+            request.batch_size
+        )
         selected = _select(data, request, stream)
         refuse_overlap(selected["train"], selected["test"])
         job = Job(
@@ -93,6 +114,14 @@ def benchmark(
             train=selected["train"],
             seed=request.seed,
             folder=work_dir / stream,
+            start=start_from(
+                request.init,
+                arch=request.arch,
+                stream=stream,
+                num_classes=len(data.labels),
+                cache=cli.cache_dir(cache),
+            ),
+            finetune=request.finetune,
             num_workers=request.num_workers,
         )
         jobs.append(job)
@@ -189,12 +218,12 @@ def _anywhere(request: Request, data: ShardFolder) -> Request:
 
 def _flow(data: ShardFolder, request: Request) -> str:
     """Name of the flow that the request reads; empty where it reads none."""
-    if "flow" not in request.streams:
+    if "flow" not in ARCHS[request.arch].clips_of(request.stream):
         return ""
     if not data.flows:
         raise EvaluationError(
-            f"{data.folder} holds no flow; make it with: extract-flow CLIPS {data.folder}, "
-            "or train --stream rgb alone"
+            f"{data.folder} holds no flow; make it with: extract-flow CLIPS {data.folder}"
+            + (", or train --stream rgb alone" if "rgb" in ARCHS[request.arch].streams else "")
         )
     if request.flow is None and len(data.flows) > 1:
         raise EvaluationError(
@@ -208,8 +237,11 @@ def _select(
 ) -> dict[str, Selection]:
     names = {"train": request.train_split, "test": request.test_split}
     flow = _flow(data, request)
+    streams = ARCHS[request.arch].clips_of(stream)
     return {
-        role: select(data, names[role], role=role, stream=stream, flow=flow, splits=request.splits)
+        role: select(
+            data, names[role], role=role, streams=streams, flow=flow, splits=request.splits
+        )
         for role in roles
     }
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from benchmarks.archs import ARCHS, STREAMS
+from benchmarks.archs import ARCHS, CHANNELS, STREAMS
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.recipes import RECIPES
+from benchmarks.weights import FINETUNES, INITS
 from kinetics_tools import cli
 from kinetics_tools.cli import Exit, Parser, one_of, positive
 from kinetics_tools.errors import KineticsError, UnknownNameError, nearest
@@ -42,7 +43,8 @@ def train_parser() -> Parser:
     parser = Parser(
         PROG,
         "Train and evaluate an architecture on shards that extract-flow wrote.",
-        "verbs: run-benchmark evaluate | report | archs | predict (each has --help). "
+        "verbs: run-benchmark evaluate | report | archs | predict | features | verify-weights "
+        "(each has --help). "
         "Many processes: torchrun --no-python --nproc-per-node N run-benchmark ...",
     )
     parser.add_argument(
@@ -50,15 +52,31 @@ def train_parser() -> Parser:
     )
     parser.add_argument(
         "--stream",
-        default="joint",
         type=one_of("stream", STREAMS),
-        help="rgb, flow, or joint: both trained apart (or reused), their logits added",
+        help="rgb, flow, or joint: of i3d both trained apart (or reused), their logits added; of "
+        "others one network of both (default: joint, or rgb where there is no other)",
     )
     parser.add_argument(
         "--recipe", default="paper", type=one_of("recipe", RECIPES), help=_known(RECIPES)
     )
     _add_data(parser, test_split="val")
     parser.add_argument("--train-split", default="train", metavar="SPLIT", help="as --test-split")
+    parser.add_argument(
+        "--init",
+        default=INITS[0],
+        metavar="|".join((*INITS, "PATH")),
+        help="the weights to begin from: fresh ones; ImageNet's (torchvision's GoogLeNet, "
+        "fetched once), inflated for i3d; the authors' i3d of ImageNet and Kinetics-400 (fetched "
+        "once, read by TensorFlow); or a file: a checkpoint of this command, the authors' "
+        "model.ckpt, a state dict of piergiaj's, hassony2's or ours; or a folder with one such "
+        "file that has the stream's name in its own",
+    )
+    parser.add_argument(
+        "--finetune",
+        default=FINETUNES[0],
+        choices=FINETUNES,
+        help="what is trained: all, or the last layer on features that stay as --init gave them",
+    )
     parser.add_argument(
         "--batch-size", type=positive, help="clips a step, over all processes; overrides the recipe"
     )
@@ -67,6 +85,7 @@ def train_parser() -> Parser:
     )
     parser.add_argument("--resume", action="store_true", help="continue a training that stopped")
     parser.add_argument("--force", action="store_true", help="train anew what is there already")
+    cli.add_cache_dir(parser)
     _add_machine(parser)
     parser.add_common()
     return parser
@@ -104,14 +123,72 @@ def predict_parser() -> Parser:
         "--stream", type=one_of("stream", STREAMS), help="default: what the run trained"
     )
     parser.add_argument("--top", type=positive, default=5, help="how many classes")
-    parser.add_argument(
-        "--start", type=_seconds, metavar="S", help="seconds from the video's start (default: 0)"
-    )
-    parser.add_argument(
-        "--duration", type=_seconds, metavar="D", help="seconds (default: to the end)"
-    )
+    _add_span(parser, "10, or to the end")
     parser.add_argument("--json", action="store_true", help="one JSON object a video")
     _add_machine(parser, workers=False)
+    parser.add_common()
+    return parser
+
+
+def features_parser() -> Parser:
+    """The parser of `run-benchmark features`."""
+    parser = Parser(
+        f"{PROG} features",
+        "Write what a trained network's last layer sees of any video files: a row a time step.",
+        "NAME.npy is float32 (steps, features); NAME.json has each row's start and end in seconds "
+        "and says by which weights it was made. NAME is the video's; with --stream joint of i3d "
+        "NAME.rgb and NAME.flow.",
+    )
+    parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="a video file")
+    whose = parser.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--work-dir", type=Path, help="a finished run")
+    whose.add_argument(
+        "--init",
+        metavar="|".join((*INITS[1:], "PATH")),
+        help="weights as for training, with --arch; frames as in its recipe paper",
+    )
+    parser.add_argument(
+        "--arch", default="i3d", type=one_of("architecture", ARCHS), help="of --init; default: i3d"
+    )
+    parser.add_argument(
+        "--stream",
+        type=one_of("stream", STREAMS),
+        help="default: what the run trained; of --init the architecture's first",
+    )
+    cli.add_cache_dir(parser)
+    parser.add_argument(
+        "--out", type=Path, default=Path("features"), metavar="DIR", help="default: features"
+    )
+    _add_span(parser, "to the end")
+    parser.add_argument("--force", action="store_true", help="make anew what is there already")
+    _add_machine(parser, workers=False)
+    parser.add_common()
+    return parser
+
+
+def verify_weights_parser() -> Parser:
+    """The parser of `run-benchmark verify-weights`."""
+    parser = Parser(
+        f"{PROG} verify-weights",
+        "Hold the logits of the authors' example (a clip of cricket) against those that they "
+        "published, number by number.",
+        "Weights and both arrays are in github.com/deepmind/kinetics-i3d, in data/; other copies "
+        "of the weights will do. Exit code 0: all numbers are met; 3: some are not.",
+    )
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="a folder that holds weights named for their stream, or a file of one stream's",
+    )
+    for stream, channels in CHANNELS.items():
+        parser.add_argument(
+            f"--{stream}",
+            type=Path,
+            metavar="NPY",
+            help=f"v_CricketShot_g04_c01_{stream}.npy, (1, 79, 224, 224, {channels})",
+        )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_common()
     return parser
 
@@ -130,16 +207,14 @@ def archs_parser() -> Parser:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    streams = ARCHS[arguments.arch].streams
-    if arguments.stream not in streams:
-        raise UnknownNameError(nearest(f"stream of {arguments.arch}", arguments.stream, streams))
+    stream = _stream(arguments)
     _refuse_no_data(arguments.data)
     from benchmarks.benchmark import Request, benchmark
     from benchmarks.machine import start
 
     request = Request(
         arch=arguments.arch,
-        stream=arguments.stream,
+        stream=stream,
         recipe=arguments.recipe,
         data=arguments.data.absolute(),
         train_split=arguments.train_split,
@@ -150,12 +225,19 @@ def _train(arguments: argparse.Namespace) -> int:
         splits=arguments.splits and arguments.splits.absolute(),
         seed=arguments.seed,
         num_workers=arguments.workers,
+        init=arguments.init if arguments.init in INITS else str(Path(arguments.init).absolute()),
+        finetune=arguments.finetune,
     )
-    recipe = arguments.recipe + (f"+batch-{arguments.batch_size}" if arguments.batch_size else "")
-    work_dir = arguments.work_dir or RUNS / f"{arguments.arch}-{arguments.stream}-{recipe}"
+    name = "-".join((arguments.arch, stream, arguments.recipe))
+    work_dir = arguments.work_dir or RUNS / "+".join((name, *_unusual(arguments)))
     with _held(work_dir), start(arguments.device, arguments.amp) as machine:
         results = benchmark(
-            request, work_dir, machine, resume=arguments.resume, force=arguments.force
+            request,
+            work_dir,
+            machine,
+            resume=arguments.resume,
+            force=arguments.force,
+            cache=arguments.cache_dir,
         )
         return _tell(results, work_dir) if machine.is_first else Exit.COMPLETE
 
@@ -188,7 +270,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from benchmarks.machine import start
-    from benchmarks.predict import Predictor, Span
+    from benchmarks.predict import Predictor
+    from benchmarks.videos import Span
 
     span = Span(arguments.start or 0, arguments.duration)
     failed = 0
@@ -209,6 +292,63 @@ def _predict(arguments: argparse.Namespace) -> int:
     return Exit.PERMANENT_GAPS if failed else Exit.COMPLETE
 
 
+def _features(arguments: argparse.Namespace) -> int:
+    from benchmarks.features import Extractor, from_weights, keys_of
+    from benchmarks.machine import start
+    from benchmarks.videos import Span
+
+    span = Span(arguments.start or 0, arguments.duration)
+    keys = keys_of(arguments.videos)
+    failed = 0
+    with start(arguments.device, arguments.amp) as machine:
+        if arguments.work_dir:
+            extractor = Extractor.of_run(
+                arguments.work_dir, machine, stream=arguments.stream, tmp_dir=arguments.tmp_dir
+            )
+        else:
+            stream = _stream(arguments)
+            networks = [
+                from_weights(
+                    *(arguments.init, arguments.arch, each),
+                    seed=arguments.seed,
+                    cache=cli.cache_dir(arguments.cache_dir),
+                )
+                for each in ARCHS[arguments.arch].networks_of(stream)
+            ]
+            extractor = Extractor(networks, machine, arguments.tmp_dir or arguments.out)
+        for video, key in keys.items():
+            try:
+                paths = extractor.write(video, span, arguments.out / key, force=arguments.force)
+            except KineticsError as error:
+                failed += 1
+                print(f"error: {error}", file=sys.stderr)
+                continue
+            print(*paths, sep="\n")
+    if failed == len(keys):
+        return Exit.UNUSABLE
+    return Exit.PERMANENT_GAPS if failed else Exit.COMPLETE
+
+
+def _verify_weights(arguments: argparse.Namespace) -> int:
+    given = {stream: getattr(arguments, stream) for stream in CHANNELS}
+    clips = {stream: path for stream, path in given.items() if path is not None}
+    if not clips:
+        raise KineticsError("give the example's arrays: --rgb NPY, --flow NPY, or both")
+    from benchmarks.machine import start
+    from benchmarks.weights.cricket import LOGIT_TOLERANCE, furthest, verify
+
+    with start(arguments.device, "none") as machine:
+        checks = verify(arguments.path, clips, machine)
+    print(cli.text_table([check.cells() for check in checks], words=("what", "")))
+    num_met = sum(check.is_met for check in checks)
+    worst = furthest(checks)
+    print(
+        f"{num_met} of {len(checks)} numbers are met within {LOGIT_TOLERANCE:g}; the furthest is "
+        f"{worst.stream}, {worst.what}: {abs(worst.found - worst.expected):.3g} off"
+    )
+    return Exit.COMPLETE if num_met == len(checks) else Exit.PERMANENT_GAPS
+
+
 def _archs(arguments: argparse.Namespace) -> int:
     from benchmarks.archs.table import cells, table
 
@@ -226,6 +366,8 @@ VERBS: Final[Mapping[str, Any]] = {
     "report": (report_parser, _report),
     "archs": (archs_parser, _archs),
     "predict": (predict_parser, _predict),
+    "features": (features_parser, _features),
+    "verify-weights": (verify_weights_parser, _verify_weights),
 }
 
 
@@ -252,6 +394,15 @@ def _add_data(
     )
 
 
+def _add_span(parser: Parser, default: str) -> None:
+    parser.add_argument(
+        "--start", type=_seconds, metavar="S", help="seconds from the video's start (default: 0)"
+    )
+    parser.add_argument(
+        "--duration", type=_seconds, metavar="D", help=f"seconds (default: {default})"
+    )
+
+
 def _add_machine(parser: Parser, *, workers: bool = True) -> None:
     if workers:
         parser.add_argument(
@@ -272,6 +423,23 @@ def _add_machine(parser: Parser, *, workers: bool = True) -> None:
 
 def _known(table: Mapping[str, Any]) -> str:
     return "one of: " + ", ".join(table)
+
+
+def _stream(arguments: argparse.Namespace) -> str:
+    """The stream asked for, which the architecture must have, or its first one."""
+    streams = ARCHS[arguments.arch].streams
+    stream: str = arguments.stream or streams[0]
+    if stream not in streams:
+        raise UnknownNameError(nearest(f"stream of {arguments.arch}", stream, streams))
+    return stream
+
+
+def _unusual(arguments: argparse.Namespace) -> list[str]:
+    """What sets a run apart from its recipe, for the name of its folder."""
+    words = [f"batch-{arguments.batch_size}"] if arguments.batch_size else []
+    if arguments.init != INITS[0]:
+        words.append(arguments.init if arguments.init in INITS else Path(arguments.init).stem)
+    return words + (["last"] if arguments.finetune == "last" else [])
 
 
 def _count(text: str) -> int:

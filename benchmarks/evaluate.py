@@ -3,18 +3,20 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks.archs import CHANNELS
+from benchmarks.archs import ARCHS, CHANNELS, build
+from benchmarks.archs.network import ClipNeed
 from benchmarks.archs.table import count
 from benchmarks.loader import Clips, Reader, eval_items
 from benchmarks.machine import Machine
-from benchmarks.protocols import EvalProtocol
+from benchmarks.protocols import EvalProtocol, Extents
 from benchmarks.recipes import Recipe
 from benchmarks.record import RESULT, Predictions, Result, origin, score
 from benchmarks.splits import Selection
@@ -39,7 +41,7 @@ class Test:
 
 
 def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine) -> Result:
-    """Evaluate a stream and write predictions.parquet and result.json into `folder`.
+    """Evaluate a network and write predictions.parquet and result.json into `folder`.
 
     The same evaluation of the same weights, done before, is reused.
 
@@ -49,8 +51,16 @@ def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine)
     """
     _refuse_other_data(checkpoint, test)
     missing = sorted(test.selection.missing)
-    protocol = test.protocol.as_json()
-    identity = digest([checkpoint.identity, protocol["hash"], test.selection.keys_sha256, missing])
+    extents = {n: asdict(each) for n, each in extents_of(checkpoint, test.protocol).items()}
+    protocol = test.protocol.as_json() | {"extents": extents}
+    identity = digest(
+        [
+            checkpoint.identity,
+            [protocol["hash"], extents],
+            test.selection.keys_sha256,
+            missing,
+        ]
+    )
     before = _found(folder, identity)
     if before is not None:
         logger.info("%s: reused, evaluated already (%s)", checkpoint.stream, folder / RESULT)
@@ -79,13 +89,11 @@ def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine)
 
 
 def predict_split(checkpoint: Checkpoint, test: Test, machine: Machine) -> Predictions:
-    """Predictions of a stream over a split, each clip once, whatever the number of processes."""
+    """Predictions of a network over a split, each clip once, whatever the number of processes."""
     net = machine.place(checkpoint.network())
     samples = test.selection.samples
-    reader = Reader(
-        checkpoint.stream, Recipe.from_json(checkpoint.recipe), checkpoint.data["bound"]
-    )
-    clips = Clips.for_evaluation(samples, reader, test.protocol)
+    reader = Reader(Recipe.from_json(checkpoint.recipe), checkpoint.data["bound"])
+    clips = Clips.for_evaluation(samples, reader, extents_of(checkpoint, test.protocol))
     num_workers = default_jobs() if test.num_workers is None else test.num_workers
     mine = range(machine.rank, len(samples), machine.num_processes)
     rows, failed = {}, {}
@@ -93,10 +101,10 @@ def predict_split(checkpoint: Checkpoint, test: Test, machine: Machine) -> Predi
     if machine.is_first:
         items = progress(items, total=len(mine), what=f"evaluating {checkpoint.stream}")
     for item in items:
-        if item.clip is None:
+        if item.clips is None:
             failed[item.key] = item.failure
         else:
-            rows[item.key] = (item.label_id, logits_of(net, item.clip[None], machine)[0].numpy())
+            rows[item.key] = (item.label_id, logits_of(net, item.clips, machine).numpy())
     gathered = machine.gather((rows, failed))
     return Predictions.of(
         {key: row for rows, _ in gathered for key, row in rows.items()},
@@ -105,11 +113,21 @@ def predict_split(checkpoint: Checkpoint, test: Test, machine: Machine) -> Predi
     )
 
 
-def logits_of(net: nn.Module, clips: torch.Tensor, machine: Machine) -> torch.Tensor:
-    """Logits float32 (B, K), on the CPU, of clips (B, C, T, H, W)."""
+def extents_of(checkpoint: Checkpoint, protocol: EvalProtocol) -> Extents:
+    """What the checkpoint's network sees of a clip under a protocol."""
+    recipe = Recipe.from_json(checkpoint.recipe)
+    return protocol.extents(
+        checkpoint.arch,
+        _needs(checkpoint.arch, checkpoint.stream),
+        recipe.sampling,
+    )
+
+
+def logits_of(net: nn.Module, clips: Sequence[Tensor], machine: Machine) -> Tensor:
+    """Logits float32 (K,), on the CPU, of one clip: (C, T, H, W) of each of its streams."""
     with torch.inference_mode(), machine.autocast():
-        logits: torch.Tensor = net(machine.place_clips(clips))
-    return logits.float().cpu()
+        logits: Tensor = net(*machine.place_clips([each[None] for each in clips]))
+    return logits[0].float().cpu()
 
 
 def add_streams(rgb: Result, flow: Result, predictions: Sequence[Predictions]) -> Result:
@@ -150,7 +168,7 @@ def _refuse_other_data(checkpoint: Checkpoint, test: Test) -> None:
             f"{test.data.folder} has {len(test.data.labels)} labels that are not the "
             f"{len(checkpoint.labels)} of the training: their numbers would not mean the same"
         )
-    if checkpoint.stream == "flow":
+    if "flow" in ARCHS[checkpoint.arch].clips_of(checkpoint.stream):
         name = f"flow-{checkpoint.data['flow']}"
         trained, given = checkpoint.data["recipes"][name], test.data.recipes[name]
         if trained["hash"] != given["hash"]:
@@ -169,31 +187,35 @@ def _data(checkpoint: Checkpoint, test: Test, identity: str) -> dict[str, Any]:
         "num_train": checkpoint.data["num_train"],
         "failed_train": checkpoint.failed,
         "test_split": test.selection.name,
+        "init": checkpoint.init,
     }
 
 
 def _cost(checkpoint: Checkpoint, test: Test, machine: Machine) -> dict[str, Any]:
     recipe = Recipe.from_json(checkpoint.recipe)
-    lengths = sorted(
-        eval_view(sample.num_frames, checkpoint.stream, recipe, test.protocol).indices.size
-        for sample in test.selection.samples
-    )
-    shape = (  # of the split's median clip
-        CHANNELS[checkpoint.stream],
-        lengths[len(lengths) // 2],
-        recipe.crop_px,
-        recipe.crop_px,
-    )
-    parameters, flops = count(checkpoint.arch, checkpoint.stream, len(checkpoint.labels), [shape])
+    lengths = sorted(sample.num_frames for sample in test.selection.samples)
+    # Of the split's median clip.
+    view = eval_view(lengths[len(lengths) // 2], extents_of(checkpoint, test.protocol))
+    shapes = [
+        (CHANNELS[stream], len(view.indices[stream]), recipe.crop_px, recipe.crop_px)
+        for stream in recipe.streams
+    ]
+    parameters, flops = count(checkpoint.arch, checkpoint.stream, len(checkpoint.labels), shapes)
     device = machine.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "parameters": parameters,
         "flops": flops,
-        "flops_shape": [list(shape)],
+        "flops_shape": [list(shape) for shape in shapes],
         "device": name,
         "num_threads": torch.get_num_threads(),
         "num_processes": machine.num_processes,
         "precision": machine.precision,
         "seconds_training": sum(row["seconds"] for row in checkpoint.history),
     }
+
+
+@cache
+def _needs(arch: str, stream: str) -> tuple[ClipNeed, ...]:
+    with torch.device("meta"):  # nothing is drawn
+        return build(arch, stream).needs

@@ -1,8 +1,9 @@
 """Samples into batches: exact epochs, the same views for any number of workers or processes."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from benchmarks import views
-from benchmarks.protocols import EvalProtocol
+from benchmarks.protocols import Extents
 from benchmarks.recipes import Recipe
 from benchmarks.views import View
 from kinetics_tools.cli import progress
@@ -23,6 +24,7 @@ CACHE_BYTES: Final = 4 * 2**30  # decoded training clips stay in memory where al
 logger = logging.getLogger(__name__)
 
 Frames = npt.NDArray[Any]
+Streams = Mapping[str, Frames]
 
 
 class Readable(Protocol):
@@ -37,15 +39,20 @@ class Readable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One view of a clip, float32 (C, T, H, W), or why its clip could not be decoded.
+    """One view of a clip, or why its clip could not be decoded.
 
-    `stop` is an error that ends the run. It travels as a value: raised in a worker process, it
-    would arrive wrapped in that process's traceback.
+    Attributes:
+        key: of the clip.
+        label_id: of the clip.
+        clips: of each stream of the view, float32 (C, T, H, W); None where one of them failed.
+        failure: why.
+        stop: an error that ends the run. It travels as a value: raised in a worker process, it
+            would arrive wrapped in that process's traceback.
     """
 
     key: str
     label_id: int
-    clip: Tensor | None
+    clips: tuple[Tensor, ...] | None
     failure: str = ""
     stop: ShardError | None = None
 
@@ -54,7 +61,7 @@ class Item:
 class Batch:
     """Views of several clips; those that could not be decoded stand in `failed`, not in `clips`."""
 
-    clips: Tensor | None  # float32 (B, C, T, H, W); None when all failed
+    clips: tuple[Tensor, ...] | None  # of each stream, float32 (B, C, T, H, W); None: all failed
     label_ids: Tensor  # int64 (B,)
     failed: tuple[Item, ...]
     stop: ShardError | None = None
@@ -62,26 +69,48 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How a stream's clips become network input. `bound`: the flow, in pixels, that becomes 1."""
+    """How clips become network input. `bound`: the flow, in pixels, that becomes 1."""
 
-    stream: str
     recipe: Recipe
     bound: float
 
-    def decode(self, sample: Readable, indices: Sequence[int] | None = None) -> Frames:
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """What the network is called with, in order."""
+        return self.recipe.streams
+
+    def decode(self, sample: Readable, stream: str, indices: Sequence[int] | None = None) -> Frames:
         """The sample's frames or fields, all or those asked for, resized as the recipe says.
 
         uint8 (T, H, W, 3) or float16 (T, H, W, 2): half precision keeps flow to 0.01 pixels, a
         fifteenth of the step in which shards hold it.
         """
-        if self.stream == "rgb":
+        if stream == "rgb":
             return views.resize_rgb(sample.rgb(indices), self.recipe.short_side)
         flow = views.resize_flow(sample.flow(indices), self.recipe.short_side)
         return flow.astype(np.float16)
 
-    def clip(self, frames: Frames, view: View) -> Tensor:
-        """`frames`, which are the view's, as float32 (C, T, h, w) in [-1, 1]."""
-        if self.stream == "rgb":
+    def clips(
+        self, sample: Readable, view: View, kept: Streams | None = None
+    ) -> tuple[Tensor, ...]:
+        """What the network is called with for one view, each float32 (C, T, h, w) in [-1, 1].
+
+        Args:
+            sample: what the view is of.
+            view: which frames and fields of it, which part of them.
+            kept: all of the sample's frames and fields, where `decode` gave them before.
+        """
+        return tuple(self._clip(sample, stream, view, kept) for stream in self.streams)
+
+    def _clip(self, sample: Readable, stream: str, view: View, kept: Streams | None) -> Tensor:
+        indices = view.indices[stream]
+        if kept is not None:
+            frames = kept[stream][indices]
+        else:
+            # A looped view asks for frames more than once; they are decoded once, in order.
+            numbers, places = np.unique(indices, return_inverse=True)
+            frames = self.decode(sample, stream, numbers.tolist())[places]
+        if stream == "rgb":
             return views.rgb_clip(frames, view, self.recipe.crop_px)
         return views.flow_clip(frames, view, self.recipe.crop_px, bound=self.bound)
 
@@ -95,7 +124,7 @@ class Clips(Dataset[Item]):
         self.samples = samples
         self.reader = reader
         self.view_of = view_of
-        self.kept: dict[str, Frames | ShardError] = {}
+        self.kept: dict[str, Streams | ShardError] = {}
 
     @classmethod
     def for_training(cls, samples: Sequence[Sample], reader: Reader, *, seed: int) -> "Clips":
@@ -108,13 +137,11 @@ class Clips(Dataset[Item]):
         return cls(samples, reader, view_of)
 
     @classmethod
-    def for_evaluation(
-        cls, samples: Sequence[Sample], reader: Reader, protocol: EvalProtocol
-    ) -> "Clips":
-        """The protocol's view of each sample."""
+    def for_evaluation(cls, samples: Sequence[Sample], reader: Reader, extents: Extents) -> "Clips":
+        """The view of each sample that a protocol's `extents` ask for."""
 
         def view_of(_: int, sample: Sample) -> View:
-            return views.eval_view(sample.num_frames, reader.stream, reader.recipe, protocol)
+            return views.eval_view(sample.num_frames, extents)
 
         return cls(samples, reader, view_of)
 
@@ -126,15 +153,16 @@ class Clips(Dataset[Item]):
         if isinstance(first, ShardError):
             return False
         num_frames = sum(sample.num_frames for sample in self.samples)
-        if first.nbytes / len(first) * num_frames > limit_bytes:
+        frame_bytes = sum(frames.nbytes / len(frames) for frames in first.values())
+        if frame_bytes * num_frames > limit_bytes:
             return False
         for sample in progress(self.samples, total=len(self.samples), what="reading clips"):
             self.kept[sample.key] = self._decode(sample)
         return True
 
-    def _decode(self, sample: Sample) -> Frames | ShardError:
+    def _decode(self, sample: Sample) -> Streams | ShardError:
         try:
-            return self.reader.decode(sample)
+            return {stream: self.reader.decode(sample, stream) for stream in self.reader.streams}
         except ShardError as error:
             return error
 
@@ -147,22 +175,15 @@ class Clips(Dataset[Item]):
         assert sample.label_id is not None  # splits.select saw to it
         view = self.view_of(epoch, sample)
         try:
-            clip = self.reader.clip(self._frames(sample, view), view)
+            kept = self.kept.get(sample.key)
+            if isinstance(kept, ShardError):
+                raise kept
+            clips = self.reader.clips(sample, view, kept)
         except ShardError as error:
             if not isinstance(error.__cause__, MediaError):  # the shards are broken, not one clip
                 return Item(sample.key, sample.label_id, None, stop=ShardError(str(error)))
             return Item(sample.key, sample.label_id, None, str(error))
-        return Item(sample.key, sample.label_id, clip)
-
-    def _frames(self, sample: Sample, view: View) -> Frames:
-        kept = self.kept.get(sample.key)
-        if isinstance(kept, ShardError):
-            raise kept
-        if kept is not None:
-            return kept[view.indices]
-        # A looped view asks for frames more than once; they are decoded once, in order.
-        numbers, places = np.unique(view.indices, return_inverse=True)
-        return self.reader.decode(sample, numbers.tolist())[places]
+        return Item(sample.key, sample.label_id, clips)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +200,9 @@ class Plan:
 
     A batch is cut into passes, which the processes share out; so the result of a step does not
     depend on how many processes there are, but for the statistics of batch norm where a batch has
-    fewer passes than there are processes and is cut smaller.
+    fewer passes than there are processes and is cut smaller. Batch norm compares the clips of a
+    pass: passes are cut evenly, of two clips at least where they may have two, and a last batch of
+    one clip joins the one before.
     """
 
     num_clips: int
@@ -190,16 +213,21 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps an epoch; the last batch may be smaller."""
-        return -(-self.num_clips // self.recipe.batch_size)
+        """Optimizer steps an epoch; the last batch may be smaller, or one clip larger."""
+        size = self.recipe.batch_size
+        joined = size > 1 and self.num_clips > size and self.num_clips % size == 1
+        return -(-self.num_clips // size) - int(joined)
 
     def steps(self, epoch: int) -> Iterator[Step]:
         """The steps of an epoch, in order."""
         order = views.randomness(self.seed, epoch, "order of the clips").permutation(self.num_clips)
-        for start in range(0, self.num_clips, self.recipe.batch_size):
-            batch = order[start : start + self.recipe.batch_size].tolist()
-            size = min(self.recipe.pass_size, -(-len(batch) // self.num_processes))
-            passes = [tuple(batch[at : at + size]) for at in range(0, len(batch), size)]
+        cuts = [self.recipe.batch_size * number for number in range(self.steps_per_epoch)]
+        for start, end in pairwise([*cuts, self.num_clips]):
+            batch = order[start:end].tolist()
+            least = -(-len(batch) // self.recipe.pass_size)
+            num = max(least, min(self.num_processes, len(batch) // 2))
+            ends = [len(batch) * number // num for number in range(num + 1)]
+            passes = [tuple(batch[first:last]) for first, last in pairwise(ends)]
             yield Step(len(batch), tuple(passes[self.rank :: self.num_processes]))
 
 
@@ -250,10 +278,11 @@ def eval_items(clips: Clips, numbers: Sequence[int], *, num_workers: int) -> Ite
 
 
 def _collate(items: Sequence[Item]) -> Batch:
-    good = [item for item in items if item.clip is not None]
+    good = [(item.label_id, item.clips) for item in items if item.clips is not None]
+    streams = zip(*(clips for _, clips in good), strict=True)
     return Batch(
-        torch.stack([item.clip for item in good if item.clip is not None]) if good else None,
-        torch.tensor([item.label_id for item in good], dtype=torch.int64),
-        tuple(item for item in items if item.clip is None),
+        tuple(torch.stack(each) for each in streams) if good else None,
+        torch.tensor([label_id for label_id, _ in good], dtype=torch.int64),
+        tuple(item for item in items if item.clips is None),
         next((item.stop for item in items if item.stop is not None), None),
     )

@@ -47,10 +47,10 @@ class Machine:
                 weight.data = weight.data.contiguous(memory_format=CHANNELS_LAST[weight.ndim])
         return net
 
-    def place_clips(self, clips: Tensor) -> Tensor:
-        """Move clips (B, C, T, H, W) here, channels last."""
-        moved = clips.to(self.device, non_blocking=True)
-        return moved.contiguous(memory_format=torch.channels_last_3d)
+    def place_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Move what a network is called with, each (B, C, T, H, W), here, channels last."""
+        moved = (each.to(self.device, non_blocking=True) for each in clips)
+        return [each.contiguous(memory_format=torch.channels_last_3d) for each in moved]
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all processes, in one message."""

@@ -1,31 +1,74 @@
 """Evaluation protocols: which frames of a clip one prediction sees."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from benchmarks.archs import ARCHS, Sampling
 from kinetics_tools.files import digest
+
+if TYPE_CHECKING:
+    from benchmarks.archs.network import ClipNeed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """How much of a clip one stream of a network sees, from the clip's start.
+
+    Attributes:
+        stride: every which frame (rgb) or field (flow).
+        num: so many of them, shorter clips looped; None: as many as the clip has.
+        least: where `num` is None: shorter clips are looped to as many.
+        multiple: where `num` is None: a multiple of this, what is over at the end left out.
+    """
+
+    stride: int
+    num: int | None
+    least: int = 1
+    multiple: int = 1
+
+
+Extents = Mapping[str, Extent]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalProtocol:
-    """One centre crop over time; the network averages its logits over the time steps.
+    """One centre crop over time; the network makes one prediction of its time steps.
 
     Attributes:
         name: as given on the command line.
         title: one line for tables.
         source: where it comes from.
-        num_frames: RGB frames from the clip's start, shorter clips looped to as many; a flow stream
-            sees one field less, since T frames have T-1 fields. None: every frame of the clip, and
-            clips shorter than a training view are looped to one.
-        stride: every which frame; None: the training recipe's.
+        whole: every frame of the clip at the training's stride. If not: the paper's Table 1, test.
     """
 
     name: str
     title: str
     source: str
-    num_frames: int | None
-    stride: int | None
+    whole: bool
+
+    def extents(
+        self, arch: str, needs: Sequence["ClipNeed"], trained: Mapping[str, Sampling]
+    ) -> dict[str, Extent]:
+        """What a network sees of a clip, by stream.
+
+        Args:
+            arch: its name in ARCHS.
+            needs: what it is called with, in order.
+            trained: what it saw in training, by stream.
+        """
+        return {need.stream: self._extent(arch, need, trained[need.stream]) for need in needs}
+
+    def _extent(self, arch: str, need: "ClipNeed", trained: Sampling) -> Extent:
+        if self.whole:
+            return Extent(
+                stride=trained.stride, num=None, least=trained.num, multiple=need.multiple
+            )
+        test = ARCHS[arch].test[need.stream]
+        # 250 frames have 249 fields. I3D takes any number and sees those; a network that needs
+        # stacks of ten sees the first field again, at the end.
+        fewer = 1 if need.stream == "flow" and need.multiple == 1 else 0
+        return Extent(stride=test.stride, num=test.num - fewer)
 
     def as_json(self) -> dict[str, Any]:
         """The protocol and its hash as plain JSON values."""
@@ -37,16 +80,15 @@ class EvalProtocol:
 PROTOCOLS: Final[Mapping[str, EvalProtocol]] = {
     "paper": EvalProtocol(
         name="paper",
-        title="first 250 frames, one centre crop",
-        source="arXiv 1705.07750 v3, section 4; deepmind/kinetics-i3d issues 28, 44, 93",
-        num_frames=250,
-        stride=1,
+        title="the paper's test input (I3D: the first 250 frames), one centre crop",
+        source="arXiv 1705.07750 v3, Table 1 and section 4; deepmind/kinetics-i3d issues 28, 44, "
+        "93",
+        whole=False,
     ),
     "whole": EvalProtocol(
         name="whole",
         title="all frames at the training stride, one centre crop",
         source="the paper's, for clips of any length",
-        num_frames=None,
-        stride=None,
+        whole=True,
     ),
 }

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from kinetics_tools.errors import UnknownNameError, lookup, nearest
+from benchmarks.archs import ARCHS, CHANNELS, Sampling
+from kinetics_tools.errors import EvaluationError, UnknownNameError, lookup, nearest
 from kinetics_tools.files import digest
 
 
@@ -55,14 +56,14 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How a stream is trained.
+    """How a network is trained.
 
     Attributes:
         name: as given on the command line; `+batch-N` where the batch size was overridden.
         source: where the values come from.
         protocol: the evaluation protocol that fits, a name in PROTOCOLS. Changes no weight.
-        num_frames: frames of a training view.
-        stride: every which frame of the clip.
+        sampling: frames or fields of a training view and their stride, of each stream that the
+            network is called with.
         short_side: pixels of the shorter side, to which the whole frame is resized.
         crop_px: height and width of the square that is cut out of it.
         flip: share of training views that are mirrored.
@@ -80,8 +81,7 @@ class Recipe:
     name: str
     source: str
     protocol: str
-    num_frames: int
-    stride: int
+    sampling: Mapping[str, Sampling]
     short_side: int
     crop_px: int
     flip: float
@@ -93,6 +93,11 @@ class Recipe:
     bn_momentum: float
     dropout: float = 0.5
     label_smoothing: float = 0.0
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """What the network is called with, in order: `rgb`, `flow` or both."""
+        return tuple(stream for stream in CHANNELS if stream in self.sampling)
 
     @property
     def hash(self) -> str:
@@ -107,7 +112,9 @@ class Recipe:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Recipe":
         """The recipe that `as_json` told, from a checkpoint."""
-        told = {key: value for key, value in values.items() if key not in ("hash", "schedule")}
+        own = ("hash", "schedule", "sampling")
+        told = {key: value for key, value in values.items() if key not in own}
+        told["sampling"] = {name: Sampling(**each) for name, each in values["sampling"].items()}
         schedule = values["schedule"]
         if "stairs" in schedule:
             stairs = Stairs(stairs=tuple((int(end), float(lr)) for end, lr in schedule["stairs"]))
@@ -127,12 +134,23 @@ class Recipe:
         )
 
 
-_PAPER_RGB = Recipe(
+def _of(
+    arch: str, base: Recipe, sampling: Mapping[str, Sampling] | None = None
+) -> dict[str, Recipe]:
+    """`base` for each network of an architecture; `sampling` None: as in Table 1."""
+    known = ARCHS[arch]
+    each = sampling or known.train
+    return {
+        stream: replace(base, sampling={name: each[name] for name in known.clips_of(stream)})
+        for stream in known.networks
+    }
+
+
+_PAPER = Recipe(
     name="paper",
     source="arXiv 1705.07750 v3, section 4; schedule and batch: README of deepmind/kinetics-i3d",
     protocol="paper",
-    num_frames=64,
-    stride=1,
+    sampling={},
     short_side=256,
     crop_px=224,
     flip=0.5,
@@ -144,7 +162,7 @@ _PAPER_RGB = Recipe(
     bn_momentum=0.001,
 )
 _PAPER_FLOW = replace(
-    _PAPER_RGB,
+    _PAPER,
     schedule=Stairs(
         stairs=(
             (97_000, 1e-1),
@@ -156,12 +174,40 @@ _PAPER_FLOW = replace(
         )
     ),
 )
+# Of the baselines the paper says: SGD with momentum 0.9 for 110,000 steps, the rate divided by 10
+# when the validation loss saturates; 32 GPUs, 64 for the 3D-ConvNet. The rest is ours: rates, and
+# the share of steps of each, as released for I3D's rgb stream (97, 108 and 115 thousand, scaled),
+# its weight decay and dropout; clips a GPU as said below.
+_BASELINE = replace(
+    _PAPER,
+    source="arXiv 1705.07750 v3, section 4: SGD, 110k steps, 32 GPUs; not published and chosen: "
+    "batch (8 clips a GPU), rates and their steps in I3D's proportion, weight decay and dropout "
+    "of I3D",
+    schedule=Stairs(stairs=((93_000, 1e-1), (103_000, 1e-2), (110_000, 1e-3))),
+    batch_size=32 * 8,
+    pass_size=8,
+)
+_SNAPSHOTS = replace(
+    _BASELINE,
+    source=_BASELINE.source.replace("8 clips", "32 clips, as a view is one image a stream"),
+    batch_size=32 * 32,
+    pass_size=32,
+)
+_PAPER_C3D = replace(
+    _BASELINE,
+    source="arXiv 1705.07750 v3, sections 2.2 and 4: SGD, 110k steps, 112 px, 64 GPUs of 15 clips; "
+    "not published and chosen: frames of 128 px (as 256 to 224), rates and their steps in I3D's "
+    "proportion, weight decay and dropout of I3D",
+    short_side=128,
+    crop_px=112,
+    batch_size=64 * 15,
+    pass_size=15,
+)
 _SMALL = Recipe(
     name="small",
     source="measured on Weizmann, 10 classes, 60 training clips, two cores",
     protocol="whole",
-    num_frames=16,
-    stride=2,
+    sampling={},
     short_side=128,
     crop_px=112,
     flip=0.5,
@@ -172,11 +218,26 @@ _SMALL = Recipe(
     weight_decay=0.01,
     bn_momentum=0.1,
 )
+_SMALL_BASELINE = replace(
+    _SMALL, source="that of i3d, which was measured on Weizmann; frames as in the paper's Table 1"
+)
+# Some of their batch norm has one value a clip to compare, so they see more clips at once.
+_SMALL_DENSE = replace(
+    _SMALL_BASELINE,
+    source=_SMALL_BASELINE.source + "; twice the clips a batch, for batch norm",
+    batch_size=12,
+    pass_size=12,
+)
+_SMALL_LSTM = replace(
+    _SMALL_DENSE,
+    source="that of i3d, which was measured on Weizmann; twice the clips a batch, for batch norm; "
+    "12 frames of 1.4 s",
+)
 _SAMPLE_FLOW = replace(
     _SMALL,
     name="sample",
     source="measured on the embedded sample data set, six classes of motion, two cores",
-    num_frames=12,
+    sampling={"flow": Sampling(12, 2)},
     short_side=64,
     crop_px=56,
     flip=0.0,  # its classes left and right would change places
@@ -184,22 +245,47 @@ _SAMPLE_FLOW = replace(
 )
 # In so few clips RGB learns textures by heart; smoothing keeps it from outshouting flow when the
 # logits of both are added.
-_SAMPLE_RGB = replace(_SAMPLE_FLOW, num_frames=16, stride=1, label_smoothing=0.2)
+_SAMPLE_RGB = replace(_SAMPLE_FLOW, sampling={"rgb": Sampling(16)}, label_smoothing=0.2)
 
-RECIPES: Final[Mapping[str, Mapping[str, Recipe]]] = {
-    "paper": {"rgb": _PAPER_RGB, "flow": _PAPER_FLOW},
-    "small": {"rgb": _SMALL, "flow": _SMALL},
-    "sample": {"rgb": _SAMPLE_RGB, "flow": _SAMPLE_FLOW},
+# Name -> architecture -> stream.
+RECIPES: Final[Mapping[str, Mapping[str, Mapping[str, Recipe]]]] = {
+    "paper": {
+        "i3d": {"rgb": _of("i3d", _PAPER)["rgb"], "flow": _of("i3d", _PAPER_FLOW)["flow"]},
+        "convnet-lstm": _of("convnet-lstm", _BASELINE),
+        "c3d": _of("c3d", _PAPER_C3D),
+        "two-stream": _of("two-stream", _SNAPSHOTS),
+        "3d-fused": _of("3d-fused", _BASELINE),
+    },
+    "small": {
+        "i3d": _of("i3d", _SMALL, {"rgb": Sampling(16, 2), "flow": Sampling(16, 2)}),
+        "convnet-lstm": _of("convnet-lstm", _SMALL_LSTM, {"rgb": Sampling(12, 3)}),
+        "c3d": _of("c3d", _SMALL_DENSE),
+        "two-stream": _of("two-stream", _SMALL_BASELINE),
+        "3d-fused": _of("3d-fused", _SMALL_BASELINE),
+    },
+    "sample": {"i3d": {"rgb": _SAMPLE_RGB, "flow": _SAMPLE_FLOW}},
 }
 
 
-def recipe_for(name: str, stream: str) -> Recipe:
-    """The recipe of one stream.
+def recipe_for(name: str, arch: str, stream: str) -> Recipe:
+    """The recipe of one network.
+
+    Args:
+        name: a name in RECIPES.
+        arch: a name in ARCHS.
+        stream: one of `ARCHS[arch].networks`.
 
     Raises:
-        UnknownNameError: no such recipe, or it does not train that stream.
+        UnknownNameError: no such recipe, or no such network of the architecture.
+        EvaluationError: the recipe is not for that architecture.
     """
-    streams = lookup("recipe", name, RECIPES)
-    if stream not in streams:
-        raise UnknownNameError(nearest(f"stream of recipe {name}", stream, streams))
-    return streams[stream]
+    archs = lookup("recipe", name, RECIPES)
+    if arch not in archs:
+        others = [other for other, known in RECIPES.items() if arch in known]
+        raise EvaluationError(
+            f"recipe {name} is for {', '.join(archs)}, not for {arch}; take --recipe "
+            f"{' or '.join(others)}"
+        )
+    if stream not in archs[arch]:
+        raise UnknownNameError(nearest(f"stream of {arch}", stream, archs[arch]))
+    return archs[arch][stream]

@@ -77,7 +77,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         TEMPLATE,
         sections=[_section(_name(folder), rows) for folder, rows in found.items()],
         table_rows=[
-            {"run": _name(folder), **cells(row.result)}
+            {"run": _name(folder), "network": row.result.arch, **cells(row.result)}
             for folder, rows in found.items()
             for row in rows
         ],

@@ -40,7 +40,7 @@ def select(
     split: str,
     *,
     role: str,
-    stream: str,
+    streams: Sequence[str],
     flow: str,
     splits: Path | None = None,
 ) -> Selection:
@@ -51,7 +51,7 @@ def select(
         split: a split stored there; `ucf101/1` to `/3` or `hmdb51/1` to `/3`; or the path of a file
             of keys, one a line, `*` and `?` allowed, empty lines and lines from `#` ignored.
         role: `train` or `test`: which half of an official split.
-        stream: `rgb` or `flow`: the shards to read.
+        streams: `rgb`, `flow` or both: the shards to read.
         flow: name of the flow.
         splits: folder with the official lists in their own layout.
 
@@ -60,13 +60,13 @@ def select(
         ShardError: the shards do not hold the stream.
     """
     if split in data.splits:
-        chosen = Selection(split, *_stored(data, [split], stream, flow))
+        chosen = Selection(split, *_stored(data, [split], streams, flow))
     elif match := _OFFICIAL.fullmatch(split):
         listed = _official(splits, match[1], int(match[2]), role)
-        samples, missing = _stored(data, data.splits, stream, flow)
+        samples, missing = _stored(data, data.splits, streams, flow)
         chosen = _listed(split, samples, missing, listed)
     elif Path(split).is_file():
-        samples, missing = _stored(data, data.splits, stream, flow)
+        samples, missing = _stored(data, data.splits, streams, flow)
         chosen = _matching(Path(split), samples, missing)
     else:
         raise EvaluationError(
@@ -81,7 +81,7 @@ def select(
         )
     if not chosen.samples:
         raise EvaluationError(
-            f"split {split!r} has no sample with stream {stream} in {data.folder}"
+            f"split {split!r} has no sample with stream {' and '.join(streams)} in {data.folder}"
         )
     return chosen
 
@@ -97,9 +97,9 @@ def refuse_overlap(train: Selection, test: Selection) -> None:
 
 
 def _stored(
-    data: ShardFolder, names: Sequence[str], stream: str, flow: str
+    data: ShardFolder, names: Sequence[str], streams: Sequence[str], flow: str
 ) -> tuple[list[Sample], dict[str, str]]:
-    samples = [s for name in names for s in data.samples(name, streams=(stream,), flow=flow)]
+    samples = [s for name in names for s in data.samples(name, streams, flow=flow)]
     missing = {key: why for name in names for key, why in data.expected(name).items()}
     return samples, missing
 

@@ -1,11 +1,11 @@
-"""Training of one stream, and its checkpoint."""
+"""Training of one network, and its checkpoint."""
 
 import json
 import logging
 import pickle
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -15,18 +15,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
 
-from benchmarks.archs import build
+from benchmarks.archs import ARCHS, build
+from benchmarks.archs.layers import LoneClipError
+from benchmarks.archs.network import Network
 from benchmarks.loader import CACHE_BYTES, Batch, Clips, Plan, Reader, Step, train_batches
 from benchmarks.machine import Machine
 from benchmarks.recipes import Recipe
 from benchmarks.splits import Selection
 from benchmarks.views import randomness
+from benchmarks.weights.start import SCRATCH, Start
 from kinetics_tools.cli import default_jobs, progress
 from kinetics_tools.errors import EvaluationError
 from kinetics_tools.files import digest, publish, write_text
 from kinetics_tools.shards import ShardFolder
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 EVENTS = "tensorboard"
@@ -35,7 +38,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is trained, on what. `folder` is the stream's own; `num_workers` None: as fits."""
+    """What is trained, from what, on what.
+
+    Attributes:
+        start: the weights that it begins from; None: fresh ones.
+        finetune: `all`, or `last`: the last layer alone, on features that stay as they are.
+        folder: the network's own.
+        num_workers: None: as fits.
+    """
 
     arch: str
     stream: str
@@ -45,17 +55,26 @@ class Job:
     train: Selection
     seed: int
     folder: Path
+    start: Start | None = None
+    finetune: str = "all"
     num_workers: int | None = None
 
     @property
-    def data_recipe(self) -> Mapping[str, Any]:
-        """The recipe by which the stream's shards were made."""
-        return self.data.recipes["rgb" if self.stream == "rgb" else f"flow-{self.flow}"]
+    def clips(self) -> tuple[str, ...]:
+        """What the network is called with: `rgb`, `flow` or both."""
+        return ARCHS[self.arch].clips_of(self.stream)
+
+    @property
+    def data_hash(self) -> str:
+        """Over the recipes by which the shards that it reads were made."""
+        names = {"rgb": "rgb", "flow": f"flow-{self.flow}"}
+        hashes = [str(self.data.recipes[names[stream]]["hash"]) for stream in self.clips]
+        return hashes[0] if len(hashes) == 1 else digest(hashes)
 
     @property
     def bound(self) -> float:
-        """Pixels a frame that become 1 in the network's input; 1 for rgb, which has none."""
-        return 1.0 if self.stream == "rgb" else self.data.flow_bound(self.flow)
+        """Pixels a frame that become 1 in the network's input; 1 where it sees no flow."""
+        return self.data.flow_bound(self.flow) if "flow" in self.clips else 1.0
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights. Jobs of equal identity train the same network."""
@@ -65,14 +84,16 @@ class Job:
             "recipe": self.recipe.hash,
             "seed": self.seed,
             "labels": digest(list(self.data.labels)),
-            "data recipe": self.data_recipe["hash"],
+            "data recipe": self.data_hash,
             "training clips": self.train.keys_sha256,
+            "init": SCRATCH if self.start is None else self.start.sha256,
+            "finetune": self.finetune,
         }
 
 
 @dataclass(slots=True, kw_only=True)
 class Checkpoint:
-    """A stream's network, trained or under way, and everything needed to go on or to use it.
+    """A network, trained or under way, and everything needed to go on or to use it.
 
     Attributes:
         recipe: as `Recipe.as_json` tells it.
@@ -83,6 +104,7 @@ class Checkpoint:
         net, optimizer: state dicts.
         history: an object an epoch.
         failed: key -> reason, of training clips that could not be decoded.
+        init: `source` and `sha256` of the weights it began from (`scratch`), and `finetune`.
     """
 
     arch: str
@@ -99,6 +121,7 @@ class Checkpoint:
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    init: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     def write(self, path: Path) -> None:
@@ -135,7 +158,7 @@ class Checkpoint:
         """Class names in index order."""
         return tuple(self.data["labels"])
 
-    def network(self) -> nn.Module:
+    def network(self) -> Network:
         """The network with its weights, on the CPU, in evaluation mode.
 
         Raises:
@@ -203,7 +226,8 @@ class _Training:
         self.job = job
         self.machine = machine
         recipe = job.recipe
-        reader = Reader(job.stream, recipe, job.bound)
+        assert recipe.streams == job.clips, (recipe.streams, job.clips)
+        reader = Reader(recipe, job.bound)
         self.clips = Clips.for_training(job.train.samples, reader, seed=job.seed)
         self.plan = Plan(len(self.clips), recipe, job.seed, machine.rank, machine.num_processes)
         self.num_steps = recipe.schedule.num_steps(self.plan.steps_per_epoch)
@@ -215,7 +239,10 @@ class _Training:
             dropout=recipe.dropout,
             bn_momentum=recipe.bn_momentum,
         )
-        self.net = machine.place(net).train()
+        if job.start is not None:
+            job.start.load(net)
+        machine.place(net)
+        self.net = _trainable(net, job.finetune)
         self.optimizer = _optimizer(self.net, recipe)
         self.state = before or self._begin()
         if before is not None:
@@ -225,7 +252,7 @@ class _Training:
 
     def _begin(self) -> Checkpoint:
         job = self.job
-        names = ["rgb", *([f"flow-{job.flow}"] if job.stream == "flow" else [])]
+        names = ["rgb", *([f"flow-{job.flow}"] if "flow" in job.clips else [])]
         return Checkpoint(
             arch=job.arch,
             stream=job.stream,
@@ -243,6 +270,11 @@ class _Training:
             precision=self.machine.precision,
             net={},
             optimizer={},
+            init={
+                "source": SCRATCH if job.start is None else job.start.source,
+                "sha256": "" if job.start is None else job.start.sha256,
+                "finetune": job.finetune,
+            },
         )
 
     def run(self) -> Checkpoint:
@@ -292,7 +324,7 @@ class _Training:
             epoch.waited_s += time.monotonic() - asked
             epoch.failed.update({item.key: item.failure for item in batch.failed})
             if batch.clips is not None:
-                sums += self._forward_backward(batch.clips, batch.label_ids)
+                sums += self._forward_backward(batch.clips, batch.label_ids, epoch)
         weights = [weight for weight in self.net.parameters() if weight.requires_grad]
         gradients = [_gradient(weight) for weight in weights]
         self.machine.add_up([*gradients, sums])
@@ -304,22 +336,45 @@ class _Training:
         epoch.add(sums, lr)
         self.state.step += 1
 
-    def _forward_backward(self, clips: Tensor, label_ids: Tensor) -> Tensor:
+    def _forward_backward(
+        self, clips: Sequence[Tensor], label_ids: Tensor, epoch: "_Epoch"
+    ) -> Tensor:
         label_ids = label_ids.to(self.machine.device)
-        with self.machine.autocast():
-            logits = self.net(self.machine.place_clips(clips))
+        try:
+            with self.machine.autocast():
+                logits = self._logits(self.machine.place_clips(clips))
+        except LoneClipError as error:
+            # Nothing to compare it with: others of its pass could not be decoded, or are not there.
+            epoch.lone = str(error)
+            return torch.zeros(3, device=self.machine.device)
+        # Averaged over the steps of a clip and summed over clips. Steps and clips are one axis: on
+        # CUDA torch adds up the loss of (B, K, T') in no fixed order.
+        num_steps = logits.shape[2]
         loss = functional.cross_entropy(
-            logits, label_ids, reduction="sum", label_smoothing=self.job.recipe.label_smoothing
-        )
+            logits.transpose(1, 2).flatten(0, 1),
+            label_ids.repeat_interleave(num_steps),
+            reduction="sum",
+            label_smoothing=self.job.recipe.label_smoothing,
+        ).div(num_steps)
         loss.backward()  # type: ignore[no-untyped-call]
-        right = (logits.argmax(dim=1) == label_ids).sum()
-        return torch.stack([loss.detach(), right, torch.tensor(len(clips), device=loss.device)])
+        right = (logits[:, :, -1].argmax(dim=1) == label_ids).sum()
+        return torch.stack([loss.detach(), right, torch.tensor(len(label_ids), device=loss.device)])
+
+    def _logits(self, clips: Sequence[Tensor]) -> Tensor:
+        """What the loss is taken of: (B, K, T'), all time steps or their one prediction."""
+        if ARCHS[self.job.arch].loss_at_all_steps:
+            return self.net.step_logits(*clips)
+        logits: Tensor = self.net(*clips)
+        return logits[:, :, None]
 
     def _close(self, epoch: "_Epoch", *, finished: bool = False) -> None:
         """End an epoch: statistics averaged over the processes, checkpoint, log."""
         if epoch.number < 0:
             return
-        statistics = [b for b in self.net.buffers() if b.is_floating_point()]
+        if epoch.num_clips == 0:
+            why = epoch.lone or next(iter(epoch.failed.values()), "")
+            raise EvaluationError(f"{self.job.stream}: no clip could be trained on: {why}")
+        statistics = [b for name, b in self.net.named_buffers() if ".running_" in name]
         self.machine.add_up(statistics)
         for buffer in statistics:
             buffer.div_(self.machine.num_processes)
@@ -356,6 +411,11 @@ class _Epoch:
     sums: Tensor | None = None
     lr: float = 0.0
     failed: dict[str, str] = field(default_factory=dict)
+    lone: str = ""  # why a pass of one clip was left out, if one was
+
+    @property
+    def num_clips(self) -> int:
+        return 0 if self.sums is None else int(self.sums[2])
 
     def add(self, sums: Tensor, lr: float) -> None:
         self.sums = sums if self.sums is None else self.sums + sums
@@ -385,9 +445,25 @@ def _gradient(weight: nn.Parameter) -> Tensor:
     return weight.grad
 
 
+def _trainable(net: Network, finetune: str) -> Network:
+    """The network in training mode; for `last`, all but its last layer as it is in a test.
+
+    What is before the last layer then gives features that no step changes: its weights are frozen,
+    and its batch norms use their moving statistics and leave them alone. Dropout still drops.
+    """
+    net.train()
+    if finetune == "last":
+        for name, weight in net.named_parameters():
+            weight.requires_grad_(name.rpartition(".")[0] in net.last_layers)
+        for module in net.modules():
+            module.training = isinstance(module, nn.Dropout)
+    return net
+
+
 def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    kernels = [weight for weight in net.parameters() if weight.ndim > 1]
-    others = [weight for weight in net.parameters() if weight.ndim <= 1]
+    weights = [weight for weight in net.parameters() if weight.requires_grad]
+    kernels = [weight for weight in weights if weight.ndim > 1]
+    others = [weight for weight in weights if weight.ndim <= 1]
     groups = [
         {"params": kernels, "weight_decay": recipe.weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -1,11 +1,13 @@
 """Views: what a network sees of a sample. Pure functions of numbers, then one transform of arrays.
 
 Shapes: T frames, H height, W width, C channels; (h, w) after the crop. A clip of T frames has T-1
-flow fields, and field t leads from frame t to frame t+1. A training view takes its numbers from the
-T-1 pairs, so that rgb and flow of one view show the same moments.
+flow fields, and field t leads from frame t to frame t+1. A view of both takes its numbers from the
+T-1 pairs, and so does every training view: rgb and flow then show the same moments, also where a
+short clip is looped.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.protocols import EvalProtocol
+from benchmarks.protocols import Extent, Extents
 from benchmarks.recipes import Recipe
 
 IndexArray = npt.NDArray[np.int64]
@@ -24,9 +26,15 @@ Number = TypeVar("Number", bound=np.generic)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Frame numbers, and where the crop lies: 0 is the top or left end, 1 the bottom or right."""
+    """What is seen of one clip.
 
-    indices: IndexArray
+    Attributes:
+        indices: by stream (rgb, flow), the numbers of the frames or fields.
+        top, left: where the crop lies: 0 is the top or left end, 1 the bottom or right.
+        flip: whether it is mirrored.
+    """
+
+    indices: Mapping[str, IndexArray]
     top: float = 0.5
     left: float = 0.5
     flip: bool = False
@@ -51,25 +59,44 @@ def train_view(num_frames: int, recipe: Recipe, random: np.random.Generator) -> 
     needed, and the view starts anywhere in it.
     """
     length = max(num_frames - 1, 1)
-    span = (recipe.num_frames - 1) * recipe.stride + 1
+    samplings = recipe.sampling
+    span = max((each.num - 1) * each.stride + 1 for each in samplings.values())
     num_starts = length - span + 1 if length >= span else length
     start = int(random.integers(num_starts))
     top, left, flip = random.random(3)
-    indices = looped(start, recipe.num_frames, stride=recipe.stride, length=length)
+    indices = {
+        stream: looped(start, each.num, stride=each.stride, length=length)
+        for stream, each in samplings.items()
+    }
     return View(indices, float(top), float(left), bool(flip < recipe.flip))
 
 
-def eval_view(num_frames: int, stream: str, recipe: Recipe, protocol: EvalProtocol) -> View:
+def eval_view(num_frames: int, extents: Extents) -> View:
     """The view by which a clip of `num_frames` RGB frames is evaluated: centre crop, no flip."""
-    fewer = 1 if stream == "flow" else 0
-    length = max(num_frames - fewer, 1)
-    stride = protocol.stride or recipe.stride
-    if protocol.num_frames is None:
-        num = max(-(-length // stride), recipe.num_frames)
-    else:
-        length = min(length, protocol.num_frames - fewer)
-        num = -(-(protocol.num_frames - fewer) // stride)
-    return View(looped(0, num, stride=stride, length=length))
+    length = max(num_frames - 1, 1) if "flow" in extents else num_frames
+    in_steps = any(extent.multiple > 1 for extent in extents.values())
+    indices = {}
+    for stream, extent in extents.items():
+        num = extent.num
+        end = length
+        if num is not None:
+            end = min(length, num * extent.stride)
+        elif in_steps:
+            num = _in_steps(num_frames, extent)
+        else:
+            num = max(-(-length // extent.stride), extent.least)
+        indices[stream] = looped(0, num, stride=extent.stride, length=end)
+    return View(indices)
+
+
+def _in_steps(num_frames: int, extent: Extent) -> int:
+    """Frames or fields of all steps that a clip has room for; the same steps for both streams.
+
+    They are counted in frames, as in the paper: 250 frames are 25 stacks of ten fields, of which
+    the very last is the first one again.
+    """
+    num_steps = num_frames // (extent.multiple * extent.stride)
+    return extent.multiple * max(num_steps, -(-extent.least // extent.multiple))
 
 
 def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:

@@ -159,13 +159,13 @@ def add_short_side(group: argparse._ActionsContainer) -> None:
     )
 
 
-def add_cache_dir(group: argparse._ArgumentGroup) -> None:
+def add_cache_dir(group: argparse._ActionsContainer) -> None:
     """Add the option whose value `cache_dir` takes."""
     group.add_argument(
         "--cache-dir",
         type=Path,
         metavar="DIR",
-        help="what outlives a run: fetched lists, the pace of asking (default: "
+        help="what outlives a run: fetched lists and weights, the pace of asking (default: "
         "$XDG_CACHE_HOME/kinetics-tools or ~/.cache/kinetics-tools)",
     )
 

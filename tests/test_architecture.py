@@ -85,12 +85,19 @@ SUITE = (
     "splits",
     "machine",
     "loader",
+    "weights.schemes",
+    "weights.stored",
+    "weights.published",
+    "weights.start",
+    "weights.cricket",
     "train",
     "record",
     "evaluate",
     "benchmark",
     "report",
+    "videos",
     "predict",
+    "features",
     "commands",
     "demo",
     "picture",
@@ -112,6 +119,7 @@ OWNERS = {
     "tqdm": {"kinetics_tools.cli"},
     "jinja2": {"kinetics_tools.page"},
     "ray": {"kinetics_tools.engine"},
+    "tensorflow": {"benchmarks.weights.stored"},
     "skimage": {"benchmarks.speed.flow"},
     # The vectors that kernels are written in, and what compiles these.
     "numba": {"kinetics_tools.tvl1.vector", "kinetics_tools.tvl1.keeping"},
@@ -167,6 +175,7 @@ PACKAGES = (  # a docstring, no imports
     "kinetics_tools.commands",
     "kinetics_tools.sources",
     "benchmarks.speed",
+    "benchmarks.weights",
 )
 
 

@@ -6,12 +6,25 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import command, environment, run_command
-from tiny import copy_of_shards, damage, key_file, tiny_clips, tiny_shards
+from tiny import (
+    LABELS,
+    copy_of_shards,
+    damage,
+    key_file,
+    tiny_clips,
+    tiny_recipe,
+    tiny_shards,
+)
 
-from benchmarks.archs import ARCHS
+from benchmarks import commands
+from benchmarks.archs import ARCHS, CHANNELS
+from benchmarks.archs.table import count
+from benchmarks.recipes import RECIPES
 from benchmarks.record import Predictions
+from kinetics_tools import media
 
 
 def splits(folder: Path) -> tuple[object, ...]:
@@ -170,12 +183,16 @@ def test_without_shards_the_two_commands_that_make_them_are_named(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+FOLDS = ("--arch", "i3d", "--train-split", "train.txt", "--test-split", "test.txt")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--arch", "i4d"], "Did you mean 'i3d'?"),
         (["--arch", "i3d", "--recipe", "papr"], "Did you mean 'paper'?"),
         (["--arch", "c3d", "--stream", "flow"], "unknown stream of c3d 'flow'"),
+        (["--arch", "c3d", "--recipe", "sample"], "recipe sample is for i3d, not for c3d"),
         (["--arch", "i3d", "--stream", "join"], "Did you mean 'joint'?"),
         (["--arch", "i3d", "--protocol", "papers"], "Did you mean 'paper'?"),
         (["--arch", "i3d", "--batch-size", "0"], "not a whole number from 1"),
@@ -183,15 +200,25 @@ def test_without_shards_the_two_commands_that_make_them_are_named(tmp_path: Path
         (["--arch", "i3d"], "no split 'train' for --train-split"),
         (["--arch", "i3d", "--train-split", "all", "--test-split", "all"], "share 8 keys"),
         (["--arch", "i3d", "--device", "cuda"], "sees no CUDA device"),
+        ([*FOLDS, "--init", "nowhere.pt"], "nowhere.pt is missing"),
+        ([*FOLDS, "--finetune", "last"], "say whose, with --init"),
+        (["--arch", "i3d", "--finetune", "some"], "invalid choice: 'some'"),
+        (["verify-weights", "nowhere.pt"], "give the example's arrays: --rgb NPY"),
+        (["verify-weights", "nowhere.pt", "--rgb", "x.npy"], "nowhere.pt is missing"),
         (["evaluate", "nowhere"], "nowhere holds no run"),
         (["predict", "x.mp4", "--work-dir", "nowhere"], "nowhere holds no run"),
+        (["features", "x.mp4", "--work-dir", "nowhere"], "nowhere holds no run"),
+        (["features", "x.mp4", "--init", "nowhere.pt"], "nowhere.pt is missing"),
+        (["features", "x.mp4"], "one of the arguments --work-dir --init is required"),
     ],
 )
 def test_bad_input_is_one_line(
     arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # whatever this machine has
-    data = () if arguments[0] in ("evaluate", "predict") else ("--data", tiny_shards())
+    for name, pattern in (("train.txt", "ann_*"), ("test.txt", "dan_*")):
+        key_file(tmp_path, name, pattern)
+    data = ("--data", tiny_shards()) if arguments[0].startswith("-") else ()
     assert_one_line(run_command("run-benchmark", *arguments, *data, cwd=tmp_path), words)
 
 
@@ -252,8 +279,112 @@ def test_archs_is_a_table_of_what_each_network_costs() -> None:
     assert fused["smallest"] == {"rgb": [5, 32], "flow": [50, 32]}
 
 
+@pytest.mark.parametrize(
+    ("arch", "stream", "features", "step_s"),
+    [
+        ("convnet-lstm", "rgb", 512, 0.12),
+        ("two-stream", "joint", 2048, 0.4),
+        pytest.param("c3d", "rgb", 4096, 0.64, marks=pytest.mark.full),
+        pytest.param("3d-fused", "joint", 512, 2.0, marks=pytest.mark.full),
+        pytest.param("two-stream", "flow", 1024, 0.4, marks=pytest.mark.full),
+    ],
+)
+def test_every_network_is_trained_evaluated_and_used(
+    arch: str,
+    stream: str,
+    features: int,
+    step_s: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process, with a recipe of 32 pixels beside the real ones."""
+    monkeypatch.setitem(RECIPES, "tiny", {arch: {stream: tiny_recipe(arch, stream)}})
+    work_dir = tmp_path / "work"
+
+    def call(*words: object) -> list[str]:
+        code = commands.run([str(word) for word in words])
+        output = capsys.readouterr()
+        assert code == 0, output.err
+        return output.out.splitlines()
+
+    asked = ("--arch", arch, "--recipe", "tiny", "--data", tiny_shards(), *splits(tmp_path))
+    asked = (*asked, *(() if stream == ARCHS[arch].streams[0] else ("--stream", stream)))
+    told = call(*asked, "--work-dir", work_dir)
+    assert [line.split()[0] for line in told[1:-1]] == [stream]
+    assert told[1].endswith("2 / 2")
+    assert "<!doctype html>" in (work_dir / "report.html").read_text()
+    assert {path.name for path in work_dir.iterdir() if path.is_dir()} == {stream}
+    assert call("evaluate", work_dir) == told
+
+    result = json.loads((work_dir / stream / "result.json").read_text())
+    seen = [
+        [CHANNELS[each], tiny_recipe(arch, stream).sampling[each].num, 32, 32]
+        for each in ARCHS[arch].clips_of(stream)
+    ]
+    if arch == "convnet-lstm":
+        seen[0][1] = 5  # every third of 14
+    assert result["cost"]["flops_shape"] == seen
+    assert (result["cost"]["parameters"], result["cost"]["flops"]) == count(
+        arch, stream, len(LABELS), [tuple(shape) for shape in seen]
+    )
+    assert result["recipes"].keys() == {
+        *("training", "rgb"),
+        *(["flow-opencv-tvl1"] if "flow" in ARCHS[arch].clips_of(stream) else []),
+    }
+
+    video = make_long_video(tmp_path)
+    (line,) = call("predict", video, "--work-dir", work_dir, "--json")
+    classes = json.loads(line)["classes"]
+    assert sum(each["probability"] for each in classes) == pytest.approx(1)
+    out = tmp_path / "features"
+    (path,) = call("features", video, "--work-dir", work_dir, "--out", out)
+    rows, record = np.load(path), json.loads(Path(path).with_suffix(".json").read_text())
+    assert rows.shape == (len(record["start_s"]), features)
+    assert np.isfinite(rows).all()
+    assert record["start_s"][:2] == [0, step_s]
+    assert record["end_s"][0] == step_s
+
+
+def make_long_video(folder: Path) -> Path:
+    """Four seconds of a drifting texture, 60x44, at 25 frames a second."""
+    random = np.random.default_rng(1)
+    texture = random.integers(0, 256, (11, 15, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    pictures = (np.roll(texture, 2 * t, axis=1) for t in range(101))
+    video = folder / "long.mp4"
+    media.write_video(video, pictures, fps=25, binary=media.find_ffmpeg())
+    return video
+
+
+def test_features_of_bad_videos_are_one_line_each(
+    trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    good = tiny_clips() / "left" / "dan_left.mp4"
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    words = ("--work-dir", trained[0], "--stream", "rgb", "--out", tmp_path / "out")
+    done = run_command("run-benchmark", "features", good, text, tmp_path / "gone.mp4", *words)
+    assert (done.returncode, done.stdout) == (3, f"{tmp_path / 'out' / 'dan_left.npy'}\n")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for path, line in zip((text, tmp_path / "gone.mp4"), errors, strict=True):
+        assert str(path) in line
+    assert "error" in json.loads((tmp_path / "out" / "text.json").read_text())
+    short = run_command(
+        *("run-benchmark", "features", good, "--duration", "0.2", *words, "--force")
+    )
+    assert_one_line(short, "dan_left.mp4: has 5 frames at 25 a second", "I3D needs 9")
+
+
 def test_help_of_every_verb_is_light() -> None:
-    for verb in ([], ["evaluate"], ["report"], ["archs"], ["predict"]):
+    for verb in (
+        [],
+        ["evaluate"],
+        ["report"],
+        ["archs"],
+        ["predict"],
+        ["features"],
+        ["verify-weights"],
+    ):
         words = command("run-benchmark", *verb, "--help")
         tell = "lambda: sys.stderr.write(json.dumps(sorted(sys.modules)))"
         words[2] = f"import atexit, json, sys; atexit.register({tell}); {words[2]}"

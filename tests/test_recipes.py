@@ -6,11 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.archs import ARCHS, Sampling
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.recipes import RECIPES, OneCycle, Recipe, Stairs, recipe_for
-from kinetics_tools.errors import UnknownNameError
+from kinetics_tools.errors import EvaluationError, UnknownNameError
 
-ALL = [recipe for streams in RECIPES.values() for recipe in streams.values()]
+ALL = [
+    pytest.param(arch, stream, recipe, id=f"{name}-{arch}-{stream}")
+    for name, archs in RECIPES.items()
+    for arch, streams in archs.items()
+    for stream, recipe in streams.items()
+]
+SMALL = RECIPES["small"]["i3d"]["rgb"]
+PAPER = RECIPES["paper"]["i3d"]
 
 
 @pytest.mark.parametrize("num_steps", [3, 40, 127])
@@ -29,7 +37,7 @@ def test_one_cycle_is_torchs(num_steps: int) -> None:
 
 
 def test_the_papers_stairs() -> None:
-    rgb, flow = RECIPES["paper"]["rgb"].schedule, RECIPES["paper"]["flow"].schedule
+    rgb, flow = PAPER["rgb"].schedule, PAPER["flow"].schedule
     assert [rgb.lr(step, 0) for step in (0, 96_999, 97_000, 108_000, 114_999)] == [
         *(0.1, 0.1, 0.01, 0.001, 0.001)
     ]
@@ -40,28 +48,47 @@ def test_the_papers_stairs() -> None:
 
 
 def test_a_hash_follows_from_what_changes_a_weight() -> None:
-    recipe = RECIPES["small"]["rgb"]
+    recipe = SMALL
     assert replace(recipe, name="other", source="elsewhere", protocol="paper").hash == recipe.hash
     assert replace(recipe, flip=0.0).hash != recipe.hash
+    assert replace(recipe, sampling={"rgb": Sampling(16, 3)}).hash != recipe.hash
     assert replace(recipe, schedule=OneCycle(epochs=1, peak_lr=1e-3)).hash != recipe.hash
 
 
-@pytest.mark.parametrize("recipe", ALL, ids=lambda recipe: recipe.name)
-def test_json_tells_the_whole_recipe(recipe: Recipe) -> None:
+@pytest.mark.parametrize(("arch", "stream", "recipe"), ALL)
+def test_json_tells_the_whole_recipe(arch: str, stream: str, recipe: Recipe) -> None:
+    assert recipe.streams == ARCHS[arch].clips_of(stream)
     assert Recipe.from_json(json.loads(json.dumps(recipe.as_json()))) == recipe
     assert recipe.protocol in PROTOCOLS
     assert isinstance(recipe.schedule, OneCycle | Stairs)
 
 
 def test_another_batch_size_is_told_by_the_name() -> None:
-    recipe = RECIPES["small"]["rgb"]
+    recipe = SMALL
     changed = recipe.with_batch_size(4)
     assert (changed.name, changed.batch_size, changed.pass_size) == ("small+batch-4", 4, 4)
     assert changed.hash != recipe.hash
     assert recipe.with_batch_size(None) is recipe
-    assert RECIPES["paper"]["rgb"].with_batch_size(12).pass_size == 6
+    assert PAPER["rgb"].with_batch_size(12).pass_size == 6
 
 
 def test_unknown_recipes_are_told_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'small'"):
-        recipe_for("smal", "rgb")
+        recipe_for("smal", "i3d", "rgb")
+
+
+def test_every_network_has_the_papers_and_a_small_recipe() -> None:
+    for name in ("paper", "small"):
+        for arch, known in ARCHS.items():
+            assert set(RECIPES[name][arch]) == set(known.networks)
+            for stream in known.networks:
+                recipe = recipe_for(name, arch, stream)
+                if name == "paper":
+                    assert recipe.crop_px == known.crop_px
+                    assert recipe.sampling == {s: known.train[s] for s in known.clips_of(stream)}
+
+
+def test_a_recipe_of_other_architectures_is_one_line_that_names_them() -> None:
+    words = "recipe sample is for i3d, not for c3d; take --recipe paper or small"
+    with pytest.raises(EvaluationError, match=words):
+        recipe_for("sample", "c3d", "rgb")

@@ -24,7 +24,7 @@ def row(stream: str, labels: list[str], num_clips: int = 12) -> tuple[Result, Pr
         for at in range(num_clips)
     }
     predictions = Predictions.of(rows, FAILED)
-    recipe = RECIPES["small"]["rgb"].as_json()
+    recipe = RECIPES["small"]["i3d"]["rgb"].as_json()
     history = [
         {"epoch": at, "loss": 1 / at, "top1": 0.5, "lr": 1e-3, "seconds": 2.0} for at in (1, 2, 3)
     ]

@@ -11,7 +11,7 @@ from kinetics_tools.shards import ShardFolder
 
 
 def chosen(split: object, **options: object) -> Selection:
-    values = {"role": "test", "stream": "rgb", "flow": "opencv-tvl1"} | options
+    values = {"role": "test", "streams": ("rgb",), "flow": "opencv-tvl1"} | options
     return select(ShardFolder(tiny_shards()), str(split), **values)  # type: ignore[arg-type]
 
 
@@ -25,7 +25,7 @@ def test_a_file_of_keys_takes_wildcards_and_comments(tmp_path: Path) -> None:
     keys = key_file(tmp_path, "test.txt", "# held out", "", "ann_*", "be?_left", "ann_left")
     assert chosen(keys).keys == ("ann_left", "ann_right", "ben_left")
     assert chosen(keys).name == "test.txt"
-    assert chosen(keys, stream="flow").keys == ("ann_left", "ann_right", "ben_left")
+    assert chosen(keys, streams=("flow",)).keys == ("ann_left", "ann_right", "ben_left")
 
 
 def test_a_line_that_matches_nothing_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Training: the same weights whatever happened on the way, and files that are whole."""
 
+import copy
 import json
 import os
 import shutil
@@ -13,36 +14,41 @@ from typing import Any
 import pytest
 import torch
 from support import command, environment
-from tiny import copy_of_shards, damage, key_file, tiny_shards
+from tiny import copy_of_shards, damage, key_file, tiny_recipe, tiny_shards
+from torch.nn import functional
 
+from benchmarks.archs import ARCHS
+from benchmarks.loader import train_batches
 from benchmarks.machine import Machine
-from benchmarks.recipes import RECIPES, OneCycle, Recipe, Stairs
+from benchmarks.recipes import OneCycle, Recipe, Stairs
 from benchmarks.splits import select
-from benchmarks.train import CHECKPOINT, EVENTS, LOG, Checkpoint, Job, train
+from benchmarks.train import (
+    CHECKPOINT,
+    EVENTS,
+    LOG,
+    Checkpoint,
+    Job,
+    _Epoch,
+    _Training,
+    train,
+)
 from kinetics_tools.errors import EvaluationError
 from kinetics_tools.shards import ShardFolder
 
 CPU = Machine(torch.device("cpu"))
-RECIPE = replace(
-    RECIPES["small"]["rgb"],
-    num_frames=9,
-    short_side=36,
-    crop_px=32,
-    batch_size=4,
-    pass_size=4,
-    schedule=OneCycle(epochs=3, peak_lr=1e-3),
-)
+RECIPE = tiny_recipe(schedule=OneCycle(epochs=3, peak_lr=1e-3))
 
 
 def job(
     folder: Path, recipe: Recipe = RECIPE, *, shards: Path | None = None, **changes: Any
 ) -> Job:
+    """A training on the tiny shards; `recipe` sees as much of a clip as the network needs."""
     data = ShardFolder(shards or tiny_shards())
-    stream = changes.setdefault("stream", "rgb")
-    chosen = select(data, "all", role="train", stream=stream, flow="opencv-tvl1")
+    arch, stream = changes.setdefault("arch", "i3d"), changes.setdefault("stream", "rgb")
+    streams = ARCHS[arch].clips_of(stream)
+    chosen = select(data, "all", role="train", streams=streams, flow="opencv-tvl1")
     values: dict[str, Any] = {
-        "arch": "i3d",
-        "recipe": recipe,
+        "recipe": replace(recipe, sampling=tiny_recipe(arch, stream).sampling),
         "data": data,
         "flow": "opencv-tvl1",
         "train": chosen,
@@ -78,6 +84,73 @@ def test_a_resumed_training_gives_the_same_weights(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (part / LOG).read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert lines == resumed.history
+
+
+@pytest.mark.full
+def test_a_resumed_training_of_both_streams_at_once_gives_the_same_weights(
+    tmp_path: Path,
+) -> None:
+    recipe = tiny_recipe("two-stream", "joint")
+    changes: dict[str, Any] = {"arch": "two-stream", "stream": "joint"}
+    whole = train(job(tmp_path / "whole", recipe, **changes), CPU)
+    stopped = job(tmp_path / "part", recipe, **changes)
+    _train_one_epoch(stopped)
+    resumed = train(stopped, CPU, resume=True)
+    assert_same(whole.net, resumed.net)
+    assert whole.data["recipes"].keys() == {"rgb", "flow-opencv-tvl1"}
+    # It is one network, which sees both.
+    net = whole.network()
+    rgb, flow = torch.rand(1, 3, 1, 32, 32) * 2 - 1, torch.rand(1, 2, 10, 32, 32) * 2 - 1
+    with torch.inference_mode():
+        logits = net(rgb, flow)
+        for other in (net(0 * rgb, flow), net(rgb, 0 * flow)):
+            assert (other - logits).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("arch", "stream"), [("convnet-lstm", "rgb"), ("two-stream", "joint")])
+def test_the_loss_is_of_all_steps_of_the_recurrent_network_and_of_the_average_of_others(
+    arch: str, stream: str, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(arch, stream, dropout=0.0, label_smoothing=0.1)
+    training = _Training(job(tmp_path, recipe, arch=arch, stream=stream), CPU, None)
+    batch = next(train_batches(training.clips, training.plan, range(1), num_workers=0))
+    assert batch.clips is not None
+    # Of two time steps or more each.
+    clips = [torch.cat([each, each.flip(2)], dim=2) for each in batch.clips]
+    with torch.no_grad():  # so that the steps' losses are far apart
+        for layer in training.net.last_layers:
+            training.net.get_parameter(f"{layer}.weight").mul_(50)
+    other = copy.deepcopy(training.net)
+    sums = training._forward_backward(clips, batch.label_ids, _Epoch())
+    step_logits = other.step_logits(*clips)
+    steps = step_logits.unbind(dim=2) if arch == "convnet-lstm" else [step_logits.mean(dim=2)]
+    assert step_logits.shape[2] > 1
+    losses = [
+        functional.cross_entropy(each, batch.label_ids, reduction="sum", label_smoothing=0.1)
+        for each in steps
+    ]
+    expected = torch.stack(losses).mean()
+    torch.testing.assert_close(sums[0], expected.detach(), atol=1e-5, rtol=1e-5)
+    assert len(losses) == 1 or abs(float(losses[-1].detach() - sums[0])) > 0.01
+    assert sums[1] == (steps[-1].argmax(dim=1) == batch.label_ids).sum()
+    expected.backward()  # type: ignore[no-untyped-call]
+    for one, two in zip(training.net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_a_clip_left_alone_by_damage_is_no_step_for_batch_norm(tmp_path: Path) -> None:
+    shards = copy_of_shards(tmp_path)
+    damage(shards, "ben_left")
+    recipe = tiny_recipe("convnet-lstm", batch_size=2, pass_size=2)
+    given = job(tmp_path / "run", recipe, shards=shards, arch="convnet-lstm")
+    done = train(given, CPU)
+    assert [(row["clips"], row["failed"]) for row in done.history] == [(6, 1)] * 2  # of 8
+    pair = replace(
+        given.train, samples=[s for s in given.train.samples if s.key in ("ann_left", "ben_left")]
+    )
+    alone = replace(given, train=pair, folder=tmp_path / "alone")
+    with pytest.raises(EvaluationError, match="no clip could be trained on: batch norm cannot"):
+        train(alone, CPU)
 
 
 def _train_one_epoch(stopped: Job) -> None:

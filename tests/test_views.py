@@ -1,25 +1,45 @@
 """Views: which frames, which pixels, and what happens to vectors."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import views
-from benchmarks.protocols import PROTOCOLS
-from benchmarks.recipes import RECIPES
+from benchmarks.archs import ARCHS, Sampling, build
+from benchmarks.protocols import PROTOCOLS, Extents
+from benchmarks.recipes import RECIPES, Recipe
 from benchmarks.views import View, eval_view, flow_clip, randomness, rgb_clip, train_view
 
-SMALL = RECIPES["small"]["rgb"]
-PAPER = RECIPES["paper"]["rgb"]
-ALL = np.arange(3)
+SMALL = RECIPES["small"]["i3d"]["rgb"]
+NUM, STRIDE = SMALL.sampling["rgb"].num, SMALL.sampling["rgb"].stride
+ALL = {"rgb": np.arange(3), "flow": np.arange(3)}
+ONE = {"rgb": np.arange(1), "flow": np.arange(1)}
+
+
+@cache
+def extents(
+    protocol: str, arch: str = "i3d", stream: str = "rgb", recipe: str = "small"
+) -> Extents:
+    """What a network of a recipe sees of a clip under a protocol."""
+    with torch.device("meta"):
+        needs = build(arch, stream, 2).needs
+    return PROTOCOLS[protocol].extents(arch, needs, RECIPES[recipe][arch][stream].sampling)
+
+
+def seen(num_frames: int, *asked: str) -> dict[str, list[int]]:
+    """Frames and fields of an evaluation, of a clip of so many frames."""
+    indices = eval_view(num_frames, extents(*asked)).indices
+    return {stream: numbers.tolist() for stream, numbers in indices.items()}
 
 
 def test_a_training_view_follows_from_seed_epoch_and_key() -> None:
     view = train_view(80, SMALL, randomness(0, 3, "daria_bend"))
     # numpy's PCG64 and SHA-256 are the same everywhere.
-    assert view.indices.tolist() == list(range(48, 80, 2))
+    assert view.indices["rgb"].tolist() == list(range(48, 80, 2))
     again = train_view(80, SMALL, randomness(0, 3, "daria_bend"))
     assert (again.top, again.left, again.flip) == (view.top, view.left, view.flip)
     others = [randomness(1, 3, "daria_bend"), randomness(0, 4, "daria_bend"), randomness(0, 3, "x")]
@@ -28,25 +48,53 @@ def test_a_training_view_follows_from_seed_epoch_and_key() -> None:
 
 @given(st.integers(1, 400), st.integers(0, 1000))
 def test_training_views_lie_in_the_clip_and_keep_their_stride(num_frames: int, seed: int) -> None:
-    view = train_view(num_frames, SMALL, randomness(seed, 0, "key"))
-    assert len(view.indices) == SMALL.num_frames
-    assert view.indices.min() >= 0
+    indices = train_view(num_frames, SMALL, randomness(seed, 0, "key")).indices["rgb"]
+    assert len(indices) == NUM
+    assert indices.min() >= 0
     # The last frame has no flow to a next one; rgb and flow see the same moments.
-    assert view.indices.max() < max(num_frames - 1, 1)
-    span = (SMALL.num_frames - 1) * SMALL.stride + 1
-    if num_frames - 1 >= span:
-        assert set(np.diff(view.indices)) == {SMALL.stride}
+    assert indices.max() < max(num_frames - 1, 1)
+    if num_frames - 1 >= (NUM - 1) * STRIDE + 1:
+        assert set(np.diff(indices)) == {STRIDE}
+
+
+TOGETHER = [
+    (recipe, arch) for recipe in RECIPES for arch in RECIPES[recipe] if ARCHS[arch].joint_training
+]
+
+
+@pytest.mark.parametrize(("recipe", "arch"), TOGETHER)
+@settings(deadline=None)  # the first one builds networks, to ask what they need
+@given(num_frames=st.integers(2, 400), seed=st.integers(0, 1000))
+def test_a_frame_is_the_first_of_its_ten_fields_in_every_view(
+    recipe: str, arch: str, num_frames: int, seed: int
+) -> None:
+    chosen: Recipe = RECIPES[recipe][arch]["joint"]
+    shown = [train_view(num_frames, chosen, randomness(seed, 0, "key"))]
+    shown += [eval_view(num_frames, extents(name, arch, "joint", recipe)) for name in PROTOCOLS]
+    for view in shown:
+        rgb, flow = view.indices["rgb"], view.indices["flow"]
+        assert len(flow) == 10 * len(rgb)
+        assert flow[::10].tolist() == rgb.tolist()
+        assert flow.max() < num_frames - 1
 
 
 def test_training_views_reach_both_ends() -> None:
-    starts = {int(train_view(34, SMALL, randomness(s, 0, "k")).indices[0]) for s in range(60)}
+    views_of = (train_view(34, SMALL, randomness(s, 0, "k")) for s in range(60))
+    starts = {int(view.indices["rgb"][0]) for view in views_of}
     assert starts == {0, 1, 2}  # 33 pairs, a span of 31
+    fused = RECIPES["small"]["3d-fused"]["joint"]
+    views_of = (train_view(53, fused, randomness(s, 0, "k")) for s in range(60))
+    starts = {int(view.indices["flow"][0]) for view in views_of}
+    assert starts == {0, 1, 2}  # 52 pairs, a span of 50: the flow's, not the frames'
 
 
 def test_short_clips_are_looped() -> None:
     assert views.looped(1, 6, stride=2, length=5).tolist() == [1, 3, 0, 2, 4, 1]
-    assert eval_view(4, "rgb", SMALL, PROTOCOLS["whole"]).indices.tolist() == [0, 2] * 8
-    assert eval_view(4, "flow", SMALL, PROTOCOLS["whole"]).indices.tolist()[:6] == [*(0, 2, 1)] * 2
+    assert seen(4, "whole")["rgb"] == [0, 2] * 8
+    assert seen(4, "whole", "i3d", "flow")["flow"][:6] == [*(0, 2, 1)] * 2
+    looped = seen(14, "whole", "3d-fused", "joint")
+    assert looped["rgb"] == [0, 10, 7, 4, 1]  # of 13 pairs, like the flow
+    assert looped["flow"][:15] == [*range(13), 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -63,15 +111,40 @@ def test_short_clips_are_looped() -> None:
 def test_the_papers_protocol_sees_250_frames_and_249_fields(
     num_frames: int, stream: str, count: int, last: int
 ) -> None:
-    view = eval_view(num_frames, stream, PAPER, PROTOCOLS["paper"])
-    assert (len(view.indices), view.indices[-1]) == (count, last)
+    view = eval_view(num_frames, extents("paper", "i3d", stream, "paper"))
+    assert (len(view.indices[stream]), view.indices[stream][-1]) == (count, last)
     assert (view.top, view.left, view.flip) == (0.5, 0.5, False)
 
 
+@pytest.mark.parametrize("protocol", ["paper", "whole"])
+@pytest.mark.parametrize(
+    ("arch", "stream"), [(a, s) for a in ARCHS for s in ARCHS[a].networks if a != "i3d"]
+)
+def test_baselines_see_table_1_of_a_clip_of_250_frames(
+    arch: str, stream: str, protocol: str
+) -> None:
+    found = seen(250, protocol, arch, stream, "paper")
+    assert found.keys() == set(ARCHS[arch].clips_of(stream))
+    for name, numbers in found.items():
+        sampling: Sampling = ARCHS[arch].test[name]
+        expected = [sampling.stride * at for at in range(sampling.num)]
+        if name == "flow":
+            expected[-1] = 0  # there are 249 fields
+        assert numbers == expected
+
+
 def test_the_whole_protocol_sees_every_frame_at_the_recipes_stride() -> None:
-    whole = PROTOCOLS["whole"]
-    assert eval_view(80, "rgb", SMALL, whole).indices.tolist() == list(range(0, 80, 2))
-    assert eval_view(80, "flow", SMALL, whole).indices.tolist() == list(range(0, 79, 2))
+    assert seen(80, "whole")["rgb"] == list(range(0, 80, 2))
+    assert seen(80, "whole", "i3d", "flow")["flow"] == list(range(0, 79, 2))
+    assert seen(81, "whole", "convnet-lstm")["rgb"] == list(range(0, 81, 3))
+
+
+def test_what_is_over_at_the_end_of_a_clip_is_left_out() -> None:
+    assert seen(95, "whole", "c3d")["rgb"] == list(range(80))
+    found = seen(119, "whole", "3d-fused", "joint")
+    assert (len(found["rgb"]), found["flow"]) == (10, list(range(100)))
+    found = seen(119, "whole", "two-stream", "joint")
+    assert (len(found["rgb"]), found["flow"]) == (11, list(range(110)))
 
 
 def test_rgb_becomes_minus_one_to_one() -> None:
@@ -97,7 +170,7 @@ def test_a_mirrored_view_negates_x_only_and_stays_consistent() -> None:
 
 def test_flow_beyond_the_bound_is_clamped() -> None:
     flow = np.array([[[[-30.0, 10.0]]]], np.float32).repeat(8, 1).repeat(8, 2)
-    clip = flow_clip(flow, View(ALL[:1]), 8, bound=20)
+    clip = flow_clip(flow, View(ONE), 8, bound=20)
     assert clip[:, 0, 0, 0].tolist() == [-1.0, 0.5]
 
 
@@ -122,7 +195,7 @@ def test_resizing_gives_the_short_side(height: int, width: int, short_side: int)
 def test_crops_reach_the_corners_and_the_centre() -> None:
     ramp = np.arange(100, dtype=np.uint8).reshape(1, 10, 10, 1).repeat(3, 3)
     corners = {
-        (top, left): float((rgb_clip(ramp, View(ALL[:1], top, left), 4)[0, 0, 0, 0] + 1) * 127.5)
+        (top, left): float((rgb_clip(ramp, View(ONE, top, left), 4)[0, 0, 0, 0] + 1) * 127.5)
         for top, left in ((0.0, 0.0), (1.0, 1.0), (0.5, 0.5))
     }
     assert corners == pytest.approx({(0.0, 0.0): 0, (1.0, 1.0): 66, (0.5, 0.5): 33})

@@ -65,6 +65,16 @@ class Arch:
         """What a network of `stream` is called with, in order: `rgb`, `flow` or both."""
         return tuple(self.train) if stream == "joint" else (stream,)
 
+    def networks_of(self, stream: str) -> tuple[str, ...]:
+        """The networks that are trained for `stream`: where joint adds logits, its two streams."""
+        is_sum = stream == "joint" and not self.joint_training
+        return tuple(self.train) if is_sum else (stream,)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Every network that can be trained, by the stream that it is of."""
+        return tuple(stream for stream in self.streams if stream in self.networks_of(stream))
+
 
 _FLOW_TEST: Final = Sampling(250)
 _SNAPSHOTS_TEST: Final = {"rgb": Sampling(25, FLOW_STACK), "flow": _FLOW_TEST}

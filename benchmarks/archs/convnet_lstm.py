@@ -30,6 +30,7 @@ from benchmarks.archs.two_stream import images
 
 UNITS: Final = 512
 TRAIN_STEPS: Final = 25
+AT_ONCE: Final = 256  # frames, in a test
 FIRST_SCALE: Final = 0.1
 EPSILON: Final = 1e-5
 
@@ -127,6 +128,7 @@ class ConvNetLSTM(Network):
     """Called with rgb (B, 3, T, H, W), every fifth frame of a clip: a time step each."""
 
     title = "ConvNet+LSTM"
+    context = None
 
     def __init__(self, num_classes: int, *, dropout: float, bn_momentum: float) -> None:
         super().__init__(ClipNeed("rgb"), dropout=dropout)
@@ -137,7 +139,11 @@ class ConvNetLSTM(Network):
     def pooled(self, *clips: Tensor) -> Tensor:
         """The recurrent layer's state after each frame: (B, 512, T)."""
         (rgb,) = clips
-        means = full_precision(self.through(self.convnet, images(rgb))).mean(dim=(2, 3))
+        frames = images(rgb)
+        # A test sees each frame alone: a long video need not go through the convolutions at once.
+        parts = torch.split(frames, len(frames) if self.training else AT_ONCE)
+        grids = [full_precision(self.through(self.convnet, part)) for part in parts]
+        means = torch.cat([grid.mean(dim=(2, 3)) for grid in grids])
         # In bfloat16 the cell would forget: it adds small values to itself, step after step.
         with no_autocast(means):
             states: Tensor = self.lstm(in_time(means, len(rgb)))

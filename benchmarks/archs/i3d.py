@@ -28,6 +28,9 @@ class I3D(InceptionNet):
     """
 
     title = "I3D"
+    # Step i is made of frames 8 i - 47 to 8 i + 62: a cell of the last grid sees 102 of them.
+    context = 7
+    periods = (STRIDE,)
 
     def __init__(
         self, num_classes: int, stream: str, *, dropout: float, bn_momentum: float

@@ -158,10 +158,14 @@ class OffsetBatchNorm(_BatchNorm):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+class LoneClipError(ValueError):
+    """Batch norm was to train on one clip, where it has nothing to compare."""
+
+
 def refuse_single(values: Tensor) -> None:
-    """Raise ValueError where batch norm would train on one value a channel of (B, C, ...)."""
+    """Raise LoneClipError where batch norm would train on one value a channel of (B, C, ...)."""
     if values.shape[0] * math.prod(values.shape[2:]) == 1:
-        raise ValueError(
+        raise LoneClipError(
             "batch norm cannot train on one clip where it sees one value a channel of it; "
             "give at least 2 clips a pass"
         )

@@ -66,16 +66,26 @@ class Network(nn.Module):
         needs: what it needs of each clip that it is called with, in order.
         last_layers: dotted names of the layers that end in the classes: replace these, each with
             one of other `out_channels` or `out_features`, for another number of classes.
+        context: how many steps before and after a time step, and as many frames as lie between
+            those, decide about its value; None: all the steps before it. In a test, features of a
+            piece of a clip are those of the whole clip but for so many steps at either cut, if
+            pieces begin at `periods` and their length leaves the same rest.
     """
 
     title: str
     last_layers: tuple[str, ...] = ("last",)
+    context: int | None = 0
     _recomputes = False
 
     def __init__(self, *needs: ClipNeed, dropout: float) -> None:
         super().__init__()
         self.needs = needs
         self.dropout = nn.Dropout(dropout)
+
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """Frames of each clip from one time step to the next."""
+        return tuple(need.multiple for need in self.needs)
 
     def check(self, *clips: Tensor) -> None:
         """Raise ValueError, in one line that names the need, for clips that do not fit."""
@@ -157,12 +167,18 @@ class Joint(Network):
         self.rgb = rgb
         self.flow = flow
         self.share = share
+        self.context = rgb.context
         self.last_layers = tuple(
             f"{name}.{last}"
             for name, net in self.named_children()
             if isinstance(net, Network)
             for last in net.last_layers
         )
+
+    @property
+    def periods(self) -> tuple[int, ...]:
+        """Frames of either clip from one time step to the next."""
+        return (*self.rgb.periods, *self.flow.periods)
 
     def pooled(self, *clips: Tensor) -> Tensor:
         """Both networks' features, rgb's first: (B, 2 F, T'), for the steps that both have."""

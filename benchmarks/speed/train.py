@@ -131,7 +131,7 @@ def _placed(net: Network, clips: list[Tensor], way: Way, machine: Machine) -> li
     """Move a network and its clips to the machine, in the way's layout; return the clips."""
     if way.channels_last:
         machine.place(net)
-        return [machine.place_clips(each) for each in clips]
+        return list(machine.place_clips(clips))
     net.to(machine.device)
     return [each.to(machine.device) for each in clips]
 

@@ -1,0 +1,203 @@
+"""A network's start from weights: what of them goes where, and what is drawn anew.
+
+Whole networks (a published I3D, a checkpoint of ours) must fit name by name and shape by shape; of
+other classes than the weights', the last layer alone is left as it was drawn. Two-dimensional
+Inception-v1 (ImageNet's) goes to every Inception in a network, told by the name of its first
+convolution: as it is in two dimensions, inflated in three.
+
+ImageNet's weights see three colours in [-1, 1] (see `benchmarks.weights.published`). The paper does
+not say how flow became their input. As Wang et al. (arXiv 1608.00859, section 3.2) propose, each
+channel gets the mean of the three colours' kernels; and, ours, times 3 / channels, so that the sums
+that batch norm's statistics were taken of keep their size.
+"""
+
+import logging
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.archs import CHANNELS, build
+from benchmarks.archs.inception import inflate
+from benchmarks.archs.network import Network
+from benchmarks.weights import INITS, published
+from benchmarks.weights.schemes import SCALE
+from benchmarks.weights.stored import Weights, find, need_tensorflow, read
+from kinetics_tools.errors import EvaluationError
+
+SCRATCH: Final = INITS[0]
+logger = logging.getLogger(__name__)
+Shapes = Mapping[str, tuple[int, ...]]
+_PART: Final = re.compile(r"Conv[23]d_|Mixed_|Logits\.")
+_FIRST: Final = re.compile(r"((?:.*\.)?)Conv([23])d_1a_7x7\.conv_\2d\.weight")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What a network starts from.
+
+    Attributes:
+        state: name -> tensor, which the network of these names takes; what is not in it is drawn.
+        source: where it is from, in words.
+        sha256: of the weights as they were read, whatever their names and file.
+    """
+
+    state: Mapping[str, Tensor]
+    source: str
+    sha256: str
+
+    def load(self, net: nn.Module) -> None:
+        """Set the weights of `net`, which was built as it was for `start_from`."""
+        net.load_state_dict(net.state_dict() | dict(self.state))
+
+
+def start_from(init: str, *, arch: str, stream: str, num_classes: int, cache: Path) -> Start | None:
+    """What `--init` names, checked against the network; None for `scratch`.
+
+    Args:
+        init: `scratch`, `imagenet`, `kinetics`, or the path of a file or a folder of weights.
+        arch: the network's, as in `benchmarks.archs.build`.
+        stream: in the same way.
+        num_classes: in the same way.
+        cache: the user's cache folder, which keeps what is fetched.
+
+    Raises:
+        EvaluationError: the weights cannot be had or read, or are not of this network.
+    """
+    if init == SCRATCH:
+        return None
+    with torch.device("meta"):  # names and shapes; nothing is drawn
+        net = build(arch, stream, num_classes)
+    if init == "imagenet":
+        weights = published.imagenet(cache)
+    elif init == "kinetics":
+        if arch != "i3d":
+            raise EvaluationError(
+                f"--init kinetics is the authors' i3d; {arch} starts from scratch, imagenet or PATH"
+            )
+        need_tensorflow("--init kinetics reads a TensorFlow checkpoint")
+        weights = read(published.kinetics(stream, cache), net.state_dict(), arch=arch)
+    else:
+        weights = read(find(Path(init), stream), net.state_dict(), arch=arch)
+    state = placed(weights, net)
+    return Start(state=state, source=weights.source, sha256=weights.sha256)
+
+
+def placed(weights: Weights, net: Network) -> dict[str, Tensor]:
+    """What of the weights goes where in `net`: those of a whole network, or of its Inceptions.
+
+    Raises:
+        EvaluationError: they are not this network's, or there is no Inception in it.
+    """
+    shapes = shapes_of(net)
+    last = [f"{layer}.{what}" for layer in net.last_layers for what in ("weight", "bias")]
+    if weights.dims != 2:
+        return fit(weights, shapes, last)
+    state: dict[str, Tensor] = {}
+    for prefix, dims, channels in inceptions(shapes):
+        theirs = dict(weights.state)
+        first = "Conv2d_1a_7x7.conv_2d.weight"
+        theirs[first] = for_channels(theirs[first], channels)
+        if dims == 3:
+            theirs = inflate(theirs)
+        part = {
+            name.removeprefix(prefix): sizes
+            for name, sizes in shapes.items()
+            if name.startswith(prefix) and _PART.match(name.removeprefix(prefix))
+        }
+        if not any(name.startswith("Logits.") for name in part):
+            # ImageNet's own classes have no place where the trunk alone is used.
+            theirs = {n: t for n, t in theirs.items() if not n.startswith("Logits.")}
+        lasts = [name.removeprefix(prefix) for name in last if name.startswith(prefix)]
+        own = fit(Weights(state=theirs, source=weights.source), part, lasts)
+        state |= {prefix + name: tensor for name, tensor in own.items()}
+    if not state:
+        raise EvaluationError(
+            f"{weights.source} is of Inception-v1, and there is none in this architecture; "
+            "give --init scratch, or the PATH of its own weights"
+        )
+    return state
+
+
+def fit(weights: Weights, shapes: Shapes, last: Collection[str] = ()) -> dict[str, Tensor]:
+    """The weights of a whole network, as a network of these `shapes` takes them.
+
+    Args:
+        weights: of the network.
+        shapes: name -> sizes, of all that the network has.
+        last: names of the last layer's tensors, which are left out where classes differ.
+
+    Raises:
+        EvaluationError: a tensor is missing, too many, of another shape or not finite.
+    """
+    drawn = _of_other_classes(weights, shapes, last)
+    state = {name: tensor for name, tensor in weights.state.items() if name not in drawn}
+    for name in shapes:
+        if name not in state and name not in drawn and not name.endswith(SCALE):
+            raise EvaluationError(f"{weights.source} lacks {name}: weights of another architecture")
+    for name, tensor in state.items():
+        # A network has a scale when it is given one.
+        like = name.removesuffix("scale") + "bias" if name.endswith(SCALE) else name
+        if like not in shapes:
+            raise EvaluationError(
+                f"{weights.source} has {name}, which the network lacks: weights of another "
+                "architecture"
+            )
+        if tuple(tensor.shape) != shapes[like]:
+            raise EvaluationError(
+                f"{weights.source}: {_mismatch(name, tuple(tensor.shape), shapes[like])}"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise EvaluationError(f"{weights.source}: not all values of {name} are finite")
+    return state
+
+
+def inceptions(shapes: Shapes) -> Iterator[tuple[str, int, int]]:
+    """Every Inception-v1 in a network: what stands before its names, dimensions, channels."""
+    for name, sizes in shapes.items():
+        found = _FIRST.fullmatch(name)
+        if found is not None:
+            yield found[1], int(found[2]), sizes[1]
+
+
+def for_channels(kernel: Tensor, channels: int) -> Tensor:
+    """A first convolution (O, 3, h, w) of colours, for so many `channels`; see the module's top."""
+    if channels == kernel.shape[1]:
+        return kernel
+    mean = kernel.mean(dim=1, keepdim=True)
+    return mean.repeat(1, channels, 1, 1) * (kernel.shape[1] / channels)
+
+
+def shapes_of(net: nn.Module) -> Shapes:
+    """Name -> sizes of all that a network starts from."""
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in net.state_dict().items()
+        if not name.endswith(".num_batches_tracked")
+    }
+
+
+def _of_other_classes(weights: Weights, shapes: Shapes, last: Collection[str]) -> frozenset[str]:
+    """The last layer's tensors where they are of another number of classes, else none."""
+    for name in last:
+        have, want = weights.state.get(name), shapes.get(name)
+        if have is not None and want is not None and have.shape[0] != want[0]:
+            logger.warning(
+                "%s: the last layer is drawn anew: it is of %d classes there, of %d here",
+                *(weights.source, have.shape[0], want[0]),
+            )
+            return frozenset(last)
+    return frozenset()
+
+
+def _mismatch(name: str, have: tuple[int, ...], want: tuple[int, ...]) -> str:
+    is_first = _FIRST.fullmatch(name) is not None and have[2:] == want[2:]
+    if is_first and have[0] == want[0]:
+        names = {channels: stream for stream, channels in CHANNELS.items()}
+        there, here = (f"{n} channels ({names.get(n, 'stacked')})" for n in (have[1], want[1]))
+        return f"weights of another stream: {name} takes {there} there, {here} here"
+    return f"weights of another architecture: {name} is {have} there, {want} here"

@@ -1,0 +1,198 @@
+"""Weights in files, read into our names. The only importer of tensorflow.
+
+A file is one of: a state dict by torch.save under our names or a published scheme's, a checkpoint
+of `benchmarks.train`, or a TensorFlow checkpoint (`model.ckpt.index` and its data), named by its
+prefix, as TensorFlow does, or by its index. Nothing in a file is ever run.
+"""
+
+import hashlib
+import logging
+import os
+import pickle
+import re
+import struct
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.weights.schemes import SCHEMES, scheme_of
+from kinetics_tools.errors import EvaluationError
+
+INDEX: Final = ".index"
+SUFFIXES: Final = (".pt", ".pth", INDEX)
+# What torch raises on bytes that are no file of its own, or a part of one.
+_BROKEN: Final = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+)
+_PARTS: Final = re.compile(r"[^a-z0-9]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """Tensors under our names.
+
+    Attributes:
+        state: name -> tensor, on the CPU; batch norm's counts are left out.
+        source: where they are from, in words.
+        dims: of the Inception-v1 that they are of, 2 or 3; None: they are of a network of ours.
+    """
+
+    state: Mapping[str, Tensor]
+    source: str
+    dims: int | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Over names, shapes and values, hex: the same for the same weights in any scheme."""
+        hashed = hashlib.sha256()
+        for name in sorted(self.state):
+            tensor = self.state[name].detach().contiguous()
+            hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            hashed.update(tensor.numpy().tobytes())
+        return hashed.hexdigest()
+
+
+def find(path: Path, stream: str) -> Path:
+    """The weights of a stream at `path`: a file itself, or the one in a folder that is named so.
+
+    In a folder, two levels deep, files of weights are looked at whose path from there has the
+    stream's name as a word: `rgb/checkpoint.pt`, `flow_imagenet.pt`, `rgb_imagenet/model.ckpt`.
+
+    Raises:
+        EvaluationError: there is nothing, no such file in the folder, or several.
+    """
+    if not path.is_dir():
+        index = path.with_name(path.name + INDEX)
+        if not path.exists() and not index.exists():
+            raise EvaluationError(f"{path} is missing: no file, folder or TensorFlow checkpoint")
+        return path if path.exists() else index
+    found = [
+        file
+        for pattern in ("*", "*/*")
+        for file in sorted(path.glob(pattern))
+        if file.suffix in SUFFIXES
+        and file.is_file()
+        and stream in _PARTS.split(str(file.relative_to(path)).lower())
+    ]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(str(file.relative_to(path)) for file in found[:3])
+    raise EvaluationError(
+        f"{path} is a folder with several files of {stream} weights ({names}); name one of them"
+        if found
+        else f"{path} is a folder without {stream} weights; name a file ({', '.join(SUFFIXES)}), "
+        f"or a folder with one that has {stream} in its name"
+    )
+
+
+def read(path: Path, known: Collection[str], *, arch: str) -> Weights:
+    """The weights in a file.
+
+    Args:
+        path: the file; for a TensorFlow checkpoint its index.
+        known: names in our network, by which its own weights are told.
+        arch: the network's architecture, to which a checkpoint of ours must belong.
+
+    Raises:
+        EvaluationError: it is empty, truncated, no file of weights, holds code, belongs to another
+            architecture, has names of no known scheme, a tensor too many or too few; or
+            TensorFlow is needed and not installed.
+    """
+    is_theirs = path.suffix == INDEX
+    tensors = _tensorflow(path) if is_theirs else _tensors(path, _load(path), arch)
+    scheme = scheme_of(tensors)
+    try:
+        if scheme is None:
+            return Weights(state=_own(tensors, known), source=str(path))
+        return Weights(state=scheme.to_ours(tensors), source=str(path), dims=scheme.dims)
+    except EvaluationError as error:
+        raise EvaluationError(f"{path}: {error}") from error
+
+
+def _own(tensors: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:
+    if not any(name in known for name in tensors):
+        first = ", ".join(list(tensors)[:3])
+        schemes = ", ".join(scheme.title for scheme in SCHEMES.values())
+        raise EvaluationError(
+            f"names of no known scheme ({first} ...): not this network's, nor those of {schemes}"
+        )
+    return {n: t for n, t in tensors.items() if not n.endswith(".num_batches_tracked")}
+
+
+def _load(path: Path) -> Any:
+    """What torch.save wrote, to the CPU; only tensors and plain values are read."""
+    if path.stat().st_size == 0:
+        raise EvaluationError(f"{path} is empty")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except _BROKEN as error:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code is not None:
+            raise EvaluationError(
+                f"{path} holds code ({code[1]}), not tensors alone; it was not run. "
+                "Save a state dict and give that"
+            ) from error
+        raise EvaluationError(f"{path} is truncated, or no file by torch.save") from error
+
+
+def _tensors(path: Path, values: Any, arch: str) -> Mapping[str, Tensor]:
+    """The state dict in what torch.save wrote: that itself, or the `net` of our checkpoint."""
+    if isinstance(values, Mapping) and isinstance(values.get("net"), Mapping):
+        if values.get("arch") != arch:
+            raise EvaluationError(f"{path} holds weights of {values.get('arch')}, not of {arch}")
+        values = values["net"]
+    is_state = isinstance(values, Mapping) and values
+    if not is_state or not all(isinstance(value, Tensor) for value in values.values()):
+        raise EvaluationError(f"{path} holds no state dict: names of tensors and nothing else")
+    state: Mapping[str, Tensor] = values
+    return state
+
+
+def _tensorflow(index: Path) -> dict[str, Tensor]:
+    """Every variable of a TensorFlow checkpoint, in float32 or as it is."""
+    prefix = index.with_suffix("")
+    if not any(prefix.parent.glob(f"{prefix.name}.data-*")):
+        raise EvaluationError(f"{index} has no {prefix.name}.data-00000-of-00001 beside it")
+    tensorflow = need_tensorflow(f"{index} is a TensorFlow checkpoint")
+    try:
+        reader = tensorflow.train.load_checkpoint(str(prefix))
+        names = sorted(reader.get_variable_to_shape_map())
+        return {name: torch.from_numpy(np.asarray(reader.get_tensor(name))) for name in names}
+    except (tensorflow.errors.OpError, ValueError, RuntimeError, IndexError) as error:
+        line = str(error).splitlines()[0]
+        raise EvaluationError(f"{index} cannot be read: {line}") from error
+
+
+def need_tensorflow(why: str) -> Any:
+    """The package tensorflow, which nothing else here needs.
+
+    Args:
+        why: it is needed, for the message.
+
+    Raises:
+        EvaluationError: it is not installed.
+    """
+    # It greets on stderr; what is wrong it raises.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        import tensorflow
+    except ModuleNotFoundError as error:
+        raise EvaluationError(
+            f"{why}, and TensorFlow is not installed: pip install 'kinetics-tools[tensorflow]'"
+        ) from error
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    return tensorflow

@@ -1,0 +1,224 @@
+"""Features: rows of time steps, the same whole or in pieces, and files that say what they are."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import MakeVideo
+from foreign import shake
+from nets import FRAMES_A_STEP, awake, wave
+from tiny import key_file, tiny_clips, tiny_recipe, tiny_shards
+
+from benchmarks import commands, features
+from benchmarks.archs import ARCHS, build
+from benchmarks.features import Extractor, from_weights, keys_of, pieces
+from benchmarks.machine import Machine
+from benchmarks.recipes import RECIPES, OneCycle
+from benchmarks.videos import Span
+from benchmarks.weights import published
+from benchmarks.weights.stored import Weights
+from kinetics_tools.errors import EvaluationError, MediaError
+from kinetics_tools.files import file_digest
+
+CPU = Machine(torch.device("cpu"))
+
+
+def lengths(name: str, stream: str, num: int) -> list[int]:
+    """Frames of each clip: `num` for i3d, else of as many whole steps as fit in so many frames."""
+    if name == "i3d":
+        return [num for _ in ARCHS[name].clips_of(stream)]
+    steps = FRAMES_A_STEP[name]
+    longest = max(steps[each] for each in ARCHS[name].clips_of(stream))
+    return [steps[each] * (num // longest) for each in ARCHS[name].clips_of(stream)]
+
+
+@pytest.mark.parametrize(
+    ("name", "stream", "num"),
+    [
+        # 160, 163 and 175 leave the rests 0, 3 and 7 of eight: another SAME padding each.
+        *(("i3d", "rgb", num) for num in (160, 163, 175)),
+        pytest.param("i3d", "flow", 165, marks=pytest.mark.full),
+        ("two-stream", "flow", 160),
+        *(
+            pytest.param(*network, 160, marks=pytest.mark.full)
+            for network in (("c3d", "rgb"), ("two-stream", "joint"), ("3d-fused", "joint"))
+        ),
+    ],
+)
+def test_pieces_side_by_side_are_the_whole(
+    name: str, stream: str, num: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = awake(name, stream)
+    counts = lengths(name, stream, num)
+    clips = [
+        wave(each, count, (32, 32))[None]
+        for each, count in zip(ARCHS[name].clips_of(stream), counts, strict=True)
+    ]
+    monkeypatch.setattr(features, "AT_ONCE", 56)
+    cut = list(pieces(net, counts))
+    assert len(cut) > 1
+    with torch.inference_mode():
+        whole = net.features(*clips)
+        parts = [
+            net.features(*(c[:, :, f] for c, f in zip(clips, piece.frames, strict=True)))[
+                :, :, piece.steps
+            ]
+            for piece in cut
+        ]
+    torch.testing.assert_close(torch.cat(parts, dim=2), whole, atol=1e-4, rtol=1e-3)
+    assert whole.std(dim=2).mean() > 1e-3  # else any order of the steps would do
+
+
+def test_the_recurrent_network_sees_a_long_video_in_parts_of_its_convolutions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = awake("convnet-lstm", "rgb")
+    clip = wave("rgb", 12, (32, 32))[None]
+    with torch.inference_mode():
+        whole = net.features(clip)
+        monkeypatch.setattr("benchmarks.archs.convnet_lstm.AT_ONCE", 5)
+        torch.testing.assert_close(net.features(clip), whole, atol=1e-4, rtol=1e-3)
+
+
+def test_two_videos_of_one_stem_have_two_names(tmp_path: Path) -> None:
+    one, other = tmp_path / "a" / "x.mp4", tmp_path / "b" / "x.mp4"
+    keys = keys_of([one, other, one, tmp_path / "a" / "walk on.mp4"])
+    assert list(keys) == [one, other, tmp_path / "a" / "walk on.mp4"]
+    assert len(set(keys.values())) == 3
+    assert all(key.startswith(("x-", "walk_on-")) for key in keys.values())
+    assert keys_of([one]) == {one: "x"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of I3D's two streams, an epoch of few clips."""
+    folder = tmp_path_factory.mktemp("features")
+    with pytest.MonkeyPatch.context() as patch:
+        recipes = {
+            stream: tiny_recipe("i3d", stream, schedule=OneCycle(epochs=1, peak_lr=1e-3))
+            for stream in ("rgb", "flow")
+        }
+        patch.setitem(RECIPES, "tiny", {"i3d": recipes})
+        words = ("--arch", "i3d", "--recipe", "tiny", "--data", tiny_shards(), "--amp", "none")
+        splits = (
+            *("--train-split", key_file(folder, "train.txt", "ann_*", "ben_*")),
+            *("--test-split", key_file(folder, "test.txt", "dan_*")),
+        )
+        assert commands.run([*map(str, (*words, *splits, "--work-dir", folder / "work"))]) == 0
+    return folder / "work"
+
+
+def test_a_video_of_any_size_gives_a_row_a_step_with_its_times(
+    run: Path, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    video = make_video(seconds=1.5, fps="30", size="86x150")
+    extractor = Extractor.of_run(run, CPU, tmp_dir=tmp_path)
+    arrays = extractor.write(video, Span(0.2), tmp_path / "out" / "v")
+    assert [path.name for path in arrays] == ["v.rgb.npy", "v.flow.npy"]
+    for path in arrays:
+        rows = np.load(path)
+        told = json.loads(path.with_suffix(".json").read_text())
+        assert rows.dtype == np.float32
+        assert rows.shape == (told["rows"], told["features"])
+        assert np.isfinite(rows).all()
+        assert told["sha256"] == file_digest(path)
+        assert told["frames"] == 33  # from 0.2 to 1.5 s, 25 a second
+        # 33 frames are five cells of eight, 32 fields four; a step is two of them.
+        steps = 4 if told["stream"] == "rgb" else 3
+        assert told["start_s"] == [pytest.approx(0.2 + 0.32 * at) for at in range(steps)]
+        assert told["end_s"][0] == pytest.approx(0.2 + 0.64)
+        assert told["end_s"][-1] <= 1.52 + 1e-6
+    assert not (tmp_path / ".scratch").exists()
+    with pytest.raises(EvaluationError, match=r"v\.rgb\.json is of .*; choose another --out"):
+        extractor.write(tiny_clips() / "left" / "ann_left.mp4", Span(), tmp_path / "out" / "v")
+
+
+def test_made_features_are_reused_and_made_anew_when_the_video_changed(
+    run: Path, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    video = tmp_path / "v.mp4"
+    video.write_bytes(make_video(seconds=1).read_bytes())
+    extractor = Extractor.of_run(run, CPU, stream="rgb", tmp_dir=tmp_path)
+    (path,) = extractor.write(video, Span(), tmp_path / "v")
+    made, rows = path.stat().st_mtime_ns, np.load(path)
+    extractor.write(video, Span(), tmp_path / "v")
+    assert path.stat().st_mtime_ns == made
+    extractor.write(video, Span(), tmp_path / "v", force=True)
+    assert path.stat().st_mtime_ns > made
+    np.testing.assert_array_equal(np.load(path), rows)
+    video.write_bytes(make_video(seconds=2).read_bytes())
+    extractor.write(video, Span(), tmp_path / "v")
+    assert len(np.load(path)) > len(rows)
+
+
+def test_what_cannot_be_read_is_one_line_in_its_record(
+    run: Path, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    extractor = Extractor.of_run(run, CPU, stream="flow", tmp_dir=tmp_path)
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    short = make_video(seconds=0.3)
+    for video, words in (
+        (short, "I3D needs 10"),  # nine fields
+        (text, "text.mp4"),
+        (tmp_path / "gone.mp4", "no such file"),
+    ):
+        with pytest.raises(MediaError, match=words) as caught:
+            extractor.write(video, Span(), tmp_path / "bad")
+        told = json.loads((tmp_path / "bad.json").read_text())
+        assert told == {"video": str(video.absolute()), "error": str(caught.value)}
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "bad.npy").exists()
+        (tmp_path / "bad.json").unlink()
+
+
+def test_weights_alone_give_features_by_the_papers_recipe(tmp_path: Path) -> None:
+    net = shake(build("i3d", "rgb", 5)).eval()
+    weights = tmp_path / "weights.pt"
+    torch.save(net.state_dict(), weights)
+    network = from_weights(str(weights), "i3d", "rgb", seed=0, cache=tmp_path)
+    extractor = Extractor([network], CPU, tmp_path)
+    video = tiny_clips() / "left" / "ann_left.mp4"
+    (array,) = extractor.write(video, Span(), tmp_path / "v")
+    told = json.loads(array.with_suffix(".json").read_text())
+    assert (told["start_s"], told["end_s"]) == ([0.0], [0.56])
+    with extractor.videos.clip(video, Span(), whole=True) as clip:
+        frames = torch.from_numpy(clip.rgb())
+    assert frames.shape == (14, 256, 308, 3)  # enlarged, as extract-flow does
+    crop = frames[:, 16:240, 42:266].permute(3, 0, 1, 2).float() / 127.5 - 1
+    with torch.inference_mode():
+        expected = net.features(crop[None])[0].T
+    torch.testing.assert_close(torch.from_numpy(np.load(array)), expected, atol=1e-4, rtol=1e-3)
+    assert expected.std() > 1e-3
+
+    # The last layer has no part in them, nor in what the record says of the weights.
+    with torch.no_grad():
+        net.get_parameter(f"{net.last_layers[0]}.weight").mul_(2)
+    torch.save(net.state_dict(), weights)
+    made = array.stat().st_mtime_ns
+    network = from_weights(str(weights), "i3d", "rgb", seed=1, cache=tmp_path)
+    Extractor([network], CPU, tmp_path).write(video, Span(), tmp_path / "v")
+    assert array.stat().st_mtime_ns == made
+
+
+def test_features_of_drawn_weights_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EvaluationError, match="--init scratch has no features"):
+        from_weights("scratch", "i3d", "rgb", seed=0, cache=tmp_path)
+    imagenet = Weights(state=dict(_flat_inception()), source="ImageNet's", dims=2)
+    monkeypatch.setattr(published, "imagenet", lambda _: imagenet)
+    assert from_weights("imagenet", "i3d", "flow", seed=0, cache=tmp_path).stream == "flow"
+    with pytest.raises(EvaluationError, match=r"has no lstm\..* would be of drawn weights"):
+        from_weights("imagenet", "convnet-lstm", "rgb", seed=0, cache=tmp_path)
+
+
+def _flat_inception() -> Iterator[tuple[str, torch.Tensor]]:
+    """What ImageNet's weights are under our names."""
+    net = build("two-stream", "rgb", 1000)
+    for name, tensor in net.state_dict().items():
+        if not name.endswith(".num_batches_tracked"):
+            yield name, tensor

@@ -1,0 +1,692 @@
+"""Published weights: every name, every shape, every way in which a file can be wrong."""
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from foreign import GoogLeNet, Hassony2, Piergiaj, deepmind_variables, shake
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import MediaServer, run_command
+from test_train import CPU, RECIPE, job
+from tiny import key_file, tiny_shards
+from torch import Tensor, nn
+
+from benchmarks import views
+from benchmarks.archs import build
+from benchmarks.archs.network import Network
+from benchmarks.recipes import OneCycle
+from benchmarks.train import CHECKPOINT, train
+from benchmarks.weights import cricket, published
+from benchmarks.weights.schemes import SCHEMES, scheme_of, units
+from benchmarks.weights.start import Start, for_channels, placed, shapes_of, start_from
+from benchmarks.weights.stored import Weights, find, need_tensorflow, read
+from kinetics_tools.errors import EvaluationError
+from kinetics_tools.manifest import known_labels
+
+# SHA-256 of the lines "name [sizes]" of the 230 variables of the published RGB/imagenet checkpoint,
+# sorted: read from its index file.
+PUBLISHED_SHA256 = "129004fb8aa39f0f7e7bf1a84f833086d75a7ad13d080f0587ec149c6a7daf9d"
+CLIP = torch.randn(1, 3, 9, 32, 32, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def net() -> Network:
+    """An rgb I3D of five classes, with statistics as after training."""
+    torch.manual_seed(0)
+    return shake(build("i3d", num_classes=5))
+
+
+def logits(net: nn.Module) -> Tensor:
+    with torch.inference_mode():
+        out: Tensor = net(CLIP)
+    return out
+
+
+def loaded(state: dict[str, Tensor]) -> nn.Module:
+    """An I3D of five classes with these weights, which must be all that it has."""
+    with torch.device("meta"):
+        fresh = build("i3d", num_classes=5)
+    counts = {name for name in fresh.state_dict() if name.endswith(".num_batches_tracked")}
+    fresh.load_state_dict(state | {name: torch.tensor(0) for name in counts}, assign=True)
+    return fresh.eval()
+
+
+def read_rgb(path: Path, net: nn.Module) -> Weights:
+    return read(path, net.state_dict().keys(), arch="i3d")
+
+
+def test_the_units_are_those_of_the_network(net: nn.Module) -> None:
+    convs = [n for n in net.state_dict() if n.endswith("conv_3d.weight") and "Logits" not in n]
+    assert [f"{unit.ours(3)}.conv_3d.weight" for unit in units()] == convs
+    assert len(convs) == 57
+
+
+def test_deepminds_names_and_shapes_are_those_of_the_published_index() -> None:
+    with torch.device("meta"):
+        net = build("i3d")
+    variables = deepmind_variables(net, "RGB/inception_i3d/")
+    lines = sorted(f"{name} {list(tensor.shape)}\n" for name, tensor in variables.items())
+    assert len(lines) == 230
+    assert (
+        "RGB/inception_i3d/Mixed_5b/Branch_2/Conv3d_0a_3x3/conv_3d/w [3, 3, 3, 32, 128]\n" in lines
+    )
+    assert hashlib.sha256("".join(lines).encode()).hexdigest() == PUBLISHED_SHA256
+
+
+@pytest.mark.parametrize(
+    ("scheme", "theirs"),
+    [("piergiaj", Piergiaj), ("hassony2", Hassony2), ("torchvision", GoogLeNet)],
+)
+def test_a_scheme_names_exactly_what_their_network_has(
+    scheme: str, theirs: type[nn.Module]
+) -> None:
+    table = SCHEMES[scheme]
+    with torch.device("meta"):
+        net, own = theirs(), build("i3d")
+    # Each tensor is told by its value.
+    state = {
+        name: torch.full(tensor.shape, float(number + 2))
+        for number, (name, tensor) in enumerate(net.state_dict().items())
+    }
+    assert scheme_of(state) is table
+    ours = table.to_ours(state)  # refuses a name too many or too few
+    for name, tensor in table.from_ours(ours).items():
+        assert torch.equal(tensor, state[name]), name
+    if table.dims == 3:
+        assert {
+            name: tuple(tensor.shape)
+            for name, tensor in ours.items()
+            if not name.endswith(".scale")
+        } == shapes_of(own)
+
+
+@pytest.mark.parametrize("scheme", ["deepmind", "piergiaj", "hassony2"])
+def test_weights_written_and_read_under_a_scheme_give_identical_logits(
+    scheme: str, net: nn.Module
+) -> None:
+    table = SCHEMES[scheme]
+    state = {n: t for n, t in net.state_dict().items() if not n.endswith(".num_batches_tracked")}
+    theirs = table.from_ours(state)
+    assert theirs.keys().isdisjoint(state)
+    assert torch.equal(logits(loaded(table.to_ours(theirs))), logits(net))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("scheme", ["piergiaj", "hassony2"])
+def test_a_file_by_torch_save_is_read(
+    scheme: str, legacy: bool, net: nn.Module, tmp_path: Path
+) -> None:
+    path = tmp_path / "rgb_imagenet.pt"
+    theirs = SCHEMES[scheme].from_ours(net.state_dict())
+    torch.save(theirs, path, _use_new_zipfile_serialization=not legacy)
+    weights = read_rgb(path, net)
+    assert torch.equal(logits(loaded(dict(weights.state))), logits(net))
+    assert (weights.source, weights.dims) == (str(path), 3)
+    torch.save(net.state_dict(), path)
+    assert read_rgb(path, net).sha256 == weights.sha256  # the same weights, whatever their names
+
+
+def test_a_scale_that_is_not_one_is_kept_and_ones_are_dropped(net: nn.Module) -> None:
+    theirs = SCHEMES["piergiaj"].from_ours(net.state_dict())
+    assert not any(n.endswith(".scale") for n in SCHEMES["piergiaj"].to_ours(theirs))
+    theirs["Mixed_3b.b1b.bn.weight"] = torch.linspace(0.5, 1.5, 128)
+    state = SCHEMES["piergiaj"].to_ours(theirs)
+    (name,) = (n for n in state if n.endswith(".scale"))
+    assert name == "Mixed_3b.Branch_1.Conv3d_0b_3x3.batch_norm.scale"
+    assert torch.equal(state[name], theirs["Mixed_3b.b1b.bn.weight"])
+    assert torch.equal(
+        SCHEMES["hassony2"].from_ours(state)["mixed_3b.branch_1.1.batch3d.weight"], state[name]
+    )
+    with pytest.raises(EvaluationError, match=r"kinetics-i3d has no name for Mixed_3b.*scale"):
+        SCHEMES["deepmind"].from_ours(state)
+
+
+def test_the_kinetics_600_checkpoint_is_read(net: nn.Module) -> None:
+    """No scope, vectors of five axes, and the optimizer's slots."""
+    bare = deepmind_variables(net, "")
+    variables = {n: t if n.endswith("/w") else t.reshape(1, 1, 1, 1, -1) for n, t in bare.items()}
+    variables["Logits/Conv3d_0c_1x1/conv_3d/b"] = bare["Logits/Conv3d_0c_1x1/conv_3d/b"]
+    trained = [n for n in bare if not n.endswith(("moving_mean", "moving_variance"))]
+    variables |= {f"{name}/Momentum": torch.zeros_like(bare[name]) for name in trained}
+    assert len(variables) == 346
+    scheme = scheme_of(variables)
+    assert scheme is SCHEMES["deepmind"]
+    assert torch.equal(logits(loaded(scheme.to_ours(variables))), logits(net))
+
+
+def test_each_tensor_is_used_once_or_is_on_the_list(net: nn.Module) -> None:
+    table = SCHEMES["hassony2"]
+    theirs = table.from_ours(net.state_dict())
+    count = {"mixed_3b.branch_0.batch3d.num_batches_tracked": torch.tensor(7)}
+    assert table.to_ours(theirs | count).keys() == table.to_ours(theirs).keys()
+    with pytest.raises(EvaluationError, match=r"^mixed_9z\.w has no place in Inception-v1 \(hasso"):
+        table.to_ours(theirs | {"mixed_9z.w": torch.zeros(1)})
+    del theirs["mixed_3b.branch_3.1.batch3d.running_var"]
+    with pytest.raises(
+        EvaluationError, match=r"^mixed_3b\.branch_3\.1\.batch3d\.running_var is mi"
+    ):
+        table.to_ours(theirs)
+    twice = deepmind_variables(net, "RGB/inception_i3d/")
+    twice |= deepmind_variables(net, "Flow/inception_i3d/")
+    with pytest.raises(EvaluationError, match="is there twice, under two scopes"):
+        SCHEMES["deepmind"].to_ours(twice)
+
+
+class Trap:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def bad_files(folder: Path, net: nn.Module) -> Iterator[tuple[Path, str]]:
+    """Files that cannot be read, each with what the message must say."""
+    state = net.state_dict()
+
+    def save(name: str, value: object) -> Path:
+        torch.save(value, folder / name)
+        return folder / name
+
+    good = save("good.pt", state)
+    truncated = folder / "truncated.pt"
+    truncated.write_bytes(good.read_bytes()[:1_000_000])
+    yield truncated, "is truncated, or no file by torch.save"
+    empty = folder / "empty.pt"
+    empty.touch()
+    yield empty, "is empty"
+    text = folder / "text.pt"
+    text.write_text("<html>404</html>")
+    yield text, "is truncated, or no file by torch.save"
+    yield (
+        save("trap.pt", {"w": Trap(folder / "made")}),
+        r"holds code \((posix|nt)\.mkdir\).*was not run",
+    )
+    yield save("net.pt", net), r"holds code \(benchmarks.archs.*Save a state dict"
+    yield save("numbers.pt", {"a": 1}), "holds no state dict"
+    yield save("list.pt", [1]), "holds no state dict"
+    yield save("none.pt", {}), "holds no state dict"
+    yield (
+        save("resnet.pt", {"layer1.0.conv1.weight": state["Conv3d_1a_7x7.batch_norm.bias"]}),
+        (r"names of no known scheme \(layer1\.0\.conv1\.weight \.\.\.\): .*hassony2"),
+    )
+    theirs = SCHEMES["piergiaj"].from_ours(state)
+    theirs.pop("logits.conv3d.bias")
+    yield save("short.pt", theirs), r"logits\.conv3d\.bias is missing \(piergiaj"
+    checkpoint = {"net": state, "arch": "c3d", "stream": "rgb"}
+    yield save("c3d.pt", checkpoint), "holds weights of c3d, not of i3d"
+    index = folder / "model.ckpt.index"
+    index.write_bytes(b"x")
+    yield index, r"has no model\.ckpt\.data-00000-of-00001 beside it"
+
+
+def test_bad_files_are_one_line_and_nothing_in_them_is_run(net: nn.Module, tmp_path: Path) -> None:
+    for path, words in bad_files(tmp_path, net):
+        with pytest.raises(EvaluationError) as caught:
+            read_rgb(path, net)
+        message = str(caught.value)
+        assert message.startswith(str(path)), message
+        assert re.search(words, message), message
+        assert "\n" not in message
+    assert not (tmp_path / "made").exists()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_damage_is_one_line_or_harmless(data: st.DataObject) -> None:
+    state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "w.pt"
+        torch.save(state, path, _use_new_zipfile_serialization=data.draw(st.booleans()))
+        good = path.read_bytes()
+        at = data.draw(st.integers(0, len(good) - 1))
+        cut = data.draw(st.booleans())
+        byte = data.draw(st.binary(min_size=1, max_size=3))
+        path.write_bytes(good[:at] if cut else good[:at] + byte + good[at + len(byte) :])
+        try:
+            weights = read(path, {"a", "b"}, arch="i3d")
+        except EvaluationError as error:
+            assert "\n" not in str(error)
+        else:
+            assert weights.state
+
+
+def test_a_plain_pickle_is_refused(net: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "rgb.pt"
+    path.write_bytes(pickle.dumps({"w": Trap(tmp_path / "made")}))
+    with pytest.raises(EvaluationError):
+        read_rgb(path, net)
+    assert not (tmp_path / "made").exists()
+
+
+def test_weights_are_found_by_their_streams_name(tmp_path: Path) -> None:
+    for name in (
+        "flow/checkpoint.pt",
+        "rgb_imagenet/model.ckpt.index",
+        "rgb_imagenet/model.ckpt.data-00000-of-00001",
+        "notes-rgb.txt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    index = tmp_path / "rgb_imagenet" / "model.ckpt.index"
+    assert find(tmp_path, "rgb") == index
+    assert find(tmp_path, "flow") == tmp_path / "flow" / "checkpoint.pt"
+    assert find(index, "flow") == index
+    assert find(index.with_suffix(""), "rgb") == index  # as TensorFlow names it
+    (tmp_path / "rgb.pth").touch()
+    with pytest.raises(EvaluationError, match=r"several files of rgb weights \(rgb\.pth, rgb_im"):
+        find(tmp_path, "rgb")
+    with pytest.raises(EvaluationError, match="is a folder without rgb weights"):
+        find(tmp_path / "flow", "rgb")
+    with pytest.raises(EvaluationError, match="nowhere is missing"):
+        find(tmp_path / "nowhere", "rgb")
+
+
+@pytest.fixture(scope="module")
+def googlenet() -> GoogLeNet:
+    """torchvision's network with TensorFlow's padding, and scales as training leaves them."""
+    torch.manual_seed(1)
+    net = GoogLeNet(pad=(2, 3))
+    shake(net)
+    for name, tensor in net.state_dict().items():
+        if name.endswith("bn.weight"):
+            tensor.uniform_(0.8, 1.2)
+    return net
+
+
+def serve(server: MediaServer, net: nn.Module, folder: Path) -> str:
+    """Serve a state dict as download.pytorch.org does; its address."""
+    torch.save(net.state_dict(), folder / "googlenet.pth")
+    content = (folder / "googlenet.pth").read_bytes()
+    name = f"googlenet-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    server.put(name, content)
+    return f"{server.address}/{name}"
+
+
+def test_imagenets_network_gives_googlenets_logits_on_our_input(
+    googlenet: GoogLeNet, media_server: MediaServer, tmp_path: Path
+) -> None:
+    """What was fetched computes the same; our [-1, 1] is torchvision's normalisation undone."""
+    address = serve(media_server, googlenet, tmp_path)
+    weights = published.imagenet(tmp_path / "cache", address=address)
+    ours = build("two-stream", "rgb", num_classes=1000).eval()
+    state = placed(weights, ours)
+    Start(state=state, source="", sha256="").load(ours)
+    assert sum(name.endswith(".scale") for name in state) == 57
+    random = np.random.default_rng(0)
+    frames = random.integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    picture = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    deviation = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    clip = views.rgb_clip(frames, views.View({"rgb": np.zeros(1, np.int64)}), 64)
+    with torch.inference_mode():
+        theirs = googlenet((picture - mean) / deviation)
+        got = ours(clip[None])
+    assert theirs.std() > 0.01
+    torch.testing.assert_close(got, theirs, atol=1e-4, rtol=1e-3)
+    # It is in the cache by now, and the network is not asked again.
+    media_server.files.clear()
+    assert published.imagenet(tmp_path / "cache", address=address).sha256 == weights.sha256
+    assert len(media_server.requests) == 1
+
+
+@pytest.mark.parametrize("channels", [2, 20])
+def test_a_first_convolution_for_other_channels_keeps_the_size_of_its_sums(channels: int) -> None:
+    kernel = torch.randn(4, 3, 7, 7, dtype=torch.float64)
+    pictures = torch.randn(2, 1, 16, 16, dtype=torch.float64)
+    got = torch.conv2d(pictures.expand(-1, channels, -1, -1), for_channels(kernel, channels))
+    torch.testing.assert_close(got, torch.conv2d(pictures.expand(-1, 3, -1, -1), kernel))
+    assert for_channels(kernel, 3) is kernel
+
+
+@pytest.mark.parametrize(
+    ("arch", "stream"),
+    [
+        *(("i3d", "rgb"), ("i3d", "flow"), ("convnet-lstm", "rgb")),
+        *(("two-stream", "joint"), ("3d-fused", "joint")),
+    ],
+)
+def test_imagenet_goes_to_every_inception_of_an_architecture(
+    arch: str, stream: str, googlenet: GoogLeNet, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = Weights(
+        state=SCHEMES["torchvision"].to_ours(googlenet.state_dict()), source="it", dims=2
+    )
+    net = build(arch, stream, num_classes=4)
+    drawn = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    state = placed(weights, net)
+    Start(state=state, source="it", sha256="").load(net)
+    now = net.state_dict()
+    same = {name for name in state if name in drawn and torch.equal(now[name], drawn[name])}
+    assert not same
+    num_parts = 2 if stream == "joint" else 1
+    assert len(state) == num_parts * 57 * 5  # kernel, offset, mean, variance, scale; no logits
+    has_logits = "Logits" in " ".join(net.last_layers)
+    assert ("of 1000 classes there, of 4 here" in caplog.text) == has_logits
+    for name, tensor in state.items():
+        if name.endswith("conv_3d.weight"):  # inflated: the sum over time is the flat kernel
+            flat = weights.state[name.replace("3d", "2d")]
+            want = for_channels(flat, tensor.shape[1])
+            torch.testing.assert_close(tensor.sum(dim=2), want, atol=1e-6, rtol=1e-5)
+
+
+def test_imagenet_has_no_place_in_c3d(googlenet: GoogLeNet) -> None:
+    state = SCHEMES["torchvision"].to_ours(googlenet.state_dict())
+    with torch.device("meta"):
+        net = build("c3d")
+    with pytest.raises(EvaluationError, match=r"^it is of Inception-v1, and there is none in this"):
+        placed(Weights(state=state, source="it", dims=2), net)
+
+
+def test_imagenet_that_cannot_be_fetched_is_one_line_and_leaves_no_file(
+    googlenet: GoogLeNet,
+    media_server: MediaServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    address = serve(media_server, googlenet, tmp_path)
+    (name,) = media_server.files
+    cache = tmp_path / "cache"
+    half = f"{media_server.address}/half-of-{name}"
+    gone = f"{media_server.address}/nothing-12345678.pth"
+    other = f"{media_server.address}/other-12345678.pth"
+    media_server.put("other-12345678.pth", b"something else")
+
+    def kept() -> list[str]:
+        return [path.name for path in cache.rglob("*") if path.is_file() and path.name[0] != "."]
+
+    nobody = "http://127.0.0.1:9/googlenet-12345678.pth"
+    for bad, words in (
+        (half, "did not give what its name promises .*hash"),
+        (other, "did not give what its name promises .*hash"),
+        (gone, "cannot fetch .*404"),
+        (nobody, "cannot fetch .*refused.*--init PATH"),
+    ):
+        with pytest.raises(EvaluationError, match=words) as caught:
+            published.imagenet(cache, address=bad)
+        assert "\n" not in str(caught.value)
+        assert kept() == []
+    published.imagenet(cache, address=address)
+    assert kept() == [name]
+    assert capsys.readouterr().out == ""  # which carries results only
+
+
+def test_the_authors_checkpoint_is_fetched_once_and_whole(
+    media_server: MediaServer, tmp_path: Path
+) -> None:
+    names = [f"flow_imagenet/{name}" for name in published.FILES]
+    for name in names:
+        media_server.put(name, name.encode() * 100)
+        media_server.put(f"x/{name}", name.encode() * 100)
+    half = f"{media_server.address}/half-of-x"
+    with pytest.raises(EvaluationError, match=r"^cannot fetch .*IncompleteRead.*PATH") as caught:
+        published.kinetics("flow", tmp_path, address=half, pauses_s=())
+    assert "\n" not in str(caught.value)
+    assert not [path for path in tmp_path.rglob("*") if "ckpt" in path.name]
+    index = published.kinetics("flow", tmp_path, address=media_server.address)
+    assert index.name == "model.ckpt.index"
+    assert find(index.with_suffix(""), "flow") == index
+    assert sorted(path.read_bytes() for path in index.parent.glob("model*")) == sorted(
+        media_server.files[name] for name in names
+    )
+    media_server.requests.clear()
+    assert published.kinetics("flow", tmp_path, address=media_server.address) == index
+    assert media_server.requests == []
+
+
+def test_without_tensorflow_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # as if it were not installed
+    with pytest.raises(EvaluationError, match=r"not installed: pip install '.*\[tensorflow\]'$"):
+        need_tensorflow("It")
+    with pytest.raises(EvaluationError, match=r"^--init kinetics reads a TensorFlow checkpoint, "):
+        start_from("kinetics", arch="i3d", stream="rgb", num_classes=4, cache=tmp_path)
+    with pytest.raises(EvaluationError, match=r"the authors' i3d; c3d starts from scratch"):
+        start_from("kinetics", arch="c3d", stream="rgb", num_classes=4, cache=tmp_path)
+
+
+def start(path: Path, *, stream: str = "rgb", num_classes: int = 5) -> Start:
+    """The start of an I3D from a file."""
+    found = start_from(
+        str(path), arch="i3d", stream=stream, num_classes=num_classes, cache=path.parent
+    )
+    assert found is not None
+    return found
+
+
+def test_other_classes_replace_the_last_layer_and_nothing_else(
+    net: Network, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "rgb.pt"
+    torch.save(net.state_dict(), path)
+    whole = start(path)
+    assert caplog.text == ""
+    got = start(path, num_classes=7)
+    assert "the last layer is drawn anew: it is of 5 classes there, of 7 here" in caplog.text
+    assert set(whole.state) - set(got.state) == {
+        "Logits.Conv3d_0c_1x1.conv_3d.weight",
+        "Logits.Conv3d_0c_1x1.conv_3d.bias",
+    }
+    assert got.sha256 == whole.sha256
+    fresh = build("i3d", num_classes=7)
+    last = fresh.get_parameter("Logits.Conv3d_0c_1x1.conv_3d.weight").detach().clone()
+    got.load(fresh)
+    assert torch.equal(fresh.get_parameter("Logits.Conv3d_0c_1x1.conv_3d.weight"), last)
+    features = fresh.eval().features(CLIP)
+    assert torch.equal(features, net.features(CLIP))
+
+
+def test_weights_that_do_not_fit_are_one_line(net: Network, tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    state = net.state_dict()
+
+    def refused(change: dict[str, Tensor | None], words: str, *, stream: str = "rgb") -> None:
+        changed = {name: tensor for name, tensor in (state | change).items() if tensor is not None}
+        torch.save(changed, path)
+        with pytest.raises(EvaluationError, match=words) as caught:
+            start(path, stream=stream)
+        assert str(caught.value).startswith(str(path))
+        assert "\n" not in str(caught.value)
+
+    first = "Conv3d_1a_7x7.conv_3d.weight"
+    offset = "Mixed_3b.Branch_0.Conv3d_0a_1x1.batch_norm.bias"
+    other = r"another stream: .* 3 channels \(rgb\) there, 2 channels \(flow\)"
+    refused({}, other, stream="flow")
+    refused({first: None}, rf"lacks {first}: weights of another architecture")
+    refused({"Mixed_6a.w": torch.ones(1)}, r"has Mixed_6a\.w, which the network lacks")
+    refused({offset: torch.ones(3)}, rf"another architecture: {offset} is \(3,\) there, \(64,\)")
+    refused({offset: torch.full((64,), torch.nan)}, rf"not all values of {offset} are finite")
+    scale = offset.removesuffix("bias") + "scale"
+    refused({scale: torch.ones(3)}, rf"{scale} is \(3,\) there, \(64,\) here")
+    with pytest.raises(EvaluationError, match=r"Conv3d_1a_7x7\..* not this network's"):
+        start_from(str(path), arch="convnet-lstm", stream="rgb", num_classes=5, cache=tmp_path)
+
+
+ONE_EPOCH = replace(RECIPE, schedule=OneCycle(epochs=1, peak_lr=1e-2))
+
+
+@pytest.mark.full
+def test_finetuning_of_the_last_layer_changes_nothing_else(net: Network, tmp_path: Path) -> None:
+    path = tmp_path / "rgb.pt"
+    scale = {"Mixed_3b.Branch_0.Conv3d_0a_1x1.batch_norm.scale": torch.linspace(0.9, 1.1, 64)}
+    torch.save(net.state_dict() | scale, path)
+    began = start(path, num_classes=2)
+    last = job(tmp_path / "last", ONE_EPOCH, start=began, finetune="last")
+    done = train(last, CPU)
+    assert all(torch.equal(done.net[name], tensor) for name, tensor in began.state.items())
+    changed = {name for name in done.net if name not in began.state} - {
+        name for name in done.net if name.endswith(".num_batches_tracked")
+    }
+    assert changed == {
+        "Logits.Conv3d_0c_1x1.conv_3d.weight",
+        "Logits.Conv3d_0c_1x1.conv_3d.bias",
+    }
+    assert len(done.optimizer["state"]) == 2
+    assert done.net["Logits.Conv3d_0c_1x1.conv_3d.bias"].abs().max() > 0  # it began at 0
+    assert done.init == {"source": str(path), "sha256": began.sha256, "finetune": "last"}
+    assert scale.keys() <= done.network().state_dict().keys()
+    # All layers: offsets and statistics move too, the frozen scale does not.
+    full = train(job(tmp_path / "all", ONE_EPOCH, start=began), CPU)
+    still = {name for name, tensor in began.state.items() if torch.equal(full.net[name], tensor)}
+    assert still == scale.keys()
+    for other, what in (
+        (job(tmp_path / "all", ONE_EPOCH), "init"),
+        (job(tmp_path / "last", ONE_EPOCH, start=began), "finetune"),
+    ):
+        with pytest.raises(EvaluationError, match=rf"another training \(not the same {what}\)"):
+            train(other, CPU)
+    # A checkpoint of ours is a start too.
+    again = start(tmp_path / "all" / CHECKPOINT, num_classes=2)
+    assert set(again.state) == set(began.state) | changed
+
+
+def example(nets: dict[str, Network], clips: dict[str, Tensor]) -> cricket.Example:
+    """What the networks give, as if it had been published."""
+    labels = [f"class {number}" for number in range(5)]
+    with torch.inference_mode():
+        logits = {stream: net(clips[stream])[0] for stream, net in nets.items()}
+    logits["joint"] = logits["rgb"] + logits["flow"]
+    streams = {}
+    for stream, values in logits.items():
+        order = values.argsort(descending=True).tolist()
+        shares = values.softmax(dim=0).tolist()
+        top = tuple((shares[at], float(values[at]), labels[at]) for at in order)
+        streams[stream] = cricket.Expected(float(values.norm()), top)
+    return cricket.Example((9, 32, 32), streams)
+
+
+def test_verify_holds_every_number_against_those_expected(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    nets = {stream: shake(build("i3d", stream, num_classes=5)) for stream in ("rgb", "flow")}
+    inputs = {"rgb": CLIP, "flow": CLIP[:, :2]}
+    clips = {}
+    for stream, net in nets.items():
+        theirs = SCHEMES["piergiaj"].from_ours(net.state_dict())
+        torch.save(theirs, tmp_path / f"{stream}_imagenet.pt")
+        clips[stream] = tmp_path / f"{stream}.npy"
+        np.save(clips[stream], inputs[stream].permute(0, 2, 3, 4, 1).numpy())
+    expected = example(nets, inputs)
+    labels = [f"class {number}" for number in range(5)]
+
+    def verify(path: Path = tmp_path, example: cricket.Example = expected) -> list[cricket.Check]:
+        return cricket.verify(path, clips, CPU, example=example, labels=labels)
+
+    checks = verify()
+    assert [check.stream for check in checks] == ["rgb"] * 6 + ["flow"] * 6 + ["joint"] * 6
+    assert all(check.is_met for check in checks)
+    alone = verify(tmp_path / "flow_imagenet.pt")
+    assert [check.stream for check in alone] == ["flow"] * 6
+    # One weight a little off is seen, and so is another network.
+    off = dict(expected.streams) | {"rgb": replace(expected.streams["rgb"], norm=0.0)}
+    checks = verify(example=replace(expected, streams=off))
+    assert [check.what for check in checks if not check.is_met] == ["norm of all"]
+    state = nets["rgb"].state_dict()
+    state["Mixed_5c.Branch_0.Conv3d_0a_1x1.batch_norm.bias"] += 0.01
+    torch.save(state, tmp_path / "rgb_imagenet.pt")
+    checks = verify()
+    assert all(check.is_met for check in checks if check.stream == "flow")
+    assert not all(check.is_met for check in checks if check.stream == "rgb")
+    assert cricket.furthest(checks).stream in ("rgb", "joint")
+
+
+def test_the_published_labels_are_kinetics() -> None:
+    labels = known_labels("kinetics400")
+    for expected in cricket.PUBLISHED.streams.values():
+        assert {label for _, _, label in expected.top} <= set(labels)
+        shares, values, _ = zip(*expected.top, strict=True)
+        assert list(values) == sorted(values, reverse=True)
+        # Probabilities are those of the logits: their ratios, to the digits that were printed.
+        for share, value in zip(shares, values, strict=True):
+            ratio = np.exp(np.float64(value) - values[0])
+            assert share / shares[0] == pytest.approx(ratio, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda path: path.write_bytes(b""), "cannot be read as .npy"),
+        (lambda path: np.save(path, np.zeros((1, 9, 32, 32, 2), np.float32)), r"is float32 \(1, 9"),
+        (lambda path: np.save(path, np.full((1, 79, 224, 224, 3), 2, np.float32)), "outside"),
+        (lambda path: np.save(path, np.zeros((1, 79, 224, 224, 3), np.uint8)), "is uint8"),
+        (lambda path: np.save(path, np.array([Trap(path)]), allow_pickle=True), "cannot be read"),
+    ],
+)
+def test_arrays_that_are_not_the_examples_are_one_line(
+    made: Callable[[Path], object], words: str, net: nn.Module, tmp_path: Path
+) -> None:
+    path = tmp_path / "rgb.npy"
+    made(path)
+    torch.save(net.state_dict(), tmp_path / "rgb.pt")
+    done = run_command("run-benchmark", "verify-weights", tmp_path / "rgb.pt", "--rgb", path)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {path} ")
+    assert re.search(words, line)
+
+
+@pytest.mark.full
+def test_the_command_says_that_random_weights_are_not_the_published_ones(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    for stream, channels in (("rgb", 3), ("flow", 2)):
+        torch.save(build("i3d", stream).state_dict(), tmp_path / f"{stream}.pt")
+        clip = random.uniform(-1, 1, (1, 79, 224, 224, channels)).astype(np.float32)
+        np.save(tmp_path / f"{stream}.npy", clip)
+    words = ("--rgb", tmp_path / "rgb.npy", "--flow", tmp_path / "flow.npy", "--device", "cpu")
+    done = run_command("run-benchmark", "verify-weights", tmp_path, *words)
+    assert done.returncode == 3, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1 + 3 * 7 + 1
+    assert all(line.endswith("differs") for line in lines[1:-1])
+    last = re.fullmatch(
+        r"0 of 21 numbers are met within 0\.001; .* joint, .*: ([\d.]+) off", lines[-1]
+    )
+    assert last is not None, lines[-1]
+    assert float(last[1]) > 30  # from the joint norm of 138, or its first logit of 42
+
+
+@pytest.mark.full
+def test_a_run_from_weights_to_a_result(tmp_path: Path) -> None:
+    """A folder gives each stream its own; the run's own folder is such a folder."""
+    for stream in ("rgb", "flow"):
+        state = shake(build("i3d", stream, num_classes=5)).state_dict()
+        torch.save(SCHEMES["hassony2"].from_ours(state), tmp_path / f"model_{stream}.pth")
+    keys = (
+        *("--train-split", key_file(tmp_path, "train.txt", "ann_*", "ben_*")),
+        *("--test-split", key_file(tmp_path, "test.txt", "dan_*")),
+    )
+    words = ("--arch", "i3d", "--recipe", "sample", "--data", tiny_shards(), *keys)
+    first = (*words, "--init", tmp_path, "--work-dir", tmp_path / "first", "--finetune", "last")
+    done = run_command("run-benchmark", *first)
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stderr.count("the last layer is drawn anew: it is of 5 classes there, of 2 here") == 2
+    )
+    again = run_command("run-benchmark", *first)
+    assert "rgb: reused, trained already" in again.stderr
+    second = (*words, "--init", tmp_path / "first", "--stream", "flow")
+    done = run_command("run-benchmark", *second, "--work-dir", tmp_path / "second")
+    assert done.returncode == 0, done.stderr
+    assert "drawn anew" not in done.stderr
+    result = json.loads((tmp_path / "second" / "flow" / "result.json").read_text())
+    assert result["data"]["init"]["source"] == str(tmp_path / "first" / "flow" / CHECKPOINT)
+    other = run_command(
+        "run-benchmark", *words, "--stream", "flow", "--work-dir", tmp_path / "second"
+    )
+    assert other.returncode == 2
+    assert "another training (not the same init)" in other.stderr
