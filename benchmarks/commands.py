@@ -86,6 +86,12 @@ def train_parser() -> Parser:
     parser.add_argument("--resume", action="store_true", help="continue a training that stopped")
     parser.add_argument("--force", action="store_true", help="train anew what is there already")
     cli.add_cache_dir(parser)
+    parser.add_argument(
+        "--checkpoint-activations",
+        action="store_true",
+        help="less memory for a third more time: what a forward pass found is computed once more "
+        "for the backward pass; the weights come out the same",
+    )
     _add_machine(parser)
     parser.add_common()
     return parser
@@ -230,7 +236,8 @@ def _train(arguments: argparse.Namespace) -> int:
     )
     name = "-".join((arguments.arch, stream, arguments.recipe))
     work_dir = arguments.work_dir or RUNS / "+".join((name, *_unusual(arguments)))
-    with _held(work_dir), start(arguments.device, arguments.amp) as machine:
+    placed = start(arguments.device, arguments.amp, saves_memory=arguments.checkpoint_activations)
+    with _held(work_dir), placed as machine:
         results = benchmark(
             request,
             work_dir,

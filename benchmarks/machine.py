@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
+from benchmarks.archs.network import Network
 from kinetics_tools.errors import EvaluationError
 
 T = TypeVar("T")
@@ -18,12 +19,21 @@ CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A device, its precision, and which of how many processes this one is."""
+    """A device, its precision, and which of how many processes this one is.
+
+    Attributes:
+        device: where networks are placed.
+        bfloat16: whether convolutions compute in it.
+        rank: of this process.
+        num_processes: of the run.
+        saves_memory: whether networks placed here checkpoint their activations in training.
+    """
 
     device: torch.device
     bfloat16: bool = False
     rank: int = 0
     num_processes: int = 1
+    saves_memory: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -41,6 +51,8 @@ class Machine:
 
     def place(self, net: nn.Module) -> nn.Module:
         """Move a network here, channels last: without it bfloat16 gains little."""
+        if self.saves_memory and isinstance(net, Network):
+            net.checkpoint_activations()
         net.to(self.device)
         for weight in net.parameters():
             if weight.ndim in CHANNELS_LAST:
@@ -77,12 +89,13 @@ class Machine:
 
 
 @contextmanager
-def start(device: str, amp: str) -> Iterator[Machine]:
+def start(device: str, amp: str, *, saves_memory: bool = False) -> Iterator[Machine]:
     """The machine to compute on; under torchrun the processes find each other first.
 
     Args:
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:N`.
         amp: `bfloat16`, `none`, or `auto`: bfloat16 where the hardware computes in it.
+        saves_memory: see `Machine`.
 
     Raises:
         EvaluationError: CUDA is asked for and there is none.
@@ -91,11 +104,13 @@ def start(device: str, amp: str) -> Iterator[Machine]:
     bfloat16 = amp == "bfloat16" or (amp == "auto" and _has_bfloat16(chosen))
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if num_processes == 1:
-        yield Machine(chosen, bfloat16)
+        yield Machine(chosen, bfloat16, saves_memory=saves_memory)
         return
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Machine(chosen, bfloat16, distributed.get_rank(), num_processes)
+        yield Machine(
+            chosen, bfloat16, distributed.get_rank(), num_processes, saves_memory=saves_memory
+        )
     finally:
         distributed.destroy_process_group()
 

@@ -86,6 +86,17 @@ def test_a_resumed_training_gives_the_same_weights(tmp_path: Path) -> None:
     assert lines == resumed.history
 
 
+def test_a_training_that_saves_memory_gives_the_same_weights(tmp_path: Path) -> None:
+    kept = train(job(tmp_path / "kept"), CPU)
+    saving = replace(CPU, saves_memory=True)
+
+    twice = train(job(tmp_path / "twice"), saving)
+
+    assert twice.net.keys() == kept.net.keys()
+    for name, value in kept.net.items():
+        torch.testing.assert_close(twice.net[name], value, msg=name)
+
+
 @pytest.mark.full
 def test_a_resumed_training_of_both_streams_at_once_gives_the_same_weights(
     tmp_path: Path,
