@@ -203,6 +203,20 @@ def test_a_body_stores_the_codes_of_opencv(
     assert_same_codes(flow_of(body, frames), compute(frames, "opencv-tvl1"))
 
 
+@pytest.mark.parametrize(("name", "start"), REAL[2:])
+@pytest.mark.parametrize(
+    "body", [pytest.param(b, marks=pytest.mark.full) for b in HERE if is_slow(b)]
+)
+def test_a_slow_body_goes_through_all_levels_and_warps_on_a_piece_of_a_real_clip(
+    shared_data: Path, body: str, name: str, start: int
+) -> None:
+    frames = np.ascontiguousarray(real_frames(shared_data, name, start)[:, 60:108, 60:124])
+    rounds = {"outer_iterations": 2, "inner_iterations": 4}
+    assert len(Dials().level_sizes(*frames.shape[1:])) == Dials().num_scales
+
+    assert_same_codes(flow_of(body, frames, **rounds), flow_of("torch", frames, **rounds))
+
+
 @pytest.mark.parametrize(("name", "limit"), [("RubberWhale", 0.158), ("Dimetrodon", 0.182)])
 @pytest.mark.parametrize("body", QUICK_OTHERS)
 def test_a_body_meets_the_known_end_point_error(
