@@ -211,6 +211,11 @@ def test_a_slow_body_goes_through_all_levels_and_warps_on_a_piece_of_a_real_clip
     shared_data: Path, body: str, name: str, start: int
 ) -> None:
     frames = np.ascontiguousarray(real_frames(shared_data, name, start)[:, 60:108, 60:124])
+    # The same steps where a body settles on one flow (see FIXED), the same codes with all of them.
+    few = {"num_scales": 2, "num_warps": 1, "outer_iterations": 2, "inner_iterations": 4}
+    for dials, limit in (({**few, "epsilon": 1e-9}, 1e-3), (few, 0.02)):
+        difference = abs(flow_of(body, frames, **dials) - flow_of("torch", frames, **dials))
+        assert np.percentile(difference, 99.9) <= limit
     rounds = {"outer_iterations": 2, "inner_iterations": 4}
     assert len(Dials().level_sizes(*frames.shape[1:])) == Dials().num_scales
 
@@ -257,6 +262,17 @@ def test_tiny_and_hostile_frames_have_finite_flow(body: str, size: tuple[int, in
         assert found.shape == (1, *size, 2)
         assert found.dtype == np.float32
         assert np.isfinite(found).all()
+
+
+@pytest.mark.full
+def test_8k_frames_have_finite_flow() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4320, 7680), np.uint8)
+    least = dict.fromkeys(("num_scales", "num_warps", "outer_iterations", "inner_iterations"), 1)
+
+    found = flow_of("numba", frames, **least)
+
+    assert found.shape == (1, 4320, 7680, 2)
+    assert np.isfinite(found).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (5, 70), (17, 16)])
