@@ -109,7 +109,9 @@ def test_pairs_stop_at_the_very_step_whatever_the_launch_holds(epsilon: float) -
     alone = solved(frames, dials, replace(WHOLE, steps=1))
     together = solved(frames, dials, WHOLE)
 
-    assert np.array_equal(alone, together)
+    # A step more or less moves the flow by a hundredth. On a GPU the two are different programs, of
+    # which each multiplies and adds in one rounding where it can.
+    assert abs(together - alone).max() < 1e-5
     assert abs(together - expected(frames, dials)).max() < 1e-3
     assert (together[1] == 0).all()
 

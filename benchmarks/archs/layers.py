@@ -135,11 +135,14 @@ class OffsetBatchNorm(_BatchNorm):
                 mean, var = mean.clone(), var.clone()
             else:
                 self.num_batches_tracked.add_(1)
+        # Of an offset without a scale torch computes no gradient on CUDA: the backward pass ends in
+        # an error there (seen with 2.11).
+        scale = torch.ones_like(self.bias) if self.scale is None else self.scale
         return functional.batch_norm(
             input,
             mean,
             var,
-            self.scale,
+            scale,
             self.bias,
             self.training,
             self.momentum or 0.0,

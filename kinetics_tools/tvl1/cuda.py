@@ -2,7 +2,10 @@
 
 The steps are those of `reference`. The host only queues launches: which pairs still move, and where
 the flow of each lies, is decided on the device, without asking back. So each batch takes as many
-launches as its slowest pair could need; one in which all pairs have settled takes microseconds.
+launches as its slowest pair could need, some 4,400; one in which all pairs have settled takes
+microseconds. To queue them one by one would take the host longer than the device needs for a clip:
+so a round, the same launches up to ten times a warp, is recorded once for each level as a CUDA
+graph, and then queued as a whole.
 """
 
 import logging
@@ -239,6 +242,9 @@ class Solver:
         self.copier: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
             self.copier = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # torch's
+        # Rounds by their level's size, number of pairs, and the state that they begin with; None
+        # once one was queued launch by launch, which compiles its kernels: a recording cannot.
+        self.rounds: dict[tuple[int, int, int, int], torch.cuda.CUDAGraph | None] = {}
         # When each answer has reached the host.
         self.arrived: list[torch.cuda.Event | None] = [None, None]
 
@@ -377,11 +383,42 @@ class Solver:
         # Nothing has settled, nothing is to be judged; only where the flow lies is kept.
         self.state[0][:, 1:].zero_()
         self._launch(kernels.warp, level, num, level.frames, self.u, self.data, self.state[0])
-        most, steps = self.dials.inner_iterations, self.tile.steps
         for _ in range(self.dials.outer_iterations):
-            for done in range(0, most, steps):
-                self._iterate(level, num, min(steps, most - done), first=done == 0)
+            self._queue_round(level, num)
         self._iterate(level, num, 0, first=False)
+
+    def _queue_round(self, level: _Level, num: int) -> None:
+        """Queue a round: a median, then inner steps."""
+        if self.copier is None:
+            self._round(level, num)
+            return
+        which = (level.height, level.width, num, self.state[0].data_ptr())
+        if which not in self.rounds:
+            self.rounds[which] = None
+            self._round(level, num)
+            return
+        graph = self.rounds[which]
+        if graph is None:
+            graph = self.rounds[which] = self._recorded(level, num)
+        elif _parts(self.dials.inner_iterations, self.tile.steps) % 2:
+            self.state.reverse()
+        graph.replay()
+
+    def _recorded(self, level: _Level, num: int) -> torch.cuda.CUDAGraph:
+        """Record a round; nothing is computed, but `state` is turned as the round turns it."""
+        graph = torch.cuda.CUDAGraph()
+        recorder = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # torch's
+        with torch.cuda.stream(recorder):
+            # Other threads may ask for memory meanwhile.
+            graph.capture_begin(capture_error_mode="thread_local")
+            self._round(level, num)
+            graph.capture_end()
+        return graph
+
+    def _round(self, level: _Level, num: int) -> None:
+        most, steps = self.dials.inner_iterations, self.tile.steps
+        for done in range(0, most, steps):
+            self._iterate(level, num, min(steps, most - done), first=done == 0)
 
     def _iterate(self, level: _Level, num: int, steps: int, *, first: bool) -> None:
         """Take inner steps, the `first` of a round after the median.
