@@ -14,6 +14,7 @@ from torch.nn import functional
 from benchmarks.archs import ARCHS, CHANNELS, build
 from benchmarks.archs.c3d import C3D, fitted
 from benchmarks.archs.convnet_lstm import BatchNormLSTM, ConvNetLSTM
+from benchmarks.archs.fused import Fused
 from benchmarks.archs.i3d import I3D
 from benchmarks.archs.inception import inflate, trunk
 from benchmarks.archs.table import count
@@ -154,6 +155,31 @@ def test_flops_of_i3d_are_the_published_ones() -> None:
     assert flops == pytest.approx(278.98e9, rel=0.01)
 
 
+def test_i3ds_last_pool_is_the_published_one_at_the_papers_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = deepcopy(awake("i3d", "rgb"))
+    assert isinstance(net, I3D)
+    grid = torch.randn(2, 1024, 8, 7, 7)
+    monkeypatch.setattr(net, "grid", lambda _: grid)  # what the trunk finds
+    with torch.inference_mode():
+        found = net.pooled(torch.empty(0))
+        logits = net.classify(found)
+    expected = functional.avg_pool3d(grid, (2, 7, 7), stride=1)
+    torch.testing.assert_close(found, expected.flatten(2))
+    last = net.get_submodule(net.last_layers[0])
+    torch.testing.assert_close(logits, last(expected).flatten(2), atol=1e-5, rtol=1e-5)
+
+
+def test_i3d_averages_its_logits_over_time() -> None:
+    net = awake("i3d", "flow")
+    (clips,) = waves("i3d", "flow", num_steps=3, size=(32, 32))
+    with torch.inference_mode():
+        steps = net.step_logits(clips)
+        torch.testing.assert_close(net(clips), (steps[..., 0] + steps[..., 1] + steps[..., 2]) / 3)
+    assert (steps[..., 0] - steps[..., 2]).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize("shape", [(8, 64, 64), (16, 31, 64), (16, 64, 31)])
 def test_too_small_an_input_is_told_the_minimum(shape: tuple[int, int, int]) -> None:
     with torch.device("meta"):
@@ -266,6 +292,38 @@ def test_c3d_keeps_the_grid_of_the_papers_size_and_fits_others_to_it() -> None:
             assert net(torch.empty(1, 3, 16, px, px)).shape == (1, 5)
 
 
+def test_every_pool_of_c3d_halves_time() -> None:
+    with torch.device("meta"):
+        net = build("c3d", num_classes=5).eval()
+        assert isinstance(net, C3D)
+        grid, lengths = torch.empty(1, 3, 16, 112, 112), []
+        for name, module in net.convs.named_children():
+            grid = module(grid)
+            if name.startswith("pool"):
+                lengths.append(tuple(grid.shape[2:]))
+    assert lengths == [(8, 56, 56), (4, 28, 28), (2, 14, 14), (1, 7, 7), (1, 4, 4)]
+
+
+def test_the_fusion_sees_five_moments_in_their_order() -> None:
+    """Window by window and moment by moment, what the trunks find is what the fusion is given."""
+    net = deepcopy(awake("3d-fused", "joint"))
+    assert isinstance(net, Fused)
+    rgb, flow = waves("3d-fused", "joint", num_steps=2, num_clips=2, size=(32, 32))
+    given: list[Tensor] = []
+    net.fusion.register_forward_pre_hook(lambda _, grids: given.append(grids[0]))
+    with torch.inference_mode():
+        net.step_logits(rgb, flow)
+        (fused,) = given
+        assert fused.shape == (4, 2048, 5, 1, 1)
+        for clip in range(2):
+            for frame in range(10):
+                fields = flow[clip : clip + 1, :, 10 * frame : 10 * frame + 10]
+                stack = fields.transpose(1, 2).flatten(1, 2)
+                moment = torch.cat([net.rgb(rgb[clip : clip + 1, :, frame]), net.flow(stack)], 1)
+                found = fused[2 * clip + frame // 5, :, frame % 5]
+                torch.testing.assert_close(found, moment[0], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("cells", [(1, 2), (3, 4), (5, 7), (8, 9)])
 def test_other_grids_are_fitted_as_adaptive_pooling_does(cells: tuple[int, int]) -> None:
     grid = torch.rand(2, 3, 1, *cells)
@@ -375,6 +433,16 @@ def test_logits_under_autocast_are_float32(name: str, stream: str) -> None:
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert net.features(*clips).dtype == torch.float32
         assert net(*clips).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("name", "stream"), LIGHT_AND_HEAVY)
+def test_a_network_cast_as_a_whole_computes_in_that_precision(name: str, stream: str) -> None:
+    net = awake(name, stream)
+    clips = waves(name, stream, num_steps=1, num_clips=1, size=(32, 32))
+    with torch.inference_mode():
+        found = deepcopy(net).bfloat16()(*(clip.bfloat16() for clip in clips))
+    assert found.dtype == torch.bfloat16
+    assert found.isfinite().all()
 
 
 @pytest.mark.parametrize(("name", "stream"), LIGHT_AND_HEAVY)

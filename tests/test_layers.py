@@ -41,6 +41,28 @@ def test_convolution_pads_as_tensorflow(
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([2, 3]), sizes, st.integers(1, 7), st.integers(1, 7), st.integers(1, 4))
+def test_a_convolution_by_twos_gives_the_same_sums(
+    dims: int, size: tuple[int, int, int], time: int, space: int, channels: int
+) -> None:
+    """What CUDA computes: see `BY_TWOS_ON`."""
+    kernel = (time, space, space)[-dims:]
+    conv = CONVS[dims](channels, 3, kernel, (2,) * dims).double()  # type: ignore[arg-type]
+    grid = torch.rand(2, channels, *size[-dims:], dtype=torch.float64, requires_grad=True)
+    expected, found = conv(grid), conv._by_twos(grid)
+    torch.testing.assert_close(found, expected)
+    direction = torch.rand_like(expected)
+    assert conv.bias is not None
+    inputs = [grid, conv.weight, conv.bias]
+    for one, other in zip(
+        torch.autograd.grad(expected, inputs, direction),
+        torch.autograd.grad(found, inputs, direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from([2, 3]),
@@ -102,6 +124,15 @@ def test_batch_norm_has_an_offset_and_no_scale() -> None:
     )
     expected = (values - mean) / (var + 1e-3).sqrt() + bias
     torch.testing.assert_close(norm(values), expected)
+
+
+def test_torchs_tools_leave_the_offset_where_it_is() -> None:
+    values = torch.randn(2, 4, 3, 3)
+    norm = awake_norm()
+    norm.keep_scale(torch.rand(4))
+    expected = norm(values)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(norm))  # type: ignore[no-untyped-call]
+    assert torch.equal(converted(values), expected)
 
 
 def test_a_scale_is_a_frozen_factor_that_is_saved_and_loaded() -> None:

@@ -28,7 +28,8 @@ class I3D(InceptionNet):
     """
 
     title = "I3D"
-    # Step i is made of frames 8 i - 47 to 8 i + 62: a cell of the last grid sees 102 of them.
+    # Step i is made of frames 8 i - 47 to 8 i + 62. A cell of the last grid sees 99 frames; which,
+    # is moved by up to three with the clip's length, as SAME padding goes by it.
     context = 7
     periods = (STRIDE,)
 

@@ -61,6 +61,8 @@ class ClipNeed:
 class Network(nn.Module):
     """A network for action recognition. Logits and features are float32, under autocast too.
 
+    Of a network cast as a whole, `build(...).bfloat16()`, they are what its weights are.
+
     Attributes:
         title: its name in messages.
         needs: what it needs of each clip that it is called with, in order.
@@ -209,9 +211,11 @@ def no_autocast(tensor: Tensor) -> torch.autocast:
 
 
 def full_precision(tensor: Tensor) -> Tensor:
-    """What autocast computed, as float32; anything else as it is."""
+    """What autocast computed, as float32; of a network cast to another precision, as it is."""
     # Pooled values and logits stay out of bfloat16: its logits would tie.
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    halves = (torch.bfloat16, torch.float16)
+    is_cast = tensor.dtype in halves and torch.is_autocast_enabled(tensor.device.type)
+    return tensor.float() if is_cast else tensor
 
 
 _forward = local()
