@@ -3,12 +3,14 @@
     python -m benchmarks.speed.train
     python -m benchmarks.speed.train --arch i3d --part steps --batch 2
 
-A step is forward and backward of a batch at the paper's input (Table 1), without an optimizer.
+A step is forward and backward of a batch at the paper's input (Table 1), without an optimizer;
+forward alone is in training mode too, without gradients.
 Parts:
 
     product  operations a second that one large matrix product reaches, by precision
     steps    clips a second, forward alone and with backward, in each way that this machine can
-    memory   peak memory of a step, with all activations kept and with checkpointed ones
+    memory   what a step takes at its peak, weights and gradients included, with all activations
+             kept and with checkpointed ones
 
 Ways are named by precision (bfloat16 where the hardware computes in it, or with --emulate) and
 layout; `compiled` is torch.compile, which needs a C++ compiler on a CPU. Ways take turns, after one
@@ -84,6 +86,7 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, action="append", help="(default: all)")
     parser.add_argument("--batch", type=int, default=2, help="clips a step (default: 2)")
     parser.add_argument("--device", default="auto", help="as run-benchmark's")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--emulate", action="store_true", help="bfloat16 also where it is emulated")
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
@@ -126,6 +129,7 @@ def _clips(name: str, stream: str, batch: int) -> list[Tensor]:
 def _ways(options: argparse.Namespace, machine: Machine) -> list[Way]:
     has_bfloat16 = machine.bfloat16 or options.emulate
     compiles = machine.device.type != "cpu" or any(map(shutil.which, COMPILERS))
+    compiles = compiles and not options.eager
     return [
         way for way in WAYS if (has_bfloat16 or not way.bfloat16) and (compiles or not way.compiled)
     ]
@@ -281,7 +285,8 @@ def measure_memory(options: argparse.Namespace, machine: Machine) -> Iterator[di
 
 
 def _peak_of_a_step(name: str, stream: str, batch: int, checkpointed: bool, device: str) -> int:
-    """Bytes: on CUDA what torch allocated, else the process's peak."""
+    """Bytes that this process takes more than before: on CUDA of the device."""
+    before = _status_bytes("VmRSS")
     with start(device, "auto") as machine:
         way = Way(bfloat16=machine.bfloat16, channels_last=True)
         side = _Side(name, stream, way, batch, machine)
@@ -292,9 +297,14 @@ def _peak_of_a_step(name: str, stream: str, batch: int, checkpointed: bool, devi
         logits.square().sum().backward()
         if machine.device.type == "cuda":
             return torch.cuda.max_memory_allocated(machine.device)
+    return _status_bytes("VmHWM") - before
+
+
+def _status_bytes(what: str) -> int:
+    """What Linux tells of this process: `VmRSS`, its memory; `VmHWM`, the most that was."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    (peak,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(peak.split()[1]) * 1024
+    (line,) = (line for line in status.splitlines() if line.startswith(f"{what}:"))
+    return int(line.split()[1]) * 1024
 
 
 PARTS: Mapping[str, Callable[[argparse.Namespace, Machine], Iterator[dict[str, Any]]]] = {

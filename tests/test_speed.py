@@ -1,0 +1,37 @@
+"""The scripts of benchmarks/speed run and say what they promise; no test asserts a time."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from support import ROOT, environment
+
+
+@pytest.mark.full
+def test_the_speed_of_training_is_told_by_part_and_way() -> None:
+    words = (
+        "-m benchmarks.speed.train --arch two-stream --stream flow --batch 2 --device cpu --eager"
+    )
+    done = subprocess.run(
+        [sys.executable, *words.split()],
+        env=environment(), cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    by_part = {
+        part: [row for row in rows if row["part"] == part]
+        for part in ("product", "steps", "memory")
+    }
+    assert sum(map(len, by_part.values())) == len(rows)
+    for row in by_part["product"]:
+        assert row["giga_operations_per_s"] > 0
+    ways = {row["way"]: row for row in by_part["steps"]}
+    plain = ways["float32, contiguous"]
+    assert "float32, channels last" in ways
+    assert plain["forward_times_plain"] == plain["step_times_plain"] == 1
+    for row in ways.values():
+        assert (row["arch"], row["stream"], row["batch"]) == ("two-stream", "flow", 2)
+        assert min(row["forward_clips_per_s"], row["step_clips_per_s"], row["share_of_product"]) > 0
+    (memory,) = by_part["memory"]
+    assert 0 < memory["peak_gib_checkpointed"] < memory["peak_gib"]
