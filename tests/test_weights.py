@@ -7,7 +7,7 @@ import pickle
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign import GoogLeNet, Hassony2, Piergiaj, deepmind_variables, shake
+from foreign import (
+    GoogLeNet,
+    Hassony2,
+    Piergiaj,
+    deepmind_shapes,
+    deepmind_variables,
+    shake,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import MediaServer, run_command
@@ -77,12 +84,125 @@ def test_deepminds_names_and_shapes_are_those_of_the_published_index() -> None:
     with torch.device("meta"):
         net = build("i3d")
     variables = deepmind_variables(net, "RGB/inception_i3d/")
-    lines = sorted(f"{name} {list(tensor.shape)}\n" for name, tensor in variables.items())
-    assert len(lines) == 230
-    assert (
-        "RGB/inception_i3d/Mixed_5b/Branch_2/Conv3d_0a_3x3/conv_3d/w [3, 3, 3, 32, 128]\n" in lines
-    )
-    assert hashlib.sha256("".join(lines).encode()).hexdigest() == PUBLISHED_SHA256
+    ours = {name: tuple(tensor.shape) for name, tensor in variables.items()}
+    by_hand = {f"RGB/inception_i3d/{name}": sizes for name, sizes in deepmind_shapes().items()}
+    for shapes in (ours, by_hand):
+        lines = sorted(f"{name} {list(sizes)}\n" for name, sizes in shapes.items())
+        assert len(lines) == 230
+        assert (
+            "RGB/inception_i3d/Mixed_5b/Branch_2/Conv3d_0a_3x3/conv_3d/w [3, 3, 3, 32, 128]\n"
+            in lines
+        )
+        assert hashlib.sha256("".join(lines).encode()).hexdigest() == PUBLISHED_SHA256
+
+
+def distinct(theirs: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Give the tensors of these names values of which no two are equal; these tensors."""
+    made: dict[str, Tensor] = {}
+    first = 2  # a scale of ones is dropped
+    for name in names:
+        count = theirs[name].numel()
+        made[name] = torch.arange(first, first + count).float().reshape(theirs[name].shape)
+        first += count
+    assert first < 2**24  # float32 tells whole numbers apart up to there
+    theirs.update(made)
+    return made
+
+
+@pytest.mark.parametrize("scope", ["RGB/inception_i3d/", ""])
+def test_deepminds_values_land_where_they_belong(scope: str) -> None:
+    """Written out by hand: the mapping's own tables have no part in what is expected."""
+    with torch.device("meta"):
+        net = build("i3d")
+    theirs = {f"{scope}{name}": torch.zeros(sizes) for name, sizes in deepmind_shapes().items()}
+    if not scope:  # of Kinetics-600, where vectors have the shape that they have in the graph
+        theirs = {n: t.view(1, 1, 1, 1, -1) if t.ndim == 1 else t for n, t in theirs.items()}
+    for unit, ours in (
+        ("Conv3d_1a_7x7", "Conv3d_1a_7x7"),
+        ("Mixed_3c/Branch_1/Conv3d_0b_3x3", "Mixed_3c.Branch_1.Conv3d_0b_3x3"),
+        ("Mixed_5b/Branch_2/Conv3d_0a_3x3", "Mixed_5b.Branch_2.Conv3d_0a_3x3"),
+        ("Mixed_5c/Branch_3/Conv3d_0b_1x1", "Mixed_5c.Branch_3.Conv3d_0b_1x1"),
+    ):
+        kernel, beta, mean, variance = (
+            f"{scope}{unit}/conv_3d/w",
+            f"{scope}{unit}/batch_norm/beta",
+            f"{scope}{unit}/batch_norm/moving_mean",
+            f"{scope}{unit}/batch_norm/moving_variance",
+        )
+        made = distinct(theirs, (kernel, beta, mean, variance))
+        state = placed(Weights(state=SCHEMES["deepmind"].to_ours(theirs), source="", dims=3), net)
+        want = torch.einsum("thwio->oithw", made[kernel])
+        assert torch.equal(state[f"{ours}.conv_3d.weight"], want)
+        assert torch.equal(state[f"{ours}.batch_norm.bias"], made[beta].flatten())
+        assert torch.equal(state[f"{ours}.batch_norm.running_mean"], made[mean].flatten())
+        assert torch.equal(state[f"{ours}.batch_norm.running_var"], made[variance].flatten())
+    logits = ("Logits/Conv3d_0c_1x1/conv_3d/w", "Logits/Conv3d_0c_1x1/conv_3d/b")
+    made = distinct(theirs, [f"{scope}{name}" for name in logits])
+    state = placed(Weights(state=SCHEMES["deepmind"].to_ours(theirs), source="", dims=3), net)
+    weight, bias = made.values()
+    last = state["Logits.Conv3d_0c_1x1.conv_3d.weight"]
+    assert last.shape == (400, 1024, 1, 1, 1)
+    assert torch.equal(last[:, :, 0, 0, 0], weight[0, 0, 0].T)
+    assert torch.equal(state["Logits.Conv3d_0c_1x1.conv_3d.bias"], bias.flatten())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "theirs", "words", "units", "last"),
+    [
+        (
+            *("piergiaj", Piergiaj, ("conv3d", "bn")),
+            {
+                "Conv3d_2c_3x3": "Conv3d_2c_3x3",
+                "Mixed_5b.b2b": "Mixed_5b.Branch_2.Conv3d_0a_3x3",
+                "Mixed_3b.b3b": "Mixed_3b.Branch_3.Conv3d_0b_1x1",
+            },
+            "logits.conv3d",
+        ),
+        (
+            *("hassony2", Hassony2, ("conv3d", "batch3d")),
+            {
+                "conv3d_2c_3x3": "Conv3d_2c_3x3",
+                "mixed_4e.branch_1.1": "Mixed_4e.Branch_1.Conv3d_0b_3x3",
+                "mixed_4e.branch_3.1": "Mixed_4e.Branch_3.Conv3d_0b_1x1",
+            },
+            "conv3d_0c_1x1.conv3d",
+        ),
+        (
+            *("torchvision", GoogLeNet, ("conv", "bn")),
+            {
+                "conv1": "Conv2d_1a_7x7",
+                "inception4e.branch3.1": "Mixed_4f.Branch_2.Conv2d_0b_3x3",
+                "inception5b.branch4.1": "Mixed_5c.Branch_3.Conv2d_0b_1x1",
+            },
+            "fc",
+        ),
+    ],
+)
+def test_values_of_the_other_schemes_land_where_they_belong(
+    scheme: str,
+    theirs: type[nn.Module],
+    words: tuple[str, str],
+    units: dict[str, str],
+    last: str,
+) -> None:
+    dims = SCHEMES[scheme].dims
+    conv, norm = words
+    pairs = {
+        f"{last}.weight": f"Logits.Conv{dims}d_0c_1x1.conv_{dims}d.weight",
+        f"{last}.bias": f"Logits.Conv{dims}d_0c_1x1.conv_{dims}d.bias",
+    }
+    for unit, ours in units.items():
+        pairs[f"{unit}.{conv}.weight"] = f"{ours}.conv_{dims}d.weight"
+        pairs[f"{unit}.{norm}.bias"] = f"{ours}.batch_norm.bias"
+        pairs[f"{unit}.{norm}.running_mean"] = f"{ours}.batch_norm.running_mean"
+        pairs[f"{unit}.{norm}.running_var"] = f"{ours}.batch_norm.running_var"
+        pairs[f"{unit}.{norm}.weight"] = f"{ours}.batch_norm.scale"
+    tensors = {name: torch.zeros(tensor.shape) for name, tensor in theirs().state_dict().items()}
+    made = distinct(tensors, pairs)
+    state = SCHEMES[scheme].to_ours(tensors)
+    for name, ours in pairs.items():
+        want = made[name][:, :, None, None] if name == "fc.weight" else made[name]
+        assert torch.equal(state[ours], want), name
 
 
 @pytest.mark.parametrize(
