@@ -291,8 +291,14 @@ def test_each_tensor_is_used_once_or_is_on_the_list(net: nn.Module) -> None:
     theirs = table.from_ours(net.state_dict())
     count = {"mixed_3b.branch_0.batch3d.num_batches_tracked": torch.tensor(7)}
     assert table.to_ours(theirs | count).keys() == table.to_ours(theirs).keys()
-    with pytest.raises(EvaluationError, match=r"^mixed_9z\.w has no place in Inception-v1 \(hasso"):
-        table.to_ours(theirs | {"mixed_9z.w": torch.zeros(1)})
+    for name in (
+        "mixed_9z.w",
+        "mixed_9z.num_batches_tracked",
+        "aux1.fc1.weight",  # which is GoogLeNet's
+        "mixed_3b.branch_0.conv3d.weight/Momentum",  # TensorFlow's
+    ):
+        with pytest.raises(EvaluationError, match=rf"^{name} has no place in Inception-v1 \(hasso"):
+            table.to_ours(theirs | {name: torch.zeros(1)})
     del theirs["mixed_3b.branch_3.1.batch3d.running_var"]
     with pytest.raises(
         EvaluationError, match=r"^mixed_3b\.branch_3\.1\.batch3d\.running_var is mi"
@@ -302,6 +308,12 @@ def test_each_tensor_is_used_once_or_is_on_the_list(net: nn.Module) -> None:
     twice |= deepmind_variables(net, "Flow/inception_i3d/")
     with pytest.raises(EvaluationError, match="is there twice, under two scopes"):
         SCHEMES["deepmind"].to_ours(twice)
+    with pytest.raises(EvaluationError, match=r"^nonsense/Momentum has no place"):
+        SCHEMES["deepmind"].to_ours({"nonsense/Momentum": torch.zeros(1)} | twice)
+    with torch.device("meta"):
+        flat = dict(GoogLeNet().state_dict())
+    with pytest.raises(EvaluationError, match=r"^aux1\.foo has no place"):
+        SCHEMES["torchvision"].to_ours(flat | {"aux1.foo": torch.zeros(1)})
 
 
 class Trap:

@@ -25,7 +25,7 @@ from benchmarks.archs import CHANNELS, build
 from benchmarks.archs.inception import inflate
 from benchmarks.archs.network import Network
 from benchmarks.weights import INITS, published
-from benchmarks.weights.schemes import SCALE
+from benchmarks.weights.schemes import COUNT, SCALE
 from benchmarks.weights.stored import Weights, find, need_tensorflow, read
 from kinetics_tools.errors import EvaluationError
 
@@ -177,7 +177,7 @@ def shapes_of(net: nn.Module) -> Shapes:
     return {
         name: tuple(tensor.shape)
         for name, tensor in net.state_dict().items()
-        if not name.endswith(".num_batches_tracked")
+        if not name.endswith(COUNT)
     }
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.weights.schemes import SCHEMES, scheme_of
+from benchmarks.weights.schemes import COUNT, SCHEMES, scheme_of
 from kinetics_tools.errors import EvaluationError
 
 INDEX: Final = ".index"
@@ -130,7 +130,7 @@ def _own(tensors: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Ten
         raise EvaluationError(
             f"names of no known scheme ({first} ...): not this network's, nor those of {schemes}"
         )
-    return {n: t for n, t in tensors.items() if not n.endswith(".num_batches_tracked")}
+    return {n: t for n, t in tensors.items() if not (n in known and n.endswith(COUNT))}
 
 
 def _load(path: Path) -> Any:
