@@ -508,12 +508,37 @@ def test_imagenet_goes_to_every_inception_of_an_architecture(
     num_parts = 2 if stream == "joint" else 1
     assert len(state) == num_parts * 57 * 5  # kernel, offset, mean, variance, scale; no logits
     has_logits = "Logits" in " ".join(net.last_layers)
-    assert ("of 1000 classes there, of 4 here" in caplog.text) == has_logits
+    told = "of 1000 classes there, of 4 here" if has_logits else "the last layer is left out: here"
+    (line,) = caplog.messages
+    assert told in line
     for name, tensor in state.items():
         if name.endswith("conv_3d.weight"):  # inflated: the sum over time is the flat kernel
             flat = weights.state[name.replace("3d", "2d")]
             want = for_channels(flat, tensor.shape[1])
             torch.testing.assert_close(tensor.sum(dim=2), want, atol=1e-6, rtol=1e-5)
+
+
+def test_weights_that_are_not_googlenets_are_one_line_before_they_are_reshaped(
+    googlenet: GoogLeNet, tmp_path: Path
+) -> None:
+    path = tmp_path / "googlenet.pth"
+    first = "Conv2d_1a_7x7.conv_2d.weight"
+    inner = "Mixed_3b.Branch_1.Conv2d_0b_3x3.conv_2d.weight"
+    state = dict(googlenet.state_dict())
+    for change, words in (
+        ({"conv1.conv.weight": torch.ones(64)}, rf"{first} is \(64,\) there, \(64, 3, 7, 7\)"),
+        (
+            {"conv1.conv.weight": torch.ones(64, 1, 7, 7)},
+            rf"{first} takes 1 channels .*, 3 channels",
+        ),
+        ({"inception3a.branch2.1.conv.weight": torch.ones(128)}, rf"{inner} is \(128,\) there"),
+        ({"fc.bias": torch.tensor(0.0)}, r"Logits\.Conv2d_0c_1x1\.conv_2d\.bias is \(\) there"),
+    ):
+        torch.save(state | change, path)
+        for arch, stream in (("i3d", "rgb"), ("i3d", "flow"), ("two-stream", "joint")):
+            with pytest.raises(EvaluationError, match=words) as caught:
+                start_from(str(path), arch=arch, stream=stream, num_classes=1000, cache=tmp_path)
+            assert str(caught.value).startswith(str(path))
 
 
 def test_imagenet_has_no_place_in_c3d(googlenet: GoogLeNet) -> None:

@@ -221,7 +221,7 @@ def _from_tensorflow(name: str, tensor: Tensor) -> Tensor:
     """A kernel [t, h, w, I, O] to (O, I, t, h, w); a vector [C] or [1, 1, 1, 1, C] to (C)."""
     if name.endswith(".weight") and tensor.ndim == 5:
         return tensor.permute(4, 3, 0, 1, 2).contiguous()
-    is_vector = not name.endswith(".weight") and tensor.numel() == tensor.shape[-1]
+    is_vector = not name.endswith(".weight") and tensor.numel() == tensor.shape[-1:].numel()
     return tensor.reshape(-1) if is_vector else tensor
 
 
