@@ -419,13 +419,55 @@ def test_weights_are_found_by_their_streams_name(tmp_path: Path) -> None:
     assert find(tmp_path, "flow") == tmp_path / "flow" / "checkpoint.pt"
     assert find(index, "flow") == index
     assert find(index.with_suffix(""), "rgb") == index  # as TensorFlow names it
-    (tmp_path / "rgb.pth").touch()
-    with pytest.raises(EvaluationError, match=r"several files of rgb weights \(rgb\.pth, rgb_im"):
-        find(tmp_path, "rgb")
+    (tmp_path / "flow.pth").touch()
+    with pytest.raises(EvaluationError, match=r"several files of flow weights \(flow\.pth, flow/"):
+        find(tmp_path, "flow")
     with pytest.raises(EvaluationError, match="is a folder without rgb weights"):
         find(tmp_path / "flow", "rgb")
     with pytest.raises(EvaluationError, match="nowhere is missing"):
         find(tmp_path / "nowhere", "rgb")
+
+
+@pytest.mark.parametrize(
+    ("folder", "names", "taken"),
+    [
+        (
+            "data/checkpoints",  # DeepMind's
+            [
+                f"{name}/model.ckpt{suffix}"
+                for name in (
+                    *("rgb_imagenet", "rgb_scratch", "rgb_scratch_kin600"),
+                    *("flow_imagenet", "flow_scratch"),
+                )
+                for suffix in (".index", ".data-00000-of-00001")
+            ],
+            "{stream}_imagenet/model.ckpt.index",
+        ),
+        (
+            "imagenet-models",  # piergiaj's, in a folder whose own name tells nothing
+            [
+                *("rgb_imagenet.pt", "rgb_charades.pt"),
+                *("flow_imagenet.pt", "flow_charades.pt"),
+            ],
+            "{stream}_imagenet.pt",
+        ),
+    ],
+)
+def test_of_a_repositorys_own_folder_imagenets_weights_are_taken(
+    folder: str, names: list[str], taken: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for name in names:
+        path = tmp_path / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for stream in ("rgb", "flow"):
+        want = taken.format(stream=stream)
+        assert find(tmp_path / folder, stream) == tmp_path / folder / want
+        assert f"of {stream} weights the one of imagenet is taken, {want}" in caplog.text
+    (tmp_path / folder / "rgb-of-imagenet-too.pt").touch()
+    with pytest.raises(EvaluationError, match="several files of rgb weights"):
+        find(tmp_path / folder, "rgb")
 
 
 @pytest.fixture(scope="module")

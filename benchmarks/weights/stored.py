@@ -23,8 +23,14 @@ from torch import Tensor
 from benchmarks.weights.schemes import COUNT, SCHEMES, scheme_of
 from kinetics_tools.errors import EvaluationError
 
+logger = logging.getLogger(__name__)
 INDEX: Final = ".index"
 SUFFIXES: Final = (".pt", ".pth", INDEX)
+PARALLEL: Final = "module."  # what torch's DataParallel puts before all names
+# Of several: the authors' folder also has networks from scratch, piergiaj's those of Charades.
+PREFERRED: Final = "imagenet"
+# TensorFlow 2 writes it beside the variables: text on which object holds which.
+_OBJECT_GRAPH: Final = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # What torch raises on bytes that are no file of its own, or a part of one.
 _BROKEN: Final = (
     pickle.UnpicklingError,
@@ -70,7 +76,8 @@ def find(path: Path, stream: str) -> Path:
     """The weights of a stream at `path`: a file itself, or the one in a folder that is named so.
 
     In a folder, two levels deep, files of weights are looked at whose path from there has the
-    stream's name as a word: `rgb/checkpoint.pt`, `flow_imagenet.pt`, `rgb_imagenet/model.ckpt`.
+    stream's name as a word: `rgb/checkpoint.pt`, `flow_imagenet.pt`, `rgb_imagenet/model.ckpt`. Of
+    several the only one that has the word `imagenet` too, as in the authors' own folder.
 
     Raises:
         EvaluationError: there is nothing, no such file in the folder, or several.
@@ -80,16 +87,22 @@ def find(path: Path, stream: str) -> Path:
         if not path.exists() and not index.exists():
             raise EvaluationError(f"{path} is missing: no file, folder or TensorFlow checkpoint")
         return path if path.exists() else index
-    found = [
-        file
+    words = {
+        file: _PARTS.split(str(file.relative_to(path)).lower())
         for pattern in ("*", "*/*")
         for file in sorted(path.glob(pattern))
-        if file.suffix in SUFFIXES
-        and file.is_file()
-        and stream in _PARTS.split(str(file.relative_to(path)).lower())
-    ]
+        if file.suffix in SUFFIXES and file.is_file()
+    }
+    found = [file for file in words if stream in words[file]]
     if len(found) == 1:
         return found[0]
+    preferred = [file for file in found if PREFERRED in words[file]]
+    if len(preferred) == 1:
+        logger.info(
+            "%s: of %d files of %s weights the one of %s is taken, %s",
+            *(path, len(found), stream, PREFERRED, preferred[0].relative_to(path)),
+        )
+        return preferred[0]
     names = ", ".join(str(file.relative_to(path)) for file in found[:3])
     raise EvaluationError(
         f"{path} is a folder with several files of {stream} weights ({names}); name one of them"
