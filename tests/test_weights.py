@@ -709,11 +709,75 @@ def test_weights_that_do_not_fit_are_one_line(net: Network, tmp_path: Path) -> N
     refused({first: None}, rf"lacks {first}: weights of another architecture")
     refused({"Mixed_6a.w": torch.ones(1)}, r"has Mixed_6a\.w, which the network lacks")
     refused({offset: torch.ones(3)}, rf"another architecture: {offset} is \(3,\) there, \(64,\)")
+    refused({offset: torch.tensor(0.0)}, rf"{offset} is \(\) there, \(64,\) here")
+    last = "Logits.Conv3d_0c_1x1.conv_3d.bias"
+    refused({last: torch.tensor(0.0)}, rf"{last} is \(\) there, \(5,\) here")
+    refused({offset: torch.ones(64, dtype=torch.int64)}, rf"{offset} is of int64, which no weights")
+    refused({offset: torch.ones(64, dtype=torch.complex64)}, rf"{offset} is of complex64, which no")
+    refused({"a.num_batches_tracked": torch.tensor(0.0)}, r"has a\.num_batches_tracked, which the")
     refused({offset: torch.full((64,), torch.nan)}, rf"not all values of {offset} are finite")
     scale = offset.removesuffix("bias") + "scale"
     refused({scale: torch.ones(3)}, rf"{scale} is \(3,\) there, \(64,\) here")
     with pytest.raises(EvaluationError, match=r"Conv3d_1a_7x7\..* not this network's"):
         start_from(str(path), arch="convnet-lstm", stream="rgb", num_classes=5, cache=tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_other_floats_become_float32(
+    dtype: torch.dtype, net: Network, tmp_path: Path
+) -> None:
+    counts = {name for name in net.state_dict() if name.endswith(".num_batches_tracked")}
+    state = {
+        name: tensor if name in counts else tensor.to(dtype)
+        for name, tensor in net.state_dict().items()
+    }
+    torch.save(state, tmp_path / "theirs.pt")
+    torch.save({name: tensor.float() for name, tensor in state.items()}, tmp_path / "same.pt")
+    got = start(tmp_path / "theirs.pt")
+    assert {tensor.dtype for tensor in got.state.values()} == {torch.float32}
+    assert got.sha256 == start(tmp_path / "same.pt").sha256
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "prefix"),
+    [
+        (lambda state: state, "module."),
+        (lambda state: {"epoch": 9, "state_dict": state, "optimizer_states": [{}]}, ""),
+        (lambda state: {"model": state, "optimizer": {"state": {0: {}}}}, "module."),
+    ],
+    ids=["DataParallel", "Lightning", "both"],
+)
+@pytest.mark.parametrize("scheme", [None, "piergiaj"])
+def test_what_trainers_wrap_around_weights_is_taken_off(
+    scheme: str | None,
+    wrapped: Callable[[Mapping[str, Tensor]], object],
+    prefix: str,
+    net: Network,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "w.pt"
+    state = net.state_dict() if scheme is None else SCHEMES[scheme].from_ours(net.state_dict())
+    torch.save(state, path)
+    plain = start(path)
+    torch.save(wrapped({f"{prefix}{name}": tensor for name, tensor in state.items()}), path)
+    assert start(path).sha256 == plain.sha256
+
+
+def test_a_wrapping_that_leaves_a_choice_is_one_line(net: Network, tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    state = dict(net.state_dict())
+    torch.save({"model": state, "ema": state}, path)
+    with pytest.raises(
+        EvaluationError, match=r"several state dicts \(model, ema\); save one alone"
+    ):
+        start(path)
+    some = {name if "Mixed_3b" in name else f"module.{name}": t for name, t in state.items()}
+    torch.save(some, path)
+    with pytest.raises(EvaluationError, match="lacks Conv3d_1a_7x7"):
+        start(path)
+    torch.save({1: torch.zeros(1)}, path)
+    with pytest.raises(EvaluationError, match="holds no state dict"):
+        start(path)
 
 
 ONE_EPOCH = replace(RECIPE, schedule=OneCycle(epochs=1, peak_lr=1e-2))

@@ -136,7 +136,7 @@ def fit(weights: Weights, shapes: Shapes, last: Collection[str] = ()) -> dict[st
         last: names of the last layer's tensors, which are left out where classes differ.
 
     Raises:
-        EvaluationError: a tensor is missing, too many, of another shape or not finite.
+        EvaluationError: a tensor is missing, too many, of another shape, no float or not finite.
     """
     drawn = _of_other_classes(weights, shapes, last)
     state = {name: tensor for name, tensor in weights.state.items() if name not in drawn}
@@ -155,6 +155,9 @@ def fit(weights: Weights, shapes: Shapes, last: Collection[str] = ()) -> dict[st
             raise EvaluationError(
                 f"{weights.source}: {_mismatch(name, tuple(tensor.shape), shapes[like])}"
             )
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise EvaluationError(f"{weights.source}: {name} is of {kind}, which no weights are of")
         if not bool(torch.isfinite(tensor).all()):
             raise EvaluationError(f"{weights.source}: not all values of {name} are finite")
     return state
