@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -10,8 +11,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -40,6 +43,7 @@ from benchmarks.weights.schemes import SCHEMES, scheme_of, units
 from benchmarks.weights.start import Start, for_channels, placed, shapes_of, start_from
 from benchmarks.weights.stored import Weights, find, need_tensorflow, read
 from kinetics_tools.errors import EvaluationError
+from kinetics_tools.files import digest
 from kinetics_tools.manifest import known_labels
 
 # SHA-256 of the lines "name [sizes]" of the 230 variables of the published RGB/imagenet checkpoint,
@@ -624,13 +628,30 @@ def test_imagenet_that_cannot_be_fetched_is_one_line_and_leaves_no_file(
     assert capsys.readouterr().out == ""  # which carries results only
 
 
+def test_what_the_data_holds_at_least_is_what_the_networks_have() -> None:
+    for stream, num_bytes in published.MIN_DATA_BYTES.items():
+        with torch.device("meta"):
+            shapes = shapes_of(build("i3d", stream))
+        assert num_bytes == 4 * sum(math.prod(sizes) for sizes in shapes.values())
+
+
+@pytest.fixture
+def checkpoint(media_server: MediaServer) -> dict[str, bytes]:
+    """What has the form of the authors' flow checkpoint, served; name -> content."""
+    data, index = published.FILES
+    files = {
+        f"flow_imagenet/{data}": bytes(published.MIN_DATA_BYTES["flow"]),
+        f"flow_imagenet/{index}": b"an index, which ends in: " + published.TABLE_MAGIC,
+    }
+    for name, content in files.items():
+        media_server.put(name, content)
+        media_server.put(f"x/{name}", content)
+    return files
+
+
 def test_the_authors_checkpoint_is_fetched_once_and_whole(
-    media_server: MediaServer, tmp_path: Path
+    checkpoint: dict[str, bytes], media_server: MediaServer, tmp_path: Path
 ) -> None:
-    names = [f"flow_imagenet/{name}" for name in published.FILES]
-    for name in names:
-        media_server.put(name, name.encode() * 100)
-        media_server.put(f"x/{name}", name.encode() * 100)
     half = f"{media_server.address}/half-of-x"
     with pytest.raises(EvaluationError, match=r"^cannot fetch .*IncompleteRead.*PATH") as caught:
         published.kinetics("flow", tmp_path, address=half, pauses_s=())
@@ -639,12 +660,111 @@ def test_the_authors_checkpoint_is_fetched_once_and_whole(
     index = published.kinetics("flow", tmp_path, address=media_server.address)
     assert index.name == "model.ckpt.index"
     assert find(index.with_suffix(""), "flow") == index
-    assert sorted(path.read_bytes() for path in index.parent.glob("model*")) == sorted(
-        media_server.files[name] for name in names
-    )
+    kept = {f"flow_imagenet/{path.name}": path.read_bytes() for path in index.parent.glob("model*")}
+    assert kept == checkpoint
     media_server.requests.clear()
     assert published.kinetics("flow", tmp_path, address=media_server.address) == index
     assert media_server.requests == []
+
+
+@pytest.mark.parametrize("at", [0, 1], ids=["data", "index"])
+@pytest.mark.parametrize(
+    "page", [b"<html>log in</html>", b"<!-- hotel --><html>log in</html>", b"{}"]
+)
+def test_a_page_in_place_of_the_authors_checkpoint_is_not_kept(
+    at: int, page: bytes, checkpoint: dict[str, bytes], media_server: MediaServer, tmp_path: Path
+) -> None:
+    name = list(checkpoint)[at]
+    media_server.put(name, page)
+    with pytest.raises(EvaluationError, match=rf"^cannot fetch .*{name}.*; fetch it wh") as caught:
+        published.kinetics("flow", tmp_path, address=media_server.address, pauses_s=())
+    assert "\n" not in str(caught.value)
+    media_server.put(name, checkpoint[name])  # logged in
+    index = published.kinetics("flow", tmp_path, address=media_server.address)
+    assert index.read_bytes() == checkpoint[f"flow_imagenet/{index.name}"]
+
+
+class Reader:
+    """What `tensorflow.train.load_checkpoint` gives, of a dict."""
+
+    def __init__(self, variables: Mapping[str, Any]) -> None:
+        self.variables = variables
+
+    def get_variable_to_shape_map(self) -> dict[str, list[int]]:
+        return {name: list(np.shape(value)) for name, value in self.variables.items()}
+
+    def get_tensor(self, name: str) -> Any:
+        return self.variables[name]
+
+
+class OpError(Exception):
+    """As TensorFlow's."""
+
+
+def stand_in(patch: pytest.MonkeyPatch, load: Callable[[str], Reader]) -> None:
+    """Let a stand-in of TensorFlow, which these tests do without, read checkpoints."""
+    tensorflow = SimpleNamespace(
+        train=SimpleNamespace(load_checkpoint=load), errors=SimpleNamespace(OpError=OpError)
+    )
+    patch.setitem(sys.modules, "tensorflow", tensorflow)
+
+
+GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        (
+            {GRAPH: b"\n\x08", "net/kernel/.ATTRIBUTES/VARIABLE_VALUE": np.zeros(2, np.float32)},
+            r": names of no known scheme \(net/kernel/\.ATTRIBUTES/VARIABLE_VALUE",
+        ),
+        (
+            {"Conv3d_1a_7x7/conv_3d/w": b"text"},
+            r": Conv3d_1a_7x7/conv_3d/w is of \|S4; weights are",
+        ),
+        (
+            {"Conv3d_1a_7x7/conv_3d/w": np.zeros(2, ml_dtypes.bfloat16)},
+            ": Conv3d_1a_7x7/conv_3d/w is of bfloat16; weights are float32",
+        ),
+    ],
+    ids=["objects", "text", "bfloat16"],
+)
+def test_a_checkpoint_of_other_variables_is_one_line(
+    variables: dict[str, object],
+    words: str,
+    net: Network,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    index = tmp_path / "model.ckpt.index"
+    index.touch()
+    (tmp_path / "model.ckpt.data-00000-of-00001").touch()
+    stand_in(monkeypatch, lambda _: Reader(variables))
+    with pytest.raises(EvaluationError, match=words) as caught:
+        read_rgb(index, net)
+    assert str(caught.value).startswith(str(index))
+    assert "\n" not in str(caught.value)
+
+
+def test_of_a_fetched_checkpoint_that_cannot_be_read_the_folder_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "weights" / f"rgb_imagenet-{digest(published.KINETICS)[:8]}"
+    folder.mkdir(parents=True)
+    for name in published.FILES:
+        (folder / name).write_bytes(b"kept by an older version")
+
+    def load(prefix: str) -> Reader:
+        raise OpError(f"Unable to open table file {prefix}\nand more")
+
+    stand_in(monkeypatch, load)
+    with pytest.raises(EvaluationError) as caught:
+        start_from("kinetics", arch="i3d", stream="rgb", num_classes=5, cache=tmp_path)
+    assert str(caught.value) == (
+        f"{folder}/model.ckpt.index cannot be read: Unable to open table file {folder}/model.ckpt; "
+        f"remove {folder} to fetch it anew"
+    )
 
 
 def test_without_tensorflow_the_extra_is_named(

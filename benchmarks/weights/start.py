@@ -80,7 +80,11 @@ def start_from(init: str, *, arch: str, stream: str, num_classes: int, cache: Pa
                 f"--init kinetics is the authors' i3d; {arch} starts from scratch, imagenet or PATH"
             )
         need_tensorflow("--init kinetics reads a TensorFlow checkpoint")
-        weights = read(published.kinetics(stream, cache), net.state_dict(), arch=arch)
+        index = published.kinetics(stream, cache)
+        try:
+            weights = read(index, net.state_dict(), arch=arch)
+        except EvaluationError as error:
+            raise EvaluationError(f"{error}; remove {index.parent} to fetch it anew") from error
     else:
         weights = read(find(Path(init), stream), net.state_dict(), arch=arch)
     state = placed(weights, net)

@@ -33,7 +33,7 @@ PREFERRED: Final = "imagenet"
 # TensorFlow 2 writes it beside the variables: text on which object holds which.
 _OBJECT_GRAPH: Final = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # What torch raises on bytes that are no file of its own, or a part of one.
-_BROKEN: Final = (
+BROKEN: Final = (
     pickle.UnpicklingError,
     RuntimeError,
     EOFError,
@@ -155,7 +155,7 @@ def _load(path: Path) -> Any:
         raise EvaluationError(f"{path} is empty")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except _BROKEN as error:
+    except BROKEN as error:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code is not None:
             raise EvaluationError(
