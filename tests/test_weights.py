@@ -966,14 +966,23 @@ def test_verify_holds_every_number_against_those_expected(tmp_path: Path) -> Non
     expected = example(nets, inputs)
     labels = [f"class {number}" for number in range(5)]
 
-    def verify(path: Path = tmp_path, example: cricket.Example = expected) -> list[cricket.Check]:
-        return cricket.verify(path, clips, CPU, example=example, labels=labels)
+    def verify(
+        path: Path = tmp_path,
+        example: cricket.Example = expected,
+        streams: Sequence[str] = ("rgb", "flow"),
+    ) -> list[cricket.Check]:
+        given = {stream: clips[stream] for stream in streams}
+        return cricket.verify(path, given, CPU, example=example, labels=labels)
 
     checks = verify()
     assert [check.stream for check in checks] == ["rgb"] * 6 + ["flow"] * 6 + ["joint"] * 6
     assert all(check.is_met for check in checks)
-    alone = verify(tmp_path / "flow_imagenet.pt")
+    alone = verify(tmp_path / "flow_imagenet.pt", streams=["flow"])
     assert [check.stream for check in alone] == ["flow"] * 6
+    # A file is of one stream: an array of the other would stay unchecked.
+    for streams in (["rgb"], ["rgb", "flow"]):
+        with pytest.raises(EvaluationError, match="of flow alone: give --flow and no other array"):
+            verify(tmp_path / "flow_imagenet.pt", streams=streams)
     # One weight a little off is seen, and so is another network.
     off = dict(expected.streams) | {"rgb": replace(expected.streams["rgb"], norm=0.0)}
     checks = verify(example=replace(expected, streams=off))
@@ -985,6 +994,26 @@ def test_verify_holds_every_number_against_those_expected(tmp_path: Path) -> Non
     assert all(check.is_met for check in checks if check.stream == "flow")
     assert not all(check.is_met for check in checks if check.stream == "rgb")
     assert cricket.furthest(checks).stream in ("rgb", "joint")
+
+
+def test_verify_of_what_is_no_i3d_is_one_line(
+    net: Network, googlenet: GoogLeNet, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.pth"
+    first = "Conv3d_1a_7x7.conv_3d.weight"
+    state = dict(net.state_dict())
+    states = (
+        googlenet.state_dict(),
+        {name: tensor for name, tensor in state.items() if name != first},
+        state | {first: torch.zeros(64)},
+    )
+    for each in states:
+        torch.save(each, path)
+        with pytest.raises(EvaluationError, match=rf"weights\.pth has no {first} of 5 axes"):
+            cricket.verify(path, {"rgb": tmp_path / "rgb.npy"}, CPU)
+    torch.save(state | {first: torch.zeros(64, 4, 7, 7, 7)}, path)
+    with pytest.raises(EvaluationError, match="takes 4 channels: neither rgb nor flow"):
+        cricket.verify(path, {"rgb": tmp_path / "rgb.npy"}, CPU)
 
 
 def test_the_published_labels_are_kinetics() -> None:
