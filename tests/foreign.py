@@ -1,5 +1,6 @@
 """Networks under the names that others gave them, written from their class diagrams: what a state
 dict of theirs looks like. GoogLeNet also computes, as torchvision's does; the rest only hold.
+Nothing here but `deepmind_variables` knows how we map names.
 """
 
 from collections.abc import Mapping
@@ -167,3 +168,29 @@ def deepmind_variables(net: nn.Module, scope: str) -> dict[str, Tensor]:
     """Our I3D's weights as variables of the published TensorFlow checkpoints."""
     variables = SCHEMES["deepmind"].from_ours(net.state_dict())
     return {scope + name: tensor for name, tensor in variables.items()}
+
+
+def deepmind_shapes(channels: int = 3, num_classes: int = 400) -> dict[str, tuple[int, ...]]:
+    """Names, but for their scope, and shapes of the variables in the published checkpoints."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def unit(name: str, inputs: int, outputs: int, kernel: int = 1) -> None:
+        shapes[f"{name}/conv_3d/w"] = (kernel, kernel, kernel, inputs, outputs)
+        for what in ("beta", "moving_mean", "moving_variance"):
+            shapes[f"{name}/batch_norm/{what}"] = (outputs,)
+
+    unit("Conv3d_1a_7x7", channels, 64, 7)
+    unit("Conv3d_2b_1x1", 64, 64)
+    unit("Conv3d_2c_3x3", 64, 192, 3)
+    for name, (inputs, b0, b1a, b1b, b2a, b2b, b3b) in BLOCKS.items():
+        block = f"Mixed_{name}"
+        unit(f"{block}/Branch_0/Conv3d_0a_1x1", inputs, b0)
+        unit(f"{block}/Branch_1/Conv3d_0a_1x1", inputs, b1a)
+        unit(f"{block}/Branch_1/Conv3d_0b_3x3", b1a, b1b, 3)
+        unit(f"{block}/Branch_2/Conv3d_0a_1x1", inputs, b2a)
+        third = "Conv3d_0a_3x3" if name == "5b" else "Conv3d_0b_3x3"
+        unit(f"{block}/Branch_2/{third}", b2a, b2b, 3)
+        unit(f"{block}/Branch_3/Conv3d_0b_1x1", inputs, b3b)
+    shapes["Logits/Conv3d_0c_1x1/conv_3d/w"] = (1, 1, 1, 1024, num_classes)
+    shapes["Logits/Conv3d_0c_1x1/conv_3d/b"] = (num_classes,)
+    return shapes

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign import deepmind_variables, shake
+from foreign import deepmind_shapes, deepmind_variables, shake
+from support import MediaServer
 from torch import Tensor
 
 from benchmarks.archs import build
 from benchmarks.archs.network import Network
+from benchmarks.weights import published
 from benchmarks.weights.start import start_from
+from benchmarks.weights.stored import read
 from kinetics_tools.errors import EvaluationError
 
 pytestmark = pytest.mark.tensorflow
@@ -80,3 +83,35 @@ def test_a_damaged_checkpoint_is_one_line(suffix: str, how: str, tmp_path: Path)
     with pytest.raises(EvaluationError, match=r"model\.ckpt\.index cannot be read: ") as caught:
         logits(prefix, "rgb", torch.zeros(1, 3, 9, 32, 32))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+def test_what_tensorflow_writes_passes_for_the_authors(
+    stream: str, media_server: MediaServer, tmp_path: Path
+) -> None:
+    """The form of an index and the size of its data are those that a fetched file must have."""
+    shapes = deepmind_shapes(3 if stream == "rgb" else 2)
+    folder = tmp_path / f"{stream}_imagenet"
+    save({name: torch.rand(sizes) for name, sizes in shapes.items()}, folder / "model.ckpt")
+    for path in folder.iterdir():
+        media_server.put(f"{folder.name}/{path.name}", path)
+    index = published.kinetics(stream, tmp_path / "cache", address=media_server.address)
+    assert len(read(index, (), arch="i3d").state) == 230
+    data = index.with_name(published.FILES[0])
+    assert data.stat().st_size == published.MIN_DATA_BYTES[stream]
+
+
+def test_checkpoints_of_objects_and_of_bfloat16_are_one_line(tmp_path: Path) -> None:
+    import tensorflow
+
+    kernel = tensorflow.Variable([1.0])
+    prefix = tensorflow.train.Checkpoint(kernel=kernel).save(str(tmp_path / "objects"))
+    with pytest.raises(EvaluationError, match=r"no known scheme \(kernel/\.ATTRIBUTES/VARIABLE_VA"):
+        read(Path(f"{prefix}.index"), (), arch="i3d")
+    name = "Conv3d_1a_7x7/conv_3d/w"
+    half = tensorflow.constant([1.0], tensorflow.bfloat16)
+    tensorflow.raw_ops.SaveV2(
+        prefix=str(tmp_path / "half"), tensor_names=[name], shape_and_slices=[""], tensors=[half]
+    )
+    with pytest.raises(EvaluationError, match=rf"{name} is of bfloat16; weights are float32"):
+        read(tmp_path / "half.index", (), arch="i3d")

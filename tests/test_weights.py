@@ -2,20 +2,30 @@
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from foreign import GoogLeNet, Hassony2, Piergiaj, deepmind_variables, shake
+from foreign import (
+    GoogLeNet,
+    Hassony2,
+    Piergiaj,
+    deepmind_shapes,
+    deepmind_variables,
+    shake,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import MediaServer, run_command
@@ -33,6 +43,7 @@ from benchmarks.weights.schemes import SCHEMES, scheme_of, units
 from benchmarks.weights.start import Start, for_channels, placed, shapes_of, start_from
 from benchmarks.weights.stored import Weights, find, need_tensorflow, read
 from kinetics_tools.errors import EvaluationError
+from kinetics_tools.files import digest
 from kinetics_tools.manifest import known_labels
 
 # SHA-256 of the lines "name [sizes]" of the 230 variables of the published RGB/imagenet checkpoint,
@@ -77,12 +88,125 @@ def test_deepminds_names_and_shapes_are_those_of_the_published_index() -> None:
     with torch.device("meta"):
         net = build("i3d")
     variables = deepmind_variables(net, "RGB/inception_i3d/")
-    lines = sorted(f"{name} {list(tensor.shape)}\n" for name, tensor in variables.items())
-    assert len(lines) == 230
-    assert (
-        "RGB/inception_i3d/Mixed_5b/Branch_2/Conv3d_0a_3x3/conv_3d/w [3, 3, 3, 32, 128]\n" in lines
-    )
-    assert hashlib.sha256("".join(lines).encode()).hexdigest() == PUBLISHED_SHA256
+    ours = {name: tuple(tensor.shape) for name, tensor in variables.items()}
+    by_hand = {f"RGB/inception_i3d/{name}": sizes for name, sizes in deepmind_shapes().items()}
+    for shapes in (ours, by_hand):
+        lines = sorted(f"{name} {list(sizes)}\n" for name, sizes in shapes.items())
+        assert len(lines) == 230
+        assert (
+            "RGB/inception_i3d/Mixed_5b/Branch_2/Conv3d_0a_3x3/conv_3d/w [3, 3, 3, 32, 128]\n"
+            in lines
+        )
+        assert hashlib.sha256("".join(lines).encode()).hexdigest() == PUBLISHED_SHA256
+
+
+def distinct(theirs: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Give the tensors of these names values of which no two are equal; these tensors."""
+    made: dict[str, Tensor] = {}
+    first = 2  # a scale of ones is dropped
+    for name in names:
+        count = theirs[name].numel()
+        made[name] = torch.arange(first, first + count).float().reshape(theirs[name].shape)
+        first += count
+    assert first < 2**24  # float32 tells whole numbers apart up to there
+    theirs.update(made)
+    return made
+
+
+@pytest.mark.parametrize("scope", ["RGB/inception_i3d/", ""])
+def test_deepminds_values_land_where_they_belong(scope: str) -> None:
+    """Written out by hand: the mapping's own tables have no part in what is expected."""
+    with torch.device("meta"):
+        net = build("i3d")
+    theirs = {f"{scope}{name}": torch.zeros(sizes) for name, sizes in deepmind_shapes().items()}
+    if not scope:  # of Kinetics-600, where vectors have the shape that they have in the graph
+        theirs = {n: t.view(1, 1, 1, 1, -1) if t.ndim == 1 else t for n, t in theirs.items()}
+    for unit, ours in (
+        ("Conv3d_1a_7x7", "Conv3d_1a_7x7"),
+        ("Mixed_3c/Branch_1/Conv3d_0b_3x3", "Mixed_3c.Branch_1.Conv3d_0b_3x3"),
+        ("Mixed_5b/Branch_2/Conv3d_0a_3x3", "Mixed_5b.Branch_2.Conv3d_0a_3x3"),
+        ("Mixed_5c/Branch_3/Conv3d_0b_1x1", "Mixed_5c.Branch_3.Conv3d_0b_1x1"),
+    ):
+        kernel, beta, mean, variance = (
+            f"{scope}{unit}/conv_3d/w",
+            f"{scope}{unit}/batch_norm/beta",
+            f"{scope}{unit}/batch_norm/moving_mean",
+            f"{scope}{unit}/batch_norm/moving_variance",
+        )
+        made = distinct(theirs, (kernel, beta, mean, variance))
+        state = placed(Weights(state=SCHEMES["deepmind"].to_ours(theirs), source="", dims=3), net)
+        want = torch.einsum("thwio->oithw", made[kernel])
+        assert torch.equal(state[f"{ours}.conv_3d.weight"], want)
+        assert torch.equal(state[f"{ours}.batch_norm.bias"], made[beta].flatten())
+        assert torch.equal(state[f"{ours}.batch_norm.running_mean"], made[mean].flatten())
+        assert torch.equal(state[f"{ours}.batch_norm.running_var"], made[variance].flatten())
+    logits = ("Logits/Conv3d_0c_1x1/conv_3d/w", "Logits/Conv3d_0c_1x1/conv_3d/b")
+    made = distinct(theirs, [f"{scope}{name}" for name in logits])
+    state = placed(Weights(state=SCHEMES["deepmind"].to_ours(theirs), source="", dims=3), net)
+    weight, bias = made.values()
+    last = state["Logits.Conv3d_0c_1x1.conv_3d.weight"]
+    assert last.shape == (400, 1024, 1, 1, 1)
+    assert torch.equal(last[:, :, 0, 0, 0], weight[0, 0, 0].T)
+    assert torch.equal(state["Logits.Conv3d_0c_1x1.conv_3d.bias"], bias.flatten())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "theirs", "words", "units", "last"),
+    [
+        (
+            *("piergiaj", Piergiaj, ("conv3d", "bn")),
+            {
+                "Conv3d_2c_3x3": "Conv3d_2c_3x3",
+                "Mixed_5b.b2b": "Mixed_5b.Branch_2.Conv3d_0a_3x3",
+                "Mixed_3b.b3b": "Mixed_3b.Branch_3.Conv3d_0b_1x1",
+            },
+            "logits.conv3d",
+        ),
+        (
+            *("hassony2", Hassony2, ("conv3d", "batch3d")),
+            {
+                "conv3d_2c_3x3": "Conv3d_2c_3x3",
+                "mixed_4e.branch_1.1": "Mixed_4e.Branch_1.Conv3d_0b_3x3",
+                "mixed_4e.branch_3.1": "Mixed_4e.Branch_3.Conv3d_0b_1x1",
+            },
+            "conv3d_0c_1x1.conv3d",
+        ),
+        (
+            *("torchvision", GoogLeNet, ("conv", "bn")),
+            {
+                "conv1": "Conv2d_1a_7x7",
+                "inception4e.branch3.1": "Mixed_4f.Branch_2.Conv2d_0b_3x3",
+                "inception5b.branch4.1": "Mixed_5c.Branch_3.Conv2d_0b_1x1",
+            },
+            "fc",
+        ),
+    ],
+)
+def test_values_of_the_other_schemes_land_where_they_belong(
+    scheme: str,
+    theirs: type[nn.Module],
+    words: tuple[str, str],
+    units: dict[str, str],
+    last: str,
+) -> None:
+    dims = SCHEMES[scheme].dims
+    conv, norm = words
+    pairs = {
+        f"{last}.weight": f"Logits.Conv{dims}d_0c_1x1.conv_{dims}d.weight",
+        f"{last}.bias": f"Logits.Conv{dims}d_0c_1x1.conv_{dims}d.bias",
+    }
+    for unit, ours in units.items():
+        pairs[f"{unit}.{conv}.weight"] = f"{ours}.conv_{dims}d.weight"
+        pairs[f"{unit}.{norm}.bias"] = f"{ours}.batch_norm.bias"
+        pairs[f"{unit}.{norm}.running_mean"] = f"{ours}.batch_norm.running_mean"
+        pairs[f"{unit}.{norm}.running_var"] = f"{ours}.batch_norm.running_var"
+        pairs[f"{unit}.{norm}.weight"] = f"{ours}.batch_norm.scale"
+    tensors = {name: torch.zeros(tensor.shape) for name, tensor in theirs().state_dict().items()}
+    made = distinct(tensors, pairs)
+    state = SCHEMES[scheme].to_ours(tensors)
+    for name, ours in pairs.items():
+        want = made[name][:, :, None, None] if name == "fc.weight" else made[name]
+        assert torch.equal(state[ours], want), name
 
 
 @pytest.mark.parametrize(
@@ -171,8 +295,14 @@ def test_each_tensor_is_used_once_or_is_on_the_list(net: nn.Module) -> None:
     theirs = table.from_ours(net.state_dict())
     count = {"mixed_3b.branch_0.batch3d.num_batches_tracked": torch.tensor(7)}
     assert table.to_ours(theirs | count).keys() == table.to_ours(theirs).keys()
-    with pytest.raises(EvaluationError, match=r"^mixed_9z\.w has no place in Inception-v1 \(hasso"):
-        table.to_ours(theirs | {"mixed_9z.w": torch.zeros(1)})
+    for name in (
+        "mixed_9z.w",
+        "mixed_9z.num_batches_tracked",
+        "aux1.fc1.weight",  # which is GoogLeNet's
+        "mixed_3b.branch_0.conv3d.weight/Momentum",  # TensorFlow's
+    ):
+        with pytest.raises(EvaluationError, match=rf"^{name} has no place in Inception-v1 \(hasso"):
+            table.to_ours(theirs | {name: torch.zeros(1)})
     del theirs["mixed_3b.branch_3.1.batch3d.running_var"]
     with pytest.raises(
         EvaluationError, match=r"^mixed_3b\.branch_3\.1\.batch3d\.running_var is mi"
@@ -182,6 +312,12 @@ def test_each_tensor_is_used_once_or_is_on_the_list(net: nn.Module) -> None:
     twice |= deepmind_variables(net, "Flow/inception_i3d/")
     with pytest.raises(EvaluationError, match="is there twice, under two scopes"):
         SCHEMES["deepmind"].to_ours(twice)
+    with pytest.raises(EvaluationError, match=r"^nonsense/Momentum has no place"):
+        SCHEMES["deepmind"].to_ours({"nonsense/Momentum": torch.zeros(1)} | twice)
+    with torch.device("meta"):
+        flat = dict(GoogLeNet().state_dict())
+    with pytest.raises(EvaluationError, match=r"^aux1\.foo has no place"):
+        SCHEMES["torchvision"].to_ours(flat | {"aux1.foo": torch.zeros(1)})
 
 
 class Trap:
@@ -287,13 +423,55 @@ def test_weights_are_found_by_their_streams_name(tmp_path: Path) -> None:
     assert find(tmp_path, "flow") == tmp_path / "flow" / "checkpoint.pt"
     assert find(index, "flow") == index
     assert find(index.with_suffix(""), "rgb") == index  # as TensorFlow names it
-    (tmp_path / "rgb.pth").touch()
-    with pytest.raises(EvaluationError, match=r"several files of rgb weights \(rgb\.pth, rgb_im"):
-        find(tmp_path, "rgb")
+    (tmp_path / "flow.pth").touch()
+    with pytest.raises(EvaluationError, match=r"several files of flow weights \(flow\.pth, flow/"):
+        find(tmp_path, "flow")
     with pytest.raises(EvaluationError, match="is a folder without rgb weights"):
         find(tmp_path / "flow", "rgb")
     with pytest.raises(EvaluationError, match="nowhere is missing"):
         find(tmp_path / "nowhere", "rgb")
+
+
+@pytest.mark.parametrize(
+    ("folder", "names", "taken"),
+    [
+        (
+            "data/checkpoints",  # DeepMind's
+            [
+                f"{name}/model.ckpt{suffix}"
+                for name in (
+                    *("rgb_imagenet", "rgb_scratch", "rgb_scratch_kin600"),
+                    *("flow_imagenet", "flow_scratch"),
+                )
+                for suffix in (".index", ".data-00000-of-00001")
+            ],
+            "{stream}_imagenet/model.ckpt.index",
+        ),
+        (
+            "imagenet-models",  # piergiaj's, in a folder whose own name tells nothing
+            [
+                *("rgb_imagenet.pt", "rgb_charades.pt"),
+                *("flow_imagenet.pt", "flow_charades.pt"),
+            ],
+            "{stream}_imagenet.pt",
+        ),
+    ],
+)
+def test_of_a_repositorys_own_folder_imagenets_weights_are_taken(
+    folder: str, names: list[str], taken: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for name in names:
+        path = tmp_path / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for stream in ("rgb", "flow"):
+        want = taken.format(stream=stream)
+        assert find(tmp_path / folder, stream) == tmp_path / folder / want
+        assert f"of {stream} weights the one of imagenet is taken, {want}" in caplog.text
+    (tmp_path / folder / "rgb-of-imagenet-too.pt").touch()
+    with pytest.raises(EvaluationError, match="several files of rgb weights"):
+        find(tmp_path / folder, "rgb")
 
 
 @pytest.fixture(scope="module")
@@ -376,12 +554,37 @@ def test_imagenet_goes_to_every_inception_of_an_architecture(
     num_parts = 2 if stream == "joint" else 1
     assert len(state) == num_parts * 57 * 5  # kernel, offset, mean, variance, scale; no logits
     has_logits = "Logits" in " ".join(net.last_layers)
-    assert ("of 1000 classes there, of 4 here" in caplog.text) == has_logits
+    told = "of 1000 classes there, of 4 here" if has_logits else "the last layer is left out: here"
+    (line,) = caplog.messages
+    assert told in line
     for name, tensor in state.items():
         if name.endswith("conv_3d.weight"):  # inflated: the sum over time is the flat kernel
             flat = weights.state[name.replace("3d", "2d")]
             want = for_channels(flat, tensor.shape[1])
             torch.testing.assert_close(tensor.sum(dim=2), want, atol=1e-6, rtol=1e-5)
+
+
+def test_weights_that_are_not_googlenets_are_one_line_before_they_are_reshaped(
+    googlenet: GoogLeNet, tmp_path: Path
+) -> None:
+    path = tmp_path / "googlenet.pth"
+    first = "Conv2d_1a_7x7.conv_2d.weight"
+    inner = "Mixed_3b.Branch_1.Conv2d_0b_3x3.conv_2d.weight"
+    state = dict(googlenet.state_dict())
+    for change, words in (
+        ({"conv1.conv.weight": torch.ones(64)}, rf"{first} is \(64,\) there, \(64, 3, 7, 7\)"),
+        (
+            {"conv1.conv.weight": torch.ones(64, 1, 7, 7)},
+            rf"{first} takes 1 channels .*, 3 channels",
+        ),
+        ({"inception3a.branch2.1.conv.weight": torch.ones(128)}, rf"{inner} is \(128,\) there"),
+        ({"fc.bias": torch.tensor(0.0)}, r"Logits\.Conv2d_0c_1x1\.conv_2d\.bias is \(\) there"),
+    ):
+        torch.save(state | change, path)
+        for arch, stream in (("i3d", "rgb"), ("i3d", "flow"), ("two-stream", "joint")):
+            with pytest.raises(EvaluationError, match=words) as caught:
+                start_from(str(path), arch=arch, stream=stream, num_classes=1000, cache=tmp_path)
+            assert str(caught.value).startswith(str(path))
 
 
 def test_imagenet_has_no_place_in_c3d(googlenet: GoogLeNet) -> None:
@@ -425,13 +628,30 @@ def test_imagenet_that_cannot_be_fetched_is_one_line_and_leaves_no_file(
     assert capsys.readouterr().out == ""  # which carries results only
 
 
+def test_what_the_data_holds_at_least_is_what_the_networks_have() -> None:
+    for stream, num_bytes in published.MIN_DATA_BYTES.items():
+        with torch.device("meta"):
+            shapes = shapes_of(build("i3d", stream))
+        assert num_bytes == 4 * sum(math.prod(sizes) for sizes in shapes.values())
+
+
+@pytest.fixture
+def checkpoint(media_server: MediaServer) -> dict[str, bytes]:
+    """What has the form of the authors' flow checkpoint, served; name -> content."""
+    data, index = published.FILES
+    files = {
+        f"flow_imagenet/{data}": bytes(published.MIN_DATA_BYTES["flow"]),
+        f"flow_imagenet/{index}": b"an index, which ends in: " + published.TABLE_MAGIC,
+    }
+    for name, content in files.items():
+        media_server.put(name, content)
+        media_server.put(f"x/{name}", content)
+    return files
+
+
 def test_the_authors_checkpoint_is_fetched_once_and_whole(
-    media_server: MediaServer, tmp_path: Path
+    checkpoint: dict[str, bytes], media_server: MediaServer, tmp_path: Path
 ) -> None:
-    names = [f"flow_imagenet/{name}" for name in published.FILES]
-    for name in names:
-        media_server.put(name, name.encode() * 100)
-        media_server.put(f"x/{name}", name.encode() * 100)
     half = f"{media_server.address}/half-of-x"
     with pytest.raises(EvaluationError, match=r"^cannot fetch .*IncompleteRead.*PATH") as caught:
         published.kinetics("flow", tmp_path, address=half, pauses_s=())
@@ -440,12 +660,111 @@ def test_the_authors_checkpoint_is_fetched_once_and_whole(
     index = published.kinetics("flow", tmp_path, address=media_server.address)
     assert index.name == "model.ckpt.index"
     assert find(index.with_suffix(""), "flow") == index
-    assert sorted(path.read_bytes() for path in index.parent.glob("model*")) == sorted(
-        media_server.files[name] for name in names
-    )
+    kept = {f"flow_imagenet/{path.name}": path.read_bytes() for path in index.parent.glob("model*")}
+    assert kept == checkpoint
     media_server.requests.clear()
     assert published.kinetics("flow", tmp_path, address=media_server.address) == index
     assert media_server.requests == []
+
+
+@pytest.mark.parametrize("at", [0, 1], ids=["data", "index"])
+@pytest.mark.parametrize(
+    "page", [b"<html>log in</html>", b"<!-- hotel --><html>log in</html>", b"{}"]
+)
+def test_a_page_in_place_of_the_authors_checkpoint_is_not_kept(
+    at: int, page: bytes, checkpoint: dict[str, bytes], media_server: MediaServer, tmp_path: Path
+) -> None:
+    name = list(checkpoint)[at]
+    media_server.put(name, page)
+    with pytest.raises(EvaluationError, match=rf"^cannot fetch .*{name}.*; fetch it wh") as caught:
+        published.kinetics("flow", tmp_path, address=media_server.address, pauses_s=())
+    assert "\n" not in str(caught.value)
+    media_server.put(name, checkpoint[name])  # logged in
+    index = published.kinetics("flow", tmp_path, address=media_server.address)
+    assert index.read_bytes() == checkpoint[f"flow_imagenet/{index.name}"]
+
+
+class Reader:
+    """What `tensorflow.train.load_checkpoint` gives, of a dict."""
+
+    def __init__(self, variables: Mapping[str, Any]) -> None:
+        self.variables = variables
+
+    def get_variable_to_shape_map(self) -> dict[str, list[int]]:
+        return {name: list(np.shape(value)) for name, value in self.variables.items()}
+
+    def get_tensor(self, name: str) -> Any:
+        return self.variables[name]
+
+
+class OpError(Exception):
+    """As TensorFlow's."""
+
+
+def stand_in(patch: pytest.MonkeyPatch, load: Callable[[str], Reader]) -> None:
+    """Let a stand-in of TensorFlow, which these tests do without, read checkpoints."""
+    tensorflow = SimpleNamespace(
+        train=SimpleNamespace(load_checkpoint=load), errors=SimpleNamespace(OpError=OpError)
+    )
+    patch.setitem(sys.modules, "tensorflow", tensorflow)
+
+
+GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        (
+            {GRAPH: b"\n\x08", "net/kernel/.ATTRIBUTES/VARIABLE_VALUE": np.zeros(2, np.float32)},
+            r": names of no known scheme \(net/kernel/\.ATTRIBUTES/VARIABLE_VALUE",
+        ),
+        (
+            {"Conv3d_1a_7x7/conv_3d/w": b"text"},
+            r": Conv3d_1a_7x7/conv_3d/w is of \|S4; weights are",
+        ),
+        (
+            {"Conv3d_1a_7x7/conv_3d/w": np.zeros(2, ml_dtypes.bfloat16)},
+            ": Conv3d_1a_7x7/conv_3d/w is of bfloat16; weights are float32",
+        ),
+    ],
+    ids=["objects", "text", "bfloat16"],
+)
+def test_a_checkpoint_of_other_variables_is_one_line(
+    variables: dict[str, object],
+    words: str,
+    net: Network,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    index = tmp_path / "model.ckpt.index"
+    index.touch()
+    (tmp_path / "model.ckpt.data-00000-of-00001").touch()
+    stand_in(monkeypatch, lambda _: Reader(variables))
+    with pytest.raises(EvaluationError, match=words) as caught:
+        read_rgb(index, net)
+    assert str(caught.value).startswith(str(index))
+    assert "\n" not in str(caught.value)
+
+
+def test_of_a_fetched_checkpoint_that_cannot_be_read_the_folder_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "weights" / f"rgb_imagenet-{digest(published.KINETICS)[:8]}"
+    folder.mkdir(parents=True)
+    for name in published.FILES:
+        (folder / name).write_bytes(b"kept by an older version")
+
+    def load(prefix: str) -> Reader:
+        raise OpError(f"Unable to open table file {prefix}\nand more")
+
+    stand_in(monkeypatch, load)
+    with pytest.raises(EvaluationError) as caught:
+        start_from("kinetics", arch="i3d", stream="rgb", num_classes=5, cache=tmp_path)
+    assert str(caught.value) == (
+        f"{folder}/model.ckpt.index cannot be read: Unable to open table file {folder}/model.ckpt; "
+        f"remove {folder} to fetch it anew"
+    )
 
 
 def test_without_tensorflow_the_extra_is_named(
@@ -510,11 +829,75 @@ def test_weights_that_do_not_fit_are_one_line(net: Network, tmp_path: Path) -> N
     refused({first: None}, rf"lacks {first}: weights of another architecture")
     refused({"Mixed_6a.w": torch.ones(1)}, r"has Mixed_6a\.w, which the network lacks")
     refused({offset: torch.ones(3)}, rf"another architecture: {offset} is \(3,\) there, \(64,\)")
+    refused({offset: torch.tensor(0.0)}, rf"{offset} is \(\) there, \(64,\) here")
+    last = "Logits.Conv3d_0c_1x1.conv_3d.bias"
+    refused({last: torch.tensor(0.0)}, rf"{last} is \(\) there, \(5,\) here")
+    refused({offset: torch.ones(64, dtype=torch.int64)}, rf"{offset} is of int64, which no weights")
+    refused({offset: torch.ones(64, dtype=torch.complex64)}, rf"{offset} is of complex64, which no")
+    refused({"a.num_batches_tracked": torch.tensor(0.0)}, r"has a\.num_batches_tracked, which the")
     refused({offset: torch.full((64,), torch.nan)}, rf"not all values of {offset} are finite")
     scale = offset.removesuffix("bias") + "scale"
     refused({scale: torch.ones(3)}, rf"{scale} is \(3,\) there, \(64,\) here")
     with pytest.raises(EvaluationError, match=r"Conv3d_1a_7x7\..* not this network's"):
         start_from(str(path), arch="convnet-lstm", stream="rgb", num_classes=5, cache=tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_other_floats_become_float32(
+    dtype: torch.dtype, net: Network, tmp_path: Path
+) -> None:
+    counts = {name for name in net.state_dict() if name.endswith(".num_batches_tracked")}
+    state = {
+        name: tensor if name in counts else tensor.to(dtype)
+        for name, tensor in net.state_dict().items()
+    }
+    torch.save(state, tmp_path / "theirs.pt")
+    torch.save({name: tensor.float() for name, tensor in state.items()}, tmp_path / "same.pt")
+    got = start(tmp_path / "theirs.pt")
+    assert {tensor.dtype for tensor in got.state.values()} == {torch.float32}
+    assert got.sha256 == start(tmp_path / "same.pt").sha256
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "prefix"),
+    [
+        (lambda state: state, "module."),
+        (lambda state: {"epoch": 9, "state_dict": state, "optimizer_states": [{}]}, ""),
+        (lambda state: {"model": state, "optimizer": {"state": {0: {}}}}, "module."),
+    ],
+    ids=["DataParallel", "Lightning", "both"],
+)
+@pytest.mark.parametrize("scheme", [None, "piergiaj"])
+def test_what_trainers_wrap_around_weights_is_taken_off(
+    scheme: str | None,
+    wrapped: Callable[[Mapping[str, Tensor]], object],
+    prefix: str,
+    net: Network,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "w.pt"
+    state = net.state_dict() if scheme is None else SCHEMES[scheme].from_ours(net.state_dict())
+    torch.save(state, path)
+    plain = start(path)
+    torch.save(wrapped({f"{prefix}{name}": tensor for name, tensor in state.items()}), path)
+    assert start(path).sha256 == plain.sha256
+
+
+def test_a_wrapping_that_leaves_a_choice_is_one_line(net: Network, tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    state = dict(net.state_dict())
+    torch.save({"model": state, "ema": state}, path)
+    with pytest.raises(
+        EvaluationError, match=r"several state dicts \(model, ema\); save one alone"
+    ):
+        start(path)
+    some = {name if "Mixed_3b" in name else f"module.{name}": t for name, t in state.items()}
+    torch.save(some, path)
+    with pytest.raises(EvaluationError, match="lacks Conv3d_1a_7x7"):
+        start(path)
+    torch.save({1: torch.zeros(1)}, path)
+    with pytest.raises(EvaluationError, match="holds no state dict"):
+        start(path)
 
 
 ONE_EPOCH = replace(RECIPE, schedule=OneCycle(epochs=1, peak_lr=1e-2))
@@ -583,14 +966,23 @@ def test_verify_holds_every_number_against_those_expected(tmp_path: Path) -> Non
     expected = example(nets, inputs)
     labels = [f"class {number}" for number in range(5)]
 
-    def verify(path: Path = tmp_path, example: cricket.Example = expected) -> list[cricket.Check]:
-        return cricket.verify(path, clips, CPU, example=example, labels=labels)
+    def verify(
+        path: Path = tmp_path,
+        example: cricket.Example = expected,
+        streams: Sequence[str] = ("rgb", "flow"),
+    ) -> list[cricket.Check]:
+        given = {stream: clips[stream] for stream in streams}
+        return cricket.verify(path, given, CPU, example=example, labels=labels)
 
     checks = verify()
     assert [check.stream for check in checks] == ["rgb"] * 6 + ["flow"] * 6 + ["joint"] * 6
     assert all(check.is_met for check in checks)
-    alone = verify(tmp_path / "flow_imagenet.pt")
+    alone = verify(tmp_path / "flow_imagenet.pt", streams=["flow"])
     assert [check.stream for check in alone] == ["flow"] * 6
+    # A file is of one stream: an array of the other would stay unchecked.
+    for streams in (["rgb"], ["rgb", "flow"]):
+        with pytest.raises(EvaluationError, match="of flow alone: give --flow and no other array"):
+            verify(tmp_path / "flow_imagenet.pt", streams=streams)
     # One weight a little off is seen, and so is another network.
     off = dict(expected.streams) | {"rgb": replace(expected.streams["rgb"], norm=0.0)}
     checks = verify(example=replace(expected, streams=off))
@@ -602,6 +994,26 @@ def test_verify_holds_every_number_against_those_expected(tmp_path: Path) -> Non
     assert all(check.is_met for check in checks if check.stream == "flow")
     assert not all(check.is_met for check in checks if check.stream == "rgb")
     assert cricket.furthest(checks).stream in ("rgb", "joint")
+
+
+def test_verify_of_what_is_no_i3d_is_one_line(
+    net: Network, googlenet: GoogLeNet, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.pth"
+    first = "Conv3d_1a_7x7.conv_3d.weight"
+    state = dict(net.state_dict())
+    states = (
+        googlenet.state_dict(),
+        {name: tensor for name, tensor in state.items() if name != first},
+        state | {first: torch.zeros(64)},
+    )
+    for each in states:
+        torch.save(each, path)
+        with pytest.raises(EvaluationError, match=rf"weights\.pth has no {first} of 5 axes"):
+            cricket.verify(path, {"rgb": tmp_path / "rgb.npy"}, CPU)
+    torch.save(state | {first: torch.zeros(64, 4, 7, 7, 7)}, path)
+    with pytest.raises(EvaluationError, match="takes 4 channels: neither rgb nor flow"):
+        cricket.verify(path, {"rgb": tmp_path / "rgb.npy"}, CPU)
 
 
 def test_the_published_labels_are_kinetics() -> None:

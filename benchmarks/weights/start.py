@@ -13,8 +13,8 @@ that batch norm's statistics were taken of keep their size.
 
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -25,14 +25,14 @@ from benchmarks.archs import CHANNELS, build
 from benchmarks.archs.inception import inflate
 from benchmarks.archs.network import Network
 from benchmarks.weights import INITS, published
-from benchmarks.weights.schemes import SCALE
+from benchmarks.weights.schemes import COUNT, SCALE
 from benchmarks.weights.stored import Weights, find, need_tensorflow, read
 from kinetics_tools.errors import EvaluationError
 
 SCRATCH: Final = INITS[0]
+FIRST: Final = "Conv2d_1a_7x7.conv_2d.weight"
 logger = logging.getLogger(__name__)
 Shapes = Mapping[str, tuple[int, ...]]
-_PART: Final = re.compile(r"Conv[23]d_|Mixed_|Logits\.")
 _FIRST: Final = re.compile(r"((?:.*\.)?)Conv([23])d_1a_7x7\.conv_\2d\.weight")
 
 
@@ -80,7 +80,11 @@ def start_from(init: str, *, arch: str, stream: str, num_classes: int, cache: Pa
                 f"--init kinetics is the authors' i3d; {arch} starts from scratch, imagenet or PATH"
             )
         need_tensorflow("--init kinetics reads a TensorFlow checkpoint")
-        weights = read(published.kinetics(stream, cache), net.state_dict(), arch=arch)
+        index = published.kinetics(stream, cache)
+        try:
+            weights = read(index, net.state_dict(), arch=arch)
+        except EvaluationError as error:
+            raise EvaluationError(f"{error}; remove {index.parent} to fetch it anew") from error
     else:
         weights = read(find(Path(init), stream), net.state_dict(), arch=arch)
     state = placed(weights, net)
@@ -94,33 +98,37 @@ def placed(weights: Weights, net: Network) -> dict[str, Tensor]:
         EvaluationError: they are not this network's, or there is no Inception in it.
     """
     shapes = shapes_of(net)
-    last = [f"{layer}.{what}" for layer in net.last_layers for what in ("weight", "bias")]
     if weights.dims != 2:
-        return fit(weights, shapes, last)
-    state: dict[str, Tensor] = {}
-    for prefix, dims, channels in inceptions(shapes):
-        theirs = dict(weights.state)
-        first = "Conv2d_1a_7x7.conv_2d.weight"
-        theirs[first] = for_channels(theirs[first], channels)
-        if dims == 3:
-            theirs = inflate(theirs)
-        part = {
-            name.removeprefix(prefix): sizes
-            for name, sizes in shapes.items()
-            if name.startswith(prefix) and _PART.match(name.removeprefix(prefix))
-        }
-        if not any(name.startswith("Logits.") for name in part):
-            # ImageNet's own classes have no place where the trunk alone is used.
-            theirs = {n: t for n, t in theirs.items() if not n.startswith("Logits.")}
-        lasts = [name.removeprefix(prefix) for name in last if name.startswith(prefix)]
-        own = fit(Weights(state=theirs, source=weights.source), part, lasts)
-        state |= {prefix + name: tensor for name, tensor in own.items()}
-    if not state:
+        return fit(weights, shapes, _tensors_of(net.last_layers))
+    parts = list(inceptions(shapes))
+    if not parts:
         raise EvaluationError(
             f"{weights.source} is of Inception-v1, and there is none in this architecture; "
             "give --init scratch, or the PATH of its own weights"
         )
+    flat = _flat(weights, net)
+    state: dict[str, Tensor] = {}
+    for prefix, dims, channels in parts:
+        own = flat | {FIRST: for_channels(flat[FIRST], channels)}
+        own = inflate(own) if dims == 3 else own
+        state |= {prefix + name: tensor for name, tensor in own.items()}
     return state
+
+
+def _flat(weights: Weights, net: Network) -> dict[str, Tensor]:
+    """The weights of a 2-D Inception-v1, fit for it; their last layer where `net` ends in one."""
+    last = _tensors_of(net.last_layers)
+    with torch.device("meta"):
+        flat = build("two-stream", "rgb", num_classes=shapes_of(net)[last[0]][0])
+    shapes, their_last = shapes_of(flat), _tensors_of(flat.last_layers)
+    if any("Logits." in name for name in last):
+        return fit(weights, shapes, their_last)
+    logger.warning(
+        "%s: the last layer is left out: here other layers follow what is before it", weights.source
+    )
+    state = {name: tensor for name, tensor in weights.state.items() if name not in their_last}
+    shapes = {name: sizes for name, sizes in shapes.items() if name not in their_last}
+    return fit(replace(weights, state=state), shapes)
 
 
 def fit(weights: Weights, shapes: Shapes, last: Collection[str] = ()) -> dict[str, Tensor]:
@@ -132,7 +140,7 @@ def fit(weights: Weights, shapes: Shapes, last: Collection[str] = ()) -> dict[st
         last: names of the last layer's tensors, which are left out where classes differ.
 
     Raises:
-        EvaluationError: a tensor is missing, too many, of another shape or not finite.
+        EvaluationError: a tensor is missing, too many, of another shape, no float or not finite.
     """
     drawn = _of_other_classes(weights, shapes, last)
     state = {name: tensor for name, tensor in weights.state.items() if name not in drawn}
@@ -151,6 +159,9 @@ def fit(weights: Weights, shapes: Shapes, last: Collection[str] = ()) -> dict[st
             raise EvaluationError(
                 f"{weights.source}: {_mismatch(name, tuple(tensor.shape), shapes[like])}"
             )
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise EvaluationError(f"{weights.source}: {name} is of {kind}, which no weights are of")
         if not bool(torch.isfinite(tensor).all()):
             raise EvaluationError(f"{weights.source}: not all values of {name} are finite")
     return state
@@ -177,15 +188,20 @@ def shapes_of(net: nn.Module) -> Shapes:
     return {
         name: tuple(tensor.shape)
         for name, tensor in net.state_dict().items()
-        if not name.endswith(".num_batches_tracked")
+        if not name.endswith(COUNT)
     }
+
+
+def _tensors_of(layers: Iterable[str]) -> list[str]:
+    """Names of the layers' weights and biases."""
+    return [f"{layer}.{what}" for layer in layers for what in ("weight", "bias")]
 
 
 def _of_other_classes(weights: Weights, shapes: Shapes, last: Collection[str]) -> frozenset[str]:
     """The last layer's tensors where they are of another number of classes, else none."""
     for name in last:
-        have, want = weights.state.get(name), shapes.get(name)
-        if have is not None and want is not None and have.shape[0] != want[0]:
+        have, want = weights.state.get(name), shapes.get(name, ())
+        if have is not None and have.ndim == len(want) and have.shape[:1] != want[:1]:
             logger.warning(
                 "%s: the last layer is drawn anew: it is of %d classes there, of %d here",
                 *(weights.source, have.shape[0], want[0]),

@@ -1,8 +1,9 @@
 """Weights in files, read into our names. The only importer of tensorflow.
 
-A file is one of: a state dict by torch.save under our names or a published scheme's, a checkpoint
-of `benchmarks.train`, or a TensorFlow checkpoint (`model.ckpt.index` and its data), named by its
-prefix, as TensorFlow does, or by its index. Nothing in a file is ever run.
+A file is one of: a state dict by torch.save under our names or a published scheme's, alone or as
+the only one among what another trainer keeps; a checkpoint of `benchmarks.train`; or a TensorFlow
+checkpoint (`model.ckpt.index` and its data), named by its prefix, as TensorFlow does, or by its
+index. Nothing in a file is ever run.
 """
 
 import hashlib
@@ -14,19 +15,25 @@ import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.weights.schemes import SCHEMES, scheme_of
+from benchmarks.weights.schemes import COUNT, SCHEMES, scheme_of
 from kinetics_tools.errors import EvaluationError
 
+logger = logging.getLogger(__name__)
 INDEX: Final = ".index"
 SUFFIXES: Final = (".pt", ".pth", INDEX)
+PARALLEL: Final = "module."  # what torch's DataParallel puts before all names
+# Of several: the authors' folder also has networks from scratch, piergiaj's those of Charades.
+PREFERRED: Final = "imagenet"
+# TensorFlow 2 writes it beside the variables: text on which object holds which.
+_OBJECT_GRAPH: Final = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # What torch raises on bytes that are no file of its own, or a part of one.
-_BROKEN: Final = (
+BROKEN: Final = (
     pickle.UnpicklingError,
     RuntimeError,
     EOFError,
@@ -46,7 +53,8 @@ class Weights:
     """Tensors under our names.
 
     Attributes:
-        state: name -> tensor, on the CPU; batch norm's counts are left out.
+        state: name -> tensor, on the CPU, float32 where the file has any float; batch norm's
+            counts are left out.
         source: where they are from, in words.
         dims: of the Inception-v1 that they are of, 2 or 3; None: they are of a network of ours.
     """
@@ -70,7 +78,8 @@ def find(path: Path, stream: str) -> Path:
     """The weights of a stream at `path`: a file itself, or the one in a folder that is named so.
 
     In a folder, two levels deep, files of weights are looked at whose path from there has the
-    stream's name as a word: `rgb/checkpoint.pt`, `flow_imagenet.pt`, `rgb_imagenet/model.ckpt`.
+    stream's name as a word: `rgb/checkpoint.pt`, `flow_imagenet.pt`, `rgb_imagenet/model.ckpt`. Of
+    several the only one that has the word `imagenet` too, as in the authors' own folder.
 
     Raises:
         EvaluationError: there is nothing, no such file in the folder, or several.
@@ -80,16 +89,22 @@ def find(path: Path, stream: str) -> Path:
         if not path.exists() and not index.exists():
             raise EvaluationError(f"{path} is missing: no file, folder or TensorFlow checkpoint")
         return path if path.exists() else index
-    found = [
-        file
+    words = {
+        file: _PARTS.split(str(file.relative_to(path)).lower())
         for pattern in ("*", "*/*")
         for file in sorted(path.glob(pattern))
-        if file.suffix in SUFFIXES
-        and file.is_file()
-        and stream in _PARTS.split(str(file.relative_to(path)).lower())
-    ]
+        if file.suffix in SUFFIXES and file.is_file()
+    }
+    found = [file for file in words if stream in words[file]]
     if len(found) == 1:
         return found[0]
+    preferred = [file for file in found if PREFERRED in words[file]]
+    if len(preferred) == 1:
+        logger.info(
+            "%s: of %d files of %s weights the one of %s is taken, %s",
+            *(path, len(found), stream, PREFERRED, preferred[0].relative_to(path)),
+        )
+        return preferred[0]
     names = ", ".join(str(file.relative_to(path)) for file in found[:3])
     raise EvaluationError(
         f"{path} is a folder with several files of {stream} weights ({names}); name one of them"
@@ -116,11 +131,12 @@ def read(path: Path, known: Collection[str], *, arch: str) -> Weights:
     tensors = _tensorflow(path) if is_theirs else _tensors(path, _load(path), arch)
     scheme = scheme_of(tensors)
     try:
-        if scheme is None:
-            return Weights(state=_own(tensors, known), source=str(path))
-        return Weights(state=scheme.to_ours(tensors), source=str(path), dims=scheme.dims)
+        state = _own(tensors, known) if scheme is None else scheme.to_ours(tensors)
     except EvaluationError as error:
         raise EvaluationError(f"{path}: {error}") from error
+    dims = None if scheme is None else scheme.dims
+    state = {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
+    return Weights(state=state, source=str(path), dims=dims)
 
 
 def _own(tensors: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:
@@ -130,7 +146,7 @@ def _own(tensors: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Ten
         raise EvaluationError(
             f"names of no known scheme ({first} ...): not this network's, nor those of {schemes}"
         )
-    return {n: t for n, t in tensors.items() if not n.endswith(".num_batches_tracked")}
+    return {n: t for n, t in tensors.items() if not (n in known and n.endswith(COUNT))}
 
 
 def _load(path: Path) -> Any:
@@ -139,7 +155,7 @@ def _load(path: Path) -> Any:
         raise EvaluationError(f"{path} is empty")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except _BROKEN as error:
+    except BROKEN as error:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code is not None:
             raise EvaluationError(
@@ -150,31 +166,55 @@ def _load(path: Path) -> Any:
 
 
 def _tensors(path: Path, values: Any, arch: str) -> Mapping[str, Tensor]:
-    """The state dict in what torch.save wrote: that itself, or the `net` of our checkpoint."""
-    if isinstance(values, Mapping) and isinstance(values.get("net"), Mapping):
-        if values.get("arch") != arch:
-            raise EvaluationError(f"{path} holds weights of {values.get('arch')}, not of {arch}")
-        values = values["net"]
-    is_state = isinstance(values, Mapping) and values
-    if not is_state or not all(isinstance(value, Tensor) for value in values.values()):
+    """The state dict in what torch.save wrote: that itself, or the only one that is in it."""
+    if isinstance(values, Mapping) and not _is_state(values):
+        if isinstance(values.get("net"), Mapping) and values.get("arch", arch) != arch:
+            raise EvaluationError(f"{path} holds weights of {values['arch']}, not of {arch}")
+        inner = [key for key, value in values.items() if _is_state(value)]
+        if len(inner) > 1:
+            names = ", ".join(map(str, inner))
+            raise EvaluationError(f"{path} holds several state dicts ({names}); save one alone")
+        values = values[inner[0]] if inner else values
+    if not _is_state(values):
         raise EvaluationError(f"{path} holds no state dict: names of tensors and nothing else")
-    state: Mapping[str, Tensor] = values
-    return state
+    if all(name.startswith(PARALLEL) for name in values):
+        return {name.removeprefix(PARALLEL): tensor for name, tensor in values.items()}
+    return values
+
+
+def _is_state(values: Any) -> TypeGuard[Mapping[str, Tensor]]:
+    return (
+        isinstance(values, Mapping)
+        and len(values) > 0
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in values.items())
+    )
 
 
 def _tensorflow(index: Path) -> dict[str, Tensor]:
-    """Every variable of a TensorFlow checkpoint, in float32 or as it is."""
+    """Every variable of a TensorFlow checkpoint."""
     prefix = index.with_suffix("")
     if not any(prefix.parent.glob(f"{prefix.name}.data-*")):
         raise EvaluationError(f"{index} has no {prefix.name}.data-00000-of-00001 beside it")
     tensorflow = need_tensorflow(f"{index} is a TensorFlow checkpoint")
     try:
         reader = tensorflow.train.load_checkpoint(str(prefix))
-        names = sorted(reader.get_variable_to_shape_map())
-        return {name: torch.from_numpy(np.asarray(reader.get_tensor(name))) for name in names}
+        names = sorted(set(reader.get_variable_to_shape_map()) - {_OBJECT_GRAPH})
+        arrays = {name: np.asarray(reader.get_tensor(name)) for name in names}
     except (tensorflow.errors.OpError, ValueError, RuntimeError, IndexError) as error:
-        line = str(error).splitlines()[0]
-        raise EvaluationError(f"{index} cannot be read: {line}") from error
+        raise EvaluationError(f"{index} cannot be read: {first_line(error)}") from error
+    return {name: _from_numpy(array, f"{index}: {name}") for name, array in arrays.items()}
+
+
+def _from_numpy(array: np.ndarray, what: str) -> Tensor:
+    try:
+        return torch.from_numpy(array)
+    except TypeError as error:  # text, or TensorFlow's bfloat16, which is none of numpy's types
+        raise EvaluationError(f"{what} is of {array.dtype}; weights are float32 there") from error
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def need_tensorflow(why: str) -> Any:
