@@ -56,6 +56,10 @@ def waves(
     ]
 
 
+# Where networks are tried: a GPU's backward pass has programs of its own.
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
 @cache
 def awake(name: str, stream: str, num_classes: int = 5, *, num_steps: int = 2) -> Network:
     """A network of seed 0 in evaluation mode, with the statistics of its `waves`: one for all.

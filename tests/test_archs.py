@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import EVERY, LIGHT_AND_HEAVY, awake, golden_logits, num_frames, wave, waves
+from nets import DEVICES, EVERY, LIGHT_AND_HEAVY, awake, golden_logits, num_frames, wave, waves
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -225,10 +225,11 @@ def test_a_single_clip_is_refused_in_training_where_it_has_no_variance(name: str
             net(torch.empty_like(clips[0], device="meta"))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("name", "stream"), LIGHT_AND_HEAVY)
-def test_every_weight_learns(name: str, stream: str) -> None:
-    net = build(name, stream, 5, dropout=0.0)
-    clips = waves(name, stream, num_steps=2, size=(40, 33))
+def test_every_weight_learns(name: str, stream: str, device: str) -> None:
+    net = build(name, stream, 5, dropout=0.0).to(device)
+    clips = [clip.to(device) for clip in waves(name, stream, num_steps=2, size=(40, 33))]
     before = {key: value.clone() for key, value in net.named_buffers()}
     net.step_logits(*clips).square().sum().backward()  # type: ignore[no-untyped-call]
     for weight_name, weight in net.named_parameters():
