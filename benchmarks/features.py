@@ -7,7 +7,7 @@ NAME.json   the time of each row, the network, and everything by which it was ma
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ from benchmarks.protocols import PROTOCOLS
 from benchmarks.recipes import Recipe, recipe_for
 from benchmarks.train import Checkpoint
 from benchmarks.videos import Span, VideoClip, Videos
-from benchmarks.views import View, eval_view
+from benchmarks.views import View, whole_view
 from benchmarks.weights.start import shapes_of, start_from
 from benchmarks.weights.stored import Weights
 from kinetics_tools.errors import EvaluationError, KineticsError, MediaError
@@ -120,27 +120,28 @@ class _Model:
     def view(self, video: Path, clip: VideoClip) -> View:
         """All of a clip at the training's stride, not looped.
 
+        A last step that lacks a frame or a field is left out: 250 frames have 249 fields, of which
+        a network that takes ten at once has 24 steps.
+
         Raises:
             MediaError: it is too short for one time step.
         """
-        whole = extents_of(self.checkpoint, PROTOCOLS["whole"])
-        extents = {stream: replace(extent, least=0) for stream, extent in whole.items()}
+        extents = extents_of(self.checkpoint, PROTOCOLS["whole"])
         num_frames = len(clip.frames)
-        view = eval_view(num_frames, extents)
-        for need in self.net.needs:
-            if len(view.indices[need.stream]) < need.min_frames:
-                stride = extents[need.stream].stride
-                least = (need.min_frames - 1) * stride + 1
-                if need.multiple > 1:
-                    least = need.multiple * stride
-                elif need.stream == "flow":
-                    least += 1
-                raise MediaError(
-                    video,
-                    f"has {num_frames} frames at 25 a second from {clip.start_s:g} s on; "
-                    f"{self.net.title} needs {least}",
-                )
-        return view
+        strides = {stream: extent.stride for stream, extent in extents.items()}
+        least = max(
+            need.multiple * strides[need.stream]
+            if need.multiple > 1
+            else (need.min_frames - 1) * strides[need.stream] + 1
+            for need in self.net.needs
+        ) + ("flow" in extents)
+        if num_frames < least:
+            raise MediaError(
+                video,
+                f"has {num_frames} frames at 25 a second from {clip.start_s:g} s on; "
+                f"{self.net.title} needs {least}",
+            )
+        return whole_view(num_frames, extents)
 
     def features(self, clip: VideoClip, view: View) -> Rows:
         """The features of a view of a clip, piece by piece."""
