@@ -145,7 +145,11 @@ def add_streams(rgb: Result, flow: Result, predictions: Sequence[Predictions]) -
             **flow.recipes,
             "training": {name: each.recipes["training"][name] for name, each in streams.items()},
         },
-        data=dict(flow.data) | {"identity": digest([rgb.data["identity"], flow.data["identity"]])},
+        data=dict(flow.data)
+        | {
+            "identity": digest([rgb.data["identity"], flow.data["identity"]]),
+            "init": dict(flow.data["init"]) | {"source": "its two streams", "sha256": ""},
+        },
         cost=dict(rgb.cost)
         | {name: sum(cost[name] for cost in costs) for name in added}
         | {"flops_shape": [*rgb.cost["flops_shape"], *flow.cost["flops_shape"]]},
