@@ -4,10 +4,12 @@ WORK_DIR/run.json                      what was asked for
          rgb/  flow/  joint/           checkpoint.pt, log.jsonl, tensorboard/ of each network,
          rgb/  flow/  joint/           and predictions.parquet, result.json of each row
          report.html
+
+An evaluation of weights as they are leaves the same, but for the training's files.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,63 +20,19 @@ from benchmarks.protocols import PROTOCOLS
 from benchmarks.recipes import recipe_for
 from benchmarks.record import EVALUATION, PREDICTIONS, Predictions, Result
 from benchmarks.splits import Selection, refuse_overlap, select
-from benchmarks.train import CHECKPOINT, Checkpoint, Job, found, train
+from benchmarks.train import Checkpoint, Job, found, train
+from benchmarks.trained import (
+    RUN,
+    Request,
+    networks_of_run,
+    networks_of_weights,
+    read_request,
+)
 from benchmarks.weights.start import SCRATCH, start_from
 from kinetics_tools import cli
-from kinetics_tools.errors import EvaluationError, KineticsError, lookup
-from kinetics_tools.files import digest, read_json, write_json
+from kinetics_tools.errors import EvaluationError, lookup
+from kinetics_tools.files import digest, write_json
 from kinetics_tools.shards import ShardFolder
-
-RUN = "run.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What a run was asked for: the words of the command line.
-
-    Attributes:
-        stream: `rgb`, `flow` or `joint`.
-        data: folder of shards.
-        flow: name of the flow; None: the only one there is.
-        protocol: None: the recipe's.
-        batch_size: None: the recipe's.
-        splits: folder of official lists.
-        init: `scratch`, `imagenet`, `kinetics`, or the path of weights.
-        finetune: `all`, or `last`: the last layer alone.
-    """
-
-    arch: str
-    stream: str
-    recipe: str
-    data: Path
-    train_split: str
-    test_split: str
-    flow: str | None = None
-    protocol: str | None = None
-    batch_size: int | None = None
-    splits: Path | None = None
-    seed: int = 0
-    num_workers: int | None = None
-    init: str = SCRATCH
-    finetune: str = "all"
-
-    @property
-    def streams(self) -> tuple[str, ...]:
-        """The networks that are trained, by stream."""
-        return ARCHS[self.arch].networks_of(self.stream)
-
-    def as_json(self) -> dict[str, Any]:
-        """The request as plain JSON values."""
-        return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(self).items()
-        }
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Request":
-        """The request that `as_json` told."""
-        paths = {name: Path(values[name]) for name in ("data", "splits") if values[name]}
-        return cls(**{**values, **paths})
 
 
 def benchmark(
@@ -96,6 +54,8 @@ def benchmark(
             "--finetune last trains the last layer on features that are there already; "
             "say whose, with --init imagenet, kinetics or PATH"
         )
+    if not force:
+        _refuse_other(request, work_dir)
     data = ShardFolder(request.data)
     request = _anywhere(request, data)
     tests, jobs = {}, []
@@ -125,12 +85,7 @@ def benchmark(
             num_workers=request.num_workers,
         )
         jobs.append(job)
-        tests[stream] = Test(
-            data=data,
-            selection=selected["test"],
-            protocol=lookup("protocol", request.protocol or recipe.protocol, PROTOCOLS),
-            num_workers=request.num_workers,
-        )
+        tests[stream] = _test(data, request, selected["test"], recipe.protocol)
     if not force:
         for job in jobs:
             found(job, resume=resume)
@@ -141,7 +96,7 @@ def benchmark(
 
 
 def evaluate_again(
-    work_dir: Path, changes: Mapping[str, Any], machine: Machine
+    work_dir: Path, changes: Mapping[str, Any], machine: Machine, *, cache: Path | None = None
 ) -> tuple[list[Result], Path]:
     """Evaluate a finished run, as it was asked for but for `changes` to its request.
 
@@ -151,55 +106,69 @@ def evaluate_again(
     """
     asked = read_request(work_dir)
     request = Request.from_json(asked.as_json() | dict(changes))
-    checkpoints = read_checkpoints(work_dir, request.streams)
+    checkpoints = networks_of_run(work_dir, request.stream, cache=cache)
+    return _evaluated(checkpoints, request, asked, work_dir, machine)
+
+
+def evaluate_weights(
+    request: Request, work_dir: Path, machine: Machine, *, cache: Path | None = None
+) -> tuple[list[Result], Path]:
+    """Evaluate the weights of `request.init` as they are: `as_given` is set.
+
+    `work_dir` then is that of a run which has only been evaluated: `evaluate_again` takes it.
+
+    Returns:
+        As `evaluate_again`, of which this is the first time.
+    """
+    _refuse_other(request, work_dir)
+    asked = read_request(work_dir) if (work_dir / RUN).exists() else None
+    checkpoints = networks_of_weights(request.init, request.arch, request.stream, cache=cache)
+    return _evaluated(checkpoints, request, asked, work_dir, machine)
+
+
+def _evaluated(
+    checkpoints: list[Checkpoint],
+    request: Request,
+    asked: Request | None,
+    work_dir: Path,
+    machine: Machine,
+) -> tuple[list[Result], Path]:
+    """The rows of `request`: the first in `work_dir`, or beside the ones it was `asked` for."""
     data = ShardFolder(request.data)
     request = _anywhere(request, data)
     tests = {}
     for checkpoint in checkpoints:
-        protocol = request.protocol or checkpoint.recipe["protocol"]
-        tests[checkpoint.stream] = Test(
-            data=data,
-            selection=_select(data, request, checkpoint.stream, roles=("test",))["test"],
-            protocol=lookup("protocol", protocol, PROTOCOLS),
-            num_workers=request.num_workers,
-        )
+        selection = _select(data, request, checkpoint.stream, roles=("test",))["test"]
+        protocol = checkpoint.recipe["protocol"]
+        tests[checkpoint.stream] = _test(data, request, selection, protocol)
     deciding = ("data", "test_split", "protocol", "splits", "flow")
-    told, own = ({name: r.as_json()[name] for name in deciding} for r in (request, asked))
+    told, own = ({n: r.as_json()[n] for n in deciding} for r in (request, asked or request))
     folder = work_dir if told == own else work_dir / f"{EVALUATION}{digest(told)[:8]}"
-    return _rows(checkpoints, tests, folder, machine), folder
+    rows = _rows(checkpoints, tests, folder, machine)
+    # Last, so that weights or shards which are refused leave no run behind.
+    if asked is None and machine.is_first:
+        write_json(work_dir / RUN, request.as_json())
+    return rows, folder
 
 
-def read_request(work_dir: Path) -> Request:
-    """What the run in `work_dir` was asked for.
-
-    Raises:
-        KineticsError: no run was started there.
-    """
+def _refuse_other(request: Request, work_dir: Path) -> None:
+    """Raise EvaluationError where results of weights and of a training, or others, would mix."""
     if not (work_dir / RUN).exists():
-        raise KineticsError(
-            f"{work_dir} holds no run; train one there: "
-            f"run-benchmark --arch i3d --work-dir {work_dir}"
-        )
-    try:
-        return Request.from_json(read_json(work_dir / RUN))
-    except (TypeError, KeyError) as error:
-        raise KineticsError(f"{work_dir / RUN} is not of this version ({error})") from error
+        return
+    there = read_request(work_dir)
+    if there.as_given != request.as_given:
+        what = f"an evaluation of {' '.join(there.as_given)}" if there.as_given else "a training"
+        raise EvaluationError(f"{work_dir} holds {what}; choose another --work-dir")
 
 
-def read_checkpoints(work_dir: Path, streams: tuple[str, ...]) -> list[Checkpoint]:
-    """The finished checkpoints of a run.
-
-    Raises:
-        EvaluationError: one is missing, damaged or unfinished.
-    """
-    checkpoints = [Checkpoint.read(work_dir / stream / CHECKPOINT) for stream in streams]
-    for checkpoint in checkpoints:
-        if not checkpoint.finished:
-            raise EvaluationError(
-                f"{work_dir / checkpoint.stream} stopped after {checkpoint.epoch} epochs; "
-                "continue it with the training's command and --resume"
-            )
-    return checkpoints
+def _test(data: ShardFolder, request: Request, selection: Selection, protocol: str) -> Test:
+    return Test(
+        data=data,
+        selection=selection,
+        flow=_flow(data, request),
+        protocol=lookup("protocol", request.protocol or protocol, PROTOCOLS),
+        num_workers=request.num_workers,
+    )
 
 
 def _anywhere(request: Request, data: ShardFolder) -> Request:
@@ -211,7 +180,7 @@ def _anywhere(request: Request, data: ShardFolder) -> Request:
 
     return replace(
         request,
-        train_split=absolute(request.train_split),
+        train_split=request.train_split and absolute(request.train_split),
         test_split=absolute(request.test_split),
     )
 
@@ -223,7 +192,7 @@ def _flow(data: ShardFolder, request: Request) -> str:
     if not data.flows:
         raise EvaluationError(
             f"{data.folder} holds no flow; make it with: extract-flow CLIPS {data.folder}"
-            + (", or train --stream rgb alone" if "rgb" in ARCHS[request.arch].streams else "")
+            + (", or take --stream rgb alone" if "rgb" in ARCHS[request.arch].streams else "")
         )
     if request.flow is None and len(data.flows) > 1:
         raise EvaluationError(
@@ -235,7 +204,7 @@ def _flow(data: ShardFolder, request: Request) -> str:
 def _select(
     data: ShardFolder, request: Request, stream: str, roles: tuple[str, ...] = ("train", "test")
 ) -> dict[str, Selection]:
-    names = {"train": request.train_split, "test": request.test_split}
+    names = {"train": request.train_split or "", "test": request.test_split}
     flow = _flow(data, request)
     streams = ARCHS[request.arch].clips_of(stream)
     return {

@@ -5,7 +5,9 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -20,9 +22,13 @@ from kinetics_tools.files import hold
 
 if TYPE_CHECKING:
     from benchmarks.record import Result
+    from benchmarks.train import Checkpoint
 
 PROG: Final = "run-benchmark"
 RUNS: Final = Path("runs")
+ARCH: Final = "i3d"  # whose weights are published
+DATA: Final = Path("shards")
+TEST_SPLIT: Final = "val"
 REPORT: Final = "report.html"
 
 
@@ -59,7 +65,7 @@ def train_parser() -> Parser:
     parser.add_argument(
         "--recipe", default="paper", type=one_of("recipe", RECIPES), help=_known(RECIPES)
     )
-    _add_data(parser, test_split="val")
+    _add_data(parser, DATA, TEST_SPLIT)
     parser.add_argument("--train-split", default="train", metavar="SPLIT", help="as --test-split")
     parser.add_argument(
         "--init",
@@ -100,10 +106,19 @@ def train_parser() -> Parser:
 def evaluate_parser() -> Parser:
     """The parser of `run-benchmark evaluate`."""
     parser = Parser(
-        f"{PROG} evaluate", "Evaluate a finished run again, or on other clips, or otherwise."
+        f"{PROG} evaluate",
+        "Evaluate a finished run again, or on other clips, or otherwise; or weights as they are, "
+        "by the paper's protocol.",
+        "What is not said is as the run was asked for; of weights --data shards, --test-split val.",
     )
-    parser.add_argument("work_dir", type=Path, metavar="WORK_DIR", help="--work-dir of the run")
-    _add_data(parser, test_split=None, data=None)
+    _add_networks(parser, "run", nargs="?", metavar="WORK_DIR", help="--work-dir of the run")
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        help="what --init is found to be worth goes here (default: runs/ARCH-STREAM-INIT); it then "
+        "is a run that can be evaluated again",
+    )
+    _add_data(parser, None, None)
     _add_machine(parser)
     parser.add_common()
     return parser
@@ -124,10 +139,7 @@ def predict_parser() -> Parser:
     """The parser of `run-benchmark predict`."""
     parser = Parser(f"{PROG} predict", "Name the classes of any video files, with probabilities.")
     parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="a video file")
-    parser.add_argument("--work-dir", type=Path, required=True, help="a finished run")
-    parser.add_argument(
-        "--stream", type=one_of("stream", STREAMS), help="default: what the run trained"
-    )
+    _add_networks(parser, "--work-dir", dest="run", help="a finished run")
     parser.add_argument("--top", type=positive, default=5, help="how many classes")
     _add_span(parser, "10, or to the end")
     parser.add_argument("--json", action="store_true", help="one JSON object a video")
@@ -146,22 +158,7 @@ def features_parser() -> Parser:
         "NAME.rgb and NAME.flow.",
     )
     parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="a video file")
-    whose = parser.add_mutually_exclusive_group(required=True)
-    whose.add_argument("--work-dir", type=Path, help="a finished run")
-    whose.add_argument(
-        "--init",
-        metavar="|".join((*INITS[1:], "PATH")),
-        help="weights as for training, with --arch; frames as in its recipe paper",
-    )
-    parser.add_argument(
-        "--arch", default="i3d", type=one_of("architecture", ARCHS), help="of --init; default: i3d"
-    )
-    parser.add_argument(
-        "--stream",
-        type=one_of("stream", STREAMS),
-        help="default: what the run trained; of --init the architecture's first",
-    )
-    cli.add_cache_dir(parser)
+    _add_networks(parser, "--work-dir", dest="run", help="a finished run")
     parser.add_argument(
         "--out", type=Path, default=Path("features"), metavar="DIR", help="default: features"
     )
@@ -213,10 +210,11 @@ def archs_parser() -> Parser:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    stream = _stream(arguments)
+    stream = _stream(arguments.arch, arguments.stream)
     _refuse_no_data(arguments.data)
-    from benchmarks.benchmark import Request, benchmark
+    from benchmarks.benchmark import benchmark
     from benchmarks.machine import start
+    from benchmarks.trained import Request
 
     request = Request(
         arch=arguments.arch,
@@ -231,7 +229,7 @@ def _train(arguments: argparse.Namespace) -> int:
         splits=arguments.splits and arguments.splits.absolute(),
         seed=arguments.seed,
         num_workers=arguments.workers,
-        init=arguments.init if arguments.init in INITS else str(Path(arguments.init).absolute()),
+        init=_findable(arguments.init),
         finetune=arguments.finetune,
     )
     name = "-".join((arguments.arch, stream, arguments.recipe))
@@ -250,20 +248,39 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from benchmarks.benchmark import evaluate_again
+    _refuse_unheard(arguments, "arch", "work_dir")
+    if arguments.init:
+        _refuse_no_data(arguments.data or DATA)
+    from benchmarks.benchmark import evaluate_again, evaluate_weights
     from benchmarks.machine import start
+    from benchmarks.trained import Request
 
     given = {
         "data": arguments.data and arguments.data.absolute(),
         "test_split": arguments.test_split,
+        "stream": arguments.stream,
         "protocol": arguments.protocol,
         "flow": arguments.flow,
         "splits": arguments.splits and arguments.splits.absolute(),
         "num_workers": arguments.workers,
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    with _held(arguments.work_dir), start(arguments.device, arguments.amp) as machine:
-        results, folder = evaluate_again(arguments.work_dir, changes, machine)
+    work_dir, evaluate = arguments.run, partial(evaluate_again, arguments.run, changes)
+    if arguments.init:
+        arch, stream = _network(arguments)
+        request = Request(
+            arch=arch,
+            stream=stream,
+            recipe="paper",
+            data=DATA.absolute(),
+            train_split=None,
+            test_split=TEST_SPLIT,
+            init=_findable(arguments.init),
+        )
+        work_dir = arguments.work_dir or RUNS / "-".join((arch, stream, _short(arguments.init)))
+        evaluate = partial(evaluate_weights, replace(request, **changes), work_dir)
+    with _held(work_dir), start(arguments.device, arguments.amp) as machine:
+        results, folder = evaluate(machine, cache=arguments.cache_dir)
         return _tell(results, folder) if machine.is_first else Exit.COMPLETE
 
 
@@ -278,60 +295,64 @@ def _report(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     from benchmarks.machine import start
     from benchmarks.predict import Predictor
+    from benchmarks.trained import read_request
     from benchmarks.videos import Span
 
     span = Span(arguments.start or 0, arguments.duration)
-    failed = 0
     with start(arguments.device, arguments.amp) as machine:
-        predictor = Predictor.of_run(
-            arguments.work_dir, machine, stream=arguments.stream, tmp_dir=arguments.tmp_dir
-        )
-        for video in arguments.videos:
-            try:
-                shares = predictor.predict(video, span)
-            except KineticsError as error:
-                failed += 1
-                print(f"error: {error}", file=sys.stderr)
-                continue
+        networks = _networks(arguments)
+        protocol = read_request(arguments.run).protocol if arguments.run else None
+        scratch = arguments.tmp_dir or arguments.run or cli.cache_dir(arguments.cache_dir)
+        predictor = Predictor(networks, machine, scratch, protocol=protocol)
+
+        def act(video: Path) -> None:
+            shares = predictor.predict(video, span)
             _tell_classes(video, shares[: arguments.top], as_json=arguments.json)
-    if failed == len(arguments.videos):
-        return Exit.UNUSABLE
-    return Exit.PERMANENT_GAPS if failed else Exit.COMPLETE
+
+        return _each(arguments.videos, act)
 
 
 def _features(arguments: argparse.Namespace) -> int:
-    from benchmarks.features import Extractor, from_weights, keys_of
+    from benchmarks.features import Extractor, keys_of
     from benchmarks.machine import start
     from benchmarks.videos import Span
 
     span = Span(arguments.start or 0, arguments.duration)
     keys = keys_of(arguments.videos)
-    failed = 0
     with start(arguments.device, arguments.amp) as machine:
-        if arguments.work_dir:
-            extractor = Extractor.of_run(
-                arguments.work_dir, machine, stream=arguments.stream, tmp_dir=arguments.tmp_dir
-            )
-        else:
-            stream = _stream(arguments)
-            networks = [
-                from_weights(
-                    *(arguments.init, arguments.arch, each),
-                    seed=arguments.seed,
-                    cache=cli.cache_dir(arguments.cache_dir),
-                )
-                for each in ARCHS[arguments.arch].networks_of(stream)
-            ]
-            extractor = Extractor(networks, machine, arguments.tmp_dir or arguments.out)
-        for video, key in keys.items():
-            try:
-                paths = extractor.write(video, span, arguments.out / key, force=arguments.force)
-            except KineticsError as error:
-                failed += 1
-                print(f"error: {error}", file=sys.stderr)
-                continue
-            print(*paths, sep="\n")
-    if failed == len(keys):
+        networks = _networks(arguments, whole=False)
+        extractor = Extractor(networks, machine, arguments.tmp_dir or arguments.out)
+
+        def act(video: Path) -> None:
+            name = arguments.out / keys[video]
+            print(*extractor.write(video, span, name, force=arguments.force), sep="\n")
+
+        return _each(keys, act)
+
+
+def _networks(arguments: argparse.Namespace, *, whole: bool = True) -> "list[Checkpoint]":
+    """Those of the run or of the weights that `_add_networks` takes; `whole` as for weights."""
+    from benchmarks.trained import networks_of_run, networks_of_weights
+
+    _refuse_unheard(arguments, "arch")
+    cache = arguments.cache_dir
+    if arguments.run:
+        return networks_of_run(arguments.run, arguments.stream, cache=cache)
+    return networks_of_weights(arguments.init, *_network(arguments), cache=cache, whole=whole)
+
+
+def _each(videos: Collection[Path], act: Callable[[Path], None]) -> int:
+    """Do something with each video: one that cannot be read costs a line, and not the others."""
+    failed = 0
+    # On a terminal the answers themselves show how far it is.
+    is_seen = sys.stdout.isatty()
+    for video in videos if is_seen else cli.progress(videos, total=len(videos), what="videos"):
+        try:
+            act(video)
+        except KineticsError as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+    if failed == len(videos):
         return Exit.UNUSABLE
     return Exit.PERMANENT_GAPS if failed else Exit.COMPLETE
 
@@ -378,9 +399,28 @@ VERBS: Final[Mapping[str, Any]] = {
 }
 
 
-def _add_data(
-    parser: Parser, *, test_split: str | None, data: Path | None = Path("shards")
-) -> None:
+def _add_networks(parser: Parser, run: str, **options: Any) -> None:
+    """Add what says whose networks are used: the option or word `run`, or --init."""
+    whose = parser.add_mutually_exclusive_group(required=True)
+    whose.add_argument(run, type=Path, **options)
+    whose.add_argument(
+        "--init",
+        metavar="|".join((*INITS[1:], "PATH")),
+        help="weights as for training, as they are, with --arch; frames as in its recipe paper, "
+        "classes those of Kinetics-400",
+    )
+    parser.add_argument(
+        "--arch", type=one_of("architecture", ARCHS), help=f"of --init (default: {ARCH})"
+    )
+    parser.add_argument(
+        "--stream",
+        type=one_of("stream", STREAMS),
+        help="default: what the run trained; of --init the architecture's first",
+    )
+    cli.add_cache_dir(parser)
+
+
+def _add_data(parser: Parser, data: Path | None, test_split: str | None) -> None:
     parser.add_argument(
         "--data", type=Path, default=data, metavar="DIR", help="what extract-flow wrote"
     )
@@ -432,20 +472,36 @@ def _known(table: Mapping[str, Any]) -> str:
     return "one of: " + ", ".join(table)
 
 
-def _stream(arguments: argparse.Namespace) -> str:
+def _stream(arch: str, asked: str | None) -> str:
     """The stream asked for, which the architecture must have, or its first one."""
-    streams = ARCHS[arguments.arch].streams
-    stream: str = arguments.stream or streams[0]
+    streams = ARCHS[arch].streams
+    stream = asked or streams[0]
     if stream not in streams:
-        raise UnknownNameError(nearest(f"stream of {arguments.arch}", stream, streams))
+        raise UnknownNameError(nearest(f"stream of {arch}", stream, streams))
     return stream
+
+
+def _network(arguments: argparse.Namespace) -> tuple[str, str]:
+    """Architecture and stream of the weights that `_add_networks` takes."""
+    arch = arguments.arch or ARCH
+    return arch, _stream(arch, arguments.stream)
+
+
+def _findable(init: str) -> str:
+    """What --init names, from any folder."""
+    return init if init in INITS else str(Path(init).absolute())
+
+
+def _short(init: str) -> str:
+    """What --init names, as a part of a folder's name."""
+    return init if init in INITS else Path(init).stem
 
 
 def _unusual(arguments: argparse.Namespace) -> list[str]:
     """What sets a run apart from its recipe, for the name of its folder."""
     words = [f"batch-{arguments.batch_size}"] if arguments.batch_size else []
     if arguments.init != INITS[0]:
-        words.append(arguments.init if arguments.init in INITS else Path(arguments.init).stem)
+        words.append(_short(arguments.init))
     return words + (["last"] if arguments.finetune == "last" else [])
 
 
@@ -463,6 +519,16 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return seconds
+
+
+def _refuse_unheard(arguments: argparse.Namespace, *names: str) -> None:
+    """Raise KineticsError where a run is given with options that only --init listens to."""
+    for name in names:
+        if arguments.run and getattr(arguments, name) is not None:
+            raise KineticsError(
+                f"--{name.replace('_', '-')} belongs to --init: {arguments.run} itself says what "
+                "it is; leave one of them out"
+            )
 
 
 def _refuse_no_data(data: Path) -> None:

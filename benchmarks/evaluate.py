@@ -32,10 +32,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Test:
-    """What a network is evaluated on, and how."""
+    """What a network is evaluated on, and how.
+
+    Attributes:
+        flow: name of the flow among the data's; empty where no network reads it.
+    """
 
     data: ShardFolder
     selection: Selection
+    flow: str
     protocol: EvalProtocol
     num_workers: int | None = None
 
@@ -49,7 +54,7 @@ def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine)
         EvaluationError: labels or flow of the shards are not those of the training, or no clip can
             be scored.
     """
-    _refuse_other_data(checkpoint, test)
+    recipes = _recipes(checkpoint, test)
     missing = sorted(test.selection.missing)
     extents = {n: asdict(each) for n, each in extents_of(checkpoint, test.protocol).items()}
     protocol = test.protocol.as_json() | {"extents": extents}
@@ -59,6 +64,7 @@ def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine)
             [protocol["hash"], extents],
             test.selection.keys_sha256,
             missing,
+            {name: recipe["hash"] for name, recipe in recipes.items()},
         ]
     )
     before = _found(folder, identity)
@@ -72,10 +78,7 @@ def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine)
         stream=checkpoint.stream,
         protocol=protocol,
         score=score(predictions),
-        recipes={
-            "training": {checkpoint.stream: checkpoint.recipe},
-            **{name: dict(recipe) for name, recipe in checkpoint.data["recipes"].items()},
-        },
+        recipes={"training": {checkpoint.stream: checkpoint.recipe}, **recipes},
         data=_data(checkpoint, test, identity),
         cost=_cost(checkpoint, test, machine) | {"seconds_evaluation": time.monotonic() - began},
         origin=origin(),
@@ -145,7 +148,11 @@ def add_streams(rgb: Result, flow: Result, predictions: Sequence[Predictions]) -
             **flow.recipes,
             "training": {name: each.recipes["training"][name] for name, each in streams.items()},
         },
-        data=dict(flow.data) | {"identity": digest([rgb.data["identity"], flow.data["identity"]])},
+        data=dict(flow.data)
+        | {
+            "identity": digest([rgb.data["identity"], flow.data["identity"]]),
+            "init": dict(flow.data["init"]) | {"source": "its two streams", "sha256": ""},
+        },
         cost=dict(rgb.cost)
         | {name: sum(cost[name] for cost in costs) for name in added}
         | {"flops_shape": [*rgb.cost["flops_shape"], *flow.cost["flops_shape"]]},
@@ -162,19 +169,25 @@ def _found(folder: Path, identity: str) -> Result | None:
     return result if result.data["identity"] == identity else None
 
 
-def _refuse_other_data(checkpoint: Checkpoint, test: Test) -> None:
+def _recipes(checkpoint: Checkpoint, test: Test) -> dict[str, dict[str, Any]]:
+    """The recipes of the shards that the network reads, which must be like its training's."""
     if checkpoint.labels != test.data.labels:
         raise EvaluationError(
             f"{test.data.folder} has {len(test.data.labels)} labels that are not the "
             f"{len(checkpoint.labels)} of the training: their numbers would not mean the same"
         )
+    recipes = {"rgb": dict(test.data.recipes["rgb"])}
     if "flow" in ARCHS[checkpoint.arch].clips_of(checkpoint.stream):
-        name = f"flow-{checkpoint.data['flow']}"
-        trained, given = checkpoint.data["recipes"][name], test.data.recipes[name]
-        if trained["hash"] != given["hash"]:
+        name = f"flow-{test.flow}"
+        recipes[name] = dict(test.data.recipes[name])
+        trained = checkpoint.data["recipes"][f"flow-{checkpoint.data['flow']}"]
+        # Published weights do not say by which recipe theirs was made.
+        is_ours = checkpoint.data["train_split"] is not None
+        if is_ours and trained["hash"] != recipes[name]["hash"]:
             raise EvaluationError(
                 f"{name} in {test.data.folder} was made by another recipe than the training's"
             )
+    return recipes
 
 
 def _data(checkpoint: Checkpoint, test: Test, identity: str) -> dict[str, Any]:
@@ -182,7 +195,7 @@ def _data(checkpoint: Checkpoint, test: Test, identity: str) -> dict[str, Any]:
         "folder": str(test.data.folder),
         "identity": identity,
         "labels": list(checkpoint.labels),
-        "flow": checkpoint.data["flow"],
+        "flow": test.flow,
         "train_split": checkpoint.data["train_split"],
         "num_train": checkpoint.data["num_train"],
         "failed_train": checkpoint.failed,

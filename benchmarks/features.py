@@ -7,7 +7,7 @@ NAME.json   the time of each row, the network, and everything by which it was ma
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -15,28 +15,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.archs import build
 from benchmarks.archs.network import Network
 from benchmarks.evaluate import extents_of
 from benchmarks.loader import Reader
 from benchmarks.machine import Machine
-from benchmarks.predict import networks_of_run
 from benchmarks.protocols import PROTOCOLS
-from benchmarks.recipes import Recipe, recipe_for
+from benchmarks.recipes import Recipe
 from benchmarks.train import Checkpoint
 from benchmarks.videos import Span, VideoClip, Videos
-from benchmarks.views import View, eval_view
-from benchmarks.weights.start import shapes_of, start_from
+from benchmarks.views import View, whole_view
 from benchmarks.weights.stored import Weights
 from kinetics_tools.errors import EvaluationError, KineticsError, MediaError
 from kinetics_tools.files import digest, file_digest, publish, read_json, write_json
-from kinetics_tools.flow import BOUND_PX, FlowRecipe, make_method
-from kinetics_tools.manifest import known_labels
-from kinetics_tools.media import ClipRecipe, ffmpeg_version, find_ffmpeg
 from kinetics_tools.names import file_keys
 
 AT_ONCE: Final = 256  # frames or fields whose features are made in one pass, besides their context
-METHOD: Final = "tvl1"
 logger = logging.getLogger(__name__)
 Rows = npt.NDArray[np.float32]
 
@@ -120,27 +113,28 @@ class _Model:
     def view(self, video: Path, clip: VideoClip) -> View:
         """All of a clip at the training's stride, not looped.
 
+        A last step that lacks a frame or a field is left out: 250 frames have 249 fields, of which
+        a network that takes ten at once has 24 steps.
+
         Raises:
             MediaError: it is too short for one time step.
         """
-        whole = extents_of(self.checkpoint, PROTOCOLS["whole"])
-        extents = {stream: replace(extent, least=0) for stream, extent in whole.items()}
+        extents = extents_of(self.checkpoint, PROTOCOLS["whole"])
         num_frames = len(clip.frames)
-        view = eval_view(num_frames, extents)
-        for need in self.net.needs:
-            if len(view.indices[need.stream]) < need.min_frames:
-                stride = extents[need.stream].stride
-                least = (need.min_frames - 1) * stride + 1
-                if need.multiple > 1:
-                    least = need.multiple * stride
-                elif need.stream == "flow":
-                    least += 1
-                raise MediaError(
-                    video,
-                    f"has {num_frames} frames at 25 a second from {clip.start_s:g} s on; "
-                    f"{self.net.title} needs {least}",
-                )
-        return view
+        strides = {stream: extent.stride for stream, extent in extents.items()}
+        least = max(
+            need.multiple * strides[need.stream]
+            if need.multiple > 1
+            else (need.min_frames - 1) * strides[need.stream] + 1
+            for need in self.net.needs
+        ) + ("flow" in extents)
+        if num_frames < least:
+            raise MediaError(
+                video,
+                f"has {num_frames} frames at 25 a second from {clip.start_s:g} s on; "
+                f"{self.net.title} needs {least}",
+            )
+        return whole_view(num_frames, extents)
 
     def features(self, clip: VideoClip, view: View) -> Rows:
         """The features of a view of a clip, piece by piece."""
@@ -168,72 +162,13 @@ class _Model:
         return [len(view.indices[stream]) for stream in self.reader.streams]
 
 
-def from_weights(init: str, arch: str, stream: str, *, seed: int, cache: Path) -> Checkpoint:
-    """A network with published or stored weights, as if it had been trained by the paper's recipe.
-
-    Args:
-        init: `imagenet`, `kinetics`, or the path of weights; see `benchmarks.weights.start`.
-        arch: a name in ARCHS.
-        stream: of one network.
-        seed: of the last layer, where the weights have none; features do not depend on it.
-        cache: keeps what is fetched.
-
-    Raises:
-        EvaluationError: the weights are not there, not of this network, or of a part of it.
-    """
-    labels = known_labels("kinetics400")
-    start = start_from(init, arch=arch, stream=stream, num_classes=len(labels), cache=cache)
-    if start is None:
-        raise EvaluationError("--init scratch has no features worth a file; name weights")
-    torch.manual_seed(seed)
-    net = build(arch, stream, len(labels))
-    lasts = tuple(f"{layer}." for layer in net.last_layers)
-    for name in shapes_of(net):
-        if name not in start.state and not name.startswith(lasts):
-            raise EvaluationError(
-                f"{start.source} has no {name} of {arch}: its features would be of drawn weights"
-            )
-    start.load(net)
-    recipe = recipe_for("paper", arch, stream)
-    needs_flow = "flow" in recipe.streams
-    clip = ClipRecipe(enlarge=True, ffmpeg=ffmpeg_version(find_ffmpeg())).as_json()
-    recipes = {"rgb": clip | {"hash": digest(clip)}}
-    if needs_flow:
-        flow = FlowRecipe(method=METHOD, parameters=make_method(METHOD).as_json())
-        recipes[f"flow-{METHOD}"] = flow.as_json() | {"hash": flow.hash}
-    return Checkpoint(
-        arch=arch,
-        stream=stream,
-        identity={},
-        recipe=recipe.as_json(),
-        data={
-            "labels": list(labels),
-            "recipes": recipes,
-            "flow": METHOD if needs_flow else "",
-            "bound": BOUND_PX if needs_flow else 1.0,
-        },
-        seed=seed,
-        precision="float32",
-        net=net.state_dict(),
-        optimizer={},
-        finished=True,
-        init={"source": start.source, "sha256": start.sha256, "finetune": "all"},
-    )
-
-
 class Extractor:
     """Networks which make features of videos."""
 
     def __init__(self, checkpoints: Sequence[Checkpoint], machine: Machine, scratch: Path) -> None:
+        """Ready the networks; scratch files go into the folder `scratch`."""
         self.models = [_Model(each, machine) for each in checkpoints]
         self.videos = Videos(checkpoints[-1], machine, scratch)
-
-    @classmethod
-    def of_run(
-        cls, work_dir: Path, machine: Machine, *, stream: str | None = None, tmp_dir: Path | None
-    ) -> "Extractor":
-        """The extractor of a run; arguments and errors as `Predictor.of_run`."""
-        return cls(networks_of_run(work_dir, stream), machine, tmp_dir or work_dir)
 
     def write(self, video: Path, span: Span, name: Path, *, force: bool = False) -> list[Path]:
         """Write a video's features, a pair of files for each network; return the arrays' paths.

@@ -1,71 +1,46 @@
-"""Class names for any video file, by the networks of a finished run."""
+"""Class names for any video file, by trained networks."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.benchmark import read_checkpoints, read_request
 from benchmarks.evaluate import extents_of, logits_of
 from benchmarks.loader import Reader
 from benchmarks.machine import Machine
-from benchmarks.protocols import PROTOCOLS, EvalProtocol
+from benchmarks.protocols import PROTOCOLS
 from benchmarks.recipes import Recipe
 from benchmarks.train import Checkpoint
 from benchmarks.videos import Span, VideoClip, Videos
 from benchmarks.views import eval_view
-from kinetics_tools.errors import EvaluationError, lookup
-
-
-def networks_of_run(work_dir: Path, stream: str | None) -> list[Checkpoint]:
-    """The trained networks of a run; `stream`: of several one alone.
-
-    Raises:
-        KineticsError: the run is not finished, or did not train that stream.
-    """
-    request = read_request(work_dir)
-    asked = replace(request, stream=stream or request.stream)
-    if not set(asked.streams) <= set(request.streams):
-        raise EvaluationError(f"{work_dir} trained {request.stream}, so not {stream}")
-    return read_checkpoints(work_dir, asked.streams)
+from kinetics_tools.errors import lookup
 
 
 class Predictor:
-    """The networks of a finished run, ready for videos."""
+    """Networks which name the class of a video: one, or several whose logits are added."""
 
     def __init__(
         self,
         checkpoints: Sequence[Checkpoint],
-        protocol: EvalProtocol,
         machine: Machine,
         scratch: Path,
+        *,
+        protocol: str | None = None,
     ) -> None:
+        """Ready the networks.
+
+        Args:
+            checkpoints: of one run, or of weights of one kind.
+            machine: where to compute.
+            scratch: the folder for scratch files.
+            protocol: its name; None: that of the networks' recipe.
+        """
         self.checkpoints = checkpoints
-        self.protocol = protocol
+        name = protocol or checkpoints[0].recipe["protocol"]
+        self.protocol = lookup("protocol", name, PROTOCOLS)
         self.machine = machine
         self.videos = Videos(checkpoints[-1], machine, scratch)
         self.nets = [machine.place(each.network()) for each in checkpoints]
-
-    @classmethod
-    def of_run(
-        cls, work_dir: Path, machine: Machine, *, stream: str | None = None, tmp_dir: Path | None
-    ) -> "Predictor":
-        """The predictor of a run.
-
-        Args:
-            work_dir: the run's.
-            machine: where to compute.
-            stream: of a run of several networks, that of one alone; None: all.
-            tmp_dir: where scratch files go; None: into `work_dir`.
-
-        Raises:
-            KineticsError: the run is not finished, or did not train that stream.
-        """
-        checkpoints = networks_of_run(work_dir, stream)
-        name = read_request(work_dir).protocol or checkpoints[0].recipe["protocol"]
-        protocol = lookup("protocol", name, PROTOCOLS)
-        return cls(checkpoints, protocol, machine, tmp_dir or work_dir)
 
     def predict(self, video: Path, span: Span) -> list[tuple[str, float]]:
         """All class names with their probabilities, the highest first.

@@ -22,6 +22,7 @@ from benchmarks.record import (
     percent,
     ranks,
 )
+from benchmarks.weights import INITS
 from kinetics_tools.errors import EvaluationError
 from kinetics_tools.files import write_text
 from kinetics_tools.page import picture, plain, render, words
@@ -137,16 +138,27 @@ def _section(name: str, rows: Sequence[Row]) -> dict[str, Any]:
 def _covers(row: Row) -> dict[str, str]:
     data, score = row.result.data, row.result.score
     failed_train = len(data["failed_train"])
+    trained_on = f"{data['train_split']}: {data['num_train'] - failed_train} clips" + (
+        f" ({failed_train} could not be decoded)" if failed_train else ""
+    )
     return {
         "stream": row.result.stream,
-        "trained on": f"{data['train_split']}: {data['num_train'] - failed_train} clips"
-        + (f" ({failed_train} could not be decoded)" if failed_train else ""),
+        "trained on": "nothing here" if data["train_split"] is None else trained_on,
         "tested on": data["test_split"],
         "expected": str(score.num_expected),
         "scored": str(score.num_scored),
         "failed": str(score.num_failed),
         "scored keys": score.keys_sha256[:12],
+        "began from": _start(data.get("init", {})),
     }
+
+
+def _start(init: Mapping[str, str]) -> str:
+    """The weights that a network began from, in words."""
+    words = init.get("source", INITS[0])  # as all did before there was a choice
+    if init.get("sha256"):
+        words += f" ({init['sha256'][:12]})"
+    return words + ("; last layer trained" if init.get("finetune") == "last" else "")
 
 
 def _cost(row: Row) -> dict[str, str]:

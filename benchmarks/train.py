@@ -98,7 +98,7 @@ class Checkpoint:
     Attributes:
         recipe: as `Recipe.as_json` tells it.
         data: what the shards were: `labels`, `recipes` (rgb and this flow), `flow` (its name),
-            `bound`, `train_split`, `num_train`.
+            `bound`, `train_split` (None: weights that were not trained here), `num_train`.
         epoch: epochs that are behind it.
         step: optimizer steps that are behind it.
         net, optimizer: state dicts.

@@ -89,6 +89,21 @@ def eval_view(num_frames: int, extents: Extents) -> View:
     return View(indices)
 
 
+def whole_view(num_frames: int, extents: Extents) -> View:
+    """All of a clip of `num_frames` RGB frames, nothing twice; centre crop, no flip.
+
+    Where a network takes whole steps of several frames or fields, the last one of which a frame or
+    a field is missing is left out: of both streams, so that they have the same.
+    """
+    length = num_frames - 1 if "flow" in extents else num_frames
+    in_steps = any(extent.multiple > 1 for extent in extents.values())
+    indices = {}
+    for stream, extent in extents.items():
+        step = extent.multiple * extent.stride if in_steps else 1
+        indices[stream] = np.arange(0, length // step * step, extent.stride, dtype=np.int64)
+    return View(indices)
+
+
 def _in_steps(num_frames: int, extent: Extent) -> int:
     """Frames or fields of all steps that a clip has room for; the same steps for both streams.
 

@@ -91,6 +91,7 @@ SUITE = (
     "weights.start",
     "weights.cricket",
     "train",
+    "trained",
     "record",
     "evaluate",
     "benchmark",

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from support import command, environment, run_command
 from tiny import (
@@ -210,6 +211,11 @@ FOLDS = ("--arch", "i3d", "--train-split", "train.txt", "--test-split", "test.tx
         (["features", "x.mp4", "--work-dir", "nowhere"], "nowhere holds no run"),
         (["features", "x.mp4", "--init", "nowhere.pt"], "nowhere.pt is missing"),
         (["features", "x.mp4"], "one of the arguments --work-dir --init is required"),
+        (["predict", "x.mp4"], "one of the arguments --work-dir --init is required"),
+        (["predict", "x.mp4", "--init", "nowhere.pt"], "nowhere.pt is missing"),
+        (["predict", "x.mp4", "--init", "x", "--stream", "both"], "unknown stream 'both'"),
+        (["evaluate"], "one of the arguments WORK_DIR --init is required"),
+        (["evaluate", "--init", "nowhere.pt"], "shards holds no shards"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -233,6 +239,24 @@ def test_shards_of_another_schema_or_without_their_flow_are_one_line(tmp_path: P
     (shards / "all" / "flow-opencv-tvl1-000000.tar").unlink()
     done = run_command("run-benchmark", *options, "--stream", "flow", cwd=tmp_path)
     assert_one_line(done, "flow-opencv-tvl1-000000.tar is gone")
+
+
+def test_flow_of_another_recipe_or_name_is_one_line(
+    trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    shards = copy_of_shards(tmp_path)
+    path = shards / "dataset.json"
+    dataset = json.loads(path.read_text().replace("flow-opencv-tvl1", "flow-other"))
+    dataset["recipes"]["flow-other"]["hash"] = "0"
+    path.write_text(json.dumps(dataset))
+    index = shards / "all" / "index.parquet"
+    table = pd.read_parquet(index)
+    table.columns = [name.replace("flow-opencv-tvl1", "flow-other") for name in table.columns]
+    table.to_parquet(index, index=False)
+    done = run_command(
+        "run-benchmark", "evaluate", trained[0], "--data", shards, "--stream", "flow"
+    )
+    assert_one_line(done, "flow-other in", "made by another recipe than the training's")
 
 
 def test_a_truncated_checkpoint_is_one_line(trained: tuple[Path, str, str], tmp_path: Path) -> None:

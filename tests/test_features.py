@@ -14,12 +14,14 @@ from tiny import key_file, tiny_clips, tiny_recipe, tiny_shards
 
 from benchmarks import commands, features
 from benchmarks.archs import ARCHS, build
-from benchmarks.features import Extractor, from_weights, keys_of, pieces
+from benchmarks.features import Extractor, keys_of, pieces
 from benchmarks.machine import Machine
 from benchmarks.recipes import RECIPES, OneCycle
-from benchmarks.videos import Span
+from benchmarks.trained import networks_of_run, networks_of_weights
+from benchmarks.videos import Span, Videos
 from benchmarks.weights import published
 from benchmarks.weights.stored import Weights
+from kinetics_tools import flow, opencv
 from kinetics_tools.errors import EvaluationError, MediaError
 from kinetics_tools.files import file_digest
 
@@ -115,7 +117,7 @@ def test_a_video_of_any_size_gives_a_row_a_step_with_its_times(
     run: Path, make_video: MakeVideo, tmp_path: Path
 ) -> None:
     video = make_video(seconds=1.5, fps="30", size="86x150")
-    extractor = Extractor.of_run(run, CPU, tmp_dir=tmp_path)
+    extractor = Extractor(networks_of_run(run), CPU, tmp_path)
     arrays = extractor.write(video, Span(0.2), tmp_path / "out" / "v")
     assert [path.name for path in arrays] == ["v.rgb.npy", "v.flow.npy"]
     for path in arrays:
@@ -141,7 +143,7 @@ def test_made_features_are_reused_and_made_anew_when_the_video_changed(
 ) -> None:
     video = tmp_path / "v.mp4"
     video.write_bytes(make_video(seconds=1).read_bytes())
-    extractor = Extractor.of_run(run, CPU, stream="rgb", tmp_dir=tmp_path)
+    extractor = Extractor(networks_of_run(run, "rgb"), CPU, tmp_path)
     (path,) = extractor.write(video, Span(), tmp_path / "v")
     made, rows = path.stat().st_mtime_ns, np.load(path)
     extractor.write(video, Span(), tmp_path / "v")
@@ -157,7 +159,7 @@ def test_made_features_are_reused_and_made_anew_when_the_video_changed(
 def test_what_cannot_be_read_is_one_line_in_its_record(
     run: Path, make_video: MakeVideo, tmp_path: Path
 ) -> None:
-    extractor = Extractor.of_run(run, CPU, stream="flow", tmp_dir=tmp_path)
+    extractor = Extractor(networks_of_run(run, "flow"), CPU, tmp_path)
     text = tmp_path / "text.mp4"
     text.write_text("no video")
     short = make_video(seconds=0.3)
@@ -179,8 +181,9 @@ def test_weights_alone_give_features_by_the_papers_recipe(tmp_path: Path) -> Non
     net = shake(build("i3d", "rgb", 5)).eval()
     weights = tmp_path / "weights.pt"
     torch.save(net.state_dict(), weights)
-    network = from_weights(str(weights), "i3d", "rgb", seed=0, cache=tmp_path)
-    extractor = Extractor([network], CPU, tmp_path)
+    extractor = Extractor(
+        networks_of_weights(str(weights), "i3d", "rgb", whole=False), CPU, tmp_path
+    )
     video = tiny_clips() / "left" / "ann_left.mp4"
     (array,) = extractor.write(video, Span(), tmp_path / "v")
     told = json.loads(array.with_suffix(".json").read_text())
@@ -199,21 +202,52 @@ def test_weights_alone_give_features_by_the_papers_recipe(tmp_path: Path) -> Non
         net.get_parameter(f"{net.last_layers[0]}.weight").mul_(2)
     torch.save(net.state_dict(), weights)
     made = array.stat().st_mtime_ns
-    network = from_weights(str(weights), "i3d", "rgb", seed=1, cache=tmp_path)
-    Extractor([network], CPU, tmp_path).write(video, Span(), tmp_path / "v")
+    networks = networks_of_weights(str(weights), "i3d", "rgb", whole=False)
+    Extractor(networks, CPU, tmp_path).write(video, Span(), tmp_path / "v")
     assert array.stat().st_mtime_ns == made
 
 
-def test_features_of_drawn_weights_are_refused(
+def test_flow_features_of_weights_take_tvl1_and_no_field_twice(
+    make_video: MakeVideo, tmp_path: Path
+) -> None:
+    net = awake("two-stream", "flow")
+    torch.save(net.state_dict(), tmp_path / "flow.pt")
+    video = make_video(seconds=0.8, size="90x64")  # twenty frames: nineteen fields
+    words = ("--init", tmp_path / "flow.pt", "--arch", "two-stream", "--stream", "flow")
+    options = ("--amp", "none", "--device", "cpu", "--out", tmp_path / "out")
+    assert commands.run([*map(str, ("features", video, *words, *options))]) == 0
+    rows = np.load(tmp_path / "out" / f"{video.stem}.npy")
+    told = json.loads((tmp_path / "out" / f"{video.stem}.json").read_text())
+    assert (told["frames"], told["start_s"], told["end_s"]) == (20, [0.0], [0.4])
+    assert "flow-tvl1" in told["recipes"]
+
+    networks = networks_of_weights(str(tmp_path / "flow.pt"), "two-stream", "flow", whole=False)
+    with Videos(networks[0], CPU, tmp_path).clip(video, Span(), whole=True) as clip:
+        grey = [opencv.gray(np.asarray(frame)) for frame in clip.frames]
+    codes = [flow.quantise(field, bound=20) for field in flow.stream(grey, "tvl1")]
+    fields = flow.dequantise(np.stack(codes), bound=20)
+    assert fields.shape == (19, 256, 360, 2)
+    crop = torch.from_numpy(fields[:10, 16:240, 68:292] / 20).permute(3, 0, 1, 2)[None]
+    with torch.inference_mode():
+        expected = net.features(crop)[0].T
+        backwards = net.features(crop.flip(2))[0].T
+    torch.testing.assert_close(torch.from_numpy(rows), expected, atol=2e-3, rtol=1e-3)
+    assert (expected - backwards).abs().max() > 0.1  # else any fields would do
+
+
+def test_features_need_no_last_layer_and_logits_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(EvaluationError, match="--init scratch has no features"):
-        from_weights("scratch", "i3d", "rgb", seed=0, cache=tmp_path)
+    with pytest.raises(EvaluationError, match="--init scratch has nothing to show yet"):
+        networks_of_weights("scratch", "i3d", "rgb", whole=False)
     imagenet = Weights(state=dict(_flat_inception()), source="ImageNet's", dims=2)
     monkeypatch.setattr(published, "imagenet", lambda _: imagenet)
-    assert from_weights("imagenet", "i3d", "flow", seed=0, cache=tmp_path).stream == "flow"
+    networks = networks_of_weights("imagenet", "i3d", "joint", cache=tmp_path, whole=False)
+    assert [each.stream for each in networks] == ["rgb", "flow"]
     with pytest.raises(EvaluationError, match=r"has no lstm\..* would be of drawn weights"):
-        from_weights("imagenet", "convnet-lstm", "rgb", seed=0, cache=tmp_path)
+        networks_of_weights("imagenet", "convnet-lstm", "rgb", cache=tmp_path, whole=False)
+    with pytest.raises(EvaluationError, match=r"has no Logits\..* would be of drawn weights"):
+        networks_of_weights("imagenet", "i3d", "rgb", cache=tmp_path)
 
 
 def _flat_inception() -> Iterator[tuple[str, torch.Tensor]]:

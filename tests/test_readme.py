@@ -4,6 +4,8 @@ import configparser
 import re
 import shlex
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 from support import ROOT
@@ -94,11 +96,39 @@ def test_the_tables_name_what_the_registries_hold() -> None:
         assert {word.strip() for word in shown.split(",")} == set(reasons)
 
 
-def test_the_python_shown_compiles_and_its_names_exist() -> None:
+def python_with(name: str) -> str:
+    """The one block of Python that uses `name`."""
+    (block,) = (block for block in blocks("python") if name in block)
+    return block
+
+
+def test_the_python_of_shards_compiles_and_its_names_exist() -> None:
     from kinetics_tools import flow, shards
 
-    (block,) = blocks("python")
-    compile(block, "README.md", "exec")
+    compile(python_with("read_samples"), "README.md", "exec")
     assert callable(flow.compute)
     with pytest.raises(ShardError, match="make them with: extract-flow"):
         next(shards.read_samples("shards-that-are-not-there", "val"))
+
+
+def test_the_python_of_networks_gives_the_shapes_that_it_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run, with fewer pixels, and weights of ours in place of those that would be fetched."""
+    import torch
+
+    from benchmarks.archs import build
+
+    monkeypatch.chdir(tmp_path)
+    weights = build("i3d", "rgb").state_dict()
+    torch.save(weights, "weights.pt")
+    block = python_with("archs.build")
+    run = block.replace("224, 224", "32, 32").replace('"kinetics"', '"weights.pt"')
+    names: dict[str, Any] = {}
+    exec(run, names)
+    told = re.findall(r"^ *(\w+) = net.*# \(([\d, ]+)\)", block, re.MULTILINE)
+    assert [name for name, _ in told] == ["logits", "by_step", "features"]
+    for name, shape in told:
+        assert names[name].shape == tuple(map(int, shape.split(", ")))
+    loaded = names["net"].state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())

@@ -44,6 +44,7 @@ def row(stream: str, labels: list[str], num_clips: int = 12) -> tuple[Result, Pr
             "num_train": 60,
             "failed_train": {"bad": "damaged"},
             "test_split": "val",
+            "init": {"source": "weights.pt", "sha256": "0123456789abcdef", "finetune": "last"},
         },
         cost={
             "parameters": 12_689_984,
@@ -77,11 +78,23 @@ def test_a_page_tells_everything_and_needs_no_other_file(tmp_path: Path) -> None
     for words in ("a-run", "Two-Stream I3D", "12 / 13", "gone_clip", "12,689,984", "bfloat16"):
         assert words in page
     assert "train: 59 clips (1 could not be decoded)" in page
+    assert "weights.pt (0123456789ab); last layer trained" in page
     assert page.count("<img ") == 4  # two curves, confusion matrix, accuracy by class
     assert set(re.findall(r'src="([^;]*);', page)) == {"data:image/svg+xml"}
     assert not re.search(r'(href|src)="(?!data:)', page)
     assert "<script>" not in page
     assert "<b>damaged" not in page
+
+
+def test_a_result_without_training_or_word_of_its_start_has_a_page(tmp_path: Path) -> None:
+    result, predictions = row("rgb", ["a", "b"])
+    data = {name: value for name, value in result.data.items() if name != "init"}
+    untrained = replace(result, data=data | {"train_split": None}, history={"rgb": []})
+    untrained.write(tmp_path / "run" / "rgb", predictions)
+    page = write_report([tmp_path / "run"], tmp_path / "r.html").read_text()
+    assert "nothing here" in page
+    assert ">scratch<" in page
+    assert "<h3>Training</h3>" not in page
 
 
 def test_the_same_results_give_the_same_page(tmp_path: Path) -> None:

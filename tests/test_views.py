@@ -12,7 +12,15 @@ from benchmarks import views
 from benchmarks.archs import ARCHS, Sampling, build
 from benchmarks.protocols import PROTOCOLS, Extents
 from benchmarks.recipes import RECIPES, Recipe
-from benchmarks.views import View, eval_view, flow_clip, randomness, rgb_clip, train_view
+from benchmarks.views import (
+    View,
+    eval_view,
+    flow_clip,
+    randomness,
+    rgb_clip,
+    train_view,
+    whole_view,
+)
 
 SMALL = RECIPES["small"]["i3d"]["rgb"]
 NUM, STRIDE = SMALL.sampling["rgb"].num, SMALL.sampling["rgb"].stride
@@ -145,6 +153,33 @@ def test_what_is_over_at_the_end_of_a_clip_is_left_out() -> None:
     assert (len(found["rgb"]), found["flow"]) == (10, list(range(100)))
     found = seen(119, "whole", "two-stream", "joint")
     assert (len(found["rgb"]), found["flow"]) == (11, list(range(110)))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arch", "stream"),
+    [(r, a, s) for r in RECIPES for a in RECIPES[r] for s in RECIPES[r][a]],
+)
+@settings(deadline=None)  # the first one builds networks, to ask what they need
+@given(num_frames=st.integers(2, 400))
+def test_a_whole_view_has_every_step_and_nothing_twice(
+    recipe: str, arch: str, stream: str, num_frames: int
+) -> None:
+    chosen = extents("whole", arch, stream, recipe)
+    view = whole_view(num_frames, chosen)
+    num_steps = set()
+    for name, numbers in view.indices.items():
+        extent = chosen[name]
+        length = num_frames - 1 if "flow" in chosen else num_frames
+        assert numbers.tolist() == [extent.stride * at for at in range(len(numbers))]
+        assert len(numbers) % extent.multiple == 0
+        num_steps.add(len(numbers) // extent.multiple)
+        if len(numbers):
+            assert numbers[-1] < length
+        if len(chosen) == 1 and extent.multiple == 1:
+            assert len(numbers) == -(-length // extent.stride)
+        else:
+            assert num_steps == {length // (extent.multiple * extent.stride)}
+    assert len(num_steps) == 1
 
 
 def test_rgb_becomes_minus_one_to_one() -> None:
