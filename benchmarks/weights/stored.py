@@ -217,6 +217,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def hush_tensorflow() -> None:
+    """Ask TensorFlow, before it is imported, not to greet on stderr; what is wrong it raises."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
 def need_tensorflow(why: str) -> Any:
     """The package tensorflow, which nothing else here needs.
 
@@ -226,13 +231,12 @@ def need_tensorflow(why: str) -> Any:
     Raises:
         EvaluationError: it is not installed.
     """
-    # It greets on stderr; what is wrong it raises.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    hush_tensorflow()
     try:
         import tensorflow
     except ModuleNotFoundError as error:
         raise EvaluationError(
-            f"{why}, and TensorFlow is not installed: pip install 'kinetics-tools[tensorflow]'"
+            f"{why}, and TensorFlow is not installed; install it with: pip install tensorflow"
         ) from error
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     return tensorflow
