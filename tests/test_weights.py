@@ -341,7 +341,20 @@ def bad_files(folder: Path, net: nn.Module) -> Iterator[tuple[Path, str]]:
     good = save("good.pt", state)
     truncated = folder / "truncated.pt"
     truncated.write_bytes(good.read_bytes()[:1_000_000])
-    yield truncated, "is truncated, or no file by torch.save"
+    yield truncated, "is damaged or truncated; fetch or save it anew$"
+    flipped = folder / "flipped.pt"
+    content = bytearray(good.read_bytes())
+    content[len(content) // 2] ^= 1  # of a weight: torch.load takes it as it is
+    flipped.write_bytes(content)
+    yield flipped, "is damaged or truncated; fetch or save it anew$"
+    old = folder / "old.pt"
+    torch.save(state, old, _use_new_zipfile_serialization=False)
+    old.write_bytes(old.read_bytes()[:1_000_000])
+    yield old, "is truncated, or no file by torch.save"
+    for protocol in (4, 5):
+        plain = folder / f"plain-{protocol}.pt"
+        plain.write_bytes(pickle.dumps({"w": Trap(folder / "made")}, protocol=protocol))
+        yield plain, "is pickled by protocol 4 or later.*was not run.*Save a state dict by torch"
     empty = folder / "empty.pt"
     empty.touch()
     yield empty, "is empty"
@@ -370,6 +383,7 @@ def bad_files(folder: Path, net: nn.Module) -> Iterator[tuple[Path, str]]:
     yield index, r"has no model\.ckpt\.data-00000-of-00001 beside it"
 
 
+@pytest.mark.filterwarnings("error")
 def test_bad_files_are_one_line_and_nothing_in_them_is_run(net: nn.Module, tmp_path: Path) -> None:
     for path, words in bad_files(tmp_path, net):
         with pytest.raises(EvaluationError) as caught:
@@ -836,6 +850,8 @@ def test_weights_that_do_not_fit_are_one_line(net: Network, tmp_path: Path) -> N
     refused({offset: torch.ones(64, dtype=torch.complex64)}, rf"{offset} is of complex64, which no")
     refused({"a.num_batches_tracked": torch.tensor(0.0)}, r"has a\.num_batches_tracked, which the")
     refused({offset: torch.full((64,), torch.nan)}, rf"not all values of {offset} are finite")
+    variance = offset.removesuffix("bias") + "running_var"
+    refused({variance: torch.linspace(-1e-4, 1, 64)}, rf"{variance} has values below 0: no var")
     scale = offset.removesuffix("bias") + "scale"
     refused({scale: torch.ones(3)}, rf"{scale} is \(3,\) there, \(64,\) here")
     with pytest.raises(EvaluationError, match=r"Conv3d_1a_7x7\..* not this network's"):

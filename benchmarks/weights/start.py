@@ -25,7 +25,7 @@ from benchmarks.archs import CHANNELS, build
 from benchmarks.archs.inception import inflate
 from benchmarks.archs.network import Network
 from benchmarks.weights import INITS, published
-from benchmarks.weights.schemes import COUNT, SCALE
+from benchmarks.weights.schemes import COUNT, SCALE, VARIANCE
 from benchmarks.weights.stored import Weights, find, need_tensorflow, read
 from kinetics_tools.errors import EvaluationError
 
@@ -140,7 +140,8 @@ def fit(weights: Weights, shapes: Shapes, last: Collection[str] = ()) -> dict[st
         last: names of the last layer's tensors, which are left out where classes differ.
 
     Raises:
-        EvaluationError: a tensor is missing, too many, of another shape, no float or not finite.
+        EvaluationError: a tensor is missing, too many, of another shape, no float, not finite,
+            or a variance below 0.
     """
     drawn = _of_other_classes(weights, shapes, last)
     state = {name: tensor for name, tensor in weights.state.items() if name not in drawn}
@@ -164,6 +165,8 @@ def fit(weights: Weights, shapes: Shapes, last: Collection[str] = ()) -> dict[st
             raise EvaluationError(f"{weights.source}: {name} is of {kind}, which no weights are of")
         if not bool(torch.isfinite(tensor).all()):
             raise EvaluationError(f"{weights.source}: not all values of {name} are finite")
+        if name.endswith(VARIANCE) and bool((tensor < 0).any()):
+            raise EvaluationError(f"{weights.source}: {name} has values below 0: no variances")
     return state
 
 

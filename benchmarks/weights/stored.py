@@ -6,16 +6,20 @@ checkpoint (`model.ckpt.index` and its data), named by its prefix, as TensorFlow
 index. Nothing in a file is ever run.
 """
 
+import errno
 import hashlib
 import logging
 import os
 import pickle
 import re
 import struct
+import warnings
+import zipfile
+import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeGuard
+from typing import IO, Any, Final, TypeGuard
 
 import numpy as np
 import torch
@@ -45,6 +49,7 @@ BROKEN: Final = (
     OverflowError,
     struct.error,
 )
+_ZIP: Final = b"PK\x03\x04"  # which a zip file begins with
 _PARTS: Final = re.compile(r"[^a-z0-9]+")
 
 
@@ -123,7 +128,7 @@ def read(path: Path, known: Collection[str], *, arch: str) -> Weights:
         arch: the network's architecture, to which a checkpoint of ours must belong.
 
     Raises:
-        EvaluationError: it is empty, truncated, no file of weights, holds code, belongs to another
+        EvaluationError: it is empty, damaged, no file of weights, holds code, belongs to another
             architecture, has names of no known scheme, a tensor too many or too few; or
             TensorFlow is needed and not installed.
     """
@@ -153,9 +158,17 @@ def _load(path: Path) -> Any:
     """What torch.save wrote, to the CPU; only tensors and plain values are read."""
     if path.stat().st_size == 0:
         raise EvaluationError(f"{path} is empty")
+    _refuse_damage(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what matters of them is an error too
+            return torch.load(path, map_location="cpu", weights_only=True)
     except BROKEN as error:
+        if f"Unsupported operand {pickle.FRAME[0]}" in str(error):
+            raise EvaluationError(
+                f"{path} is pickled by protocol 4 or later, by which torch.save writes no weights; "
+                "it was not run. Save a state dict by torch.save and give that"
+            ) from error
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code is not None:
             raise EvaluationError(
@@ -163,6 +176,27 @@ def _load(path: Path) -> Any:
                 "Save a state dict and give that"
             ) from error
         raise EvaluationError(f"{path} is truncated, or no file by torch.save") from error
+
+
+def _refuse_damage(path: Path) -> None:
+    """Hold what torch.save wrote, a zip file, against its checksums: torch does not."""
+    with path.open("rb") as file:
+        if file.read(len(_ZIP)) == _ZIP and not _is_whole(file):
+            raise EvaluationError(f"{path} is damaged or truncated; fetch or save it anew")
+
+
+def _is_whole(file: IO[bytes]) -> bool:
+    known = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other ways to compress torch cannot read
+    try:
+        with zipfile.ZipFile(file) as parts:
+            is_known = all(part.compress_type in known for part in parts.infolist())
+            return is_known and parts.testzip() is None
+    except (*BROKEN, zipfile.BadZipFile, zlib.error):
+        return False
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place in the file that cannot be
+            raise
+        return False
 
 
 def _tensors(path: Path, values: Any, arch: str) -> Mapping[str, Tensor]:
