@@ -253,6 +253,8 @@ class _Training:
     def _begin(self) -> Checkpoint:
         job = self.job
         names = ["rgb", *([f"flow-{job.flow}"] if "flow" in job.clips else [])]
+        if job.start is not None and job.start.remark and self.machine.is_first:
+            logger.warning("%s: %s", job.stream, job.start.remark)
         return Checkpoint(
             arch=job.arch,
             stream=job.stream,
