@@ -28,7 +28,10 @@ REPORT: Final = "report.html"
 
 def main() -> NoReturn:
     """Entry point of run-benchmark."""
-    cli.run(lambda: run(sys.argv[1:]))
+    argv = sys.argv[1:]
+    is_training = cli.take_verb(argv, VERBS)[0] is None
+    again = "the same command with --resume" if is_training else "the same command"
+    cli.run(lambda: run(argv), again=again)
 
 
 def run(argv: Sequence[str]) -> int:
