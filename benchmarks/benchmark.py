@@ -38,6 +38,7 @@ class Request:
         flow: name of the flow; None: the only one there is.
         protocol: None: the recipe's.
         batch_size: None: the recipe's.
+        epochs: None: the recipe's.
         splits: folder of official lists.
         init: `scratch`, `imagenet`, `kinetics`, or the path of weights.
         finetune: `all`, or `last`: the last layer alone.
@@ -52,6 +53,7 @@ class Request:
     flow: str | None = None
     protocol: str | None = None
     batch_size: int | None = None
+    epochs: int | None = None
     splits: Path | None = None
     seed: int = 0
     num_workers: int | None = None
@@ -100,9 +102,8 @@ def benchmark(
     request = _anywhere(request, data)
     tests, jobs = {}, []
     for stream in request.streams:
-        recipe = recipe_for(request.recipe, request.arch, stream).with_batch_size(
-            request.batch_size
-        )
+        recipe = recipe_for(request.recipe, request.arch, stream)
+        recipe = recipe.with_batch_size(request.batch_size).with_epochs(request.epochs)
         selected = _select(data, request, stream)
         refuse_overlap(selected["train"], selected["test"])
         job = Job(

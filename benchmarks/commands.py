@@ -84,6 +84,12 @@ def train_parser() -> Parser:
         "--batch-size", type=positive, help="clips a step, over all processes; overrides the recipe"
     )
     parser.add_argument(
+        "--epochs",
+        type=positive,
+        metavar="N",
+        help="for a short trial; overrides the recipes small and sample (paper counts steps)",
+    )
+    parser.add_argument(
         "--work-dir", type=Path, help="what is learnt goes here (default: runs/ARCH-STREAM-RECIPE)"
     )
     parser.add_argument("--resume", action="store_true", help="continue a training that stopped")
@@ -231,6 +237,7 @@ def _train(arguments: argparse.Namespace) -> int:
         flow=arguments.flow,
         protocol=arguments.protocol,
         batch_size=arguments.batch_size,
+        epochs=arguments.epochs,
         splits=arguments.splits and arguments.splits.absolute(),
         seed=arguments.seed,
         num_workers=arguments.workers,
@@ -447,6 +454,7 @@ def _stream(arguments: argparse.Namespace) -> str:
 def _unusual(arguments: argparse.Namespace) -> list[str]:
     """What sets a run apart from its recipe, for the name of its folder."""
     words = [f"batch-{arguments.batch_size}"] if arguments.batch_size else []
+    words += [f"epochs-{arguments.epochs}"] if arguments.epochs else []
     if arguments.init != INITS[0]:
         words.append(arguments.init if arguments.init in INITS else Path(arguments.init).stem)
     return words + (["last"] if arguments.finetune == "last" else [])
