@@ -60,9 +60,8 @@ def benchmark(
     request = _anywhere(request, data)
     tests, jobs = {}, []
     for stream in request.streams:
-        recipe = recipe_for(request.recipe, request.arch, stream).with_batch_size(
-            request.batch_size
-        )
+        recipe = recipe_for(request.recipe, request.arch, stream)
+        recipe = recipe.with_batch_size(request.batch_size).with_epochs(request.epochs)
         selected = _select(data, request, stream)
         refuse_overlap(selected["train"], selected["test"])
         job = Job(

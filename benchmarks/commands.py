@@ -34,7 +34,10 @@ REPORT: Final = "report.html"
 
 def main() -> NoReturn:
     """Entry point of run-benchmark."""
-    cli.run(lambda: run(sys.argv[1:]))
+    argv = sys.argv[1:]
+    is_training = cli.take_verb(argv, VERBS)[0] is None
+    again = "the same command with --resume" if is_training else "the same command"
+    cli.run(lambda: run(argv), again=again)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -85,6 +88,12 @@ def train_parser() -> Parser:
     )
     parser.add_argument(
         "--batch-size", type=positive, help="clips a step, over all processes; overrides the recipe"
+    )
+    parser.add_argument(
+        "--epochs",
+        type=positive,
+        metavar="N",
+        help="for a short trial; overrides the recipes small and sample (paper counts steps)",
     )
     parser.add_argument(
         "--work-dir", type=Path, help="what is learnt goes here (default: runs/ARCH-STREAM-RECIPE)"
@@ -226,6 +235,7 @@ def _train(arguments: argparse.Namespace) -> int:
         flow=arguments.flow,
         protocol=arguments.protocol,
         batch_size=arguments.batch_size,
+        epochs=arguments.epochs,
         splits=arguments.splits and arguments.splits.absolute(),
         seed=arguments.seed,
         num_workers=arguments.workers,
@@ -500,6 +510,7 @@ def _short(init: str) -> str:
 def _unusual(arguments: argparse.Namespace) -> list[str]:
     """What sets a run apart from its recipe, for the name of its folder."""
     words = [f"batch-{arguments.batch_size}"] if arguments.batch_size else []
+    words += [f"epochs-{arguments.epochs}"] if arguments.epochs else []
     if arguments.init != INITS[0]:
         words.append(_short(arguments.init))
     return words + (["last"] if arguments.finetune == "last" else [])

@@ -59,7 +59,7 @@ class Recipe:
     """How a network is trained.
 
     Attributes:
-        name: as given on the command line; `+batch-N` where the batch size was overridden.
+        name: as given on the command line; `+batch-N`, `+epochs-N` where that was overridden.
         source: where the values come from.
         protocol: the evaluation protocol that fits, a name in PROTOCOLS. Changes no weight.
         sampling: frames or fields of a training view and their stride, of each stream that the
@@ -132,6 +132,24 @@ class Recipe:
             batch_size=batch_size,
             pass_size=min(self.pass_size, batch_size),
         )
+
+    def with_epochs(self, epochs: int | None) -> "Recipe":
+        """The recipe with another length, which its name says; itself for None.
+
+        Raises:
+            EvaluationError: it is as long as so many steps, whatever they are of.
+        """
+        if epochs is None:
+            return self
+        if isinstance(self.schedule, Stairs):
+            raise EvaluationError(
+                f"--epochs {epochs} is for recipes that count epochs (small, sample); recipe "
+                f"{self.name} counts steps: leave it out, or take --recipe small"
+            )
+        if epochs == self.schedule.epochs:
+            return self
+        schedule = replace(self.schedule, epochs=epochs)
+        return replace(self, name=f"{self.name}+epochs-{epochs}", schedule=schedule)
 
 
 def _of(

@@ -13,7 +13,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks.archs import ARCHS, build
 from benchmarks.archs.layers import LoneClipError
@@ -24,6 +23,7 @@ from benchmarks.recipes import Recipe
 from benchmarks.splits import Selection
 from benchmarks.views import randomness
 from benchmarks.weights.start import SCRATCH, Start
+from benchmarks.weights.stored import hush_tensorflow
 from kinetics_tools.cli import default_jobs, progress
 from kinetics_tools.errors import EvaluationError
 from kinetics_tools.files import digest, publish, write_text
@@ -253,6 +253,8 @@ class _Training:
     def _begin(self) -> Checkpoint:
         job = self.job
         names = ["rgb", *([f"flow-{job.flow}"] if "flow" in job.clips else [])]
+        if job.start is not None and job.start.remark and self.machine.is_first:
+            logger.warning("%s: %s", job.stream, job.start.remark)
         return Checkpoint(
             arch=job.arch,
             stream=job.stream,
@@ -396,6 +398,10 @@ class _Training:
         lines = [json.dumps(row) + "\n" for row in history]
         write_text(self.job.folder / LOG, "".join(lines))
         row = history[-1]
+        # Only here: it imports TensorFlow where that is installed.
+        hush_tensorflow()
+        from torch.utils.tensorboard import SummaryWriter
+
         with SummaryWriter(str(self.job.folder / EVENTS), purge_step=row["epoch"]) as events:
             for name in ("loss", "top1", "lr", "seconds", "waiting"):
                 events.add_scalar(name, row[name], row["epoch"])

@@ -30,6 +30,7 @@ class Request:
         flow: name of the flow; None: the only one there is.
         protocol: None: the recipe's.
         batch_size: None: the recipe's.
+        epochs: None: the recipe's.
         train_split: None: nothing is trained, the networks are those of `init` as it is.
         splits: folder of official lists.
         init: `scratch`, `imagenet`, `kinetics`, or the path of weights.
@@ -45,6 +46,7 @@ class Request:
     flow: str | None = None
     protocol: str | None = None
     batch_size: int | None = None
+    epochs: int | None = None
     splits: Path | None = None
     seed: int = 0
     num_workers: int | None = None

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -187,13 +188,18 @@ def cache_dir(chosen: Path | None = None) -> Path:
         raise KineticsError("there is no home folder for a cache; give --cache-dir DIR") from error
 
 
-def run(main: Callable[[], int]) -> NoReturn:
-    """Run a command and exit: its own code, 2 for what the user can mend, 130 for Ctrl-C."""
+def run(main: Callable[[], int], *, again: str = "the same command") -> NoReturn:
+    """Run a command and exit: its own code, 2 for what the user can mend, 130 for Ctrl-C.
+
+    Args:
+        main: does it, and returns the code.
+        again: what goes on where it was stopped, in words.
+    """
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for ours in ("kinetics_tools", "benchmarks"):
         logging.getLogger(ours).setLevel(logging.INFO)  # of libraries only what is wrong
     # A batch system's word that time is up: unwinding ends children and sweeps scratch folders.
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    signal.signal(signal.SIGTERM, partial(_on_sigterm, again))
     try:
         code = main()
         sys.stdout.flush()
@@ -202,7 +208,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(Exit.UNUSABLE)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print(f"interrupted; {again} goes on where this one stopped", file=sys.stderr)
         sys.exit(Exit.INTERRUPTED)
     except OSError as error:
         if error.errno not in STORAGE_ERRNOS | PATH_ERRNOS:
@@ -221,8 +227,8 @@ def run(main: Callable[[], int]) -> NoReturn:
         sys.exit(Exit.UNUSABLE)
 
 
-def _on_sigterm(*_: object) -> NoReturn:
-    print("terminated; the same command goes on where this one stopped", file=sys.stderr)
+def _on_sigterm(again: str, *_: object) -> NoReturn:
+    print(f"terminated; {again} goes on where this one stopped", file=sys.stderr)
     sys.exit(Exit.TERMINATED)
 
 

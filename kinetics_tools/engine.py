@@ -414,9 +414,7 @@ def _connected_ray(jobs: int | None) -> Iterator[Any]:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise KineticsError(
-            "the engine ray needs Ray; install it with: pip install 'kinetics-tools[ray]'"
-        ) from error
+        raise KineticsError("the engine ray needs Ray; install it with: pip install ray") from error
     if ray.is_initialized():
         yield ray
         return

@@ -1,11 +1,13 @@
 """The layers, checked: imports point down, and each foreign library has one owner."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import ROOT
+from support import ROOT, environment
 
 TOOLKIT = (
     "errors",
@@ -203,3 +205,15 @@ def test_the_rule_sees_a_planted_fault() -> None:
     assert ours("kinetics_tools.files.publish") == "kinetics_tools.files"
     assert rank("kinetics_tools.media") < rank("kinetics_tools.download")
     assert rank("kinetics_tools.commands.extract") < rank("benchmarks.archs.streams")
+
+
+def test_what_brings_tensorflow_in_is_imported_where_it_is_used() -> None:
+    """Torch's tensorboard imports TensorFlow where that is installed, and TensorFlow greets."""
+    code = (
+        "import sys, benchmarks.features, benchmarks.benchmark, benchmarks.weights.cricket\n"
+        "print(sorted({'tensorboard', 'tensorflow'} & sys.modules.keys()))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
+    )
+    assert (said.stdout, said.stderr) == ("[]\n", "")

@@ -184,6 +184,17 @@ def test_without_shards_the_two_commands_that_make_them_are_named(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_short_trial_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    words = ("--arch", "i3d", "--stream", "flow", "--recipe", "sample", "--epochs", "1")
+    data = ("--data", tiny_shards(), *splits(tmp_path))
+    done = run_command("run-benchmark", *words, *data, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    work_dir = tmp_path / "runs" / "i3d-flow-sample+epochs-1"
+    result = json.loads((work_dir / "flow" / "result.json").read_text())
+    assert [row["epoch"] for row in result["history"]["flow"]] == [1]
+    assert result["recipes"]["training"]["flow"]["name"] == "sample+epochs-1"
+
+
 FOLDS = ("--arch", "i3d", "--train-split", "train.txt", "--test-split", "test.txt")
 
 
@@ -203,6 +214,8 @@ FOLDS = ("--arch", "i3d", "--train-split", "train.txt", "--test-split", "test.tx
         (["--arch", "i3d", "--device", "cuda"], "sees no CUDA device"),
         ([*FOLDS, "--init", "nowhere.pt"], "nowhere.pt is missing"),
         ([*FOLDS, "--finetune", "last"], "say whose, with --init"),
+        ([*FOLDS, "--epochs", "2"], "recipe paper counts steps"),
+        ([*FOLDS, "--epochs", "0"], "not a whole number from 1"),
         (["--arch", "i3d", "--finetune", "some"], "invalid choice: 'some'"),
         (["verify-weights", "nowhere.pt"], "give the example's arrays: --rgb NPY"),
         (["verify-weights", "nowhere.pt", "--rgb", "x.npy"], "nowhere.pt is missing"),
@@ -226,6 +239,8 @@ def test_bad_input_is_one_line(
         key_file(tmp_path, name, pattern)
     data = ("--data", tiny_shards()) if arguments[0].startswith("-") else ()
     assert_one_line(run_command("run-benchmark", *arguments, *data, cwd=tmp_path), words)
+    left = {path.name for path in tmp_path.rglob("*")} - {"train.txt", "test.txt"}
+    assert left <= {"runs"}  # the folder of the run would stand in the next report
 
 
 def test_shards_of_another_schema_or_without_their_flow_are_one_line(tmp_path: Path) -> None:

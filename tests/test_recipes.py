@@ -72,6 +72,18 @@ def test_another_batch_size_is_told_by_the_name() -> None:
     assert PAPER["rgb"].with_batch_size(12).pass_size == 6
 
 
+def test_another_number_of_epochs_is_told_by_the_name() -> None:
+    changed = SMALL.with_batch_size(4).with_epochs(2)
+    assert changed.name == "small+batch-4+epochs-2"
+    assert isinstance(changed.schedule, OneCycle)
+    assert (changed.schedule.epochs, changed.schedule.num_steps(9)) == (2, 18)
+    assert changed.hash != SMALL.with_batch_size(4).hash
+    assert SMALL.with_epochs(None) is SMALL.with_epochs(40) is SMALL
+    with pytest.raises(EvaluationError, match="recipe paper counts steps: leave it out, or take"):
+        PAPER["rgb"].with_epochs(2)
+    assert PAPER["rgb"].with_epochs(None) is PAPER["rgb"]
+
+
 def test_unknown_recipes_are_told_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'small'"):
         recipe_for("smal", "i3d", "rgb")

@@ -242,6 +242,24 @@ def _arguments(work_dir: Path, keys: Path) -> tuple[object, ...]:
     )
 
 
+def test_a_training_that_is_stopped_names_the_option_that_continues_it(tmp_path: Path) -> None:
+    work_dir = tmp_path / "work"
+    with subprocess.Popen(
+        command("run-benchmark", *_arguments(work_dir, tmp_path)),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as training:
+        while not (work_dir / "run.json").exists():
+            assert training.poll() is None
+            time.sleep(0.02)
+        training.terminate()
+        _, said = training.communicate(timeout=60)
+    assert training.returncode == 143
+    words = "terminated; the same command with --resume goes on where this one stopped"
+    assert said.splitlines()[-1] == words
+
+
 @pytest.mark.full
 def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"

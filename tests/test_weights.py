@@ -40,7 +40,14 @@ from benchmarks.recipes import OneCycle
 from benchmarks.train import CHECKPOINT, train
 from benchmarks.weights import cricket, published
 from benchmarks.weights.schemes import SCHEMES, scheme_of, units
-from benchmarks.weights.start import Start, for_channels, placed, shapes_of, start_from
+from benchmarks.weights.start import (
+    Start,
+    for_channels,
+    last_layer_remark,
+    placed,
+    shapes_of,
+    start_from,
+)
 from benchmarks.weights.stored import Weights, find, need_tensorflow, read
 from kinetics_tools.errors import EvaluationError
 from kinetics_tools.files import digest
@@ -75,7 +82,7 @@ def loaded(state: dict[str, Tensor]) -> nn.Module:
 
 
 def read_rgb(path: Path, net: nn.Module) -> Weights:
-    return read(path, net.state_dict().keys(), arch="i3d")
+    return read(path, net.state_dict().keys(), arch="i3d", stream="rgb")
 
 
 def test_the_units_are_those_of_the_network(net: nn.Module) -> None:
@@ -339,9 +346,22 @@ def bad_files(folder: Path, net: nn.Module) -> Iterator[tuple[Path, str]]:
         return folder / name
 
     good = save("good.pt", state)
-    truncated = folder / "truncated.pt"
-    truncated.write_bytes(good.read_bytes()[:1_000_000])
-    yield truncated, "is truncated, or no file by torch.save"
+    content = good.read_bytes()
+    at = len(content) // 2  # in a weight, of which torch.load takes any byte
+    for name, left in (
+        ("truncated.pt", content[:at]),
+        ("flipped.pt", content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]),
+    ):
+        (folder / name).write_bytes(left)
+        yield folder / name, "is damaged or truncated; fetch or save it anew$"
+    old = folder / "old.pt"
+    torch.save(state, old, _use_new_zipfile_serialization=False)
+    os.truncate(old, 1_000_000)
+    yield old, "is truncated, or no file by torch.save"
+    for protocol in (4, 5):
+        plain = folder / f"plain-{protocol}.pt"
+        plain.write_bytes(pickle.dumps({"w": Trap(folder / "made")}, protocol=protocol))
+        yield plain, "is pickled by protocol 4 or later.*was not run.*Save a state dict by torch"
     empty = folder / "empty.pt"
     empty.touch()
     yield empty, "is empty"
@@ -365,11 +385,14 @@ def bad_files(folder: Path, net: nn.Module) -> Iterator[tuple[Path, str]]:
     yield save("short.pt", theirs), r"logits\.conv3d\.bias is missing \(piergiaj"
     checkpoint = {"net": state, "arch": "c3d", "stream": "rgb"}
     yield save("c3d.pt", checkpoint), "holds weights of c3d, not of i3d"
+    flow = checkpoint | {"arch": "i3d", "stream": "flow"}
+    yield save("flow.pt", flow), "holds weights of i3d flow, not of i3d rgb; for both streams"
     index = folder / "model.ckpt.index"
     index.write_bytes(b"x")
     yield index, r"has no model\.ckpt\.data-00000-of-00001 beside it"
 
 
+@pytest.mark.filterwarnings("error")
 def test_bad_files_are_one_line_and_nothing_in_them_is_run(net: nn.Module, tmp_path: Path) -> None:
     for path, words in bad_files(tmp_path, net):
         with pytest.raises(EvaluationError) as caught:
@@ -409,6 +432,16 @@ def test_a_plain_pickle_is_refused(net: nn.Module, tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+def test_a_joint_checkpoint_is_no_start_of_one_stream(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    net = {"rgb.Conv2d_1a_7x7.conv_2d.weight": torch.zeros(1)}
+    torch.save({"net": net, "arch": "two-stream", "stream": "joint"}, path)
+    with pytest.raises(EvaluationError) as caught:
+        start_from(str(path), arch="two-stream", stream="rgb", num_classes=5, cache=tmp_path)
+    words = "holds weights of two-stream joint, not of two-stream rgb"
+    assert str(caught.value) == f"{path} {words}"
+
+
 def test_weights_are_found_by_their_streams_name(tmp_path: Path) -> None:
     for name in (
         "flow/checkpoint.pt",
@@ -423,9 +456,19 @@ def test_weights_are_found_by_their_streams_name(tmp_path: Path) -> None:
     assert find(tmp_path, "flow") == tmp_path / "flow" / "checkpoint.pt"
     assert find(index, "flow") == index
     assert find(index.with_suffix(""), "rgb") == index  # as TensorFlow names it
+    data = index.with_name("model.ckpt.data-00000-of-00001")
+    assert find(data, "rgb") == index  # the largest file of it, which users name
+    assert find(tmp_path / "flow", "flow") == tmp_path / "flow" / "checkpoint.pt"
     (tmp_path / "flow.pth").touch()
-    with pytest.raises(EvaluationError, match=r"several files of flow weights \(flow\.pth, flow/"):
+    with pytest.raises(
+        EvaluationError,
+        match=r"several files of flow weights \(flow\.pth, flow/.*; name one of them; for both "
+        r"streams of i3d \(joint\) give a folder that holds one file for each$",
+    ):
         find(tmp_path, "flow")
+    index.unlink()
+    with pytest.raises(EvaluationError, match=r"^.*model\.ckpt\.index is missing, without which"):
+        find(data, "rgb")
     with pytest.raises(EvaluationError, match="is a folder without rgb weights"):
         find(tmp_path / "flow", "rgb")
     with pytest.raises(EvaluationError, match="nowhere is missing"):
@@ -539,7 +582,7 @@ def test_a_first_convolution_for_other_channels_keeps_the_size_of_its_sums(chann
     ],
 )
 def test_imagenet_goes_to_every_inception_of_an_architecture(
-    arch: str, stream: str, googlenet: GoogLeNet, caplog: pytest.LogCaptureFixture
+    arch: str, stream: str, googlenet: GoogLeNet
 ) -> None:
     weights = Weights(
         state=SCHEMES["torchvision"].to_ours(googlenet.state_dict()), source="it", dims=2
@@ -554,9 +597,8 @@ def test_imagenet_goes_to_every_inception_of_an_architecture(
     num_parts = 2 if stream == "joint" else 1
     assert len(state) == num_parts * 57 * 5  # kernel, offset, mean, variance, scale; no logits
     has_logits = "Logits" in " ".join(net.last_layers)
-    told = "of 1000 classes there, of 4 here" if has_logits else "the last layer is left out: here"
-    (line,) = caplog.messages
-    assert told in line
+    told = "drawn anew: of 1000 classes in it, of 4 here" if has_logits else "of it is left out: he"
+    assert told in last_layer_remark(weights, net, state)
     for name, tensor in state.items():
         if name.endswith("conv_3d.weight"):  # inflated: the sum over time is the flat kernel
             flat = weights.state[name.replace("3d", "2d")]
@@ -587,12 +629,17 @@ def test_weights_that_are_not_googlenets_are_one_line_before_they_are_reshaped(
             assert str(caught.value).startswith(str(path))
 
 
-def test_imagenet_has_no_place_in_c3d(googlenet: GoogLeNet) -> None:
+def test_imagenet_has_no_place_in_c3d(
+    googlenet: GoogLeNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = SCHEMES["torchvision"].to_ours(googlenet.state_dict())
     with torch.device("meta"):
         net = build("c3d")
-    with pytest.raises(EvaluationError, match=r"^it is of Inception-v1, and there is none in this"):
+    with pytest.raises(EvaluationError, match=r"^it is of Inception-v1, and there is none in 3D"):
         placed(Weights(state=state, source="it", dims=2), net)
+    monkeypatch.delattr(published, "imagenet")  # it says so before it fetches anything
+    with pytest.raises(EvaluationError, match=r"^--init imagenet is of .* none in c3d; .* PATH"):
+        start_from("imagenet", arch="c3d", stream="rgb", num_classes=4, cache=tmp_path)
 
 
 def test_imagenet_that_cannot_be_fetched_is_one_line_and_leaves_no_file(
@@ -767,16 +814,20 @@ def test_of_a_fetched_checkpoint_that_cannot_be_read_the_folder_is_named(
     )
 
 
-def test_without_tensorflow_the_extra_is_named(
+def test_without_tensorflow_its_package_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # as if it were not installed
-    with pytest.raises(EvaluationError, match=r"not installed: pip install '.*\[tensorflow\]'$"):
+    with pytest.raises(EvaluationError, match=r"not installed; .* with: pip install tensorflow$"):
         need_tensorflow("It")
     with pytest.raises(EvaluationError, match=r"^--init kinetics reads a TensorFlow checkpoint, "):
         start_from("kinetics", arch="i3d", stream="rgb", num_classes=4, cache=tmp_path)
-    with pytest.raises(EvaluationError, match=r"the authors' i3d; c3d starts from scratch"):
-        start_from("kinetics", arch="c3d", stream="rgb", num_classes=4, cache=tmp_path)
+    for arch, others in (
+        ("c3d", "scratch or PATH"),
+        ("convnet-lstm", "scratch, imagenet or PATH"),
+    ):
+        with pytest.raises(EvaluationError, match=rf"authors' i3d; {arch} starts from {others}$"):
+            start_from("kinetics", arch=arch, stream="rgb", num_classes=4, cache=tmp_path)
 
 
 def start(path: Path, *, stream: str = "rgb", num_classes: int = 5) -> Start:
@@ -794,9 +845,10 @@ def test_other_classes_replace_the_last_layer_and_nothing_else(
     path = tmp_path / "rgb.pt"
     torch.save(net.state_dict(), path)
     whole = start(path)
-    assert caplog.text == ""
+    assert whole.remark == ""
     got = start(path, num_classes=7)
-    assert "the last layer is drawn anew: it is of 5 classes there, of 7 here" in caplog.text
+    assert got.remark == f"the last layer is drawn anew: of 5 classes in {path}, of 7 here"
+    assert caplog.text == ""  # a training tells it, when it begins
     assert set(whole.state) - set(got.state) == {
         "Logits.Conv3d_0c_1x1.conv_3d.weight",
         "Logits.Conv3d_0c_1x1.conv_3d.bias",
@@ -825,7 +877,7 @@ def test_weights_that_do_not_fit_are_one_line(net: Network, tmp_path: Path) -> N
     first = "Conv3d_1a_7x7.conv_3d.weight"
     offset = "Mixed_3b.Branch_0.Conv3d_0a_1x1.batch_norm.bias"
     other = r"another stream: .* 3 channels \(rgb\) there, 2 channels \(flow\)"
-    refused({}, other, stream="flow")
+    refused({}, rf"{other} here; for both streams .* one file for each$", stream="flow")
     refused({first: None}, rf"lacks {first}: weights of another architecture")
     refused({"Mixed_6a.w": torch.ones(1)}, r"has Mixed_6a\.w, which the network lacks")
     refused({offset: torch.ones(3)}, rf"another architecture: {offset} is \(3,\) there, \(64,\)")
@@ -836,6 +888,8 @@ def test_weights_that_do_not_fit_are_one_line(net: Network, tmp_path: Path) -> N
     refused({offset: torch.ones(64, dtype=torch.complex64)}, rf"{offset} is of complex64, which no")
     refused({"a.num_batches_tracked": torch.tensor(0.0)}, r"has a\.num_batches_tracked, which the")
     refused({offset: torch.full((64,), torch.nan)}, rf"not all values of {offset} are finite")
+    variance = offset.removesuffix("bias") + "running_var"
+    refused({variance: torch.linspace(-1e-4, 1, 64)}, rf"{variance} has values below 0: no var")
     scale = offset.removesuffix("bias") + "scale"
     refused({scale: torch.ones(3)}, rf"{scale} is \(3,\) there, \(64,\) here")
     with pytest.raises(EvaluationError, match=r"Conv3d_1a_7x7\..* not this network's"):
@@ -977,6 +1031,8 @@ def test_verify_holds_every_number_against_those_expected(tmp_path: Path) -> Non
     checks = verify()
     assert [check.stream for check in checks] == ["rgb"] * 6 + ["flow"] * 6 + ["joint"] * 6
     assert all(check.is_met for check in checks)
+    with pytest.raises(EvaluationError, match="of another number of classes: 5 there, 400 here"):
+        cricket.verify(tmp_path, clips, CPU, example=expected)
     alone = verify(tmp_path / "flow_imagenet.pt", streams=["flow"])
     assert [check.stream for check in alone] == ["flow"] * 6
     # A file is of one stream: an array of the other would stay unchecked.
@@ -1032,6 +1088,11 @@ def test_the_published_labels_are_kinetics() -> None:
     ("made", "words"),
     [
         (lambda path: path.write_bytes(b""), "cannot be read as .npy"),
+        (
+            lambda path: path.write_bytes(b"\xff\xd8\xff\xe0 a picture"),
+            r"rgb\.npy cannot be read as .npy of numbers; give the published rgb array$",
+        ),
+        (lambda path: path.write_bytes(b"PK\x03\x04 a zip file"), "cannot be read as .npy"),
         (lambda path: np.save(path, np.zeros((1, 9, 32, 32, 2), np.float32)), r"is float32 \(1, 9"),
         (lambda path: np.save(path, np.full((1, 79, 224, 224, 3), 2, np.float32)), "outside"),
         (lambda path: np.save(path, np.zeros((1, 79, 224, 224, 3), np.uint8)), "is uint8"),
@@ -1086,9 +1147,9 @@ def test_a_run_from_weights_to_a_result(tmp_path: Path) -> None:
     first = (*words, "--init", tmp_path, "--work-dir", tmp_path / "first", "--finetune", "last")
     done = run_command("run-benchmark", *first)
     assert done.returncode == 0, done.stderr
-    assert (
-        done.stderr.count("the last layer is drawn anew: it is of 5 classes there, of 2 here") == 2
-    )
+    for stream in ("rgb", "flow"):
+        told = f"{stream}: the last layer is drawn anew: of 5 classes in {tmp_path}/model_{stream}"
+        assert done.stderr.count(told) == 1
     again = run_command("run-benchmark", *first)
     assert "rgb: reused, trained already" in again.stderr
     second = (*words, "--init", tmp_path / "first", "--stream", "flow")

@@ -6,6 +6,7 @@ numbers from the same arrays is the published one: padding, batch norm and the w
 all in them.
 """
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,8 +203,12 @@ def _clip(path: Path, stream: str, example: Example) -> Tensor:
     """float32 (1, C, T, H, W) of a published array."""
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise EvaluationError(f"{path} cannot be read as .npy: {error}") from error
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # of which numpy's advice is unsafe
+        raise EvaluationError(
+            f"{path} cannot be read as .npy of numbers; give the published {stream} array"
+        ) from error
     shape = (1, *example.size, CHANNELS[stream])
     if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype.kind != "f":
         what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"

@@ -22,6 +22,7 @@ from kinetics_tools.errors import EvaluationError
 
 MIXED: Final = ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c")
 SCALE: Final = ".batch_norm.scale"
+VARIANCE: Final = ".batch_norm.running_var"
 COUNT: Final = ".num_batches_tracked"  # torch keeps it; batch norm with a momentum ignores it
 
 

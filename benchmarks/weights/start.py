@@ -11,7 +11,6 @@ channel gets the mean of the three colours' kernels; and, ours, times 3 / channe
 that batch norm's statistics were taken of keep their size.
 """
 
-import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,13 +24,13 @@ from benchmarks.archs import CHANNELS, build
 from benchmarks.archs.inception import inflate
 from benchmarks.archs.network import Network
 from benchmarks.weights import INITS, published
-from benchmarks.weights.schemes import COUNT, SCALE
-from benchmarks.weights.stored import Weights, find, need_tensorflow, read
+from benchmarks.weights.schemes import COUNT, SCALE, VARIANCE
+from benchmarks.weights.stored import ONE_EACH, Weights, find, need_tensorflow, read
 from kinetics_tools.errors import EvaluationError
 
 SCRATCH: Final = INITS[0]
 FIRST: Final = "Conv2d_1a_7x7.conv_2d.weight"
-logger = logging.getLogger(__name__)
+FLAT_LAST: Final = "Logits.Conv2d_0c_1x1.conv_2d"
 Shapes = Mapping[str, tuple[int, ...]]
 _FIRST: Final = re.compile(r"((?:.*\.)?)Conv([23])d_1a_7x7\.conv_\2d\.weight")
 
@@ -44,11 +43,13 @@ class Start:
         state: name -> tensor, which the network of these names takes; what is not in it is drawn.
         source: where it is from, in words.
         sha256: of the weights as they were read, whatever their names and file.
+        remark: what is drawn anew of the last layer although the weights have one; else empty.
     """
 
     state: Mapping[str, Tensor]
     source: str
     sha256: str
+    remark: str = ""
 
     def load(self, net: nn.Module) -> None:
         """Set the weights of `net`, which was built as it was for `start_from`."""
@@ -72,23 +73,29 @@ def start_from(init: str, *, arch: str, stream: str, num_classes: int, cache: Pa
         return None
     with torch.device("meta"):  # names and shapes; nothing is drawn
         net = build(arch, stream, num_classes)
+    has_inception = any(inceptions(shapes_of(net)))
     if init == "imagenet":
+        if not has_inception:
+            raise _no_inception(f"--init {init}", arch)
         weights = published.imagenet(cache)
     elif init == "kinetics":
         if arch != "i3d":
+            others = "scratch, imagenet or PATH" if has_inception else "scratch or PATH"
             raise EvaluationError(
-                f"--init kinetics is the authors' i3d; {arch} starts from scratch, imagenet or PATH"
+                f"--init kinetics is the authors' i3d; {arch} starts from {others}"
             )
         need_tensorflow("--init kinetics reads a TensorFlow checkpoint")
         index = published.kinetics(stream, cache)
         try:
-            weights = read(index, net.state_dict(), arch=arch)
+            weights = read(index, net.state_dict(), arch=arch, stream=stream)
         except EvaluationError as error:
             raise EvaluationError(f"{error}; remove {index.parent} to fetch it anew") from error
     else:
-        weights = read(find(Path(init), stream), net.state_dict(), arch=arch)
+        path = find(Path(init), stream)
+        weights = read(path, net.state_dict(), arch=arch, stream=stream)
     state = placed(weights, net)
-    return Start(state=state, source=weights.source, sha256=weights.sha256)
+    remark = last_layer_remark(weights, net, state)
+    return Start(state=state, source=weights.source, sha256=weights.sha256, remark=remark)
 
 
 def placed(weights: Weights, net: Network) -> dict[str, Tensor]:
@@ -102,10 +109,7 @@ def placed(weights: Weights, net: Network) -> dict[str, Tensor]:
         return fit(weights, shapes, _tensors_of(net.last_layers))
     parts = list(inceptions(shapes))
     if not parts:
-        raise EvaluationError(
-            f"{weights.source} is of Inception-v1, and there is none in this architecture; "
-            "give --init scratch, or the PATH of its own weights"
-        )
+        raise _no_inception(weights.source, net.title)
     flat = _flat(weights, net)
     state: dict[str, Tensor] = {}
     for prefix, dims, channels in parts:
@@ -115,17 +119,42 @@ def placed(weights: Weights, net: Network) -> dict[str, Tensor]:
     return state
 
 
+def _no_inception(source: str, what: str) -> EvaluationError:
+    return EvaluationError(
+        f"{source} is of Inception-v1, and there is none in {what}; give --init scratch, or the "
+        "PATH of its own weights"
+    )
+
+
+def last_layer_remark(weights: Weights, net: Network, state: Mapping[str, Tensor]) -> str:
+    """Why `state`, what of the weights goes into `net`, has no last layer; empty: it has one."""
+    last = _tensors_of(net.last_layers)
+    if last[0] in state:
+        return ""
+    if weights.dims == 2 and not _ends_in_logits(net):
+        return (
+            f"the last layer of {weights.source} is left out: here other layers follow what is "
+            "before it"
+        )
+    theirs = _tensors_of([FLAT_LAST]) if weights.dims == 2 else last
+    there = next(weights.state[name].shape[0] for name in theirs if name in weights.state)
+    here = shapes_of(net)[last[0]][0]
+    return f"the last layer is drawn anew: of {there} classes in {weights.source}, of {here} here"
+
+
+def _ends_in_logits(net: Network) -> bool:
+    """Whether Inception-v1's last layer is the network's too."""
+    return any("Logits." in name for name in net.last_layers)
+
+
 def _flat(weights: Weights, net: Network) -> dict[str, Tensor]:
     """The weights of a 2-D Inception-v1, fit for it; their last layer where `net` ends in one."""
     last = _tensors_of(net.last_layers)
     with torch.device("meta"):
         flat = build("two-stream", "rgb", num_classes=shapes_of(net)[last[0]][0])
     shapes, their_last = shapes_of(flat), _tensors_of(flat.last_layers)
-    if any("Logits." in name for name in last):
+    if _ends_in_logits(net):
         return fit(weights, shapes, their_last)
-    logger.warning(
-        "%s: the last layer is left out: here other layers follow what is before it", weights.source
-    )
     state = {name: tensor for name, tensor in weights.state.items() if name not in their_last}
     shapes = {name: sizes for name, sizes in shapes.items() if name not in their_last}
     return fit(replace(weights, state=state), shapes)
@@ -140,7 +169,8 @@ def fit(weights: Weights, shapes: Shapes, last: Collection[str] = ()) -> dict[st
         last: names of the last layer's tensors, which are left out where classes differ.
 
     Raises:
-        EvaluationError: a tensor is missing, too many, of another shape, no float or not finite.
+        EvaluationError: a tensor is missing, too many, of another shape, no float, not finite,
+            or a variance below 0.
     """
     drawn = _of_other_classes(weights, shapes, last)
     state = {name: tensor for name, tensor in weights.state.items() if name not in drawn}
@@ -164,6 +194,8 @@ def fit(weights: Weights, shapes: Shapes, last: Collection[str] = ()) -> dict[st
             raise EvaluationError(f"{weights.source}: {name} is of {kind}, which no weights are of")
         if not bool(torch.isfinite(tensor).all()):
             raise EvaluationError(f"{weights.source}: not all values of {name} are finite")
+        if name.endswith(VARIANCE) and bool((tensor < 0).any()):
+            raise EvaluationError(f"{weights.source}: {name} has values below 0: no variances")
     return state
 
 
@@ -202,10 +234,6 @@ def _of_other_classes(weights: Weights, shapes: Shapes, last: Collection[str]) -
     for name in last:
         have, want = weights.state.get(name), shapes.get(name, ())
         if have is not None and have.ndim == len(want) and have.shape[:1] != want[:1]:
-            logger.warning(
-                "%s: the last layer is drawn anew: it is of %d classes there, of %d here",
-                *(weights.source, have.shape[0], want[0]),
-            )
             return frozenset(last)
     return frozenset()
 
@@ -215,5 +243,7 @@ def _mismatch(name: str, have: tuple[int, ...], want: tuple[int, ...]) -> str:
     if is_first and have[0] == want[0]:
         names = {channels: stream for stream, channels in CHANNELS.items()}
         there, here = (f"{n} channels ({names.get(n, 'stacked')})" for n in (have[1], want[1]))
-        return f"weights of another stream: {name} takes {there} there, {here} here"
+        return f"weights of another stream: {name} takes {there} there, {here} here{ONE_EACH}"
+    if name.startswith("Logits.") and len(have) == len(want) and have[1:] == want[1:]:
+        return f"weights of another number of classes: {have[0]} there, {want[0]} here"
     return f"weights of another architecture: {name} is {have} there, {want} here"

@@ -6,16 +6,20 @@ checkpoint (`model.ckpt.index` and its data), named by its prefix, as TensorFlow
 index. Nothing in a file is ever run.
 """
 
+import errno
 import hashlib
 import logging
 import os
 import pickle
 import re
 import struct
+import warnings
+import zipfile
+import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeGuard
+from typing import IO, Any, Final, TypeGuard
 
 import numpy as np
 import torch
@@ -32,6 +36,8 @@ PARALLEL: Final = "module."  # what torch's DataParallel puts before all names
 PREFERRED: Final = "imagenet"
 # TensorFlow 2 writes it beside the variables: text on which object holds which.
 _OBJECT_GRAPH: Final = "_CHECKPOINTABLE_OBJECT_GRAPH"
+# What a user whose I3D is of both streams has to know where a file is of one.
+ONE_EACH: Final = "; for both streams of i3d (joint) give a folder that holds one file for each"
 # What torch raises on bytes that are no file of its own, or a part of one.
 BROKEN: Final = (
     pickle.UnpicklingError,
@@ -45,6 +51,8 @@ BROKEN: Final = (
     OverflowError,
     struct.error,
 )
+_ZIP: Final = b"PK\x03\x04"  # which a zip file begins with
+_DATA: Final = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
 _PARTS: Final = re.compile(r"[^a-z0-9]+")
 
 
@@ -79,23 +87,23 @@ def find(path: Path, stream: str) -> Path:
 
     In a folder, two levels deep, files of weights are looked at whose path from there has the
     stream's name as a word: `rgb/checkpoint.pt`, `flow_imagenet.pt`, `rgb_imagenet/model.ckpt`. Of
-    several the only one that has the word `imagenet` too, as in the authors' own folder.
+    several the only one that has the word `imagenet` too, as in the authors' own folder. Where
+    there is none and the folder's own name has that word, the files in it are looked at.
 
     Raises:
         EvaluationError: there is nothing, no such file in the folder, or several.
     """
     if not path.is_dir():
-        index = path.with_name(path.name + INDEX)
-        if not path.exists() and not index.exists():
-            raise EvaluationError(f"{path} is missing: no file, folder or TensorFlow checkpoint")
-        return path if path.exists() else index
+        return _file(path)
     words = {
-        file: _PARTS.split(str(file.relative_to(path)).lower())
+        file: _words(file.relative_to(path))
         for pattern in ("*", "*/*")
         for file in sorted(path.glob(pattern))
         if file.suffix in SUFFIXES and file.is_file()
     }
     found = [file for file in words if stream in words[file]]
+    if not found and stream in _words(path.absolute().name):
+        found = [file for file in words if file.parent == path]
     if len(found) == 1:
         return found[0]
     preferred = [file for file in found if PREFERRED in words[file]]
@@ -108,27 +116,48 @@ def find(path: Path, stream: str) -> Path:
     names = ", ".join(str(file.relative_to(path)) for file in found[:3])
     raise EvaluationError(
         f"{path} is a folder with several files of {stream} weights ({names}); name one of them"
+        + ONE_EACH
         if found
         else f"{path} is a folder without {stream} weights; name a file ({', '.join(SUFFIXES)}), "
         f"or a folder with one that has {stream} in its name"
     )
 
 
-def read(path: Path, known: Collection[str], *, arch: str) -> Weights:
+def _file(path: Path) -> Path:
+    """What `path`, which is no folder, names: a file, or by its prefix or data a checkpoint."""
+    data = _DATA.fullmatch(path.name)
+    if path.exists() and data is None:
+        return path
+    index = path.with_name((path.name if data is None else data[1]) + INDEX)
+    if not index.exists():
+        raise EvaluationError(
+            f"{path} is missing: no file, folder or TensorFlow checkpoint"
+            if data is None
+            else f"{index} is missing, without which {path.name} cannot be read"
+        )
+    return index
+
+
+def _words(path: Path | str) -> list[str]:
+    return _PARTS.split(str(path).lower())
+
+
+def read(path: Path, known: Collection[str], *, arch: str, stream: str | None = None) -> Weights:
     """The weights in a file.
 
     Args:
         path: the file; for a TensorFlow checkpoint its index.
         known: names in our network, by which its own weights are told.
         arch: the network's architecture, to which a checkpoint of ours must belong.
+        stream: the network's, in the same way; None: any.
 
     Raises:
-        EvaluationError: it is empty, truncated, no file of weights, holds code, belongs to another
+        EvaluationError: it is empty, damaged, no file of weights, holds code, belongs to another
             architecture, has names of no known scheme, a tensor too many or too few; or
             TensorFlow is needed and not installed.
     """
     is_theirs = path.suffix == INDEX
-    tensors = _tensorflow(path) if is_theirs else _tensors(path, _load(path), arch)
+    tensors = _tensorflow(path) if is_theirs else _tensors(path, _load(path), arch, stream)
     scheme = scheme_of(tensors)
     try:
         state = _own(tensors, known) if scheme is None else scheme.to_ours(tensors)
@@ -153,9 +182,17 @@ def _load(path: Path) -> Any:
     """What torch.save wrote, to the CPU; only tensors and plain values are read."""
     if path.stat().st_size == 0:
         raise EvaluationError(f"{path} is empty")
+    _refuse_damage(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what matters of them is an error too
+            return torch.load(path, map_location="cpu", weights_only=True)
     except BROKEN as error:
+        if f"Unsupported operand {pickle.FRAME[0]}" in str(error):
+            raise EvaluationError(
+                f"{path} is pickled by protocol 4 or later, by which torch.save writes no weights; "
+                "it was not run. Save a state dict by torch.save and give that"
+            ) from error
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code is not None:
             raise EvaluationError(
@@ -165,11 +202,32 @@ def _load(path: Path) -> Any:
         raise EvaluationError(f"{path} is truncated, or no file by torch.save") from error
 
 
-def _tensors(path: Path, values: Any, arch: str) -> Mapping[str, Tensor]:
+def _refuse_damage(path: Path) -> None:
+    """Hold what torch.save wrote, a zip file, against its checksums: torch does not."""
+    with path.open("rb") as file:
+        if file.read(len(_ZIP)) == _ZIP and not _is_whole(file):
+            raise EvaluationError(f"{path} is damaged or truncated; fetch or save it anew")
+
+
+def _is_whole(file: IO[bytes]) -> bool:
+    known = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other ways to compress torch cannot read
+    try:
+        with zipfile.ZipFile(file) as parts:
+            is_known = all(part.compress_type in known for part in parts.infolist())
+            return is_known and parts.testzip() is None
+    except (*BROKEN, zipfile.BadZipFile, zlib.error):
+        return False
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place in the file that cannot be
+            raise
+        return False
+
+
+def _tensors(path: Path, values: Any, arch: str, stream: str | None) -> Mapping[str, Tensor]:
     """The state dict in what torch.save wrote: that itself, or the only one that is in it."""
     if isinstance(values, Mapping) and not _is_state(values):
-        if isinstance(values.get("net"), Mapping) and values.get("arch", arch) != arch:
-            raise EvaluationError(f"{path} holds weights of {values['arch']}, not of {arch}")
+        if isinstance(values.get("net"), Mapping):
+            _refuse_other(path, values, arch, stream)
         inner = [key for key, value in values.items() if _is_state(value)]
         if len(inner) > 1:
             names = ", ".join(map(str, inner))
@@ -180,6 +238,19 @@ def _tensors(path: Path, values: Any, arch: str) -> Mapping[str, Tensor]:
     if all(name.startswith(PARALLEL) for name in values):
         return {name.removeprefix(PARALLEL): tensor for name, tensor in values.items()}
     return values
+
+
+def _refuse_other(path: Path, checkpoint: Mapping[str, Any], arch: str, stream: str | None) -> None:
+    """Raise EvaluationError for a checkpoint of ours of another network."""
+    there = checkpoint.get("arch", arch)
+    if there != arch:
+        raise EvaluationError(f"{path} holds weights of {there}, not of {arch}")
+    of = checkpoint.get("stream", stream)
+    if stream is not None and of != stream:
+        advice = ONE_EACH if arch == "i3d" else ""
+        raise EvaluationError(
+            f"{path} holds weights of {arch} {of}, not of {arch} {stream}{advice}"
+        )
 
 
 def _is_state(values: Any) -> TypeGuard[Mapping[str, Tensor]]:
@@ -217,6 +288,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def hush_tensorflow() -> None:
+    """Ask TensorFlow, before it is imported, not to greet on stderr; what is wrong it raises."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
 def need_tensorflow(why: str) -> Any:
     """The package tensorflow, which nothing else here needs.
 
@@ -226,13 +302,12 @@ def need_tensorflow(why: str) -> Any:
     Raises:
         EvaluationError: it is not installed.
     """
-    # It greets on stderr; what is wrong it raises.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    hush_tensorflow()
     try:
         import tensorflow
     except ModuleNotFoundError as error:
         raise EvaluationError(
-            f"{why}, and TensorFlow is not installed: pip install 'kinetics-tools[tensorflow]'"
+            f"{why}, and TensorFlow is not installed; install it with: pip install tensorflow"
         ) from error
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     return tensorflow
