@@ -156,6 +156,30 @@ def test_made_features_are_reused_and_made_anew_when_the_video_changed(
     assert len(np.load(path)) > len(rows)
 
 
+def test_features_of_another_network_or_stretch_are_not_overwritten(
+    run: Path, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    video = make_video(seconds=1)
+    ours = networks_of_run(run, "rgb")
+    (path,) = Extractor(ours, CPU, tmp_path).write(video, Span(), tmp_path / "v")
+    torch.save(shake(build("i3d", "rgb", 5)).state_dict(), tmp_path / "rgb.pt")
+    weights = networks_of_weights(str(tmp_path / "rgb.pt"), "i3d", "rgb", whole=False)
+    for networks, span, names in (
+        (networks_of_run(run, "flow"), Span(), "stream, weights_sha256, recipes, sampling"),
+        (weights, Span(), "weights_sha256, "),
+        (ours, Span(0.2), "from_s;"),
+        (ours, Span(0, 0.8), "duration_s;"),
+    ):
+        extractor = Extractor(networks, CPU, tmp_path)
+        words = rf"v\.json is of this video with another {names}"
+        with pytest.raises(EvaluationError, match=words):
+            extractor.write(video, span, tmp_path / "v")
+        assert file_digest(path) == json.loads((tmp_path / "v.json").read_text())["sha256"]
+        assert json.loads((tmp_path / "v.json").read_text())["stream"] == "rgb"
+    extractor.write(video, Span(0.2), tmp_path / "v", force=True)
+    assert json.loads((tmp_path / "v.json").read_text())["from_s"] == 0.2
+
+
 def test_what_cannot_be_read_is_one_line_in_its_record(
     run: Path, make_video: MakeVideo, tmp_path: Path
 ) -> None:
