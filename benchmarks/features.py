@@ -22,7 +22,7 @@ from benchmarks.machine import Machine
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.recipes import Recipe
 from benchmarks.train import Checkpoint
-from benchmarks.videos import Span, VideoClip, Videos
+from benchmarks.videos import Span, VideoClip, Videos, refuse_not_finite
 from benchmarks.views import View, whole_view
 from benchmarks.weights.stored import Weights
 from kinetics_tools.errors import EvaluationError, KineticsError, MediaError
@@ -184,7 +184,8 @@ class Extractor:
 
         Raises:
             MediaError: the video is damaged or too short, which its json says too.
-            EvaluationError: the files of that name are of another video, stretch or network.
+            EvaluationError: the files of that name are of another video, stretch or network; or
+                the features are not finite, which the json says too.
         """
         files = [_Files.of(name, model, alone=len(self.models) == 1) for model in self.models]
         if not force:
@@ -210,6 +211,7 @@ class Extractor:
             views = [each.model.view(video, clip) for each in todo]
             for each, view in zip(todo, views, strict=True):
                 rows = each.model.features(clip, view)
+                refuse_not_finite(video, rows, each.model.checkpoint)
                 told: dict[str, Any] = {"frames": len(clip.frames), "fps": self.videos.recipe.fps}
                 told |= each.model.times(clip, view, self.videos.recipe.fps)
                 each.write(video, rows, made_from, told)

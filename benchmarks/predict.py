@@ -11,7 +11,7 @@ from benchmarks.machine import Machine
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.recipes import Recipe
 from benchmarks.train import Checkpoint
-from benchmarks.videos import Span, VideoClip, Videos
+from benchmarks.videos import Span, VideoClip, Videos, refuse_not_finite
 from benchmarks.views import eval_view
 from kinetics_tools.errors import lookup
 
@@ -47,9 +47,12 @@ class Predictor:
 
         Raises:
             MediaError: the video is damaged, or ends before the span does.
+            EvaluationError: the logits are not finite.
         """
         with self.videos.clip(video, span) as clip:
             each = [self._logits(number, clip) for number in range(len(self.nets))]
+        for checkpoint, logits in zip(self.checkpoints, each, strict=True):
+            refuse_not_finite(video, logits.numpy(), checkpoint)
         shares = torch.softmax(torch.stack(each).sum(dim=0), dim=0).tolist()
         named = zip(self.checkpoints[0].labels, shares, strict=True)
         return sorted(named, key=lambda pair: (-pair[1], pair[0]))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from benchmarks.machine import Machine
 from benchmarks.train import Checkpoint
 from kinetics_tools import flow, media, opencv
-from kinetics_tools.errors import MediaError, Reason
+from kinetics_tools.errors import EvaluationError, MediaError, Reason
 from kinetics_tools.files import scratch_folder
 from kinetics_tools.media import ClipRecipe
 
@@ -29,6 +29,15 @@ class Span:
 
     start_s: float = 0.0
     duration_s: float | None = None
+
+
+def refuse_not_finite(video: Path, values: npt.NDArray[np.float32], checkpoint: Checkpoint) -> None:
+    """Raise EvaluationError where values that a network gives for `video` are not finite."""
+    if not np.isfinite(values).all():
+        raise EvaluationError(
+            f"{video}: {checkpoint.arch} {checkpoint.stream} gives values that are not finite; "
+            "its weights are of no use: name others, or train anew"
+        )
 
 
 class VideoClip:

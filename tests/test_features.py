@@ -201,6 +201,26 @@ def test_what_cannot_be_read_is_one_line_in_its_record(
         (tmp_path / "bad.json").unlink()
 
 
+def test_features_and_logits_that_are_not_finite_are_an_error_of_the_video(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = shake(build("i3d", "rgb"))
+    net.get_parameter("Conv3d_1a_7x7.conv_3d.weight").detach().fill_(3e38)  # its sums overflow
+    torch.save(net.state_dict(), tmp_path / "rgb.pt")
+    video = tiny_clips() / "left" / "ann_left.mp4"
+    words = (video, "--init", tmp_path / "rgb.pt", "--stream", "rgb", "--device", "cpu")
+    out = tmp_path / "out"
+    for verb, more in (("features", ("--out", out)), ("predict", ("--duration", 0.4))):
+        assert commands.run([*map(str, (verb, *words, *more))]) == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        (line,) = told.err.splitlines()
+        assert line.startswith(f"error: {video}: i3d rgb gives values that are not finite; ")
+        error = json.loads((out / f"{video.stem}.json").read_text())["error"]
+        assert line == f"error: {error}"
+        assert not (out / f"{video.stem}.npy").exists()
+
+
 def test_weights_alone_give_features_by_the_papers_recipe(tmp_path: Path) -> None:
     net = shake(build("i3d", "rgb", 5)).eval()
     weights = tmp_path / "weights.pt"
