@@ -446,7 +446,7 @@ def _add_span(parser: Parser, default: str) -> None:
         "--start", type=_seconds, metavar="S", help="seconds from the video's start (default: 0)"
     )
     parser.add_argument(
-        "--duration", type=_seconds, metavar="D", help=f"seconds (default: {default})"
+        "--duration", type=_duration, metavar="D", help=f"seconds (default: {default})"
     )
 
 
@@ -517,7 +517,14 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1
     if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0")
+    return seconds
+
+
+def _duration(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return seconds
 
 

@@ -25,6 +25,7 @@ from benchmarks.train import Checkpoint
 from benchmarks.videos import Span, VideoClip, Videos, refuse_not_finite
 from benchmarks.views import View, whole_view
 from benchmarks.weights.stored import Weights
+from kinetics_tools import media
 from kinetics_tools.errors import EvaluationError, KineticsError, MediaError
 from kinetics_tools.files import digest, file_digest, publish, read_json, write_json
 from kinetics_tools.names import file_keys
@@ -200,8 +201,7 @@ class Extractor:
         return [each.array for each in files]
 
     def _write(self, video: Path, span: Span, files: "Sequence[_Files]", *, force: bool) -> None:
-        if not video.is_file():
-            raise MediaError(video, "no such file")
+        media.refuse_no_file(video)
         made_from = {"video_sha256": file_digest(video)} | _told(span)
         todo = [each for each in files if force or not each.are_by(made_from)]
         if not todo:

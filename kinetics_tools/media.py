@@ -131,6 +131,12 @@ def ffmpeg_version(binary: Path) -> str:
     return words[2]
 
 
+def refuse_no_file(path: Path) -> None:
+    """Raise MediaError where `path` is no file."""
+    if not path.is_file():
+        raise MediaError(path, "is a folder" if path.is_dir() else "no such file")
+
+
 # The last touch of a picture, a fifth of the decoder's time: all of the stream is read without it.
 _UNSEEN = {"skip_loop_filter": "all"}
 
@@ -145,8 +151,8 @@ def _video_of(
     are only counted need not be fit to be seen.
     """
     name = source if isinstance(source, Path) else Path("<bytes>")
-    if isinstance(source, Path) and not source.is_file():
-        raise MediaError(source, "is a folder" if source.is_dir() else "no such file")
+    if isinstance(source, Path):
+        refuse_no_file(source)
     try:
         # HMDB-51 has metadata that is not UTF-8: a plain open raises UnicodeDecodeError there.
         with av.open(
@@ -350,10 +356,15 @@ def conform(
         MediaError: damaged.
         OSError: the disk is full.
     """
-    job = _Job(source, probe(source), recipe, Fraction(start, recipe.fps), num_frames)
+    facts = probe(source)
+    job = _Job(source, facts, recipe, Fraction(start, recipe.fps), num_frames)
     written = _write(job, clip, binary)
+    if written == 0 and start:
+        length = "" if facts.duration_s is None else f"; it is {float(facts.duration_s):.2f} s long"
+        where = f"from {start / recipe.fps:.2f} s on (frame {start})"
+        raise MediaError(source, f"holds no frame {where}{length}")
     if written == 0:
-        raise MediaError(source, "holds no frame" + (f" from frame {start} on" if start else ""))
+        raise MediaError(source, "holds no frame")
     return Cut(written)
 
 

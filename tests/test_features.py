@@ -187,18 +187,40 @@ def test_what_cannot_be_read_is_one_line_in_its_record(
     text = tmp_path / "text.mp4"
     text.write_text("no video")
     short = make_video(seconds=0.3)
-    for video, words in (
-        (short, "I3D needs 10"),  # nine fields
-        (text, "text.mp4"),
-        (tmp_path / "gone.mp4", "no such file"),
+    for video, start_s, words in (
+        (short, 0, "I3D needs 10"),  # nine fields
+        (short, 0.28, "has 1 frame from 0.28 s on; at least 2 are needed"),
+        (short, 50, r"no frame from 50\.00 s on \(frame 1250\); it is 0\.30 s long"),
+        (text, 0, "text.mp4"),
+        (tmp_path / "gone.mp4", 0, "gone.mp4: no such file"),
+        (tmp_path, 0, f"{tmp_path}: is a folder"),
     ):
         with pytest.raises(MediaError, match=words) as caught:
-            extractor.write(video, Span(), tmp_path / "bad")
+            extractor.write(video, Span(start_s), tmp_path / "bad")
         told = json.loads((tmp_path / "bad.json").read_text())
         assert told == {"video": str(video.absolute()), "error": str(caught.value)}
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "bad.npy").exists()
         (tmp_path / "bad.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--duration", "0"), "--duration: '0' is not a number of seconds above 0"),
+        (("--duration", "-1"), "--duration: '-1' is not a number of seconds from 0"),
+        (("--start", "-1"), "--start: '-1' is not a number of seconds from 0"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["features", "predict"])
+def test_a_stretch_that_cannot_be_is_refused(
+    verb: str, words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        commands.run([verb, "x.mp4", "--work-dir", "x", *words])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
 
 
 def test_features_and_logits_that_are_not_finite_are_an_error_of_the_video(
