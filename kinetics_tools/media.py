@@ -496,9 +496,17 @@ def _raise_if_full(words: str, path: Path) -> None:
 
 
 def _last_words(text: str) -> str:
-    """The end of what ffmpeg said, on one line, without addresses (they differ in every run)."""
-    lines = re.sub(r" @ 0x[0-9a-f]+", "", text).splitlines()
-    return " | ".join(lines[-3:])[:400]
+    """The last line of what ffmpeg said was wrong, without addresses (they differ in every run).
+
+    Of the parts of it that are named before a line, the innermost stays.
+    """
+    lines = re.sub(r"\[[^]]*\] (?=\[)| @ 0x[0-9a-f]+", "", text).splitlines()
+    telling = [line for line in lines if not _ENDING.search(line)]
+    return (telling or lines or [""])[-1][:400]
+
+
+# What ffmpeg's threads say of their own end, after they have said what was wrong.
+_ENDING = re.compile("Task finished with error code|Terminating thread with return code")
 
 
 _EMPTY_MP4_BYTES = 1024  # what ffmpeg writes, with status 0, when no frame passed its filters
