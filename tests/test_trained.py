@@ -80,7 +80,11 @@ def rgb_logits(shards: Path) -> torch.Tensor:
 
 
 def test_weights_are_evaluated_by_the_papers_protocol(
-    weights: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    weights: Path,
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     keys = key_file(tmp_path, "val.txt", "dan_*")
     words = ("evaluate", "--init", weights, "--data", shards, "--test-split", keys)
@@ -119,7 +123,11 @@ def test_weights_are_evaluated_by_the_papers_protocol(
 
     video = tiny_clips() / "left" / "dan_left.mp4"
     options = ("--json", "--top", 1, "--tmp-dir", tmp_path, "--stream", "rgb")
+    caplog.set_level("INFO")
     (line,) = call(capsys, "predict", video, "--init", weights, *options)
+    assert caplog.messages == [
+        f"{video}: 14 frames, looped as in the paper to fill what the network sees"
+    ]
     assert call(capsys, "predict", video, "--work-dir", folder, *options) == [line]
     (best,) = json.loads(line)["classes"]
     assert best["label"] == KINETICS[rows["rgb"].logits[0].argmax()]
