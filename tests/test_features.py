@@ -22,7 +22,7 @@ from benchmarks.videos import Span, Videos
 from benchmarks.weights import published
 from benchmarks.weights.stored import Weights
 from kinetics_tools import flow, opencv
-from kinetics_tools.errors import EvaluationError, MediaError
+from kinetics_tools.errors import EvaluationError, MediaError, OutError
 from kinetics_tools.files import file_digest
 
 CPU = Machine(torch.device("cpu"))
@@ -221,6 +221,18 @@ def test_a_stretch_that_cannot_be_is_refused(
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"), [("features", "--out"), ("features", "--tmp-dir"), ("predict", "--tmp-dir")]
+)
+def test_a_folder_that_cannot_be_made_is_one_line(
+    verb: str, option: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = (verb, "x.mp4", "--work-dir", str(run), "--device", "cpu", option, "/proc/x")
+    with pytest.raises(OutError, match=r"^/proc/x cannot be made; choose another folder$"):
+        commands.run(words)
 
 
 def test_features_and_logits_that_are_not_finite_are_an_error_of_the_video(
