@@ -17,7 +17,7 @@ from benchmarks.recipes import RECIPES
 from benchmarks.weights import FINETUNES, INITS
 from kinetics_tools import cli
 from kinetics_tools.cli import Exit, Parser, one_of, positive
-from kinetics_tools.errors import KineticsError, UnknownNameError, nearest
+from kinetics_tools.errors import KineticsError, OutError, UnknownNameError, nearest
 from kinetics_tools.files import hold
 
 if TYPE_CHECKING:
@@ -313,7 +313,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         networks = _networks(arguments)
         protocol = read_request(arguments.run).protocol if arguments.run else None
         scratch = arguments.tmp_dir or arguments.run or cli.cache_dir(arguments.cache_dir)
-        predictor = Predictor(networks, machine, scratch, protocol=protocol)
+        predictor = Predictor(networks, machine, _made(scratch), protocol=protocol)
 
         def act(video: Path) -> None:
             shares = predictor.predict(video, span)
@@ -331,11 +331,12 @@ def _features(arguments: argparse.Namespace) -> int:
     keys = keys_of(arguments.videos)
     with start(arguments.device, arguments.amp) as machine:
         networks = _networks(arguments, whole=False)
-        extractor = Extractor(networks, machine, arguments.tmp_dir or arguments.out)
+        out = _made(arguments.out)
+        extractor = Extractor(networks, machine, _made(arguments.tmp_dir or out))
 
         def act(video: Path) -> None:
-            name = arguments.out / keys[video]
-            print(*extractor.write(video, span, name, force=arguments.force), sep="\n")
+            made = extractor.write(video, span, out / keys[video], force=arguments.force)
+            print(*made, sep="\n")
 
         return _each(keys, act)
 
@@ -456,7 +457,7 @@ def _add_span(parser: Parser, default: str) -> None:
         "--start", type=_seconds, metavar="S", help="seconds from the video's start (default: 0)"
     )
     parser.add_argument(
-        "--duration", type=_seconds, metavar="D", help=f"seconds (default: {default})"
+        "--duration", type=_duration, metavar="D", help=f"seconds (default: {default})"
     )
 
 
@@ -528,7 +529,14 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1
     if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0")
+    return seconds
+
+
+def _duration(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return seconds
 
 
@@ -555,6 +563,15 @@ def _held(work_dir: Path) -> contextlib.AbstractContextManager[None]:
     if os.environ.get("RANK", "0") != "0":
         return contextlib.nullcontext()
     return hold(work_dir)
+
+
+def _made(folder: Path) -> Path:
+    """The folder, made if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # a file system that takes no folders, such as /proc
+        raise OutError(f"{folder} cannot be made; choose another folder") from error
+    return folder
 
 
 def _tell(results: "Sequence[Result]", folder: Path) -> int:

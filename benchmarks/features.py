@@ -22,9 +22,10 @@ from benchmarks.machine import Machine
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.recipes import Recipe
 from benchmarks.train import Checkpoint
-from benchmarks.videos import Span, VideoClip, Videos
+from benchmarks.videos import Span, VideoClip, Videos, refuse_not_finite
 from benchmarks.views import View, whole_view
 from benchmarks.weights.stored import Weights
+from kinetics_tools import media
 from kinetics_tools.errors import EvaluationError, KineticsError, MediaError
 from kinetics_tools.files import digest, file_digest, publish, read_json, write_json
 from kinetics_tools.names import file_keys
@@ -173,7 +174,8 @@ class Extractor:
     def write(self, video: Path, span: Span, name: Path, *, force: bool = False) -> list[Path]:
         """Write a video's features, a pair of files for each network; return the arrays' paths.
 
-        What is there already, of the same video by the same networks, is reused.
+        What is there already, of the same stretch by the same networks, is reused; of a video that
+        changed since then it is made anew.
 
         Args:
             video: any video file.
@@ -183,12 +185,13 @@ class Extractor:
 
         Raises:
             MediaError: the video is damaged or too short, which its json says too.
-            EvaluationError: the files of that name are of another video.
+            EvaluationError: the files of that name are of another video, stretch or network; or
+                the features are not finite, which the json says too.
         """
         files = [_Files.of(name, model, alone=len(self.models) == 1) for model in self.models]
         if not force:
             for each in files:
-                each.refuse_other(video)
+                each.refuse_other(video, span)
         try:
             self._write(video, span, files, force=force)
         except KineticsError as error:
@@ -198,13 +201,8 @@ class Extractor:
         return [each.array for each in files]
 
     def _write(self, video: Path, span: Span, files: "Sequence[_Files]", *, force: bool) -> None:
-        if not video.is_file():
-            raise MediaError(video, "no such file")
-        made_from = {
-            "video_sha256": file_digest(video),
-            "from_s": span.start_s,
-            "duration_s": span.duration_s,
-        }
+        media.refuse_no_file(video)
+        made_from = {"video_sha256": file_digest(video)} | _told(span)
         todo = [each for each in files if force or not each.are_by(made_from)]
         if not todo:
             logger.info("%s: reused, made already", video)
@@ -213,6 +211,7 @@ class Extractor:
             views = [each.model.view(video, clip) for each in todo]
             for each, view in zip(todo, views, strict=True):
                 rows = each.model.features(clip, view)
+                refuse_not_finite(video, rows, each.model.checkpoint)
                 told: dict[str, Any] = {"frames": len(clip.frames), "fps": self.videos.recipe.fps}
                 told |= each.model.times(clip, view, self.videos.recipe.fps)
                 each.write(video, rows, made_from, told)
@@ -231,14 +230,21 @@ class _Files:
         stem = name.name if alone else f"{name.name}.{model.checkpoint.stream}"
         return cls(model, name.with_name(f"{stem}.npy"), name.with_name(f"{stem}.json"))
 
-    def refuse_other(self, video: Path) -> None:
-        """Raise EvaluationError where they are of another video."""
-        if self.record.exists():
-            other = read_json(self.record).get("video")
-            if other != str(video.absolute()):
-                raise EvaluationError(
-                    f"{video}: {self.record} is of {other}; choose another --out, or give --force"
-                )
+    def refuse_other(self, video: Path, span: Span) -> None:
+        """Raise EvaluationError where they are of another video, stretch or network."""
+        if not self.record.exists():
+            return
+        there = read_json(self.record)
+        what = there.get("video")
+        if what == str(video.absolute()):
+            asked = _told(span) | self.model.made_by()
+            other = [name for name, value in asked.items() if there.get(name) != value]
+            if "error" in there or not other:
+                return
+            what = f"this video with another {', '.join(other)}"
+        raise EvaluationError(
+            f"{video}: {self.record} is of {what}; choose another --out, or give --force"
+        )
 
     def are_by(self, made_from: Mapping[str, Any]) -> bool:
         """Whether they are there, made from this by this network as it is."""
@@ -270,3 +276,8 @@ class _Files:
 
     def _identity(self, made_from: Mapping[str, Any]) -> str:
         return digest([dict(made_from), self.model.made_by()])
+
+
+def _told(span: Span) -> dict[str, Any]:
+    """The stretch, as records tell it."""
+    return {"from_s": span.start_s, "duration_s": span.duration_s}

@@ -1,5 +1,6 @@
 """Class names for any video file, by trained networks."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from benchmarks.machine import Machine
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.recipes import Recipe
 from benchmarks.train import Checkpoint
-from benchmarks.videos import Span, VideoClip, Videos
-from benchmarks.views import eval_view
+from benchmarks.videos import Span, VideoClip, Videos, refuse_not_finite
+from benchmarks.views import View, eval_view
 from kinetics_tools.errors import lookup
+
+logger = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -45,17 +48,28 @@ class Predictor:
     def predict(self, video: Path, span: Span) -> list[tuple[str, float]]:
         """All class names with their probabilities, the highest first.
 
+        The log says where the video is shorter than what a network sees, and so is looped.
+
         Raises:
             MediaError: the video is damaged, or ends before the span does.
+            EvaluationError: the logits are not finite.
         """
         with self.videos.clip(video, span) as clip:
-            each = [self._logits(number, clip) for number in range(len(self.nets))]
+            views = [
+                eval_view(len(clip.frames), extents_of(checkpoint, self.protocol))
+                for checkpoint in self.checkpoints
+            ]
+            if any(view.is_looped for view in views):
+                words = "%s: %d frames, looped as in the paper to fill what the network sees"
+                logger.info(words, video, len(clip.frames))
+            each = [self._logits(number, clip, view) for number, view in enumerate(views)]
+        for checkpoint, logits in zip(self.checkpoints, each, strict=True):
+            refuse_not_finite(video, logits.numpy(), checkpoint)
         shares = torch.softmax(torch.stack(each).sum(dim=0), dim=0).tolist()
         named = zip(self.checkpoints[0].labels, shares, strict=True)
         return sorted(named, key=lambda pair: (-pair[1], pair[0]))
 
-    def _logits(self, number: int, clip: VideoClip) -> torch.Tensor:
+    def _logits(self, number: int, clip: VideoClip, view: View) -> torch.Tensor:
         checkpoint = self.checkpoints[number]
         reader = Reader(Recipe.from_json(checkpoint.recipe), checkpoint.data["bound"])
-        view = eval_view(len(clip.frames), extents_of(checkpoint, self.protocol))
         return logits_of(self.nets[number], reader.clips(clip, view), self.machine)

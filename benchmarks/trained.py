@@ -1,6 +1,6 @@
 """Networks that are trained: those of a run that is finished, or weights as they were published."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -8,7 +8,9 @@ from typing import Any, Final
 from benchmarks.archs import ARCHS, build
 from benchmarks.recipes import recipe_for
 from benchmarks.train import CHECKPOINT, Checkpoint
+from benchmarks.weights import INITS
 from benchmarks.weights.start import SCRATCH, shapes_of, start_from
+from benchmarks.weights.stored import labels_of
 from kinetics_tools import cli
 from kinetics_tools.errors import EvaluationError, KineticsError
 from kinetics_tools.files import digest, read_json
@@ -147,6 +149,18 @@ def networks_of_weights(
     ]
 
 
+def _refuse_other_labels(path: Path, labels: Sequence[str]) -> None:
+    """Raise EvaluationError where `path` is a checkpoint of ours with other classes."""
+    theirs = labels_of(path)
+    if theirs is not None and theirs != tuple(labels):
+        run = path.absolute().parent.parent
+        whose = run if (run / RUN).exists() else "the run that trained it"
+        raise EvaluationError(
+            f"{path} is a checkpoint with {len(theirs)} classes that are not kinetics400's "
+            f"{len(labels)}; give {whose} in place of --init (predict: with --work-dir)"
+        )
+
+
 def _as_given(init: str, arch: str, stream: str, *, cache: Path, whole: bool) -> Checkpoint:
     labels = known_labels("kinetics400")
     start = start_from(init, arch=arch, stream=stream, num_classes=len(labels), cache=cache)
@@ -154,6 +168,8 @@ def _as_given(init: str, arch: str, stream: str, *, cache: Path, whole: bool) ->
         raise EvaluationError(
             f"--init {SCRATCH} has nothing to show yet; name weights: imagenet, kinetics or PATH"
         )
+    if whole and init not in INITS:
+        _refuse_other_labels(Path(start.source), labels)
     net = build(arch, stream, len(labels))
     drawn = () if whole else tuple(f"{layer}." for layer in net.last_layers)
     for name in shapes_of(net):

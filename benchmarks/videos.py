@@ -15,7 +15,7 @@ import numpy.typing as npt
 from benchmarks.machine import Machine
 from benchmarks.train import Checkpoint
 from kinetics_tools import flow, media, opencv
-from kinetics_tools.errors import MediaError, Reason
+from kinetics_tools.errors import EvaluationError, MediaError, Reason
 from kinetics_tools.files import scratch_folder
 from kinetics_tools.media import ClipRecipe
 
@@ -29,6 +29,15 @@ class Span:
 
     start_s: float = 0.0
     duration_s: float | None = None
+
+
+def refuse_not_finite(video: Path, values: npt.NDArray[np.float32], checkpoint: Checkpoint) -> None:
+    """Raise EvaluationError where values that a network gives for `video` are not finite."""
+    if not np.isfinite(values).all():
+        raise EvaluationError(
+            f"{video}: {checkpoint.arch} {checkpoint.stream} gives values that are not finite; "
+            "its weights are of no use: name others, or train anew"
+        )
 
 
 class VideoClip:
@@ -116,15 +125,13 @@ class Videos:
             MediaError: the video is damaged or not there, ends before the span does, or has less
                 than two frames in it.
         """
-        if not video.is_file():
-            raise MediaError(video, "no such file")
+        media.refuse_no_file(video)
         with scratch_folder(self.scratch) as folder:
             path = folder / "clip.mp4"
             start_s, num_frames = self._write(video, path, span, whole=whole)
             if num_frames < 2:
                 raise MediaError(
-                    video,
-                    f"has {num_frames} frames from {span.start_s:g} s on; at least 2 are needed",
+                    video, f"has 1 frame from {span.start_s:g} s on; at least 2 are needed"
                 )
             yield VideoClip(
                 _frames(path, num_frames), self._flow, self._device, folder=folder, start_s=start_s
@@ -133,7 +140,8 @@ class Videos:
     def _write(self, video: Path, clip: Path, span: Span, *, whole: bool) -> tuple[float, int]:
         """Write the span's clip: the time of its first frame, and how many frames it has."""
         start_s = Fraction(span.start_s).limit_denominator(1000)
-        length_s = Fraction(span.duration_s or DEFAULT_S).limit_denominator(1000)
+        duration_s = DEFAULT_S if span.duration_s is None else span.duration_s
+        length_s = Fraction(duration_s).limit_denominator(1000)
         ways: dict[str, Any] = {"recipe": self.recipe, "binary": self.binary}
         if span.duration_s is not None or not whole:
             try:

@@ -39,6 +39,11 @@ class View:
     left: float = 0.5
     flip: bool = False
 
+    @property
+    def is_looped(self) -> bool:
+        """Whether the clip was too short: more than the one field of `_in_steps` comes again."""
+        return any(len(each) - len(np.unique(each)) > 1 for each in self.indices.values())
+
 
 def randomness(seed: int, epoch: int, key: str) -> np.random.Generator:
     """A generator that follows from these three alone: not from workers, order or resume."""

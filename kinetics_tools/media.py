@@ -131,6 +131,12 @@ def ffmpeg_version(binary: Path) -> str:
     return words[2]
 
 
+def refuse_no_file(path: Path) -> None:
+    """Raise MediaError where `path` is no file."""
+    if not path.is_file():
+        raise MediaError(path, "is a folder" if path.is_dir() else "no such file")
+
+
 # The last touch of a picture, a fifth of the decoder's time: all of the stream is read without it.
 _UNSEEN = {"skip_loop_filter": "all"}
 
@@ -145,8 +151,8 @@ def _video_of(
     are only counted need not be fit to be seen.
     """
     name = source if isinstance(source, Path) else Path("<bytes>")
-    if isinstance(source, Path) and not source.is_file():
-        raise MediaError(source, "is a folder" if source.is_dir() else "no such file")
+    if isinstance(source, Path):
+        refuse_no_file(source)
     try:
         # HMDB-51 has metadata that is not UTF-8: a plain open raises UnicodeDecodeError there.
         with av.open(
@@ -350,10 +356,15 @@ def conform(
         MediaError: damaged.
         OSError: the disk is full.
     """
-    job = _Job(source, probe(source), recipe, Fraction(start, recipe.fps), num_frames)
+    facts = probe(source)
+    job = _Job(source, facts, recipe, Fraction(start, recipe.fps), num_frames)
     written = _write(job, clip, binary)
+    if written == 0 and start:
+        length = "" if facts.duration_s is None else f"; it is {float(facts.duration_s):.2f} s long"
+        where = f"from {start / recipe.fps:.2f} s on (frame {start})"
+        raise MediaError(source, f"holds no frame {where}{length}")
     if written == 0:
-        raise MediaError(source, "holds no frame" + (f" from frame {start} on" if start else ""))
+        raise MediaError(source, "holds no frame")
     return Cut(written)
 
 
@@ -485,9 +496,17 @@ def _raise_if_full(words: str, path: Path) -> None:
 
 
 def _last_words(text: str) -> str:
-    """The end of what ffmpeg said, on one line, without addresses (they differ in every run)."""
-    lines = re.sub(r" @ 0x[0-9a-f]+", "", text).splitlines()
-    return " | ".join(lines[-3:])[:400]
+    """The last line of what ffmpeg said was wrong, without addresses (they differ in every run).
+
+    Of the parts of it that are named before a line, the innermost stays.
+    """
+    lines = re.sub(r"\[[^]]*\] (?=\[)| @ 0x[0-9a-f]+", "", text).splitlines()
+    telling = [line for line in lines if not _ENDING.search(line)]
+    return (telling or lines or [""])[-1][:400]
+
+
+# What ffmpeg's threads say of their own end, after they have said what was wrong.
+_ENDING = re.compile("Task finished with error code|Terminating thread with return code")
 
 
 _EMPTY_MP4_BYTES = 1024  # what ffmpeg writes, with status 0, when no frame passed its filters

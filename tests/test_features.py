@@ -22,7 +22,7 @@ from benchmarks.videos import Span, Videos
 from benchmarks.weights import published
 from benchmarks.weights.stored import Weights
 from kinetics_tools import flow, opencv
-from kinetics_tools.errors import EvaluationError, MediaError
+from kinetics_tools.errors import EvaluationError, MediaError, OutError
 from kinetics_tools.files import file_digest
 
 CPU = Machine(torch.device("cpu"))
@@ -156,6 +156,30 @@ def test_made_features_are_reused_and_made_anew_when_the_video_changed(
     assert len(np.load(path)) > len(rows)
 
 
+def test_features_of_another_network_or_stretch_are_not_overwritten(
+    run: Path, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    video = make_video(seconds=1)
+    ours = networks_of_run(run, "rgb")
+    (path,) = Extractor(ours, CPU, tmp_path).write(video, Span(), tmp_path / "v")
+    torch.save(shake(build("i3d", "rgb", 5)).state_dict(), tmp_path / "rgb.pt")
+    weights = networks_of_weights(str(tmp_path / "rgb.pt"), "i3d", "rgb", whole=False)
+    for networks, span, names in (
+        (networks_of_run(run, "flow"), Span(), "stream, weights_sha256, recipes, sampling"),
+        (weights, Span(), "weights_sha256, "),
+        (ours, Span(0.2), "from_s;"),
+        (ours, Span(0, 0.8), "duration_s;"),
+    ):
+        extractor = Extractor(networks, CPU, tmp_path)
+        words = rf"v\.json is of this video with another {names}"
+        with pytest.raises(EvaluationError, match=words):
+            extractor.write(video, span, tmp_path / "v")
+        assert file_digest(path) == json.loads((tmp_path / "v.json").read_text())["sha256"]
+        assert json.loads((tmp_path / "v.json").read_text())["stream"] == "rgb"
+    extractor.write(video, Span(0.2), tmp_path / "v", force=True)
+    assert json.loads((tmp_path / "v.json").read_text())["from_s"] == 0.2
+
+
 def test_what_cannot_be_read_is_one_line_in_its_record(
     run: Path, make_video: MakeVideo, tmp_path: Path
 ) -> None:
@@ -163,18 +187,72 @@ def test_what_cannot_be_read_is_one_line_in_its_record(
     text = tmp_path / "text.mp4"
     text.write_text("no video")
     short = make_video(seconds=0.3)
-    for video, words in (
-        (short, "I3D needs 10"),  # nine fields
-        (text, "text.mp4"),
-        (tmp_path / "gone.mp4", "no such file"),
+    for video, start_s, words in (
+        (short, 0, "I3D needs 10"),  # nine fields
+        (short, 0.28, "has 1 frame from 0.28 s on; at least 2 are needed"),
+        (short, 50, r"no frame from 50\.00 s on \(frame 1250\); it is 0\.30 s long"),
+        (text, 0, "text.mp4"),
+        (tmp_path / "gone.mp4", 0, "gone.mp4: no such file"),
+        (tmp_path, 0, f"{tmp_path}: is a folder"),
     ):
         with pytest.raises(MediaError, match=words) as caught:
-            extractor.write(video, Span(), tmp_path / "bad")
+            extractor.write(video, Span(start_s), tmp_path / "bad")
         told = json.loads((tmp_path / "bad.json").read_text())
         assert told == {"video": str(video.absolute()), "error": str(caught.value)}
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "bad.npy").exists()
         (tmp_path / "bad.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--duration", "0"), "--duration: '0' is not a number of seconds above 0"),
+        (("--duration", "-1"), "--duration: '-1' is not a number of seconds from 0"),
+        (("--start", "-1"), "--start: '-1' is not a number of seconds from 0"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["features", "predict"])
+def test_a_stretch_that_cannot_be_is_refused(
+    verb: str, words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        commands.run([verb, "x.mp4", "--work-dir", "x", *words])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"), [("features", "--out"), ("features", "--tmp-dir"), ("predict", "--tmp-dir")]
+)
+def test_a_folder_that_cannot_be_made_is_one_line(
+    verb: str, option: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = (verb, "x.mp4", "--work-dir", str(run), "--device", "cpu", option, "/proc/x")
+    with pytest.raises(OutError, match=r"^/proc/x cannot be made; choose another folder$"):
+        commands.run(words)
+
+
+def test_features_and_logits_that_are_not_finite_are_an_error_of_the_video(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = shake(build("i3d", "rgb"))
+    net.get_parameter("Conv3d_1a_7x7.conv_3d.weight").detach().fill_(3e38)  # its sums overflow
+    torch.save(net.state_dict(), tmp_path / "rgb.pt")
+    video = tiny_clips() / "left" / "ann_left.mp4"
+    words = (video, "--init", tmp_path / "rgb.pt", "--stream", "rgb", "--device", "cpu")
+    out = tmp_path / "out"
+    for verb, more in (("features", ("--out", out)), ("predict", ("--duration", 0.4))):
+        assert commands.run([*map(str, (verb, *words, *more))]) == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        (line,) = told.err.splitlines()
+        assert line.startswith(f"error: {video}: i3d rgb gives values that are not finite; ")
+        error = json.loads((out / f"{video.stem}.json").read_text())["error"]
+        assert line == f"error: {error}"
+        assert not (out / f"{video.stem}.npy").exists()
 
 
 def test_weights_alone_give_features_by_the_papers_recipe(tmp_path: Path) -> None:

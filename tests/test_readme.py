@@ -96,6 +96,13 @@ def test_the_tables_name_what_the_registries_hold() -> None:
         assert {word.strip() for word in shown.split(",")} == set(reasons)
 
 
+def test_features_files_are_named_as_shown() -> None:
+    from benchmarks.features import keys_of
+
+    ((video, name),) = re.findall(r"\(`(\S.*\.mp4)`: `(\S+)`\)", README)
+    assert keys_of([Path(video)]) == {Path(video): name}
+
+
 def python_with(name: str) -> str:
     """The one block of Python that uses `name`."""
     (block,) = (block for block in blocks("python") if name in block)

@@ -302,7 +302,7 @@ def test_wide_clips_have_fewer_moments_in_a_sheet() -> None:
         (["clip.mp4", "o.gif"], "'o.gif' does not end in .mp4 or .png"),
         (["one.mp4", "o.mp4"], "one.mp4: frames: 1; flow needs 2"),
         (["clip.mp4", "o.png", "--start", "9"], "clip.mp4: frames from frame 9 on: 1; flow needs"),
-        (["clip.mp4", "o.png", "--start", "99"], "clip.mp4: holds no frame from frame 99 on"),
+        (["clip.mp4", "o.png", "--start", "99"], "holds no frame from 3.96 s on (frame 99)"),
         (["clip.mp4", "o.png", "--frames", "1"], "clip.mp4: frames: 1; flow needs 2"),
         (["clip.mp4", "o.png", "--method", "tvl"], "unknown flow method 'tvl'. Did you mean 'tvl"),
         (["clip.mp4", "o.png", "--method", "tvl1,tvl1"], "is not one method, or two"),

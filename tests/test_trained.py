@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from benchmarks import commands
 from benchmarks.archs import build
 from benchmarks.recipes import RECIPES
 from benchmarks.record import Predictions
-from benchmarks.trained import networks_of_run
+from benchmarks.trained import networks_of_run, networks_of_weights
 from kinetics_tools.errors import EvaluationError, KineticsError
 from kinetics_tools.manifest import known_labels
 from kinetics_tools.shards import ShardFolder
@@ -80,7 +81,11 @@ def rgb_logits(shards: Path) -> torch.Tensor:
 
 
 def test_weights_are_evaluated_by_the_papers_protocol(
-    weights: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    weights: Path,
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     keys = key_file(tmp_path, "val.txt", "dan_*")
     words = ("evaluate", "--init", weights, "--data", shards, "--test-split", keys)
@@ -119,7 +124,11 @@ def test_weights_are_evaluated_by_the_papers_protocol(
 
     video = tiny_clips() / "left" / "dan_left.mp4"
     options = ("--json", "--top", 1, "--tmp-dir", tmp_path, "--stream", "rgb")
+    caplog.set_level("INFO")
     (line,) = call(capsys, "predict", video, "--init", weights, *options)
+    assert caplog.messages == [
+        f"{video}: 14 frames, looped as in the paper to fill what the network sees"
+    ]
     assert call(capsys, "predict", video, "--work-dir", folder, *options) == [line]
     (best,) = json.loads(line)["classes"]
     assert best["label"] == KINETICS[rows["rgb"].logits[0].argmax()]
@@ -159,6 +168,28 @@ def test_what_is_not_of_the_weights_is_refused_and_leaves_no_run(
         with pytest.raises(EvaluationError, match=r"five\.pt has no Logits\..* 400 classes"):
             call(capsys, *use, "--init", five)
     assert not Path("work/run.json").exists()
+
+
+@pytest.mark.parametrize("num_classes", [5, 400])
+def test_a_checkpoint_with_other_classes_is_refused_and_its_run_named(
+    num_classes: int, weights: Path, tmp_path: Path
+) -> None:
+    """As many classes as Kinetics has do not make them Kinetics'."""
+    (kinetics,) = networks_of_weights(str(weights), "i3d", "rgb")
+    run = tmp_path / "run"
+    path = run / "rgb" / "checkpoint.pt"
+    kinetics.write(path)
+    (run / "run.json").touch()
+    assert networks_of_weights(str(run), "i3d", "rgb")
+
+    labels = [f"class {number}" for number in range(num_classes)]
+    net = build("i3d", "rgb", num_classes).state_dict()
+    replace(kinetics, data=kinetics.data | {"labels": labels}, net=net).write(path)
+    for init in (run, path):
+        words = f"{num_classes} classes that are not kinetics400's 400; give {run} in place of"
+        with pytest.raises(EvaluationError, match=words):
+            networks_of_weights(str(init), "i3d", "rgb")
+    assert networks_of_weights(str(run), "i3d", "rgb", whole=False)  # for features any will do
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,11 @@ def test_the_papers_protocol_sees_250_frames_and_249_fields(
 def test_baselines_see_table_1_of_a_clip_of_250_frames(
     arch: str, stream: str, protocol: str
 ) -> None:
-    found = seen(250, protocol, arch, stream, "paper")
+    asked = (protocol, arch, stream, "paper")
+    found = seen(250, *asked)
+    assert not eval_view(250, extents(*asked)).is_looped
+    sees_any = asked[:3] == ("whole", "two-stream", "rgb")
+    assert eval_view(9, extents(*asked)).is_looped is not sees_any
     assert found.keys() == set(ARCHS[arch].clips_of(stream))
     for name, numbers in found.items():
         sampling: Sampling = ARCHS[arch].test[name]

@@ -168,6 +168,15 @@ def read(path: Path, known: Collection[str], *, arch: str, stream: str | None = 
     return Weights(state=state, source=str(path), dims=dims)
 
 
+def labels_of(path: Path) -> tuple[str, ...] | None:
+    """Class names in a checkpoint of ours, of which no tensor is read; None: it is another file."""
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return tuple(values["data"]["labels"])
+    except BROKEN:
+        return None
+
+
 def _own(tensors: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:
     if not any(name in known for name in tensors):
         first = ", ".join(list(tensors)[:3])
