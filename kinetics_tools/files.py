@@ -11,15 +11,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any
 
 from kinetics_tools.errors import OutError
 
 # What a full, read-only or foreign disk answers. Anything else is a bug and stays a crash.
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 STORAGE_ERRNOS = FULL_ERRNOS | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-_PARTS: Final = ".lock-parts"
-_TRIES: Final = 100  # of opening a lock in a folder that others remove meanwhile
 # A path that cannot be: below a file, too long, a loop of links.
 PATH_ERRNOS = frozenset({errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP})
 
@@ -117,9 +115,6 @@ def file_digest(path: Path) -> str:
 def hold(out: Path, part: str = "0-of-1") -> Iterator[None]:
     """Hold a part's lock of the folder `out` for the block. It ends with the process that has it.
 
-    Where a folder holds nothing but these locks, the last part to leave it removes them, and the
-    folder too, unless somebody had made it empty.
-
     Args:
         out: made if it is not there.
         part: "I-of-N". Parts of one N may run together, parts of another N may not beside them.
@@ -129,88 +124,33 @@ def hold(out: Path, part: str = "0-of-1") -> Iterator[None]:
     """
     if out.exists() and not out.is_dir():
         raise OutError(f"{out} is not a folder; choose another OUT")
-    stays = _is_empty(out)
-    count = part.rpartition("-")[2]
     try:
-        partition = _share(out / _PARTS, count)
+        out.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # a file system that takes no folders, such as /proc
         raise OutError(f"{out} cannot be made; choose another OUT") from error
-    with partition as file:
-        _refuse_other(out, count, file)
-        try:
-            with _hold_part(out, part):
-                yield
-        finally:
-            _leave(out, file, stays=stays)
+    with _hold_partition(out, part), _hold_part(out, part):
+        yield
 
 
-def _is_empty(folder: Path) -> bool:
-    """Whether it is there with nothing in it."""
-    try:
-        return not any(folder.iterdir())
-    except OSError:
-        return False
-
-
-def _open_lock(path: Path) -> TextIO:
-    """Open a lock file, and make its folder, which `_leave` may remove at any moment."""
-    tries = 0
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return path.open("a+", encoding="utf-8")
-        except (FileNotFoundError, FileExistsError):
-            tries += 1
-            if tries == _TRIES:
-                raise
-
-
-def _share(path: Path, count: str) -> TextIO:
-    """The lock file of the parts, open and shared. Who has it alone writes `count` into it."""
-    while True:
-        file = _open_lock(path)
+@contextmanager
+def _hold_partition(out: Path, part: str) -> Iterator[None]:
+    """Share the lock on how many parts there are; the first one there says how many."""
+    count = part.rpartition("-")[2]
+    with (out / ".lock-parts").open("a+", encoding="utf-8") as file:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(0)
             file.write(count)
             file.flush()
         fcntl.flock(file, fcntl.LOCK_SH)
-        if _is_named(path, file):
-            return file
-        file.close()  # the last holder removed it before we had the lock
-
-
-def _refuse_other(out: Path, count: str, file: TextIO) -> None:
-    """Raise OutError where the parts that share the lock are of a job of another number."""
-    file.seek(0)
-    running = file.read()
-    if running != count:
-        raise OutError(
-            f"{out} is in use by a job of {running} parts, this one is of {count}; "
-            "wait for it, or choose another folder"
-        )
-
-
-def _leave(out: Path, file: TextIO, *, stays: bool) -> None:
-    """Give the shared lock back; the last one to do so clears a folder that holds locks alone."""
-    # To change the lock gives it up for a moment, in which another one may remove the folder. And
-    # what cannot be removed is no reason for a run to end otherwise.
-    with contextlib.suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        parts = set(out.glob(".lock-*-of-*"))
-        if _is_named(out / _PARTS, file) and set(out.iterdir()) == {*parts, out / _PARTS}:
-            for path in (*parts, out / _PARTS):  # that one last: until it goes, nobody makes others
-                path.unlink()
-            if not stays:
-                out.rmdir()
-
-
-def _is_named(path: Path, file: TextIO) -> bool:
-    """Whether the open file is the one that `path` names."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
+        file.seek(0)
+        running = file.read()
+        if running != count:
+            raise OutError(
+                f"{out} is in use by a job of {running} parts, this one is of {count}; "
+                "wait for it, or choose another folder"
+            )
+        yield
 
 
 @contextmanager
@@ -234,7 +174,8 @@ def _hold_part(out: Path, name: str) -> Iterator[None]:
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Wait for and hold `path` as a lock file: for short steps that parts of a job do in turn."""
-    with _open_lock(path) as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

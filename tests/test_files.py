@@ -74,64 +74,6 @@ def test_a_folder_in_use_is_refused_and_the_message_says_by_whom(tmp_path: Path)
         pass  # the lock died with its holder
 
 
-def test_a_folder_in_which_a_run_left_nothing_goes_with_its_locks(tmp_path: Path) -> None:
-    out = tmp_path / "runs" / "work"
-    with pytest.raises(OutError, match="mistyped"), files.hold(out):
-        raise OutError("mistyped")
-    assert not out.exists()
-    with files.hold(out, "0-of-2"):
-        with files.hold(out, "1-of-2"):
-            pass
-        assert (out / ".lock-0-of-2").exists()  # of the part that is still there
-    assert not out.exists()
-    out.mkdir()
-    with files.hold(out):
-        pass
-    assert list(out.iterdir()) == []  # it is the user's
-    for name in ("labels.txt", ".lock-manifest"):  # a lock that another one may wait for
-        with files.hold(out):
-            (out / name).touch()
-        assert (out / name).exists()
-        assert (out / ".lock-0-of-1").exists()
-        (out / name).unlink()
-    with files.hold(out):
-        pass
-    assert not out.exists()  # what an older version left
-
-
-HOLDS = """
-import sys, time
-from pathlib import Path
-from kinetics_tools import files
-from kinetics_tools.errors import OutError
-out, held = Path(sys.argv[1]), 0
-end = time.monotonic() + 20
-while held < 100 and time.monotonic() < end:
-    try:
-        with files.hold(out):
-            out.with_name("busy").mkdir()  # fails where another process holds it too
-            held += 1
-            time.sleep(0.0005)
-            out.with_name("busy").rmdir()
-    except OutError:
-        pass
-    time.sleep(0.0005)
-print(held)
-"""
-
-
-def test_a_folder_that_goes_has_one_holder_at_a_time(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", HOLDS, str(tmp_path / "out")]
-    others = [
-        subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(3)
-    ]
-    said = [other.communicate(timeout=60) for other in others]
-    assert said == [(b"100\n", b"")] * 3
-    # One may have come just after the folder was made by another, and taken it for the user's.
-    assert list(tmp_path.rglob("*")) in ([], [tmp_path / "out"])
-
-
 def test_parts_of_one_job_run_together(tmp_path: Path) -> None:
     with files.hold(tmp_path, "0-of-2"), files.hold(tmp_path, "1-of-2"):
         pass
