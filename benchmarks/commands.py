@@ -30,13 +30,15 @@ ARCH: Final = "i3d"  # whose weights are published
 DATA: Final = Path("shards")
 TEST_SPLIT: Final = "val"
 REPORT: Final = "report.html"
+MIN_DURATION_S: Final = 0.08  # two frames at 25 a second
 
 
 def main() -> NoReturn:
     """Entry point of run-benchmark."""
     argv = sys.argv[1:]
-    is_training = cli.take_verb(argv, VERBS)[0] is None
-    again = "the same command with --resume" if is_training else "the same command"
+    again = "the same command"
+    if cli.take_verb(argv, VERBS)[0] is None:
+        again += " with --resume" + (" in place of --force" if "--force" in argv else "")
     cli.run(lambda: run(argv), again=again)
 
 
@@ -98,8 +100,9 @@ def train_parser() -> Parser:
     parser.add_argument(
         "--work-dir", type=Path, help="what is learnt goes here (default: runs/ARCH-STREAM-RECIPE)"
     )
-    parser.add_argument("--resume", action="store_true", help="continue a training that stopped")
-    parser.add_argument("--force", action="store_true", help="train anew what is there already")
+    there = parser.add_mutually_exclusive_group()
+    there.add_argument("--resume", action="store_true", help="continue a training that stopped")
+    there.add_argument("--force", action="store_true", help="train anew what is there already")
     cli.add_cache_dir(parser)
     parser.add_argument(
         "--checkpoint-activations",
@@ -297,7 +300,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from benchmarks.report import write_report
 
-    runs = arguments.runs or sorted(path for path in RUNS.glob("*") if path.is_dir())
+    # What was mistyped leaves a folder with nothing but locks in it.
+    runs = arguments.runs or sorted({path.parent for path in RUNS.glob("*/[!.]*")})
     print(write_report(runs, arguments.out))
     return Exit.COMPLETE
 
@@ -535,8 +539,10 @@ def _seconds(text: str) -> float:
 
 def _duration(text: str) -> float:
     seconds = _seconds(text)
-    if seconds == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    if seconds < MIN_DURATION_S:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of seconds from {MIN_DURATION_S} on (two frames)"
+        )
     return seconds
 
 

@@ -24,6 +24,7 @@ from benchmarks.recipes import Recipe
 from benchmarks.train import Checkpoint
 from benchmarks.videos import Span, VideoClip, Videos, refuse_not_finite
 from benchmarks.views import View, whole_view
+from benchmarks.weights.schemes import COUNT
 from benchmarks.weights.stored import Weights
 from kinetics_tools import media
 from kinetics_tools.errors import EvaluationError, KineticsError, MediaError
@@ -89,7 +90,7 @@ class _Model:
         state = {
             name: tensor
             for name, tensor in checkpoint.net.items()
-            if not name.endswith(".num_batches_tracked") and not name.startswith(lasts)
+            if not name.endswith(COUNT) and not name.startswith(lasts)
         }
         self.sha256 = Weights(state=state, source=checkpoint.stream).sha256
         machine.place(self.net)
@@ -192,29 +193,36 @@ class Extractor:
         if not force:
             for each in files:
                 each.refuse_other(video, span)
+        # Where the video is not there any more, what was made of it stays.
+        todo = [each for each in files if not each.array.exists()]
         try:
-            self._write(video, span, files, force=force)
+            media.refuse_no_file(video)
+            made_from = {"video_sha256": file_digest(video)} | _told(span)
+            todo = [each for each in files if force or not each.are_by(made_from)]
+            if todo:
+                self._write(video, span, todo, made_from)
+            else:
+                logger.info("%s: reused, made already", video)
         except KineticsError as error:
-            for each in files:
+            for each in todo:
                 each.tell_failure(video, str(error))
             raise
         return [each.array for each in files]
 
-    def _write(self, video: Path, span: Span, files: "Sequence[_Files]", *, force: bool) -> None:
-        media.refuse_no_file(video)
-        made_from = {"video_sha256": file_digest(video)} | _told(span)
-        todo = [each for each in files if force or not each.are_by(made_from)]
-        if not todo:
-            logger.info("%s: reused, made already", video)
-            return
+    def _write(
+        self, video: Path, span: Span, todo: "list[_Files]", made_from: Mapping[str, Any]
+    ) -> None:
+        """Write each of `todo`, and take from it what is written: a failure is none of its."""
         with self.videos.clip(video, span, whole=True) as clip:
             views = [each.model.view(video, clip) for each in todo]
-            for each, view in zip(todo, views, strict=True):
+            for view in views:
+                each = todo[0]
                 rows = each.model.features(clip, view)
                 refuse_not_finite(video, rows, each.model.checkpoint)
                 told: dict[str, Any] = {"frames": len(clip.frames), "fps": self.videos.recipe.fps}
                 told |= each.model.times(clip, view, self.videos.recipe.fps)
                 each.write(video, rows, made_from, told)
+                todo.remove(each)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,10 @@ class Predictions:
         logits = np.stack([rows[key][1] for key in keys]).astype(np.float32)
         if not np.isfinite(logits).all():
             bad = keys[int((~np.isfinite(logits)).any(axis=1).argmax())]
-            raise EvaluationError(f"the logits of {bad} are not finite: the training diverged")
+            raise EvaluationError(
+                f"the logits of {bad} are not finite: the training diverged, or the weights are "
+                "of no use"
+            )
         return cls(keys, np.array([rows[key][0] for key in keys], np.int64), logits, dict(failed))
 
     def __add__(self, other: "Predictions") -> "Predictions":

@@ -42,7 +42,11 @@ class View:
     @property
     def is_looped(self) -> bool:
         """Whether the clip was too short: more than the one field of `_in_steps` comes again."""
-        return any(len(each) - len(np.unique(each)) > 1 for each in self.indices.values())
+        for each in self.indices.values():
+            begins = np.flatnonzero(np.diff(each) <= 0)  # where the clip begins anew
+            if len(begins) and len(each) - 1 - begins[0] > 1:
+                return True
+        return False
 
 
 def randomness(seed: int, epoch: int, key: str) -> np.random.Generator:

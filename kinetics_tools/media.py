@@ -505,8 +505,11 @@ def _last_words(text: str) -> str:
     return (telling or lines or [""])[-1][:400]
 
 
-# What ffmpeg's threads say of their own end, after they have said what was wrong.
-_ENDING = re.compile("Task finished with error code|Terminating thread with return code")
+# What ffmpeg says of its own end, after it has said what was wrong.
+_ENDING = re.compile(
+    "Task finished with error code|Terminating thread with return code"
+    "|Could not open encoder before EOF|Nothing was written into output file"
+)
 
 
 _EMPTY_MP4_BYTES = 1024  # what ffmpeg writes, with status 0, when no frame passed its filters

@@ -202,6 +202,7 @@ FOLDS = ("--arch", "i3d", "--train-split", "train.txt", "--test-split", "test.tx
     ("arguments", "words"),
     [
         (["--arch", "i4d"], "Did you mean 'i3d'?"),
+        (["--arch", "i3d", "--force", "--resume"], "not allowed with argument --force"),
         (["--arch", "i3d", "--recipe", "papr"], "Did you mean 'paper'?"),
         (["--arch", "c3d", "--stream", "flow"], "unknown stream of c3d 'flow'"),
         (["--arch", "c3d", "--recipe", "sample"], "recipe sample is for i3d, not for c3d"),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,27 @@ def test_made_features_are_reused_and_made_anew_when_the_video_changed(
     assert len(np.load(path)) > len(rows)
 
 
+def test_a_failure_leaves_what_is_made_already(
+    run: Path, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    video = tmp_path / "v.mp4"
+    video.write_bytes(make_video(seconds=1).read_bytes())
+    rgb, flow = networks_of_run(run, "rgb")[0], deepcopy(networks_of_run(run, "flow")[0])
+    kernel = flow.net["Conv3d_1a_7x7.conv_3d.weight"]
+    flow.net["Conv3d_1a_7x7.conv_3d.weight"] = torch.full_like(kernel, 3e38)  # its sums overflow
+    extractor = Extractor([rgb, flow], CPU, tmp_path)
+    with pytest.raises(EvaluationError, match="not finite"):
+        extractor.write(video, Span(), tmp_path / "v")
+    assert "error" in json.loads((tmp_path / "v.flow.json").read_text())
+    record = (tmp_path / "v.rgb.json").read_bytes()
+    assert json.loads(record)["sha256"] == file_digest(tmp_path / "v.rgb.npy")
+    video.unlink()
+    with pytest.raises(MediaError, match="no such file"):
+        extractor.write(video, Span(), tmp_path / "v")
+    assert (tmp_path / "v.rgb.json").read_bytes() == record
+    assert (tmp_path / "v.rgb.npy").exists()
+
+
 def test_features_of_another_network_or_stretch_are_not_overwritten(
     run: Path, make_video: MakeVideo, tmp_path: Path
 ) -> None:
@@ -207,7 +229,8 @@ def test_what_cannot_be_read_is_one_line_in_its_record(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--duration", "0"), "--duration: '0' is not a number of seconds above 0"),
+        (("--duration", "0"), "--duration: '0' is not a number of seconds from 0.08 on"),
+        (("--duration", "0.0004"), "--duration: '0.0004' is not a number of seconds from 0.08 on"),
         (("--duration", "-1"), "--duration: '-1' is not a number of seconds from 0"),
         (("--start", "-1"), "--start: '-1' is not a number of seconds from 0"),
     ],

@@ -211,11 +211,13 @@ def test_damage_is_an_error_whatever_the_status_of_ffmpeg(
 ) -> None:
     whole = make_video(seconds=4, options="-c:v libx264 -movflags +faststart").read_bytes()
     middle = len(whole) // 2
+    start = whole.index(b"mdat") + 4
     for name, content in (
         ("half.mp4", whole[:middle]),
         ("page.mp4", b"<html></html>"),
         ("empty.mp4", b""),
         ("scribble.mp4", whole[:middle] + b"\x55" * 4000 + whole[middle + 4000 :]),
+        ("start.mp4", whole[:start] + b"\x55" * (len(whole) - 4000 - start) + whole[-4000:]),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(MediaError) as caught:
@@ -223,7 +225,9 @@ def test_damage_is_an_error_whatever_the_status_of_ffmpeg(
         assert caught.value.reason is Reason.DAMAGED, name
         assert "\n" not in str(caught.value)
         # Of what ffmpeg says one line, and not how its threads end.
-        assert not re.search(r" \| |thread|Task| 0x|\] \[", caught.value.detail), caught.value
+        assert not re.search(
+            r" \| |thread|Task| 0x|\] \[|Nothing was|Could not open enc", caught.value.detail
+        ), caught.value
 
 
 def test_a_full_disk_is_not_the_videos_fault(

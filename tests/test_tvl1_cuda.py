@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -109,9 +110,9 @@ def test_pairs_stop_at_the_very_step_whatever_the_launch_holds(epsilon: float) -
     alone = solved(frames, dials, replace(WHOLE, steps=1))
     together = solved(frames, dials, WHOLE)
 
-    # A step more or less moves the flow by a hundredth. On a GPU the two are different programs, of
-    # which each multiplies and adds in one rounding where it can.
-    assert abs(together - alone).max() < 1e-5
+    # On a GPU the two are different programs, of which each multiplies and adds in one rounding
+    # where it can; a step more or less moves the flow by a hundredth.
+    assert abs(together - alone).max() <= (0 if kernels.INTERPRETED else 1e-5)
     assert abs(together - expected(frames, dials)).max() < 1e-3
     assert (together[1] == 0).all()
 
@@ -129,6 +130,42 @@ def steps_until_settled(frames: Gray, dials: Dials) -> list[int]:
         else:
             counts.append(dials.inner_iterations + 1)
     return counts
+
+
+class Recorded:
+    """A round as a CUDA graph has it: the same launches each time, on the buffers of then."""
+
+    def __init__(self, solver: Solver, level: Any, num: int) -> None:
+        self.solver, self.level, self.num = solver, level, num
+        self.state = list(solver.state)
+        if len(range(0, solver.dials.inner_iterations, solver.tile.steps)) % 2:
+            solver.state.reverse()
+
+    def replay(self) -> None:
+        kept = self.solver.state
+        self.solver.state = list(self.state)
+        self.solver._round(self.level, self.num)
+        self.solver.state = kept
+
+
+@pytest.mark.parametrize("inner_iterations", [4, 8])  # one launch a round, and two
+def test_rounds_that_are_recorded_give_what_those_that_are_launched_give(
+    monkeypatch: pytest.MonkeyPatch, inner_iterations: int
+) -> None:
+    frames = torch.from_numpy(texture(3, 10, 16, (0.7, 0.2)))
+    dials = replace(
+        ONE_LEVEL, num_warps=2, outer_iterations=4, inner_iterations=inner_iterations, epsilon=0.02
+    )
+    solver = Solver(2, (10, 16), dials, DEVICE, WHOLE)
+    if kernels.INTERPRETED:
+        monkeypatch.setattr(Solver, "_recorded", lambda *asked: Recorded(*asked))
+        solver.copier = cast(Any, "there")  # as on a GPU, where rounds are recorded
+    queued = solver.solve(frames).clone()
+    assert any(solver.rounds.values())
+
+    monkeypatch.setattr(Solver, "_queue_round", Solver._round)
+
+    assert torch.equal(queued, Solver(2, (10, 16), dials, DEVICE, WHOLE).solve(frames))
 
 
 def test_a_pair_does_not_see_its_batch() -> None:

@@ -145,6 +145,14 @@ def test_baselines_see_table_1_of_a_clip_of_250_frames(
         assert numbers == expected
 
 
+@pytest.mark.parametrize("length", [101, 173, 233, 245, 246])
+def test_a_loop_whose_frames_all_differ_is_one(length: int) -> None:
+    view = eval_view(length, extents("paper", "convnet-lstm", "rgb", "paper"))
+    # 50 frames, each fifth: of 245 one is missing, as one field is of any 250 frames.
+    assert view.is_looped is (length < 245)
+    assert len(set(view.indices["rgb"].tolist())) == (49 if length == 245 else 50)
+
+
 def test_the_whole_protocol_sees_every_frame_at_the_recipes_stride() -> None:
     assert seen(80, "whole")["rgb"] == list(range(0, 80, 2))
     assert seen(80, "whole", "i3d", "flow")["flow"] == list(range(0, 79, 2))

@@ -212,7 +212,10 @@ def _load(path: Path) -> Any:
 
 
 def _refuse_damage(path: Path) -> None:
-    """Hold what torch.save wrote, a zip file, against its checksums: torch does not."""
+    """Hold what torch.save wrote, a zip file, against its checksums: torch does not.
+
+    Whoever switched them off (torch.serialization.set_crc32_options) has to save the file anew.
+    """
     with path.open("rb") as file:
         if file.read(len(_ZIP)) == _ZIP and not _is_whole(file):
             raise EvaluationError(f"{path} is damaged or truncated; fetch or save it anew")

@@ -2,10 +2,9 @@
 
 The steps are those of `reference`. The host only queues launches: which pairs still move, and where
 the flow of each lies, is decided on the device, without asking back. So each batch takes as many
-launches as its slowest pair could need, some 4,400; one in which all pairs have settled takes
-microseconds. To queue them one by one would take the host longer than the device needs for a clip:
-so a round, the same launches up to ten times a warp, is recorded once for each level as a CUDA
-graph, and then queued as a whole.
+launches as its slowest pair could need, some 4,400, however few pairs still move. To queue them one
+by one would take the host as long as the device needs for a clip: so a round, the same launches up
+to ten times a warp, is recorded once for each level as a CUDA graph, and then queued as a whole.
 """
 
 import logging
@@ -210,7 +209,8 @@ class _Level:
 
 
 class Solver:
-    """Computes batches of up to `pairs` pairs of one size; all its memory is asked for at once.
+    """Computes batches of up to `pairs` pairs of one size; all its memory is asked for at once, but
+    for what the driver needs for graphs.
 
     Args:
         pairs: most in a batch.
@@ -407,12 +407,15 @@ class Solver:
     def _recorded(self, level: _Level, num: int) -> torch.cuda.CUDAGraph:
         """Record a round; nothing is computed, but `state` is turned as the round turns it."""
         graph = torch.cuda.CUDAGraph()
-        recorder = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # torch's
+        # Torch has 32 streams of each priority and gives them in turn: this is nobody's `copier`.
+        recorder = torch.cuda.Stream(self.device, priority=-1)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(recorder):
             # Other threads may ask for memory meanwhile.
             graph.capture_begin(capture_error_mode="thread_local")
-            self._round(level, num)
-            graph.capture_end()
+            try:
+                self._round(level, num)
+            finally:
+                graph.capture_end()
         return graph
 
     def _round(self, level: _Level, num: int) -> None:
