@@ -321,7 +321,7 @@ def test_archs_is_a_table_of_what_each_network_costs() -> None:
     ("arch", "stream", "features", "step_s"),
     [
         ("convnet-lstm", "rgb", 512, 0.12),
-        ("two-stream", "joint", 2048, 0.4),
+        pytest.param("two-stream", "joint", 2048, 0.4, marks=pytest.mark.full),
         pytest.param("c3d", "rgb", 4096, 0.64, marks=pytest.mark.full),
         pytest.param("3d-fused", "joint", 512, 2.0, marks=pytest.mark.full),
         pytest.param("two-stream", "flow", 1024, 0.4, marks=pytest.mark.full),

@@ -258,6 +258,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(
         commands.run(words)
 
 
+@pytest.mark.full  # predict sees 250 frames
 def test_features_and_logits_that_are_not_finite_are_an_error_of_the_video(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,6 +309,7 @@ def test_weights_alone_give_features_by_the_papers_recipe(tmp_path: Path) -> Non
     assert array.stat().st_mtime_ns == made
 
 
+@pytest.mark.full
 def test_flow_features_of_weights_take_tvl1_and_no_field_twice(
     make_video: MakeVideo, tmp_path: Path
 ) -> None:

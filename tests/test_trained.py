@@ -80,6 +80,7 @@ def rgb_logits(shards: Path) -> torch.Tensor:
     return logits
 
 
+@pytest.mark.full
 def test_weights_are_evaluated_by_the_papers_protocol(
     weights: Path,
     shards: Path,
