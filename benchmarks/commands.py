@@ -17,8 +17,8 @@ from benchmarks.recipes import RECIPES
 from benchmarks.weights import FINETUNES, INITS
 from kinetics_tools import cli
 from kinetics_tools.cli import Exit, Parser, one_of, positive
-from kinetics_tools.errors import KineticsError, OutError, UnknownNameError, nearest
-from kinetics_tools.files import hold
+from kinetics_tools.errors import KineticsError, UnknownNameError, nearest
+from kinetics_tools.files import hold, make_folder
 
 if TYPE_CHECKING:
     from benchmarks.record import Result
@@ -72,22 +72,7 @@ def train_parser() -> Parser:
     )
     _add_data(parser, DATA, TEST_SPLIT)
     parser.add_argument("--train-split", default="train", metavar="SPLIT", help="as --test-split")
-    parser.add_argument(
-        "--init",
-        default=INITS[0],
-        metavar="|".join((*INITS, "PATH")),
-        help="the weights to begin from: fresh ones; ImageNet's (torchvision's GoogLeNet, "
-        "fetched once), inflated for i3d; the authors' i3d of ImageNet and Kinetics-400 (fetched "
-        "once, read by TensorFlow); or a file: a checkpoint of this command, the authors' "
-        "model.ckpt, a state dict of piergiaj's, hassony2's or ours; or a folder with one such "
-        "file that has the stream's name in its own",
-    )
-    parser.add_argument(
-        "--finetune",
-        default=FINETUNES[0],
-        choices=FINETUNES,
-        help="what is trained: all, or the last layer on features that stay as --init gave them",
-    )
+    _add_start(parser)
     parser.add_argument(
         "--batch-size", type=positive, help="clips a step, over all processes; overrides the recipe"
     )
@@ -317,7 +302,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         networks = _networks(arguments)
         protocol = read_request(arguments.run).protocol if arguments.run else None
         scratch = arguments.tmp_dir or arguments.run or cli.cache_dir(arguments.cache_dir)
-        predictor = Predictor(networks, machine, _made(scratch), protocol=protocol)
+        predictor = Predictor(networks, machine, make_folder(scratch), protocol=protocol)
 
         def act(video: Path) -> None:
             shares = predictor.predict(video, span)
@@ -335,8 +320,8 @@ def _features(arguments: argparse.Namespace) -> int:
     keys = keys_of(arguments.videos)
     with start(arguments.device, arguments.amp) as machine:
         networks = _networks(arguments, whole=False)
-        out = _made(arguments.out)
-        extractor = Extractor(networks, machine, _made(arguments.tmp_dir or out))
+        out = make_folder(arguments.out)
+        extractor = Extractor(networks, machine, make_folder(arguments.tmp_dir or out))
 
         def act(video: Path) -> None:
             made = extractor.write(video, span, out / keys[video], force=arguments.force)
@@ -412,6 +397,26 @@ VERBS: Final[Mapping[str, Any]] = {
     "features": (features_parser, _features),
     "verify-weights": (verify_weights_parser, _verify_weights),
 }
+
+
+def _add_start(parser: Parser) -> None:
+    """Add what a training begins from, and what of it is trained."""
+    parser.add_argument(
+        "--init",
+        default=INITS[0],
+        metavar="|".join((*INITS, "PATH")),
+        help="the weights to begin from: fresh ones; ImageNet's (torchvision's GoogLeNet, "
+        "fetched once), inflated for i3d; the authors' i3d of ImageNet and Kinetics-400 (fetched "
+        "once, read by TensorFlow); or a file: a checkpoint of this command, the authors' "
+        "model.ckpt, a state dict of piergiaj's, hassony2's or ours; or a folder with one such "
+        "file that has the stream's name in its own",
+    )
+    parser.add_argument(
+        "--finetune",
+        default=FINETUNES[0],
+        choices=FINETUNES,
+        help="what is trained: all, or the last layer on features that stay as --init gave them",
+    )
 
 
 def _add_networks(parser: Parser, run: str, **options: Any) -> None:
@@ -569,15 +574,6 @@ def _held(work_dir: Path) -> contextlib.AbstractContextManager[None]:
     if os.environ.get("RANK", "0") != "0":
         return contextlib.nullcontext()
     return hold(work_dir)
-
-
-def _made(folder: Path) -> Path:
-    """The folder, made if it is not there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # a file system that takes no folders, such as /proc
-        raise OutError(f"{folder} cannot be made; choose another folder") from error
-    return folder
 
 
 def _tell(results: "Sequence[Result]", folder: Path) -> int:

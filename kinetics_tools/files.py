@@ -111,6 +111,21 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def make_folder(folder: Path) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        OutError: it is a file, or its file system takes no folders.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutError(f"{folder} is not a folder; choose another")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # such as below /proc
+        raise OutError(f"{folder} cannot be made; choose another folder") from error
+    return folder
+
+
 @contextmanager
 def hold(out: Path, part: str = "0-of-1") -> Iterator[None]:
     """Hold a part's lock of the folder `out` for the block. It ends with the process that has it.
@@ -120,14 +135,9 @@ def hold(out: Path, part: str = "0-of-1") -> Iterator[None]:
         part: "I-of-N". Parts of one N may run together, parts of another N may not beside them.
 
     Raises:
-        OutError: another run holds it; the message says which.
+        OutError: another run holds it; the message says which. Or it cannot be made.
     """
-    if out.exists() and not out.is_dir():
-        raise OutError(f"{out} is not a folder; choose another OUT")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # a file system that takes no folders, such as /proc
-        raise OutError(f"{out} cannot be made; choose another OUT") from error
+    make_folder(out)
     with _hold_partition(out, part), _hold_part(out, part):
         yield
 

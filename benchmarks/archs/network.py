@@ -3,6 +3,7 @@
 Shapes: B clips, C channels, T time, H height, W width, F features, T' time steps, K classes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class ClipNeed:
             )
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """A network for action recognition. Logits and features are float32, under autocast too.
 
     Of a network cast as a whole, `build(...).bfloat16()`, they are what its weights are.
@@ -138,6 +139,7 @@ class Network(nn.Module):
         """Logits averaged over the time steps: (B, K). Arguments and errors as `features`."""
         return self.step_logits(*clips).mean(dim=2)
 
+    @abstractmethod
     def steps(self, *num_frames: int) -> list[tuple[int, int]]:
         """The frames [start, end) that each time step stands for: T' of them.
 
@@ -148,11 +150,10 @@ class Network(nn.Module):
         Args:
             *num_frames: frames of each clip that `features` is called with.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def pooled(self, *clips: Tensor) -> Tensor:
         """`features` of clips that were checked, in `full_precision`."""
-        raise NotImplementedError
 
     def classify(self, features: Tensor) -> Tensor:
         """Map features (B, F, T') to logits (B, K, T')."""
