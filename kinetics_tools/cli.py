@@ -4,6 +4,7 @@ import argparse
 import errno
 import logging
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -35,6 +36,7 @@ class Exit(IntEnum):
     RETRYABLE_GAPS = 4
     STOPPED = 75
     INTERRUPTED = 130
+    UNREAD = 141
     TERMINATED = 143
 
 
@@ -210,6 +212,10 @@ def run(main: Callable[[], int], *, again: str = "the same command") -> NoReturn
     except KeyboardInterrupt:
         print(f"interrupted; {again} goes on where this one stopped", file=sys.stderr)
         sys.exit(Exit.INTERRUPTED)
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        sys.exit(Exit.UNREAD)
     except OSError as error:
         if error.errno not in STORAGE_ERRNOS | PATH_ERRNOS:
             raise
@@ -225,6 +231,17 @@ def run(main: Callable[[], int], *, again: str = "the same command") -> NoReturn
             file=sys.stderr,
         )
         sys.exit(Exit.UNUSABLE)
+
+
+def _is_unread() -> bool:
+    """Whether who read this command's output, `head` for one, has gone; then it goes nowhere."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, select.POLLOUT)
+    is_unread = any(event & select.POLLERR for _, event in poll.poll(0))
+    if is_unread:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # what Python still has to write
+    return is_unread
 
 
 def _on_sigterm(again: str, *_: object) -> NoReturn:

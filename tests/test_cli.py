@@ -29,6 +29,28 @@ def test_help_and_version(name: str) -> None:
     assert run_command(name, "--version").stdout.strip() == __version__
 
 
+def test_a_reader_that_has_enough_is_no_bug() -> None:
+    code = (
+        "import sys; from kinetics_tools import cli\n"
+        "def main():\n"
+        "    sys.stdin.read()\n"  # until the reader has gone
+        "    print('row\\n' * 100_000)\n"
+        "    return 0\n"
+        "cli.run(main)"
+    )
+    command = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+    )  # fmt: skip
+    assert command.stdin is not None
+    assert command.stdout is not None
+    assert command.stderr is not None
+    command.stdout.close()
+    command.stdin.close()
+    assert command.stderr.read() == b""
+    assert command.wait(60) == 141
+
+
 def test_abbreviations_are_not_guessed() -> None:
     said = run_command("kinetics-download", "m.csv", "out", "--forc")
     assert said.returncode == 2
