@@ -102,7 +102,7 @@ class Network(nn.Module, ABC):
         """Keep less of a forward pass: the backward pass then computes the rest once more.
 
         What is kept is what goes from one endpoint to the next. Weights, gradients and moving
-        statistics come out the same; memory falls, and a step takes about a third longer.
+        statistics come out the same; memory falls, and a step has a third more operations.
         """
         for net in self.modules():
             if isinstance(net, Network):
