@@ -92,7 +92,7 @@ def train_parser() -> Parser:
     parser.add_argument(
         "--checkpoint-activations",
         action="store_true",
-        help="less memory for a third more operations: what a forward pass found is computed once more "
+        help="less memory, a third more operations: what a forward pass found is computed once more "
         "for the backward pass; the weights come out the same",
     )
     _add_machine(parser)
