@@ -92,8 +92,8 @@ def train_parser() -> Parser:
     parser.add_argument(
         "--checkpoint-activations",
         action="store_true",
-        help="less memory, a third more operations: what a forward pass found is computed once more "
-        "for the backward pass; the weights come out the same",
+        help="less memory, a third more operations: what a forward pass found is computed once "
+        "more for the backward pass; the weights come out the same",
     )
     _add_machine(parser)
     parser.add_common()
