@@ -21,7 +21,7 @@ def test_the_speed_of_training_is_told_by_part_and_way() -> None:
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     by_part = {
         part: [row for row in rows if row["part"] == part]
-        for part in ("product", "steps", "memory")
+        for part in ("product", "steps", "operators", "memory")
     }
     assert sum(map(len, by_part.values())) == len(rows)
     for row in by_part["product"]:
@@ -33,5 +33,9 @@ def test_the_speed_of_training_is_told_by_part_and_way() -> None:
     for row in ways.values():
         assert (row["arch"], row["stream"], row["batch"]) == ("two-stream", "flow", 2)
         assert min(row["forward_clips_per_s"], row["step_clips_per_s"], row["share_of_product"]) > 0
+    (operators,) = by_part["operators"]
+    assert {"mkldnn_convolution", "convolution_backward"} <= operators["seconds"].keys()
+    assert min(operators["seconds"].values()) > 0
+    assert sum(operators["seconds"].values()) <= operators["step_s"]
     (memory,) = by_part["memory"]
     assert min(memory["peak_gib"], memory["peak_gib_checkpointed"]) > 0

@@ -7,10 +7,12 @@ A step is forward and backward of a batch at the paper's input (Table 1), withou
 forward alone is in training mode too, without gradients.
 Parts:
 
-    product  operations a second that one large matrix product reaches, by precision
-    steps    clips a second, forward alone and with backward, in each way that this machine can
-    memory   what a step takes at its peak, weights and gradients included, with all activations
-             kept and with checkpointed ones
+    product    operations a second that one large matrix product reaches, by precision
+    steps      clips a second, forward alone and with backward, in each way that this machine can
+    operators  the seconds of a step by operator, the way that run-benchmark takes, by torch's
+               profiler
+    memory     what a step takes at its peak, weights and gradients included, with all activations
+               kept and with checkpointed ones
 
 Ways are named by precision (bfloat16 where the hardware computes in it, or with --emulate) and
 layout; `compiled` is torch.compile, which needs a C++ compiler on a CPU. Ways take turns, after one
@@ -30,21 +32,22 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.archs import ARCHS, CHANNELS, build
 from benchmarks.archs.network import Network
-from benchmarks.machine import Machine, start
+from benchmarks.machine import Machine, keep_freed_memory, start
 
 # A product is to last long beside its launch.
 PRODUCT_SIDES = {"cpu": 4096, "cuda": 8192}
 TURNS = 3
+MOST = 8  # operators that are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     with start(options.device, "auto") as machine:
+        if machine.device.type == "cpu":
+            keep_freed_memory()
         for part in options.part or PARTS:
             for result in PARTS[part](options, machine):
                 print(json.dumps({"part": part} | result | _about(machine)), flush=True)
@@ -157,23 +162,31 @@ class _Side:
         torch.manual_seed(0)
         self.net = build(name, stream).train()
         self.clips = _placed(self.net, _clips(name, stream, batch), way, machine)
-        self.call: Callable[..., Any] = torch.compile(self.net) if way.compiled else self.net
+        # Shapes of earlier networks would make torch compile for any shape: minutes, slower code.
+        self.call: Callable[..., Any] = (
+            torch.compile(self.net, dynamic=False) if way.compiled else self.net
+        )
 
     def turn(self) -> tuple[float, float]:
         """Seconds of a forward pass without gradients, and of a step."""
-        autocast = partial(
-            torch.autocast, self.machine.device.type, torch.bfloat16, enabled=self.way.bfloat16
-        )
         began = self._now()
-        with torch.no_grad(), autocast():
-            self.call(*self.clips)
-        forward_s = self._now() - began
+        with torch.no_grad():
+            self._forward()
+        return self._now() - began, self.step()
+
+    def step(self) -> float:
+        """Seconds of a forward and a backward pass."""
         self.net.zero_grad(set_to_none=True)
         began = self._now()
-        with autocast():
-            logits = self.call(*self.clips)
-        logits.float().square().sum().backward()
-        return forward_s, self._now() - began
+        loss = self._forward().float().square().sum()
+        torch.autograd.backward(loss)
+        return self._now() - began
+
+    def _forward(self) -> Tensor:
+        kind = self.machine.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.way.bfloat16):
+            logits: Tensor = self.call(*self.clips)
+        return logits
 
     def _now(self) -> float:
         _synchronize(self.machine)
@@ -229,6 +242,7 @@ def measure_steps(options: argparse.Namespace, machine: Machine) -> Iterator[dic
     rates = {dtype: _product_rate(dtype, machine) for dtype in {_precision(way) for way in ways}}
     for name, stream in _networks(options):
         operations = _operations(name, stream, options.batch)
+        torch.compiler.reset()
         sides = [_Side(name, stream, way, options.batch, machine) for way in ways]
         turns = [[side.turn() for side in sides] for _ in range(TURNS + 1)][1:]
         for number, way in enumerate(ways):
@@ -265,6 +279,43 @@ def _told(
     }
 
 
+def measure_operators(options: argparse.Namespace, machine: Machine) -> Iterator[dict[str, Any]]:
+    """The operators that take the most of a step, and what they leave to all others."""
+    activities = [ProfilerActivity.CPU]
+    if machine.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    for name, stream in _networks(options):
+        side = _Side(name, stream, _chosen(machine), options.batch, machine)
+        side.step()
+        with profile(activities=activities) as profiler:
+            step_s = side.step()
+        seconds = {
+            event.key.removeprefix("aten::"): (
+                event.self_device_time_total
+                if machine.device.type == "cuda"
+                else event.self_cpu_time_total
+            )
+            / 1e6
+            for event in profiler.key_averages()
+            if event.key.startswith("aten::")  # what is not is autograd's, and CUDA's own kernels
+        }
+        most = sorted(seconds, key=lambda key: -seconds[key])[:MOST]
+        yield {
+            "arch": name,
+            "stream": stream,
+            "batch": options.batch,
+            "way": str(side.way),
+            "step_s": round(step_s, 4),
+            "seconds": {key: round(seconds[key], 4) for key in most},
+            "others_s": round(step_s - sum(seconds[key] for key in most), 4),
+        }
+
+
+def _chosen(machine: Machine) -> Way:
+    """What run-benchmark does."""
+    return Way(bfloat16=machine.bfloat16, channels_last=True)
+
+
 def measure_memory(options: argparse.Namespace, machine: Machine) -> Iterator[dict[str, Any]]:
     """A step in a process of its own, the way that run-benchmark takes."""
     context = multiprocessing.get_context("spawn")
@@ -288,8 +339,9 @@ def _peak_of_a_step(name: str, stream: str, batch: int, checkpointed: bool, devi
     """Bytes that this process takes more than before: on CUDA of the device."""
     before = _status_bytes("VmRSS")
     with start(device, "auto") as machine:
-        way = Way(bfloat16=machine.bfloat16, channels_last=True)
-        side = _Side(name, stream, way, batch, machine)
+        if machine.device.type == "cpu" and not checkpointed:
+            keep_freed_memory()
+        side = _Side(name, stream, _chosen(machine), batch, machine)
         if checkpointed:
             side.net.checkpoint_activations()
         with machine.autocast():
@@ -310,6 +362,7 @@ def _status_bytes(what: str) -> int:
 PARTS: Mapping[str, Callable[[argparse.Namespace, Machine], Iterator[dict[str, Any]]]] = {
     "product": measure_product,
     "steps": measure_steps,
+    "operators": measure_operators,
     "memory": measure_memory,
 }
 
