@@ -43,7 +43,7 @@ def errors(name: str, stored: Codes) -> npt.NDArray[np.int64]:
 
 @pytest.mark.parametrize("name", LOSSLESS)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_lossless_codecs_give_every_code_back(name: str, data: st.DataObject) -> None:
     num = data.draw(st.integers(1, 5))
     height, width = data.draw(st.tuples(st.integers(4, 40), st.integers(4, 40)))

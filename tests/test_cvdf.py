@@ -365,7 +365,7 @@ hostile = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(hostile, st.integers(0, 2), hostile), max_size=5))
 def test_no_name_of_a_member_is_used_on_disk(
     tmp_path_factory: pytest.TempPathFactory, names: list[tuple[str, int, str]]

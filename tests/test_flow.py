@@ -144,7 +144,7 @@ def test_black_and_white_frames_have_exactly_no_flow(method: str, value: int) ->
         fill=st.sampled_from([0, 255]),
     )
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_no_frames_make_flow_that_is_not_a_number(frames: Gray) -> None:
     assert np.isfinite(compute(frames)).all()
 
@@ -311,7 +311,7 @@ flows = hnp.arrays(
 
 
 @given(flows, st.sampled_from([20.0, 5.0, 31.0]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_quantised_flow_comes_back_within_one_step(
     fields: npt.NDArray[np.float32], bound: float
 ) -> None:

@@ -25,7 +25,7 @@ sizes = st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20))
 windows = st.tuples(st.integers(1, 7), st.integers(1, 3))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from([2, 3]), sizes, windows, windows)
 def test_convolution_pads_as_tensorflow(
     dims: int, size: tuple[int, int, int], time: tuple[int, int], space: tuple[int, int]
@@ -44,7 +44,7 @@ def test_convolution_pads_as_tensorflow(
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from([2, 3]), sizes, st.integers(1, 7), st.integers(1, 7), st.integers(1, 4))
 def test_a_convolution_by_twos_gives_the_same_sums(
     dims: int, size: tuple[int, int, int], time: int, space: int, channels: int
@@ -71,7 +71,7 @@ def test_a_convolution_by_twos_gives_the_same_sums(
         torch.testing.assert_close(one, other)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from([2, 3]),
     sizes,

@@ -63,7 +63,7 @@ RATES = tuple(map(Fraction, ("25", "24", "30", "30000/1001", "12.5", "60", "15")
 
 
 @given(fps=st.sampled_from(RATES), start_ms=st.integers(0, 12000), num_frames=st.integers(1, 40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_clip_has_the_last_frame_at_or_before_each_of_its_times(
     numbered_video: Callable[[Fraction], Path],
     ffmpeg: Path,
@@ -283,7 +283,7 @@ def test_frames_are_read_by_number(
     hnp.arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(2, 40), st.integers(2, 40))),
     st.data(),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_gray_frames_are_stored_without_loss(frames: media.Frame, data: st.DataObject) -> None:
     encode = partial(media.encode_gray, encoder="ffv1", container="matroska", options={"g": "1"})
     stored = encode(frames)

@@ -251,7 +251,7 @@ def test_a_lockout_outlives_a_reboot_but_not_by_a_wrong_clock(
 
 
 @given(st.lists(st.sampled_from(["granted", "refused"]), max_size=12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_only_a_row_of_refusals_locks(
     tmp_path_factory: pytest.TempPathFactory, answers: list[str]
 ) -> None:
@@ -290,7 +290,7 @@ numbers = st.floats() | st.integers() | st.none() | st.text(max_size=3)
         }
     )
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_whatever_the_file_holds_nobody_waits_longer_than_we_would_have_said(
     tmp_path_factory: pytest.TempPathFactory, content: bytes | dict[str, object]
 ) -> None:

@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mirror import Content, link, tarball
 from support import tree
@@ -80,7 +80,6 @@ names = st.text(
 ).filter(lambda name: "\0" not in name)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(names, st.binary(max_size=50)), max_size=6))
 def test_reading_any_names_writes_nothing(
     tmp_path_factory: pytest.TempPathFactory, members: list[tuple[str, bytes]]

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import views
@@ -71,7 +71,6 @@ TOGETHER = [
 
 
 @pytest.mark.parametrize(("recipe", "arch"), TOGETHER)
-@settings(deadline=None)  # the first one builds networks, to ask what they need
 @given(num_frames=st.integers(2, 400), seed=st.integers(0, 1000))
 def test_a_frame_is_the_first_of_its_ten_fields_in_every_view(
     recipe: str, arch: str, num_frames: int, seed: int
@@ -171,7 +170,6 @@ def test_what_is_over_at_the_end_of_a_clip_is_left_out() -> None:
     ("recipe", "arch", "stream"),
     [(r, a, s) for r in RECIPES for a in RECIPES[r] for s in RECIPES[r][a]],
 )
-@settings(deadline=None)  # the first one builds networks, to ask what they need
 @given(num_frames=st.integers(2, 400))
 def test_a_whole_view_has_every_step_and_nothing_twice(
     recipe: str, arch: str, stream: str, num_frames: int

@@ -404,7 +404,7 @@ def test_bad_files_are_one_line_and_nothing_in_them_is_run(net: nn.Module, tmp_p
     assert not (tmp_path / "made").exists()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_any_damage_is_one_line_or_harmless(data: st.DataObject) -> None:
     state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3)}
