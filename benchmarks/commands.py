@@ -210,7 +210,7 @@ def _train(arguments: argparse.Namespace) -> int:
     stream = _stream(arguments.arch, arguments.stream)
     _refuse_no_data(arguments.data)
     from benchmarks.benchmark import benchmark
-    from benchmarks.machine import keep_freed_memory, start
+    from benchmarks.machine import start
     from benchmarks.trained import Request
 
     request = Request(
@@ -234,8 +234,6 @@ def _train(arguments: argparse.Namespace) -> int:
     work_dir = arguments.work_dir or RUNS / "+".join((name, *_unusual(arguments)))
     placed = start(arguments.device, arguments.amp, saves_memory=arguments.checkpoint_activations)
     with _held(work_dir), placed as machine:
-        if machine.device.type == "cpu" and not machine.saves_memory:
-            keep_freed_memory()
         results = benchmark(
             request,
             work_dir,

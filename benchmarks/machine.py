@@ -1,6 +1,5 @@
 """What a run computes on: device, precision, and the processes that torchrun started."""
 
-import ctypes
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,6 @@ from kinetics_tools.errors import EvaluationError
 
 T = TypeVar("T")
 CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
-# glibc's malloc.h
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +113,6 @@ def start(device: str, amp: str, *, saves_memory: bool = False) -> Iterator[Mach
         )
     finally:
         distributed.destroy_process_group()
-
-
-def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, for a training on a CPU; whether the C library can.
-
-    By default glibc gives large blocks back at once, and the system clears the pages of every
-    activation anew in every step. Kept, a step of I3D takes less time and the process more memory:
-    benchmarks/results/README.md, "Training steps". It cannot be undone.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl and macOS have none
-    return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))
 
 
 def _device(name: str) -> torch.device:

@@ -220,13 +220,13 @@ class _Worker(Generic[U, R]):
 
     def end(self) -> None:
         """Kill the process and what it started; harmless when it is already gone."""
-        self.pipe.close()
         if self.process.pid is not None and self.process.is_alive():
             try:
                 os.killpg(self.process.pid, signal.SIGKILL)
             except ProcessLookupError:
                 self.process.kill()  # not yet the leader of its own group
         self.process.join()
+        self.pipe.close()  # not before: a process that still sends would print what it met
 
 
 def _local(

@@ -33,13 +33,16 @@ def splits(folder: Path) -> tuple[object, ...]:
     return ("--train-split", train, "--test-split", key_file(folder, "test.txt", "dan_*"))
 
 
+SHORT = ("--arch", "i3d", "--recipe", "sample", "--epochs", "4")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """A joint run of the sample recipe: its work-dir, stdout and stderr."""
+    """A short joint run of the sample recipe: its work-dir, stdout and stderr."""
     folder = tmp_path_factory.mktemp("run")
     done = run_command(
         "run-benchmark",
-        *("--arch", "i3d", "--recipe", "sample", "--data", tiny_shards(), *splits(folder)),
+        *(*SHORT, "--data", tiny_shards(), *splits(folder)),
         *("--work-dir", folder / "work"),
     )
     assert done.returncode == 0, done.stderr
@@ -80,7 +83,7 @@ def test_running_again_reuses_what_is_there(trained: tuple[Path, str, str]) -> N
     work_dir, stdout, _ = trained
     again = run_command(
         "run-benchmark",
-        *("--arch", "i3d", "--recipe", "sample", "--data", tiny_shards()),
+        *(*SHORT, "--data", tiny_shards()),
         *splits(work_dir.parent),
         *("--work-dir", work_dir),
     )
@@ -163,7 +166,7 @@ def test_report_is_one_page_about_runs(trained: tuple[Path, str, str], tmp_path:
 def test_a_work_dir_belongs_to_one_training(trained: tuple[Path, str, str]) -> None:
     work_dir = trained[0]
     other = run_command(
-        *("run-benchmark", "--arch", "i3d", "--recipe", "sample", "--data", tiny_shards()),
+        *("run-benchmark", *SHORT, "--data", tiny_shards()),
         *(*splits(work_dir.parent), "--work-dir", work_dir, "--batch-size", "2"),
     )
     assert_one_line(other, "holds another training (not the same recipe)", "--force")
@@ -305,6 +308,9 @@ def test_archs_is_a_table_of_what_each_network_costs() -> None:
     assert rows["convnet-lstm", "rgb"]["train input"] == "25 rgb (5 apart)"
     assert rows["two-stream", "flow"]["paper"] == "-"
 
+
+@pytest.mark.full
+def test_archs_are_told_as_json_too() -> None:
     told = json.loads(run_command("run-benchmark", "archs", "--json").stdout)
     by_name = {(row["arch"], row["stream"]): row for row in told}
     fused = by_name["3d-fused", "joint"]

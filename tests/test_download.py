@@ -531,6 +531,7 @@ def test_videos_are_kept_when_asked(
     assert (tmp_path / "out" / "videos" / "good.mp4").read_bytes() == make_video().read_bytes()
 
 
+@pytest.mark.full
 def test_real_videos_end_as_exact_clips_or_with_their_reason_even_when_killed(
     shared_data: Path, media_server: MediaServer, ffmpeg: Path, tmp_path: Path
 ) -> None:

@@ -109,6 +109,10 @@ def wait_until(condition: object, *, seconds: float = 20) -> None:
         time.sleep(0.05)
 
 
+def give_much(_: int) -> bytes:
+    return bytes(2**24)  # more than a pipe holds: it waits until it is read
+
+
 @pytest.mark.parametrize("jobs", [0, 1, 3])
 def test_every_unit_is_worked_on_once(jobs: int) -> None:
     assert sorted(engine.run(range(7), square, jobs=jobs)) == [(n, n * n) for n in range(7)]
@@ -123,6 +127,22 @@ def test_each_device_is_lent_to_one_process_at_a_time(tmp_path: Path) -> None:
     held = {result for result in results.values() if not isinstance(result, Crash)}
     assert {lent for lent, _ in held} == {Lent("one", 2), Lent("two", 3)}
     assert 2 <= len({pid for _, pid in held}) <= 3
+
+
+def test_a_process_that_is_ended_while_it_sends_prints_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kill = os.killpg
+
+    def kill_late(pid: int, told: int) -> None:
+        time.sleep(0.5)  # as on a busy machine
+        kill(pid, told)
+
+    monkeypatch.setattr(os, "killpg", kill_late)
+    with closing(engine.run([0, 1, 2, 3], give_much, jobs=2)) as results:
+        next(results)
+
+    assert capfd.readouterr().err == ""
 
 
 def test_a_run_in_this_process_has_the_first_device(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_the_real_list_takes_days_of_youtube(shared_data: Path) -> None:
     assert found.disk_bytes == pytest.approx(19_906 * 1.07e6)
 
 
+@pytest.mark.full
 def test_the_disk_of_a_clip_is_about_what_real_clips_take(
     shared_data: Path, recipe: media.ClipRecipe, ffmpeg: Path, tmp_path: Path
 ) -> None:

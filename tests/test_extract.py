@@ -671,16 +671,6 @@ def two_jobs(clips: Path, out: Path) -> list[str]:
     return [*words, "--samples-per-shard", "1"]
 
 
-def test_a_killed_run_goes_on_and_gives_the_same_tree(clips: Path, tmp_path: Path) -> None:
-    run(clips, tmp_path / "whole", samples_per_shard=1)
-
-    out = tmp_path / "out"
-    (state,) = killed(two_jobs(clips, out), environment(), out, times=1)
-
-    assert state
-    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
-
-
 @pytest.mark.full
 def test_ten_kills_give_the_same_tree(clips: Path, tmp_path: Path) -> None:
     run(clips, tmp_path / "whole", samples_per_shard=1)

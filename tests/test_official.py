@@ -312,7 +312,10 @@ WHOLE = gzip.decompress(official_like())
     patch=st.binary(min_size=1, max_size=40),
     length=st.integers(0, len(WHOLE)),
 )
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_any_archive_is_a_list_or_one_error(
     at: int, patch: bytes, length: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

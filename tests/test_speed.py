@@ -37,5 +37,6 @@ def test_the_speed_of_training_is_told_by_part_and_way() -> None:
     assert {"mkldnn_convolution", "convolution_backward"} <= operators["seconds"].keys()
     assert min(operators["seconds"].values()) > 0
     assert sum(operators["seconds"].values()) <= operators["step_s"]
+    assert 0 < operators["convolutions_s"] < operators["step_s"]
     (memory,) = by_part["memory"]
     assert min(memory["peak_gib"], memory["peak_gib_checkpointed"]) > 0

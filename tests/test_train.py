@@ -86,6 +86,7 @@ def test_a_resumed_training_gives_the_same_weights(tmp_path: Path) -> None:
     assert lines == resumed.history
 
 
+@pytest.mark.full
 def test_a_training_that_saves_memory_gives_the_same_weights(tmp_path: Path) -> None:
     kept = train(job(tmp_path / "kept"), CPU)
     saving = replace(CPU, saves_memory=True)

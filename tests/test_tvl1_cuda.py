@@ -44,7 +44,7 @@ def expected(frames: Gray, dials: Dials) -> Flow:
     return flow.permute(0, 2, 3, 1).numpy()
 
 
-@pytest.mark.parametrize("tile", [WHOLE, SMALL])
+@pytest.mark.parametrize("tile", [WHOLE, pytest.param(SMALL, marks=FULL)])
 def test_fixed_steps_are_those_of_the_readable_body(tile: Tile) -> None:
     frames = texture(2, 12, 26, (1.3, -0.6))
 
@@ -86,6 +86,7 @@ def in_another_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int]
     yield lambda number: order.__setitem__(0, number)
 
 
+@FULL
 def test_the_order_of_programs_changes_no_bit(
     in_another_order: Callable[[int], None],
 ) -> None:

@@ -10,7 +10,7 @@ Parts:
     product    operations a second that one large matrix product reaches, by precision
     steps      clips a second, forward alone and with backward, in each way that this machine can
     operators  the seconds of a step by operator, the way that run-benchmark takes, by torch's
-               profiler
+               profiler: all convolutions, those that take most, the rest (on CUDA idle time too)
     memory     what a step takes at its peak, weights and gradients included, with all activations
                kept and with checkpointed ones
 
@@ -32,6 +32,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.archs import ARCHS, CHANNELS, build
 from benchmarks.archs.network import Network
-from benchmarks.machine import Machine, keep_freed_memory, start
+from benchmarks.machine import Machine, start
 
 # A product is to last long beside its launch.
 PRODUCT_SIDES = {"cpu": 4096, "cuda": 8192}
@@ -94,8 +95,6 @@ def main() -> None:
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     with start(options.device, "auto") as machine:
-        if machine.device.type == "cpu":
-            keep_freed_memory()
         for part in options.part or PARTS:
             for result in PARTS[part](options, machine):
                 print(json.dumps({"part": part} | result | _about(machine)), flush=True)
@@ -222,6 +221,7 @@ def _precision(way: Way) -> torch.dtype:
     return torch.bfloat16 if way.bfloat16 else torch.float32
 
 
+@cache
 def _product_rate(dtype: torch.dtype, machine: Machine) -> float:
     """Operations a second: the best of some, for it is to say what the machine can."""
     side = PRODUCT_SIDES[machine.device.type]
@@ -280,7 +280,7 @@ def _told(
 
 
 def measure_operators(options: argparse.Namespace, machine: Machine) -> Iterator[dict[str, Any]]:
-    """The operators that take the most of a step, and what they leave to all others."""
+    """What convolutions take of a step, which operators take most, and what is left of it."""
     activities = [ProfilerActivity.CPU]
     if machine.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
@@ -306,8 +306,9 @@ def measure_operators(options: argparse.Namespace, machine: Machine) -> Iterator
             "batch": options.batch,
             "way": str(side.way),
             "step_s": round(step_s, 4),
+            "convolutions_s": round(sum(seconds[key] for key in seconds if "conv" in key), 4),
             "seconds": {key: round(seconds[key], 4) for key in most},
-            "others_s": round(step_s - sum(seconds[key] for key in most), 4),
+            "rest_s": round(step_s - sum(seconds[key] for key in most), 4),
         }
 
 
@@ -339,8 +340,6 @@ def _peak_of_a_step(name: str, stream: str, batch: int, checkpointed: bool, devi
     """Bytes that this process takes more than before: on CUDA of the device."""
     before = _status_bytes("VmRSS")
     with start(device, "auto") as machine:
-        if machine.device.type == "cpu" and not checkpointed:
-            keep_freed_memory()
         side = _Side(name, stream, _chosen(machine), batch, machine)
         if checkpointed:
             side.net.checkpoint_activations()
