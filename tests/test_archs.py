@@ -213,7 +213,7 @@ def test_clips_that_do_not_fit_are_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["convnet-lstm", "c3d"])
+@pytest.mark.parametrize("name", ["convnet-lstm", pytest.param("c3d", marks=pytest.mark.full)])
 def test_a_single_clip_is_refused_in_training_where_it_has_no_variance(name: str) -> None:
     net = awake(name, "rgb")
     clips = waves(name, "rgb", num_steps=1, num_clips=1, size=(32, 32))

@@ -94,6 +94,7 @@ def test_running_again_reuses_what_is_there(trained: tuple[Path, str, str]) -> N
         assert f"{stream}: reused, evaluated already" in again.stderr
 
 
+@pytest.mark.full
 def test_evaluate_again_and_on_other_clips(trained: tuple[Path, str, str], tmp_path: Path) -> None:
     work_dir, stdout, _ = trained
     again = run_command("run-benchmark", "evaluate", work_dir)

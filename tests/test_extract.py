@@ -578,6 +578,7 @@ def test_a_second_run_in_the_same_folder_is_refused(clips: Path, tmp_path: Path)
         run(clips, tmp_path / "out")
 
 
+@pytest.mark.full
 def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_written(
     clips: Path, tmp_path: Path
 ) -> None:

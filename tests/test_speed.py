@@ -34,7 +34,7 @@ def test_the_speed_of_training_is_told_by_part_and_way() -> None:
         assert (row["arch"], row["stream"], row["batch"]) == ("two-stream", "flow", 2)
         assert min(row["forward_clips_per_s"], row["step_clips_per_s"], row["share_of_product"]) > 0
     (operators,) = by_part["operators"]
-    assert {"mkldnn_convolution", "convolution_backward"} <= operators["seconds"].keys()
+    assert "convolution_backward" in operators["seconds"]
     assert min(operators["seconds"].values()) > 0
     assert sum(operators["seconds"].values()) <= operators["step_s"]
     assert 0 < operators["convolutions_s"] < operators["step_s"]

@@ -64,6 +64,7 @@ QUICK = [body for body in HERE if not is_slow(body)]
 QUICK_OTHERS = [body for body in QUICK if body != "torch"]
 # For what a slow body's other tests nearly say: it takes these among the full ones.
 QUICK_FIRST = [pytest.param(b, marks=pytest.mark.full if is_slow(b) else ()) for b in HERE]
+QUICK_FIRST_OTHERS = [each for each in QUICK_FIRST if each.values != ("torch",)]
 
 
 def flow_of(body: str, frames: Gray, *, threads: int = 1, **dials: Any) -> Flow:
@@ -127,7 +128,7 @@ def test_a_body_takes_the_steps_of_the_readable_one_on_real_clips(
     assert np.percentile(difference, 99.9) <= 1e-3
 
 
-@pytest.mark.parametrize("body", OTHERS)
+@pytest.mark.parametrize("body", QUICK_FIRST_OTHERS)
 def test_a_body_stops_where_the_readable_one_stops(body: str) -> None:
     dials = SMALL if is_slow(body) else {"num_warps": 1}
     frames = texture(3, 40, 52, (0.8, 0.3))
