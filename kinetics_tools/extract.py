@@ -39,7 +39,15 @@ from kinetics_tools.errors import (
     ShardError,
     lookup,
 )
-from kinetics_tools.files import digest, file_digest, hold, naming, scratch_folder, sweep
+from kinetics_tools.files import (
+    digest,
+    file_digest,
+    hold,
+    make_folder,
+    naming,
+    scratch_folder,
+    sweep,
+)
 from kinetics_tools.flow import FlowRecipe, find_devices, make_method, quantise, stream
 from kinetics_tools.media import ClipRecipe
 from kinetics_tools.opencv import gray
@@ -389,7 +397,7 @@ def make_shard(unit: Unit, *, plan: Plan, scratch: Path, lent: Lent) -> int | Cr
         KineticsError: this machine has no such device, or another version of the method.
         OSError: the disk is full.
     """
-    scratch.mkdir(parents=True, exist_ok=True)
+    make_folder(scratch)
     # A name of its own: whoever was believed lost with its node may still be at the same shard.
     folder = Path(tempfile.mkdtemp(prefix=f"{unit.split}-{unit.number}-", dir=scratch))
     try:

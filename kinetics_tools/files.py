@@ -29,7 +29,7 @@ def publish(path: Path) -> Iterator[Path]:
     The scratch name starts with a dot, names the process (each name has one writer a process) and
     keeps the suffix, from which ffmpeg picks the container.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     scratch = path.with_name(f"{_scratch_prefix()}{os.getpid()}-{path.name}")
     try:
         with naming(path):
@@ -65,7 +65,7 @@ def naming(path: Path) -> Iterator[None]:
 
 def move(scratch: Path, path: Path) -> None:
     """Give a finished scratch file its final name, across file systems if it must be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     try:
         scratch.replace(path)
     except OSError as error:
@@ -184,7 +184,7 @@ def _hold_part(out: Path, name: str) -> Iterator[None]:
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Wait for and hold `path` as a lock file: for short steps that parts of a job do in turn."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with path.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

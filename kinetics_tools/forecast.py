@@ -23,6 +23,7 @@ from kinetics_tools.extract import (
     keep_to_one_thread,
     prepare,
 )
+from kinetics_tools.files import make_folder
 from kinetics_tools.flow import find_devices, make_method, quantise, stream
 from kinetics_tools.opencv import gray
 
@@ -116,7 +117,7 @@ def measure(units: Sequence[Unit], plan: Plan) -> Rate | None:
     rate = Rate(device=device, num_clips=0, num_pairs=0, flow_s=0.0, store_s=0.0, rgb_s=0.0)
     clips = (clip for unit in units for clip in unit.clips if clip.sha256 is not None)
     if plan.tmp_dir is not None:
-        plan.tmp_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(plan.tmp_dir)
     with tempfile.TemporaryDirectory(dir=plan.tmp_dir) as folder:
         for frames, decode_s, rgb_s in islice(_samples(clips, plan, Path(folder)), NUM_MEASURED):
             if rate.num_clips == 0:

@@ -570,6 +570,14 @@ def test_a_wrong_option_ends_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_scratch_that_cannot_be_made_is_one_line(clips: Path, tmp_path: Path) -> None:
+    done = run_command("extract-flow", clips, tmp_path / "out", "--tmp-dir", "/proc/x")
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: /proc/x cannot be made; choose another folder"
+    assert "Traceback" not in done.stderr
+
+
 def test_a_second_run_in_the_same_folder_is_refused(clips: Path, tmp_path: Path) -> None:
     with (
         files.hold(tmp_path / "out", "0-of-1"),

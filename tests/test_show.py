@@ -314,6 +314,8 @@ def test_wide_clips_have_fewer_moments_in_a_sheet() -> None:
         (["folder.mp4", "o.png"], "folder.mp4: is a folder"),
         (["clip.mp4", "folder.mp4"], "folder.mp4 is a folder; choose another FILE"),
         (["clip.mp4", "clip.mp4"], "is both CLIP and FILE"),
+        (["clip.mp4", "o.png", "--tmp-dir", "/proc/x"], "/proc/x cannot be made; choose another"),
+        (["clip.mp4", "/proc/x/o.png"], "/proc/x cannot be made; choose another"),
     ],
 )
 def test_what_cannot_be_shown_is_one_line_and_no_file(
@@ -353,7 +355,7 @@ def test_the_command_ends_in_one_line(tmp_path: Path, make_video: MakeVideo) -> 
     assert (absent.returncode, below.returncode) == (2, 2)
     assert absent.stderr == f"error: {tmp_path}/absent.mp4: no such file\n"
     assert below.stderr.count("\n") == 1
-    assert "choose another folder" in below.stderr
+    assert below.stderr == f"error: {tmp_path}/text is not a folder; choose another\n"
 
 
 def test_damage_in_the_middle_of_a_film_leaves_no_file(tmp_path: Path) -> None:

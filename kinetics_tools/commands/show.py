@@ -6,6 +6,7 @@ from pathlib import Path
 from kinetics_tools import cli
 from kinetics_tools.cli import Exit, Parser
 from kinetics_tools.errors import OutError
+from kinetics_tools.files import make_folder
 from kinetics_tools.flow import METHODS, find_devices, make_method
 
 SUFFIXES = (".mp4", ".png")
@@ -76,8 +77,7 @@ def main(argv: list[str]) -> int:
     from kinetics_tools.media import ClipRecipe
     from kinetics_tools.show import Film, open_clip, show
 
-    tmp_dir = options.tmp_dir or options.file.parent
-    tmp_dir.mkdir(parents=True, exist_ok=True)
+    tmp_dir = make_folder(options.tmp_dir or options.file.parent)
     with open_clip(
         options.clip,
         ClipRecipe(short_side=options.short_side, enlarge=True),
