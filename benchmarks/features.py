@@ -196,7 +196,7 @@ class Extractor:
         # Where the video is not there any more, what was made of it stays.
         todo = [each for each in files if not each.array.exists()]
         try:
-            media.refuse_no_file(video)
+            media.refuse_unreadable(video)
             made_from = {"video_sha256": file_digest(video)} | _told(span)
             todo = [each for each in files if force or not each.are_by(made_from)]
             if todo:

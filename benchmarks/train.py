@@ -23,7 +23,7 @@ from benchmarks.recipes import Recipe
 from benchmarks.splits import Selection
 from benchmarks.views import randomness
 from benchmarks.weights.start import SCRATCH, Start
-from benchmarks.weights.stored import hush_tensorflow
+from benchmarks.weights.stored import hush_tensorflow, is_damaged
 from kinetics_tools.cli import default_jobs, progress
 from kinetics_tools.errors import EvaluationError
 from kinetics_tools.files import digest, publish, write_text
@@ -135,16 +135,20 @@ class Checkpoint:
         """Read what `write` wrote, to the CPU; nothing in it is run.
 
         Raises:
-            EvaluationError: it is missing, truncated, or of another format.
+            EvaluationError: it is missing, damaged, or of another format.
         """
         try:
+            if is_damaged(path):
+                raise EvaluationError(
+                    f"{path} is damaged or truncated; copy it anew, or train anew with --force"
+                )
             values = torch.load(path, map_location="cpu", weights_only=True)
             checkpoint = cls(**values)
         except FileNotFoundError as error:
             raise EvaluationError(f"{path} is missing: no training was started there") from error
         except (RuntimeError, EOFError, pickle.UnpicklingError, TypeError) as error:
             raise EvaluationError(
-                f"{path} is truncated or no checkpoint of this version; train anew with --force"
+                f"{path} is no checkpoint of this version; train anew with --force"
             ) from error
         if checkpoint.format != FORMAT:
             raise EvaluationError(

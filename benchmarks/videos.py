@@ -125,7 +125,7 @@ class Videos:
             MediaError: the video is damaged or not there, ends before the span does, or has less
                 than two frames in it.
         """
-        media.refuse_no_file(video)
+        media.refuse_unreadable(video)
         with scratch_folder(self.scratch) as folder:
             path = folder / "clip.mp4"
             start_s, num_frames = self._write(video, path, span, whole=whole)

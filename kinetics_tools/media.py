@@ -131,10 +131,14 @@ def ffmpeg_version(binary: Path) -> str:
     return words[2]
 
 
-def refuse_no_file(path: Path) -> None:
-    """Raise MediaError where `path` is no file."""
-    if not path.is_file():
-        raise MediaError(path, "is a folder" if path.is_dir() else "no such file")
+def refuse_unreadable(path: Path) -> None:
+    """Raise MediaError where `path` is no file, or one that this user may not read."""
+    try:
+        if not path.is_file():
+            raise MediaError(path, "is a folder" if path.is_dir() else "no such file")
+        path.open("rb").close()
+    except OSError as error:
+        raise MediaError(path, f"cannot be read: {error.strerror}") from error
 
 
 # The last touch of a picture, a fifth of the decoder's time: all of the stream is read without it.
@@ -152,7 +156,7 @@ def _video_of(
     """
     name = source if isinstance(source, Path) else Path("<bytes>")
     if isinstance(source, Path):
-        refuse_no_file(source)
+        refuse_unreadable(source)
     try:
         # HMDB-51 has metadata that is not UTF-8: a plain open raises UnicodeDecodeError there.
         with av.open(

@@ -283,7 +283,9 @@ def test_a_truncated_checkpoint_is_one_line(trained: tuple[Path, str, str], tmp_
     checkpoint.write_bytes(checkpoint.read_bytes()[:1_000_000])
     video = tiny_clips() / "left" / "dan_left.mp4"
     for arguments in (["evaluate", work_dir], ["predict", video, "--work-dir", work_dir]):
-        assert_one_line(run_command("run-benchmark", *arguments), "checkpoint.pt is truncated")
+        assert_one_line(
+            run_command("run-benchmark", *arguments), "checkpoint.pt is damaged or truncated"
+        )
 
 
 def test_archs_is_a_table_of_what_each_network_costs() -> None:

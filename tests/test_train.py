@@ -211,12 +211,18 @@ def test_a_clip_that_cannot_be_decoded_is_counted(tmp_path: Path) -> None:
     assert [(row["clips"], row["failed"]) for row in done.history] == [(7, 1)] * 3
 
 
-@pytest.mark.parametrize("damaged", ["truncated", "foreign", "format"])
+@pytest.mark.parametrize("damaged", ["truncated", "flipped", "empty", "foreign", "format"])
 def test_a_broken_checkpoint_is_one_line(damaged: str, tmp_path: Path) -> None:
     train(job(tmp_path, replace(RECIPE, schedule=OneCycle(epochs=1, peak_lr=1e-3))), CPU)
     path = tmp_path / CHECKPOINT
     if damaged == "truncated":
         path.write_bytes(path.read_bytes()[:100_000])
+    elif damaged == "flipped":  # one bit of a weight, of which torch.load says nothing
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damaged == "empty":
+        path.write_bytes(b"")
     elif damaged == "foreign":
         torch.save({"state_dict": {}}, path)
     else:

@@ -191,7 +191,8 @@ def _load(path: Path) -> Any:
     """What torch.save wrote, to the CPU; only tensors and plain values are read."""
     if path.stat().st_size == 0:
         raise EvaluationError(f"{path} is empty")
-    _refuse_damage(path)
+    if is_damaged(path):
+        raise EvaluationError(f"{path} is damaged or truncated; fetch or save it anew")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what matters of them is an error too
@@ -211,14 +212,13 @@ def _load(path: Path) -> Any:
         raise EvaluationError(f"{path} is truncated, or no file by torch.save") from error
 
 
-def _refuse_damage(path: Path) -> None:
-    """Hold what torch.save wrote, a zip file, against its checksums: torch does not.
+def is_damaged(path: Path) -> bool:
+    """Whether what torch.save wrote, a zip file, fails its checksums: torch does not look at them.
 
     Whoever switched them off (torch.serialization.set_crc32_options) has to save the file anew.
     """
     with path.open("rb") as file:
-        if file.read(len(_ZIP)) == _ZIP and not _is_whole(file):
-            raise EvaluationError(f"{path} is damaged or truncated; fetch or save it anew")
+        return file.read(len(_ZIP)) == _ZIP and not _is_whole(file)
 
 
 def _is_whole(file: IO[bytes]) -> bool:
