@@ -341,7 +341,7 @@ def _networks(arguments: argparse.Namespace, *, whole: bool = True) -> "list[Che
     return networks_of_weights(arguments.init, *_network(arguments), cache=cache, whole=whole)
 
 
-def _each(videos: Collection[Path], act: Callable[[Path], None]) -> int:
+def _each(videos: Collection[Path], act: Callable[[Path], object]) -> int:
     """Do something with each video: one that cannot be read costs a line, and not the others."""
     failed = 0
     # On a terminal the answers themselves show how far it is.

@@ -22,11 +22,10 @@ from benchmarks.machine import Machine
 from benchmarks.protocols import PROTOCOLS
 from benchmarks.recipes import Recipe
 from benchmarks.train import Checkpoint
-from benchmarks.videos import Span, VideoClip, Videos, refuse_not_finite
+from benchmarks.videos import Span, VideoClip, Videos, reading, refuse_not_finite
 from benchmarks.views import View, whole_view
 from benchmarks.weights.schemes import COUNT
 from benchmarks.weights.stored import Weights
-from kinetics_tools import media
 from kinetics_tools.errors import EvaluationError, KineticsError, MediaError
 from kinetics_tools.files import digest, file_digest, publish, read_json, write_json
 from kinetics_tools.names import file_keys
@@ -185,7 +184,7 @@ class Extractor:
             force: make anew what is there, whatever it is of.
 
         Raises:
-            MediaError: the video is damaged or too short, which its json says too.
+            MediaError: the video is damaged, too short or cannot be read, as its json says too.
             EvaluationError: the files of that name are of another video, stretch or network; or
                 the features are not finite, which the json says too.
         """
@@ -196,8 +195,9 @@ class Extractor:
         # Where the video is not there any more, what was made of it stays.
         todo = [each for each in files if not each.array.exists()]
         try:
-            media.refuse_unreadable(video)
-            made_from = {"video_sha256": file_digest(video)} | _told(span)
+            with reading(video):
+                sha256 = file_digest(video)
+            made_from = {"video_sha256": sha256} | _told(span)
             todo = [each for each in files if force or not each.are_by(made_from)]
             if todo:
                 self._write(video, span, todo, made_from)

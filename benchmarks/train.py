@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pickle
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from benchmarks.recipes import Recipe
 from benchmarks.splits import Selection
 from benchmarks.views import randomness
 from benchmarks.weights.start import SCRATCH, Start
-from benchmarks.weights.stored import hush_tensorflow, is_damaged
+from benchmarks.weights.stored import BROKEN, hush_tensorflow, is_damaged
 from kinetics_tools.cli import default_jobs, progress
 from kinetics_tools.errors import EvaluationError
 from kinetics_tools.files import digest, publish, write_text
@@ -146,9 +145,10 @@ class Checkpoint:
             checkpoint = cls(**values)
         except FileNotFoundError as error:
             raise EvaluationError(f"{path} is missing: no training was started there") from error
-        except (RuntimeError, EOFError, pickle.UnpicklingError, TypeError) as error:
+        except BROKEN as error:
             raise EvaluationError(
-                f"{path} is no checkpoint of this version; train anew with --force"
+                f"{path} is damaged, or no checkpoint of this version; copy it anew, "
+                "or train anew with --force"
             ) from error
         if checkpoint.format != FORMAT:
             raise EvaluationError(

@@ -97,6 +97,19 @@ class VideoClip:
         return codes
 
 
+@contextmanager
+def reading(video: Path) -> Iterator[None]:
+    """Make a MediaError of what keeps the file `video` from being read: it costs that video alone.
+
+    Errors of other files have no place in the block.
+    """
+    try:
+        media.refuse_no_file(video)
+        yield
+    except OSError as error:
+        raise MediaError(video, f"cannot be read: {error.strerror}") from error
+
+
 class Videos:
     """How videos become clips like a network's own. Memory does not grow with their length."""
 
@@ -122,10 +135,11 @@ class Videos:
             whole: without a duration, to the video's end.
 
         Raises:
-            MediaError: the video is damaged or not there, ends before the span does, or has less
-                than two frames in it.
+            MediaError: the video is damaged, not there or closed to this user, ends before the
+                span does, or has less than two frames in it.
         """
-        media.refuse_unreadable(video)
+        with reading(video):
+            video.open("rb").close()
         with scratch_folder(self.scratch) as folder:
             path = folder / "clip.mp4"
             start_s, num_frames = self._write(video, path, span, whole=whole)

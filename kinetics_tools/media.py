@@ -12,6 +12,7 @@ import math
 import os
 import re
 import signal
+import stat
 import subprocess
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -131,14 +132,23 @@ def ffmpeg_version(binary: Path) -> str:
     return words[2]
 
 
-def refuse_unreadable(path: Path) -> None:
-    """Raise MediaError where `path` is no file, or one that this user may not read."""
+_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+
+
+def refuse_no_file(path: Path) -> None:
+    """Raise MediaError where `path` is no file.
+
+    Raises:
+        OSError: it cannot be told, as in a folder that is closed to this user.
+    """
     try:
-        if not path.is_file():
-            raise MediaError(path, "is a folder" if path.is_dir() else "no such file")
-        path.open("rb").close()
+        mode = path.stat().st_mode
     except OSError as error:
-        raise MediaError(path, f"cannot be read: {error.strerror}") from error
+        if error.errno not in _NOWHERE:
+            raise
+        raise MediaError(path, "no such file") from error
+    if not stat.S_ISREG(mode):
+        raise MediaError(path, "is a folder" if stat.S_ISDIR(mode) else "is no file")
 
 
 # The last touch of a picture, a fifth of the decoder's time: all of the stream is read without it.
@@ -156,7 +166,7 @@ def _video_of(
     """
     name = source if isinstance(source, Path) else Path("<bytes>")
     if isinstance(source, Path):
-        refuse_unreadable(source)
+        refuse_no_file(source)
     try:
         # HMDB-51 has metadata that is not UTF-8: a plain open raises UnicodeDecodeError there.
         with av.open(

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,3 +77,11 @@ def run_command(
         env=environment(),
         cwd=cwd,
     )
+
+
+def wait_until(condition: Callable[[], object], *, seconds: float = 30) -> None:
+    """Return when `condition` is true; fail where it is not within `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)

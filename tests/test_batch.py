@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import pytest
-from support import ROOT, command, environment, run_command, tree
-from test_engine import wait_until, with_tests_on_path
+from support import ROOT, command, environment, run_command, tree, wait_until
+from test_engine import with_tests_on_path
 from test_extract import killed, plan_for, run
 
 from kinetics_tools import engine, flow
@@ -171,7 +171,7 @@ import dataclasses, json, os, pathlib, sys, threading
 from ray.cluster_utils import Cluster
 from kinetics_tools.clips import read_clips
 from kinetics_tools.extract import extract
-from test_engine import wait_until
+from support import wait_until
 from test_batch import opencv_plan
 if __name__ == "__main__":
     videos, out = map(pathlib.Path, sys.argv[1:])

@@ -20,7 +20,7 @@ from typing import cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import environment
+from support import environment, wait_until
 
 from kinetics_tools import engine
 from kinetics_tools.engine import Crash, Lent, Part, part_from
@@ -99,14 +99,6 @@ def still_at_work(pids: Path) -> tuple[int, int]:
     wait_until(lambda: len(pids.read_text().split()) == 4)
     worker, child, other_worker, other_child = map(int, pids.read_text().split())
     return (worker, child) if is_alive(child) else (other_worker, other_child)
-
-
-def wait_until(condition: object, *, seconds: float = 20) -> None:
-    assert callable(condition)
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
 
 
 def give_much(_: int) -> bytes:
@@ -652,6 +644,7 @@ import functools, os, pathlib, sys
 from ray.cluster_utils import Cluster
 from kinetics_tools import engine
 import test_engine
+from support import wait_until
 folder = pathlib.Path(sys.argv[1])
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 other = cluster.add_node(num_cpus=1)
@@ -662,7 +655,7 @@ results = []
 import threading
 thread = threading.Thread(target=lambda: results.extend(running))
 thread.start()
-test_engine.wait_until(lambda: len(list(folder.glob("[0-9]*"))) == 2, seconds=60)
+wait_until(lambda: len(list(folder.glob("[0-9]*"))) == 2, seconds=60)
 cluster.remove_node(other, allow_graceful=False)
 (folder / "go on").touch()
 thread.join()

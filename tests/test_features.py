@@ -1,9 +1,13 @@
 """Features: rows of time steps, the same whole or in pieces, and files that say what they are."""
 
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from benchmarks import commands, features
 from benchmarks.archs import ARCHS, build
 from benchmarks.features import Extractor, keys_of, pieces
 from benchmarks.machine import Machine
+from benchmarks.predict import Predictor
 from benchmarks.recipes import RECIPES, OneCycle
 from benchmarks.trained import networks_of_run, networks_of_weights
 from benchmarks.videos import Span, Videos
@@ -216,6 +221,8 @@ def test_what_cannot_be_read_is_one_line_in_its_record(
         (text, 0, "text.mp4"),
         (tmp_path / "gone.mp4", 0, "gone.mp4: no such file"),
         (tmp_path, 0, f"{tmp_path}: is a folder"),
+        (Path(os.devnull), 0, "/dev/null: is no file"),
+        (Path("/proc/self/mem"), 0, "/proc/self/mem: cannot be read: Input/output error"),
     ):
         with pytest.raises(MediaError, match=words) as caught:
             extractor.write(video, Span(start_s), tmp_path / "bad")
@@ -224,6 +231,49 @@ def test_what_cannot_be_read_is_one_line_in_its_record(
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "bad.npy").exists()
         (tmp_path / "bad.json").unlink()
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Without the rights of root, where the tests run as root: it may read everything."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_video_that_may_not_be_read_costs_its_line_alone(
+    run: Path, make_video: MakeVideo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        locked, inside, good = folder / "a.mp4", folder / "closed" / "b.mp4", folder / "c.mp4"
+        inside.parent.mkdir()
+        for path in (locked, inside, good):
+            shutil.copy(make_video(seconds=1), path)
+        locked.chmod(0)
+        inside.parent.chmod(0)
+        folder.chmod(0o777)
+        networks = networks_of_run(run, "rgb")
+        extractor = Extractor(networks, CPU, folder)
+        predictor = Predictor(networks, CPU, folder)
+        acts: tuple[Callable[[Path], object], ...] = (
+            lambda path: extractor.write(path, Span(), folder / path.stem),
+            lambda path: predictor.predict(path, Span()),
+        )
+        for act in acts:
+            with nobody():
+                assert commands._each([locked, inside, good], act) == 3
+            assert [
+                line for line in capsys.readouterr().err.splitlines() if line.startswith("error")
+            ] == [f"error: {path}: cannot be read: Permission denied" for path in (locked, inside)]
+        assert (folder / "c.npy").exists()
+        assert "error" in json.loads((folder / "b.json").read_text())
+        inside.parent.chmod(0o700)
 
 
 @pytest.mark.parametrize(

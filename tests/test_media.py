@@ -2,18 +2,14 @@
 
 import errno
 import math
-import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import av
 import numpy as np
@@ -321,36 +317,6 @@ def test_another_ffmpeg_must_be_one(tmp_path: Path) -> None:
         media.find_ffmpeg(tmp_path / "ffmpeg")
     with pytest.raises(KineticsError, match="does not answer"):
         media.ffmpeg_version(Path(sys.executable))
-
-
-@contextmanager
-def nobody() -> Iterator[None]:
-    """Without the rights of root, where the tests run as root: it may read everything."""
-    if os.geteuid():
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-def test_a_video_that_may_not_be_read_is_an_error_of_that_video(make_video: MakeVideo) -> None:
-    with TemporaryDirectory() as name:  # pytest's own folders are closed to others
-        folder = Path(name)
-        locked, inside = folder / "locked.mp4", folder / "closed" / "v.mp4"
-        inside.parent.mkdir()
-        for path in (locked, inside):
-            shutil.copy(make_video(seconds=1), path)
-        locked.chmod(0)
-        inside.parent.chmod(0)
-        folder.chmod(0o755)
-        for path in (locked, inside):
-            with nobody(), pytest.raises(MediaError) as caught:
-                media.probe(path)
-            assert str(caught.value) == f"{path}: cannot be read: Permission denied"
-        inside.parent.chmod(0o700)
 
 
 def test_real_videos_become_exact_clips(shared_data: Path, cut: Cutter) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import wait_until
 
 from kinetics_tools.errors import Reason, SourceError
 from kinetics_tools.pace import MAX_LOCKOUT_S, STRIKES, LockedOut, Pace, pace_path
@@ -69,14 +70,6 @@ def times(asked: Path) -> list[float]:
     return sorted(map(float, asked.read_text().split())) if asked.exists() else []
 
 
-def wait_for(condition: object) -> None:
-    assert callable(condition)
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
-
-
 def test_processes_together_keep_the_rate_of_one(tmp_path: Path) -> None:
     pace = make_pace(tmp_path, interval_s=0.05)
     start = time.monotonic()
@@ -99,7 +92,7 @@ def test_a_burst_may_go_at_once_and_no_more(tmp_path: Path) -> None:
 def test_a_refusal_holds_everybody_at_once(tmp_path: Path) -> None:
     pace = make_pace(tmp_path, interval_s=0.01)
     processes = start_asking(pace, tmp_path / "asked", count=3, seconds=2.0)
-    wait_for(lambda: len(times(tmp_path / "asked")) > 2 * len(processes))
+    wait_until(lambda: len(times(tmp_path / "asked")) > 2 * len(processes))
     pace.refused(Reason.RATE_LIMITED, 0.8)
     refused = time.monotonic()
     for process in processes:
@@ -206,7 +199,7 @@ def test_a_killed_sleeper_takes_no_slot_with_it(tmp_path: Path) -> None:
     before = state_file(pace).read_text()
     asked = tmp_path / "asked"
     (process,) = start_asking(pace, asked, count=1, seconds=1)
-    wait_for(asked.exists)
+    wait_until(asked.exists)
     time.sleep(0.3)  # into its sleep
     process.kill()
     process.join()
@@ -219,7 +212,7 @@ def test_a_killed_holder_of_the_lock_leaves_the_pace_usable(tmp_path: Path) -> N
     held = tmp_path / "held"
     process = SPAWN.Process(target=hold_for_ever, args=(pace, held), daemon=True)
     process.start()
-    wait_for(held.exists)
+    wait_until(held.exists)
     process.kill()
     process.join()
     pace.wait()

@@ -488,7 +488,7 @@ def test_an_interrupt_does_not_wait_for_pairs_that_have_not_begun() -> None:
             if begun == 2:  # the third waits for a thread
                 time.sleep(0.2)
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            time.sleep(0.4)
+            time.sleep(1)
             return super().solve(before, after)
 
     fields = stream(texture(40, 20, 30, (1, 0)), threads=2, body="numba")

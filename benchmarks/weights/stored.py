@@ -51,6 +51,7 @@ BROKEN: Final = (
     OverflowError,
     struct.error,
 )
+_IS_FOLDER: Final = 0x10  # in a zip's external attributes, by DOS
 _ZIP: Final = b"PK\x03\x04"  # which a zip file begins with
 _DATA: Final = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
 _PARTS: Final = re.compile(r"[^a-z0-9]+")
@@ -225,7 +226,11 @@ def _is_whole(file: IO[bytes]) -> bool:
     known = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other ways to compress torch cannot read
     try:
         with zipfile.ZipFile(file) as parts:
-            is_known = all(part.compress_type in known for part in parts.infolist())
+            # What is marked a folder torch does not read: it leaves the weights as memory was.
+            is_known = all(
+                part.compress_type in known and not part.external_attr & _IS_FOLDER
+                for part in parts.infolist()
+            )
             return is_known and parts.testzip() is None
     except (*BROKEN, zipfile.BadZipFile, zlib.error):
         return False
