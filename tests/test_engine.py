@@ -622,11 +622,13 @@ cluster.shutdown()
 @pytest.mark.full
 def test_each_unit_asks_a_cluster_with_gpus_for_one(tmp_path: Path) -> None:
     """The GPUs are only said to be there: Ray counts them and shows them all the same."""
+    env = with_tests_on_path() | engine._OWN_RAY_ENVIRONMENT
+    env.pop("CUDA_VISIBLE_DEVICES", None)  # own_ray hides all, and may still be there
     said = subprocess.run(
         [sys.executable, "-c", WITH_GPUS, tmp_path],
         capture_output=True,
         text=True,
-        env=with_tests_on_path() | engine._OWN_RAY_ENVIRONMENT,
+        env=env,
         check=False,
     )
     assert said.returncode == 0, said.stderr
