@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -265,9 +266,14 @@ def test_a_video_that_may_not_be_read_costs_its_line_alone(
             lambda path: extractor.write(path, Span(), folder / path.stem),
             lambda path: predictor.predict(path, Span()),
         )
+
+        def act_as_nobody(path: Path, act: Callable[[Path], object]) -> None:
+            # With the good one ffmpeg runs, which may lie where only root gets.
+            with nobody() if path != good else nullcontext():
+                act(path)
+
         for act in acts:
-            with nobody():
-                assert commands._each([locked, inside, good], act) == 3
+            assert commands._each([locked, inside, good], partial(act_as_nobody, act=act)) == 3
             assert [
                 line for line in capsys.readouterr().err.splitlines() if line.startswith("error")
             ] == [f"error: {path}: cannot be read: Permission denied" for path in (locked, inside)]
