@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MakeVideo
-from support import MediaServer, command, environment, run_command, tree
+from support import MediaServer, command, environment, run_command, tree, wait_until
 
 from kinetics_tools import ledger, media
 from kinetics_tools.download import Plan
@@ -342,10 +342,7 @@ def test_what_is_told_to_stop_leaves_a_whole_ledger_and_no_process(
     assert words_said.decode().startswith(f"{word}; the same command goes on")
     assert all(history.done for history in ledger.read(out).values())
     assert not (out / ".scratch").exists()
-    end = time.monotonic() + 20  # what is being killed may take a moment to be gone
-    while processes_of(running.pid) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert processes_of(running.pid) == []
+    wait_until(lambda: not processes_of(running.pid))  # what is being killed takes a moment
 
 
 def test_a_visitor_who_is_locked_out_asks_nothing_more_and_no_clip_is_blamed(

@@ -215,12 +215,17 @@ def test_what_cannot_be_read_is_one_line_in_its_record(
     text = tmp_path / "text.mp4"
     text.write_text("no video")
     short = make_video(seconds=0.3)
+    loop = tmp_path / "loop.mp4"
+    loop.symlink_to(loop)
     for video, start_s, words in (
         (short, 0, "I3D needs 10"),  # nine fields
         (short, 0.28, "has 1 frame from 0.28 s on; at least 2 are needed"),
         (short, 50, r"no frame from 50\.00 s on \(frame 1250\); it is 0\.30 s long"),
         (text, 0, "text.mp4"),
         (tmp_path / "gone.mp4", 0, "gone.mp4: no such file"),
+        (text / "in-a-file.mp4", 0, "in-a-file.mp4: no such file"),
+        (loop, 0, "loop.mp4: no such file"),
+        (tmp_path / f"{'long' * 70}.mp4", 0, "long.mp4: no such file"),
         (tmp_path, 0, f"{tmp_path}: is a folder"),
         (Path(os.devnull), 0, "/dev/null: is no file"),
         (Path("/proc/self/mem"), 0, "/proc/self/mem: cannot be read: Input/output error"),
