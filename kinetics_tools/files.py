@@ -18,8 +18,10 @@ from kinetics_tools.errors import OutError
 # What a full, read-only or foreign disk answers. Anything else is a bug and stays a crash.
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 STORAGE_ERRNOS = FULL_ERRNOS | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-# A path that cannot be: below a file, too long, a loop of links.
-PATH_ERRNOS = frozenset({errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP})
+# A path that cannot be: below a file, a folder in place of a file, too long, a loop of links.
+PATH_ERRNOS = frozenset(
+    {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+)
 
 
 @contextmanager

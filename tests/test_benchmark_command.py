@@ -286,6 +286,9 @@ def test_a_truncated_checkpoint_is_one_line(trained: tuple[Path, str, str], tmp_
         assert_one_line(
             run_command("run-benchmark", *arguments), "checkpoint.pt is damaged or truncated"
         )
+    checkpoint.unlink()
+    checkpoint.mkdir()
+    assert_one_line(run_command("run-benchmark", "evaluate", work_dir), "pt: Is a directory")
 
 
 def test_archs_is_a_table_of_what_each_network_costs() -> None:
