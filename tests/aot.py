@@ -16,8 +16,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kinetics_tools.tvl1 import kernels
-from kinetics_tools.tvl1.cuda import OPTIONS, Tile
+from kinetics_tools.flow.tvl1 import triton_kernels
+from kinetics_tools.flow.tvl1.triton_solver import OPTIONS, Tile
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 TILE = Tile()
@@ -43,7 +43,7 @@ KERNELS: dict[str, tuple[dict[str, Any], int]] = {
 
 def needs(name: str, capability: int) -> dict[str, Any]:
     """What a kernel needs on a GPU of that capability, 80 or 90."""
-    kernel = getattr(kernels, name)
+    kernel = getattr(triton_kernels, name)
     constants, num_warps = KERNELS[name]
     signature = {a: TYPE[a] for a in kernel.arg_names if a not in constants}
     compiled = triton.compile(

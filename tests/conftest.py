@@ -16,9 +16,10 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
-from support import SHARED, MediaServer
 
-from kinetics_tools import media
+from kinetics_tools.media import cut as cutting
+from kinetics_tools.media import encode
+from support import SHARED, MediaServer
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and so what they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -47,13 +48,13 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def ffmpeg() -> Path:
     """The ffmpeg that the product uses."""
-    return media.find_ffmpeg()
+    return encode.find_ffmpeg()
 
 
 @pytest.fixture(scope="session")
-def recipe(ffmpeg: Path) -> media.ClipRecipe:
+def recipe(ffmpeg: Path) -> cutting.ClipRecipe:
     """The default recipe of clips."""
-    return media.ClipRecipe(ffmpeg=media.ffmpeg_version(ffmpeg))
+    return cutting.ClipRecipe(ffmpeg=encode.ffmpeg_version(ffmpeg))
 
 
 MakeVideo = Callable[..., Path]
@@ -85,17 +86,17 @@ def make_video(ffmpeg: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeVi
     return make
 
 
-Cutter = Callable[[Path, object, object], tuple[media.Cut, Path]]
+Cutter = Callable[[Path, object, object], tuple[cutting.Cut, Path]]
 
 
 @pytest.fixture
-def cut(ffmpeg: Path, recipe: media.ClipRecipe, tmp_path: Path) -> Cutter:
+def cut(ffmpeg: Path, recipe: cutting.ClipRecipe, tmp_path: Path) -> Cutter:
     """Cut [start, end) of a video in seconds; the answer, and the clip."""
 
-    def cut(video: Path, start: object, end: object) -> tuple[media.Cut, Path]:
+    def cut(video: Path, start: object, end: object) -> tuple[cutting.Cut, Path]:
         clip = tmp_path / "clip.mp4"
         times = {"start_s": Fraction(str(start)), "end_s": Fraction(str(end))}
-        return media.cut(video, clip, **times, recipe=recipe, binary=ffmpeg), clip
+        return cutting.cut(video, clip, **times, recipe=recipe, binary=ffmpeg), clip
 
     return cut
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.weights.schemes import SCHEMES
+from kinetics_bench.weights.naming import SCHEMES
 
 Net = TypeVar("Net", bound=nn.Module)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.archs import ARCHS, CHANNELS, build
-from benchmarks.archs.network import Network
+from kinetics_bench.archs.network import Network
+from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
 
 EVERY = tuple((name, stream) for name, arch in ARCHS.items() for stream in arch.streams)
 # C3D has 79 million weights: what takes long with them is tested in `full`.

@@ -4,12 +4,14 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from kinetics_tools import ledger, media
-from kinetics_tools.engine import WHOLE, Part
-from kinetics_tools.errors import Reason
-from kinetics_tools.files import file_digest
-from kinetics_tools.ledger import DONE, FAILED, Line
-from kinetics_tools.manifest import Segment, clip_path, record_selection
+from kinetics_tools.core.errors import Reason
+from kinetics_tools.core.files import file_digest
+from kinetics_tools.core.units import WHOLE, Part
+from kinetics_tools.dataset import ledger
+from kinetics_tools.dataset.layout import clip_path, record_selection
+from kinetics_tools.dataset.ledger import DONE, FAILED, Line
+from kinetics_tools.dataset.manifest import Segment
+from kinetics_tools.media import decode
 
 
 def segment(youtube_id: str, label: str | None = "yoga", split: str = "val") -> Segment:
@@ -60,7 +62,7 @@ def done(
 
 def real(out: Path, of: Segment, video: Path, time: str = "2026-01-02") -> Line:
     """A clip that decodes, and its line."""
-    return done(out, of, "cvdf", video.read_bytes(), time=time, frames=media.count_frames(video))
+    return done(out, of, "cvdf", video.read_bytes(), time=time, frames=decode.count_frames(video))
 
 
 def tell(out: Path, lines: Iterable[Line], part: Part = WHOLE) -> Path:

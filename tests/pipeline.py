@@ -21,6 +21,7 @@ from typing import Any
 
 import imageio_ffmpeg
 import pandas as pd
+
 from support import command, environment
 
 GOLDEN = Path(__file__).with_name("golden") / "pipeline.json"

@@ -53,9 +53,9 @@ def environment() -> dict[str, str]:
 def command(name: str, *arguments: object) -> list[str]:
     """The words that start one of the three commands from the tree under test."""
     module = {
-        "kinetics-download": "kinetics_tools.commands.download",
-        "extract-flow": "kinetics_tools.commands.extract",
-        "run-benchmark": "benchmarks.commands",
+        "kinetics-download": "kinetics_tools.download.cli",
+        "extract-flow": "kinetics_tools.extract.cli",
+        "run-benchmark": "kinetics_bench.cli",
     }[name]
     return [sys.executable, "-c", f"from {module} import main; main()", *map(str, arguments)]
 

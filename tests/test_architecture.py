@@ -1,216 +1,165 @@
-"""The layers, checked: imports point down, and each foreign library has one owner."""
+"""The layout, checked: imports point down, and each foreign library has one owner."""
 
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
 from support import ROOT, environment
 
-TOOLKIT = (
-    "errors",
-    "files",
-    "pace",
-    "web",
-    "ahead",
-    "engine",
-    "cli",
-    "names",
-    "media",
-    "sections",
-    "dialects",
-    "manifest",
-    "ledger",
-    "official",
-    "sources.base",
-    "sources.folder",
-    "sources.tars",
-    "sources.search",
-    "sources.cvdf",
-    "sources.options",
-    "sources.runtime",
-    "sources.ytdlp",
-    "sources.online",
-    "sources.chain",
-    "estimate",
-    "check",
-    "download",
-    "clips",
-    "verify",
-    "page",
-    "coverage",
-    "lists",
-    "report",
-    "opencv",
-    "tvl1.dials",
-    "tvl1.reference",
-    "tvl1.vector",
-    "tvl1.keeping",
-    "tvl1.cpu",
-    "tvl1.kernels",
-    "tvl1.cuda",
-    "tvl1",
-    "codecs",
-    "flow",
-    "shards",
-    "sharding",
-    "extract",
-    "forecast",
-    "export",
-    "sample",
-    "colour",
-    "board",
-    "show",
-    "commands.show",
-    "commands.record",
-    "commands.export",
-    "commands.download",
-    "commands.extract",
+# What is on a floor may import from the floors above it in this list, and from its own folder.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("kinetics_tools.core",),
+    ("kinetics_tools.media", "kinetics_tools.dataset"),
+    ("kinetics_tools.download", "kinetics_tools.flow"),
+    ("kinetics_tools.shards",),
+    ("kinetics_tools.extract",),
+    ("kinetics_bench.archs",),
+    ("kinetics_bench.protocols", "kinetics_bench.recipes", "kinetics_bench.device"),
+    ("kinetics_bench.data", "kinetics_bench.weights"),
+    ("kinetics_bench.training",),
+    ("kinetics_bench.evaluation",),
+    ("kinetics_bench.inference",),
+    ("kinetics_bench.run",),
+    ("kinetics_bench.cli",),
+    ("kinetics_bench.demo",),
+    ("speed",),
 )
-SUITE = (
-    "archs.streams",
-    "archs.network",
-    "archs.layers",
-    "archs.inception",
-    "archs.i3d",
-    "archs.two_stream",
-    "archs.fused",
-    "archs.c3d",
-    "archs.convnet_lstm",
-    "archs",
-    "archs.table",
-    "protocols",
-    "recipes",
-    "views",
-    "splits",
-    "machine",
-    "loader",
-    "weights.schemes",
-    "weights.stored",
-    "weights.published",
-    "weights.start",
-    "weights.cricket",
-    "train",
-    "trained",
-    "record",
-    "evaluate",
-    "benchmark",
-    "report",
-    "videos",
-    "predict",
-    "features",
-    "commands",
-    "demo",
-    "picture",
-    "speed.download",
-    "speed.codec",
-    "speed.flow",
-    "speed.train",
-)
-OWNERS = {
-    "ffmpeg": {"kinetics_tools.media"},
-    "imageio_ffmpeg": {"kinetics_tools.media"},
-    "av": {"kinetics_tools.media", "kinetics_tools.sections"},
-    "requests": {"kinetics_tools.web"},
-    "urllib3": {"kinetics_tools.web"},
-    # One fetches with it, the other says whether it can.
-    "yt_dlp": {"kinetics_tools.sources.ytdlp", "kinetics_tools.sources.runtime"},
-    "cv2": {"kinetics_tools.opencv"},
-    "webdataset": {"kinetics_tools.sharding"},
-    "tqdm": {"kinetics_tools.cli"},
-    "jinja2": {"kinetics_tools.page"},
-    "ray": {"kinetics_tools.engine"},
-    "tensorflow": {"benchmarks.weights.stored"},
-    "skimage": {"benchmarks.speed.flow"},
-    # The vectors that kernels are written in, and what compiles these.
-    "numba": {"kinetics_tools.tvl1.vector", "kinetics_tools.tvl1.keeping"},
-    "llvmlite": {"kinetics_tools.tvl1.vector"},
-    "triton": {"kinetics_tools.tvl1.kernels"},
+# The only place that imports a foreign library: a module, or a folder where that is said.
+OWNERS: dict[str, tuple[str, ...]] = {
+    "ffmpeg": ("kinetics_tools.media",),  # the folder: reading, cutting and writing are apart
+    "imageio_ffmpeg": ("kinetics_tools.media.encode",),
+    "av": ("kinetics_tools.media",),
+    "cv2": ("kinetics_tools.media.opencv",),
+    "requests": ("kinetics_tools.core.http_client",),
+    "urllib3": ("kinetics_tools.core.http_client",),
+    "tqdm": ("kinetics_tools.core.console",),
+    "jinja2": ("kinetics_tools.core.html",),
+    "ray": ("kinetics_tools.core.ray_engine",),
+    # One downloads with it, the other says before a long job whether it can.
+    "yt_dlp": (
+        "kinetics_tools.download.sources.ytdlp",
+        "kinetics_tools.download.sources.js_runtime",
+    ),
+    # Vectors that kernels are written in, and the cache of compiled kernels.
+    "numba": ("kinetics_tools.flow.tvl1",),
+    "llvmlite": ("kinetics_tools.flow.tvl1.numba_simd",),
+    "triton": ("kinetics_tools.flow.tvl1.triton_kernels",),
+    "webdataset": ("kinetics_tools.shards.writer",),
+    "tensorflow": ("kinetics_bench.weights.files",),
+    "skimage": ("speed.flow",),
+}
+TREES = {
+    "kinetics_tools": ROOT,
+    "kinetics_bench": ROOT / "benchmarks",
+    "speed": ROOT / "benchmarks",
 }
 
 
-def modules() -> list[str]:
-    """Every module of the two packages, by dotted name."""
-    found = []
-    for package in ("kinetics_tools", "benchmarks"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            found.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+def modules() -> dict[str, Path]:
+    """Every module, by dotted name."""
+    found = {}
+    for package, root in TREES.items():
+        for path in sorted((root / package).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
 
-def path_of(module: str) -> Path:
-    path = ROOT.joinpath(*module.split("."))
-    package = path / "__init__.py"
-    return package if package.exists() else path.with_suffix(".py")
+MODULES = modules()
 
 
-def imports(module: str) -> Iterator[str]:
+def imports(path: Path) -> Iterator[str]:
     """Everything that a module imports, wherever in it: `from a import b` gives a.b."""
-    for node in ast.walk(ast.parse(path_of(module).read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
 
-def ours(name: str) -> str | None:
+def module_of(name: str) -> str | None:
     """The module of ours that an imported name is, or is in."""
-    known = set(modules())
-    while name:
-        if name in known:
-            return name
+    while name and name not in MODULES:
         name = name.rpartition(".")[0]
-    return None
+    return name or None
 
 
-def rank(module: str) -> int:
-    package, _, inner = module.partition(".")
-    order = TOOLKIT if package == "kinetics_tools" else SUITE
-    return (package == "benchmarks") * 1000 + order.index(inner)
+def is_in(module: str, folder: str) -> bool:
+    return module == folder or module.startswith(f"{folder}.")
 
 
-PACKAGES = (  # a docstring, no imports
-    "kinetics_tools",
-    "benchmarks",
-    "kinetics_tools.commands",
-    "kinetics_tools.sources",
-    "benchmarks.speed",
-    "benchmarks.weights",
-)
+def folder_of(module: str) -> tuple[int, str]:
+    """The floor of a module, and its folder there."""
+    places = [
+        (floor, folder)
+        for floor, folders in enumerate(FLOORS)
+        for folder in folders
+        if is_in(module, folder)
+    ]
+    assert len(places) == 1, f"{module} is on no floor, or on several: {places}"
+    return places[0]
 
 
-@pytest.mark.parametrize("module", modules())
+def may_import(module: str, other: str) -> bool:
+    floor, folder = folder_of(module)
+    other_floor, other_folder = folder_of(other)
+    return other_floor < floor or other_folder == folder
+
+
+ROOTS = ("kinetics_tools", "kinetics_bench")  # a docstring and a version
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in ROOTS])
 def test_imports_point_down_and_each_library_has_one_owner(module: str) -> None:
-    if module in PACKAGES:
-        assert not list(imports(module))
-        return
-    for name in imports(module):
-        root = name.partition(".")[0]
-        owners = OWNERS.get(root, {module})
-        assert module in owners, f"{module} imports {root}, which belongs to {sorted(owners)}"
-        other = ours(name)
-        if other is not None and other not in PACKAGES:
-            assert rank(other) < rank(module), f"{module} may not import {other}"
+    for name in imports(MODULES[module]):
+        library = name.partition(".")[0]
+        owners = OWNERS.get(library, (module,))
+        assert any(is_in(module, owner) for owner in owners), (
+            f"{module} imports {library}, which belongs to {', '.join(owners)}"
+        )
+        other = module_of(name)
+        if other is not None and other not in ROOTS:
+            assert may_import(module, other), f"{module} may not import {other}"
 
 
-def test_the_order_names_every_module_once() -> None:
-    named = [f"kinetics_tools.{m}" for m in TOOLKIT] + [f"benchmarks.{m}" for m in SUITE]
-    assert sorted(named) == sorted(set(modules()) - set(PACKAGES))
+def test_no_modules_import_each_other_in_a_ring() -> None:
+    graph = {
+        module: {
+            other
+            for name in imports(path)
+            if (other := module_of(name)) is not None and other != module
+        }
+        for module, path in MODULES.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a ring of imports: {' -> '.join(error.args[1])}")
+
+
+def test_every_floor_and_every_owner_is_there() -> None:
+    for name in [*(folder for floor in FLOORS for folder in floor), *sum(OWNERS.values(), ())]:
+        assert any(is_in(module, name) for module in MODULES), f"there is no {name}"
 
 
 def test_the_rule_sees_a_planted_fault() -> None:
-    assert ours("kinetics_tools.files.publish") == "kinetics_tools.files"
-    assert rank("kinetics_tools.media") < rank("kinetics_tools.download")
-    assert rank("kinetics_tools.commands.extract") < rank("benchmarks.archs.streams")
+    assert module_of("kinetics_tools.core.files.publish") == "kinetics_tools.core.files"
+    assert may_import("kinetics_tools.download.run", "kinetics_tools.media.cut")
+    assert not may_import("kinetics_tools.media.cut", "kinetics_tools.download.run")
+    assert not may_import("kinetics_tools.media.cut", "kinetics_tools.dataset.labels")
+    assert not may_import("kinetics_tools.extract.run", "kinetics_bench.archs.i3d")
 
 
 def test_what_brings_tensorflow_in_is_imported_where_it_is_used() -> None:
     """Torch's tensorboard imports TensorFlow where that is installed, and TensorFlow greets."""
     code = (
-        "import sys, benchmarks.features, benchmarks.benchmark, benchmarks.weights.cricket\n"
+        "import sys, kinetics_bench.inference.features, kinetics_bench.run\n"
+        "import kinetics_bench.weights.published_example\n"
         "print(sorted({'tensorboard', 'tensorflow'} & sys.modules.keys()))"
     )
     said = subprocess.run(

@@ -20,15 +20,17 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import pytest
-from support import ROOT, command, environment, run_command, tree, wait_until
-from test_engine import with_tests_on_path
-from test_extract import killed, plan_for, run
 
-from kinetics_tools import engine, flow
-from kinetics_tools.clips import read_clips
-from kinetics_tools.engine import Lent
-from kinetics_tools.extract import Plan, extract, make_shard, summarise, units_of
-from kinetics_tools.flow import FlowRecipe, make_method
+from extractions import killed, plan_for, run
+from kinetics_tools.core import ray_engine
+from kinetics_tools.core.units import Lent
+from kinetics_tools.extract.clips import read_clips
+from kinetics_tools.extract.plan import Plan, units_of
+from kinetics_tools.extract.run import extract, summarise
+from kinetics_tools.extract.worker import make_shard
+from kinetics_tools.flow import methods
+from kinetics_tools.flow.methods import FlowRecipe, make_method
+from support import ROOT, command, environment, run_command, tree, wait_until
 
 Gray = npt.NDArray[np.uint8]
 Flow = npt.NDArray[np.float32]
@@ -92,7 +94,7 @@ class FakeGPU:
 def test_clips_are_computed_at_once_on_processors_and_take_turns_on_a_gpu(
     device: str, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(flow.METHODS, "fake", FakeGPU)
+    monkeypatch.setitem(methods.METHODS, "fake", FakeGPU)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     FakeGPU.seen.clear()
     recipe = FlowRecipe(method="fake", parameters={})
@@ -121,7 +123,7 @@ def test_a_clip_that_is_alone_has_all_threads(
             given.append(threads)
             return super().flows(frames, device, threads)
 
-    monkeypatch.setitem(flow.METHODS, "fake", Seen)
+    monkeypatch.setitem(methods.METHODS, "fake", Seen)
     recipe = FlowRecipe(method="fake", parameters={})
     plan = plan_for(videos, tmp_path / "out", flow=recipe, name="fake", samples_per_shard=6)
     (unit,) = units_of(read_clips(videos).clips[:1], plan)
@@ -141,7 +143,7 @@ def test_what_compiles_does_so_once_before_the_processes_start(
         def prepare(self, device: str) -> None:
             prepared.append(device)
 
-    monkeypatch.setitem(flow.METHODS, "fake", Compiled)
+    monkeypatch.setitem(methods.METHODS, "fake", Compiled)
     changes: dict[str, Any] = {"flow": FlowRecipe(method="fake", parameters={}), "name": "fake"}
     assert run(videos, tmp_path / "out", **changes).num_made == 6 * 24
     assert prepared == ["cpu"]
@@ -169,8 +171,8 @@ def test_a_gpu_by_number_is_not_for_ray(
 TWO_NODES = """
 import dataclasses, json, os, pathlib, sys, threading
 from ray.cluster_utils import Cluster
-from kinetics_tools.clips import read_clips
-from kinetics_tools.extract import extract
+from kinetics_tools.extract.clips import read_clips
+from kinetics_tools.extract.run import extract
 from support import wait_until
 from test_batch import opencv_plan
 if __name__ == "__main__":
@@ -214,7 +216,7 @@ def test_a_node_that_is_lost_leaves_the_same_tree(videos: Path, tmp_path: Path) 
     extract(read_clips(videos), plan, show=lambda made, _: made)
     done = subprocess.run(
         [sys.executable, "-c", TWO_NODES, videos, tmp_path / "many"],
-        env=with_tests_on_path() | engine._OWN_RAY_ENVIRONMENT,
+        env=environment() | ray_engine._OWN_RAY_ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
@@ -230,9 +232,9 @@ def test_a_node_that_is_lost_leaves_the_same_tree(videos: Path, tmp_path: Path) 
 
 LENDING = """
 import pathlib, sys
-from kinetics_tools.clips import read_clips
-from kinetics_tools.extract import extract
-from test_extract import plan_for
+from kinetics_tools.extract.clips import read_clips
+from kinetics_tools.extract.run import extract
+from extractions import plan_for
 if __name__ == "__main__":
     videos, out = map(pathlib.Path, sys.argv[1:])
     plan = plan_for(videos, out, devices=("cpu", "cpu"), jobs=4)
@@ -246,7 +248,7 @@ def test_ten_kills_with_lent_devices_give_the_same_tree(videos: Path, tmp_path: 
     many = tmp_path / "many"
     words = [sys.executable, "-c", LENDING, str(videos), str(many)]
 
-    states = killed(words, with_tests_on_path(), many, times=10)
+    states = killed(words, environment(), many, times=10)
 
     assert len(states) >= 3
 

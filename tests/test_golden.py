@@ -3,8 +3,9 @@
 import json
 from typing import Any
 
-import pipeline
 import pytest
+
+import pipeline
 
 
 @pytest.fixture(scope="module")

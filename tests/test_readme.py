@@ -8,28 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT
 
-from benchmarks import commands as benchmark_commands
-from benchmarks.archs import ARCHS
-from benchmarks.recipes import RECIPES
-from kinetics_tools.cli import Parser
-from kinetics_tools.commands import download, extract
-from kinetics_tools.errors import REASON_CLASSES, ShardError
-from kinetics_tools.flow import METHODS
-from kinetics_tools.sources.chain import SOURCES
+from kinetics_bench import cli as run_benchmark
+from kinetics_bench.archs.registry import ARCHS
+from kinetics_bench.recipes import RECIPES
+from kinetics_tools.core.cli import Parser
+from kinetics_tools.core.errors import REASON_CLASSES, ShardError
+from kinetics_tools.download import cli as kinetics_download
+from kinetics_tools.download.sources.registry import SOURCES
+from kinetics_tools.extract import cli as extract_flow
+from kinetics_tools.flow.methods import METHODS
+from support import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TESTS = "python3 -m venv .venv && .venv/bin/pip install tox && .venv/bin/tox run"
 DEMO = f"{TESTS} -e demo"
 
 PARSERS: Mapping[str, Callable[[], Parser]] = {
-    "kinetics-download": download.build_parser,
-    "extract-flow": extract.build_parser,
-    "run-benchmark": benchmark_commands.train_parser,
-    **{f"kinetics-download {verb}": parser for verb, (parser, _) in download.VERBS.items()},
-    **{f"extract-flow {verb}": parser for verb, (parser, _) in extract.VERBS.items()},
-    **{f"run-benchmark {verb}": parser for verb, (parser, _) in benchmark_commands.VERBS.items()},
+    "kinetics-download": kinetics_download.build_parser,
+    "extract-flow": extract_flow.build_parser,
+    "run-benchmark": run_benchmark.train_parser,
+    **{
+        f"kinetics-download {verb}": parser for verb, (parser, _) in kinetics_download.VERBS.items()
+    },
+    **{f"extract-flow {verb}": parser for verb, (parser, _) in extract_flow.VERBS.items()},
+    **{f"run-benchmark {verb}": parser for verb, (parser, _) in run_benchmark.VERBS.items()},
 }
 
 
@@ -97,7 +100,7 @@ def test_the_tables_name_what_the_registries_hold() -> None:
 
 
 def test_features_files_are_named_as_shown() -> None:
-    from benchmarks.features import keys_of
+    from kinetics_bench.inference.features import keys_of
 
     ((video, name),) = re.findall(r"\(`(\S.*\.mp4)`: `(\S+)`\)", README)
     assert keys_of([Path(video)]) == {Path(video): name}
@@ -110,12 +113,13 @@ def python_with(name: str) -> str:
 
 
 def test_the_python_of_shards_compiles_and_its_names_exist() -> None:
-    from kinetics_tools import flow, shards
+    from kinetics_tools.flow import methods
+    from kinetics_tools.shards import reader
 
     compile(python_with("read_samples"), "README.md", "exec")
-    assert callable(flow.compute)
+    assert callable(methods.compute)
     with pytest.raises(ShardError, match="make them with: extract-flow"):
-        next(shards.read_samples("shards-that-are-not-there", "val"))
+        next(reader.read_samples("shards-that-are-not-there", "val"))
 
 
 def test_the_python_of_networks_gives_the_shapes_that_it_tells(
@@ -124,7 +128,7 @@ def test_the_python_of_networks_gives_the_shapes_that_it_tells(
     """Run, with fewer pixels, and weights of ours in place of those that would be fetched."""
     import torch
 
-    from benchmarks.archs import build
+    from kinetics_bench.archs.registry import build
 
     monkeypatch.chdir(tmp_path)
     weights = build("i3d", "rgb").state_dict()

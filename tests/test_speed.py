@@ -5,13 +5,14 @@ import subprocess
 import sys
 
 import pytest
+
 from support import ROOT, environment
 
 
 @pytest.mark.full
 def test_the_speed_of_training_is_told_by_part_and_way() -> None:
     words = (
-        "-m benchmarks.speed.train --arch two-stream --stream flow --batch 2 --device cpu --eager"
+        "benchmarks/speed/train.py --arch two-stream --stream flow --batch 2 --device cpu --eager"
     )
     done = subprocess.run(
         [sys.executable, *words.split()],

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from support import run_command
 
-from benchmarks.archs import ARCHS, Sampling
-from benchmarks.recipes import RECIPES, OneCycle, Recipe
-from kinetics_tools import media
+from kinetics_bench.archs.registry import ARCHS, Sampling
+from kinetics_bench.recipes import RECIPES, OneCycle, Recipe
+from kinetics_tools.media import encode
+from support import run_command
 
 SUBJECTS = ("ann", "ben", "cyd", "dan")
 LABELS = ("left", "right")
@@ -37,7 +37,7 @@ def tiny_clips() -> Path:
             pictures = (np.roll(texture, step * t, axis=1) for t in range(NUM_FRAMES))
             clip = folder / "clips" / label / f"{subject}_{label}.mp4"
             clip.parent.mkdir(parents=True, exist_ok=True)
-            media.write_video(clip, pictures, fps=25, binary=media.find_ffmpeg())
+            encode.write_video(clip, pictures, fps=25, binary=encode.find_ffmpeg())
     return folder / "clips"
 
 

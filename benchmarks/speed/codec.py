@@ -1,6 +1,6 @@
 """What it costs to store flow, and what it spoils: codecs on real TV-L1 flow; lines of JSON.
 
-    python -m benchmarks.speed.codec DATA
+    python benchmarks/speed/codec.py DATA
 
 DATA holds clips as in `CLIPS`. Each is brought to the size that extract-flow gives it; the flow of
 its first frames is computed and quantised, and each codec stores and reads it. A line says, for a
@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kinetics_tools import media, opencv
-from kinetics_tools.codecs import CODECS, DEFAULT_CODEC, VideoCodec
-from kinetics_tools.flow import BOUND_PX, quantise, stream
+from kinetics_tools.flow.codecs import CODECS, DEFAULT_CODEC, VideoCodec
+from kinetics_tools.flow.methods import BOUND_PX, quantise, stream
+from kinetics_tools.media import decode, encode, opencv
+from kinetics_tools.media.cut import ClipRecipe, conform
 
 Codes = npt.NDArray[np.uint8]
 CLIPS = {  # and the short side; the Weizmann set is used at its own size
@@ -117,12 +118,12 @@ WAYS: Mapping[str, Way] = {
 
 def flow_codes(clip: Path, short_side: int | None, num_fields: int) -> Codes:
     """The codes of a clip's first fields as extract-flow makes them: uint8 (N, H, W, 2)."""
-    binary = media.find_ffmpeg()
-    recipe = media.ClipRecipe(short_side=short_side, enlarge=short_side is not None)
+    binary = encode.find_ffmpeg()
+    recipe = ClipRecipe(short_side=short_side, enlarge=short_side is not None)
     with tempfile.TemporaryDirectory() as folder:
         sample = Path(folder) / "sample.mp4"
-        media.conform(clip, sample, recipe=recipe, binary=binary)
-        frames = itertools.islice(media.frames(sample), num_fields + 1)
+        conform(clip, sample, recipe=recipe, binary=binary)
+        frames = itertools.islice(decode.frames(sample), num_fields + 1)
         return np.stack([quantise(field) for field in stream(map(opencv.gray, frames))])
 
 

@@ -1,8 +1,8 @@
 """How fast kinetics-download works, beside what it replaces; each line of output is JSON.
 
-    python -m benchmarks.speed.download cutting VIDEO --start 60 --start 80 --start 100
-    python -m benchmarks.speed.download mirror CLIP... --copies 30
-    python -m benchmarks.speed.download section --kbps 500
+    python benchmarks/speed/download.py cutting VIDEO --start 60 --start 80 --start 100
+    python benchmarks/speed/download.py mirror CLIP... --copies 30
+    python benchmarks/speed/download.py section --kbps 500
 
 `cutting` cuts 10 s segments and does the same with the command of the ActivityNet crawler, which
 decodes from the video's beginning. `mirror` serves a part of the mirror on this machine, builds
@@ -36,11 +36,14 @@ from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
 from typing import Any
 
-from kinetics_tools import media
-from kinetics_tools.download import Plan, download
-from kinetics_tools.manifest import Segment
-from kinetics_tools.sources.base import Unit
-from kinetics_tools.sources.chain import Settings, make_sources
+from kinetics_tools.dataset.manifest import Segment
+from kinetics_tools.download.run import Plan, download
+from kinetics_tools.download.sources.base import Unit
+from kinetics_tools.download.sources.registry import Settings, make_sources
+from kinetics_tools.media import cut as cutting
+from kinetics_tools.media import decode
+from kinetics_tools.media.cut import ClipRecipe, cut
+from kinetics_tools.media.encode import ffmpeg_version, find_ffmpeg
 
 TURNS = 3
 SEGMENT_S = 10
@@ -52,10 +55,10 @@ def main() -> None:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
     verbs = parser.add_subparsers(required=True)
-    cutting = verbs.add_parser("cutting")
-    cutting.add_argument("video", type=Path)
-    cutting.add_argument("--start", type=int, action="append", required=True, metavar="S")
-    cutting.set_defaults(measure=lambda o: measure_cutting(o.video, o.start))
+    cutting_parser = verbs.add_parser("cutting")
+    cutting_parser.add_argument("video", type=Path)
+    cutting_parser.add_argument("--start", type=int, action="append", required=True, metavar="S")
+    cutting_parser.set_defaults(measure=lambda o: measure_cutting(o.video, o.start))
     mirror = verbs.add_parser("mirror")
     mirror.add_argument("clips", type=Path, nargs="+")
     mirror.add_argument("--copies", type=int, default=30, help="of each clip in the tar")
@@ -78,7 +81,7 @@ def _machine() -> dict[str, Any]:
         "processors": len(os.sched_getaffinity(0)),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "ffmpeg": media.ffmpeg_version(media.find_ffmpeg()),
+        "ffmpeg": ffmpeg_version(find_ffmpeg()),
     }
 
 
@@ -101,9 +104,9 @@ def _ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
 
 def measure_cutting(video: Path, starts_s: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Segments of a long video: ours, the crawler's command, and that with our encoding."""
-    binary = media.find_ffmpeg()
-    recipe = media.ClipRecipe(ffmpeg=media.ffmpeg_version(binary))
-    facts = media.probe(video)
+    binary = find_ffmpeg()
+    recipe = ClipRecipe(ffmpeg=ffmpeg_version(binary))
+    facts = decode.probe(video)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for start_s in starts_s:
@@ -126,7 +129,7 @@ def measure_cutting(video: Path, starts_s: Sequence[int]) -> Iterator[dict[str, 
                 "what": "cutting",
                 "video": f"{facts.width}x{facts.height}",
                 "start_s": start_s,
-                "frames": media.count_frames(ours),
+                "frames": decode.count_frames(ours),
                 "exact": _is_exact(video, ours, folder / "zero.mp4", start_s, recipe, binary),
                 "clips_per_s": round(1 / statistics.median(seconds["ours"]), 3),
                 "times_crawler": _ratio(seconds["crawler"], seconds["ours"]),
@@ -136,8 +139,8 @@ def measure_cutting(video: Path, starts_s: Sequence[int]) -> Iterator[dict[str, 
             }
 
 
-def _cut(video: Path, clip: Path, start_s: int, recipe: media.ClipRecipe, binary: Path) -> None:
-    media.cut(
+def _cut(video: Path, clip: Path, start_s: int, recipe: ClipRecipe, binary: Path) -> None:
+    cut(
         video,
         clip,
         start_s=Fraction(start_s),
@@ -148,19 +151,19 @@ def _cut(video: Path, clip: Path, start_s: int, recipe: media.ClipRecipe, binary
 
 
 def _is_exact(
-    video: Path, clip: Path, again: Path, start_s: int, recipe: media.ClipRecipe, binary: Path
+    video: Path, clip: Path, again: Path, start_s: int, recipe: ClipRecipe, binary: Path
 ) -> bool:
     """Whether a cut that decodes from the video's beginning has the same bytes."""
-    seek_from_s = media.SEEK_FROM_S
-    media.SEEK_FROM_S = VIDEO_S * 1000
+    seek_from_s = cutting.SEEK_FROM_S
+    cutting.SEEK_FROM_S = VIDEO_S * 1000
     try:
         _cut(video, again, start_s, recipe, binary)
     finally:
-        media.SEEK_FROM_S = seek_from_s
+        cutting.SEEK_FROM_S = seek_from_s
     return again.read_bytes() == clip.read_bytes()
 
 
-def _encoding(facts: media.Video, recipe: media.ClipRecipe) -> list[str]:
+def _encoding(facts: decode.Video, recipe: ClipRecipe) -> list[str]:
     """Our size, rate and quality as options of ffmpeg."""
     short = recipe.short_side or min(facts.width, facts.height)
     size = f"-2:{short}" if facts.width >= facts.height else f"{short}:-2"
@@ -176,8 +179,8 @@ def _run(command: Sequence[str]) -> None:
 
 def measure_mirror(clips: Sequence[Path], copies: int) -> Iterator[dict[str, Any]]:
     """A part of the mirror to clips, against ffmpeg alone on as many processors."""
-    binary = media.find_ffmpeg()
-    recipe = media.ClipRecipe(ffmpeg=media.ffmpeg_version(binary))
+    binary = find_ffmpeg()
+    recipe = ClipRecipe(ffmpeg=ffmpeg_version(binary))
     jobs = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -229,12 +232,12 @@ def _build(segments: Sequence[Segment], settings: Settings, plan: Plan) -> None:
 
 
 def _encode_all(
-    clips: Sequence[Path], folder: Path, recipe: media.ClipRecipe, binary: Path, jobs: int
+    clips: Sequence[Path], folder: Path, recipe: ClipRecipe, binary: Path, jobs: int
 ) -> None:
     def encode(numbered: tuple[int, Path]) -> None:
         number, clip = numbered
         command = [str(binary), "-y", "-loglevel", "error", "-threads", "1", "-i", str(clip)]
-        encoding = [*_encoding(media.probe(clip), recipe), "-threads", "1"]
+        encoding = [*_encoding(decode.probe(clip), recipe), "-threads", "1"]
         _run([*command, "-c:v", "libx264", *encoding, str(folder / f"alone{number % jobs}.mp4")])
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -243,7 +246,7 @@ def _encode_all(
 
 def measure_section(kbps: int, *, sound: bool) -> Iterator[dict[str, Any]]:
     """Bytes that a server sends for ten seconds of a ten-minute video."""
-    binary = media.find_ffmpeg()
+    binary = find_ffmpeg()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         video = folder / "served" / "video00000a.mp4"

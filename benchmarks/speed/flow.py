@@ -1,7 +1,7 @@
 """How fast TV-L1 is, and how near to OpenCV's; each line of output is JSON.
 
-    python -m benchmarks.speed.flow DATA
-    python -m benchmarks.speed.flow DATA --part pairs --pairs 10,14,18
+    python benchmarks/speed/flow.py DATA
+    python benchmarks/speed/flow.py DATA --part pairs --pairs 10,14,18
 
 DATA is a folder with `clips`, `weizmann` and `flow` (two Middlebury pairs with their truth). Parts:
 
@@ -38,11 +38,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kinetics_tools import media, opencv
-from kinetics_tools.flow import compute, quantise, stream
-from kinetics_tools.tvl1 import reference
-from kinetics_tools.tvl1.cpu import Workspace
-from kinetics_tools.tvl1.dials import Dials
+from kinetics_tools.flow.methods import compute, quantise, stream
+from kinetics_tools.flow.tvl1 import torch_reference
+from kinetics_tools.flow.tvl1.numba_cpu import Workspace
+from kinetics_tools.flow.tvl1.parameters import Dials
+from kinetics_tools.media import decode, encode, opencv
+from kinetics_tools.media.cut import ClipRecipe, conform
 
 Gray = npt.NDArray[np.uint8]
 Flow = npt.NDArray[np.float32]
@@ -119,7 +120,7 @@ def _ratio(slow: list[float], fast: list[float]) -> float:
 
 
 def _frames(path: Path, num: int | None = None) -> Gray:
-    return opencv.gray(media.read_frames(path)[:num])
+    return opencv.gray(decode.read_frames(path)[:num])
 
 
 def measure_pairs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -226,7 +227,9 @@ def measure_middlebury(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Pairs with known flow: ours, OpenCV's two, and scikit-image's TV-L1 where it is installed."""
     for name in ("RubberWhale", "Dimetrodon"):
         folder = options.data / "flow" / name
-        pair = [opencv.gray(media.read_frames(folder / f"frame{n}.png", None)[0]) for n in (10, 11)]
+        pair = [
+            opencv.gray(decode.read_frames(folder / f"frame{n}.png", None)[0]) for n in (10, 11)
+        ]
         height, width = pair[0].shape
         stored = np.fromfile(folder / "flow10.flo", np.float32, offset=12)
         truth = stored.reshape(height, width, 2)
@@ -325,9 +328,9 @@ def _as_downloaded(video: Path, folder: Path) -> Path:
     """A video as a clip, in a class folder: at 25 frames a second, none larger than Kinetics'."""
     clip = folder / "some" / f"{video.stem}.mp4"
     clip.parent.mkdir(parents=True, exist_ok=True)
-    binary = media.find_ffmpeg()
-    recipe = media.ClipRecipe(ffmpeg=media.ffmpeg_version(binary))
-    media.conform(video, clip, recipe=recipe, binary=binary)
+    binary = encode.find_ffmpeg()
+    recipe = ClipRecipe(ffmpeg=encode.ffmpeg_version(binary))
+    conform(video, clip, recipe=recipe, binary=binary)
     return clip
 
 
@@ -338,7 +341,7 @@ def _drain(clips: list[Gray], threads: int) -> None:
 
 
 def _extract(source: Path, out: Path, jobs: int) -> None:
-    code = "from kinetics_tools.commands.extract import main; main()"
+    code = "from kinetics_tools.extract.cli import main; main()"
     words = [str(source), str(out), "--short-side", "keep", "--samples-per-shard", "1"]
     subprocess.run(
         [sys.executable, "-c", code, *words, "--jobs", str(jobs), "--device", "cpu"],
@@ -368,7 +371,7 @@ def _readable(before: Gray, after: Gray, dials: Dials, kind: type[np.floating[An
     import torch
 
     first, second = (torch.from_numpy(image.astype(kind)[None]) for image in (before, after))
-    return reference.between(first, second, dials)[0].permute(1, 2, 0).numpy()
+    return torch_reference.between(first, second, dials)[0].permute(1, 2, 0).numpy()
 
 
 def measure_cuda(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

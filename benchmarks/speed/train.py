@@ -1,7 +1,7 @@
 """How fast the architectures train, and what memory a step takes; each line of output is JSON.
 
-    python -m benchmarks.speed.train
-    python -m benchmarks.speed.train --arch i3d --part steps --batch 2
+    python benchmarks/speed/train.py
+    python benchmarks/speed/train.py --arch i3d --part steps --batch 2
 
 A step is forward and backward of a batch at the paper's input (Table 1), without an optimizer;
 forward alone is in training mode too, without gradients.
@@ -41,9 +41,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.archs import ARCHS, CHANNELS, build
-from benchmarks.archs.network import Network
-from benchmarks.machine import Machine, start
+from kinetics_bench.archs.network import Network
+from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
+from kinetics_bench.device import Machine, start
 
 # A product is to last long beside its launch.
 PRODUCT_SIDES = {"cpu": 4096, "cuda": 8192}

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from nets import EVERY, golden_logits
 
 COMMAND = "PYTHONPATH=.:tests python tests/golden/make_archs.py"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kinetics_tools import flow
+from kinetics_tools.flow import methods
 
 PATH = Path(__file__).with_name("flow.json")
 SHAPE = (48, 64)
@@ -39,13 +39,13 @@ def quartiles(method: str) -> list[list[float]]:
     Single pixels are no golden values of a whole run: at the border and on other processors
     rounding alone moves some of them by pixels.
     """
-    last = flow.compute(frames(), method)[-1]
+    last = methods.compute(frames(), method)[-1]
     return _rounded(np.percentile(last, (25, 50, 75), axis=(0, 1)))
 
 
 def first_warp() -> list[list[float]]:
     """The flow of tvl1 at some pixels after one warp on one scale: there, rounding is small."""
-    last = flow.compute(frames(), "tvl1", num_scales=1, num_warps=1)[-1]
+    last = methods.compute(frames(), "tvl1", num_scales=1, num_warps=1)[-1]
     return _rounded(np.stack([last[row, column] for row, column in PIXELS]))
 
 
@@ -58,7 +58,7 @@ def main() -> None:
     golden = {
         "made_by": "PYTHONPATH=. python tests/golden/make_flow.py",
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "quartiles": {name: quartiles(name) for name in flow.METHODS},
+        "quartiles": {name: quartiles(name) for name in methods.METHODS},
         "quartiles_tolerance_px": 0.02,
         "first_warp": first_warp(),
         "first_warp_tolerance_px": 0.001,

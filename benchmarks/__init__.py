@@ -1,1 +1,0 @@
-"""The benchmark suite: architectures, training, evaluation and the record of results."""

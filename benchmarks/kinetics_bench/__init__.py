@@ -1,0 +1,1 @@
+"""The benchmark suite: architectures, training, evaluation and results."""

@@ -1,0 +1,596 @@
+"""The command run-benchmark: parse, call, print."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from kinetics_bench.archs.registry import ARCHS, CHANNELS, STREAMS
+from kinetics_bench.protocols import PROTOCOLS
+from kinetics_bench.recipes import RECIPES
+from kinetics_bench.weights.choices import FINETUNES, INITS
+from kinetics_tools.core import cli, console, system
+from kinetics_tools.core.cli import Exit, Parser, one_of, positive
+from kinetics_tools.core.errors import KineticsError, UnknownNameError, nearest
+from kinetics_tools.core.files import hold, make_folder
+
+if TYPE_CHECKING:
+    from kinetics_bench.evaluation.results import Result
+    from kinetics_bench.training.checkpoint import Checkpoint
+
+PROG: Final = "run-benchmark"
+RUNS: Final = Path("runs")
+ARCH: Final = "i3d"  # whose weights are published
+DATA: Final = Path("shards")
+TEST_SPLIT: Final = "val"
+REPORT: Final = "report.html"
+MIN_DURATION_S: Final = 0.08  # two frames at 25 a second
+
+
+def main() -> NoReturn:
+    """Entry point of run-benchmark."""
+    argv = sys.argv[1:]
+    again = "the same command"
+    if cli.take_verb(argv, VERBS)[0] is None:
+        again += " with --resume" + (" in place of --force" if "--force" in argv else "")
+    cli.run(lambda: run(argv), again=again)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Do what the command line says and return the exit code."""
+    verb, rest = cli.take_verb(list(argv), VERBS)
+    parser, act = VERBS[verb] if verb else (train_parser, _train)
+    return act(parser().parse_args(rest))
+
+
+def train_parser() -> Parser:
+    """The parser of training, which is what the command does without a verb."""
+    parser = Parser(
+        PROG,
+        "Train and evaluate an architecture on shards that extract-flow wrote.",
+        "verbs: run-benchmark evaluate | report | archs | predict | features | verify-weights "
+        "(each has --help). "
+        "Many processes: torchrun --no-python --nproc-per-node N run-benchmark ...",
+    )
+    parser.add_argument(
+        "--arch", required=True, type=one_of("architecture", ARCHS), help=_known(ARCHS)
+    )
+    parser.add_argument(
+        "--stream",
+        type=one_of("stream", STREAMS),
+        help="rgb, flow, or joint: of i3d both trained apart (or reused), their logits added; of "
+        "others one network of both (default: joint, or rgb where there is no other)",
+    )
+    parser.add_argument(
+        "--recipe", default="paper", type=one_of("recipe", RECIPES), help=_known(RECIPES)
+    )
+    _add_data(parser, DATA, TEST_SPLIT)
+    parser.add_argument("--train-split", default="train", metavar="SPLIT", help="as --test-split")
+    _add_start(parser)
+    parser.add_argument(
+        "--batch-size", type=positive, help="clips a step, over all processes; overrides the recipe"
+    )
+    parser.add_argument(
+        "--epochs",
+        type=positive,
+        metavar="N",
+        help="for a short trial; overrides the recipes small and sample (paper counts steps)",
+    )
+    parser.add_argument(
+        "--work-dir", type=Path, help="what is learnt goes here (default: runs/ARCH-STREAM-RECIPE)"
+    )
+    there = parser.add_mutually_exclusive_group()
+    there.add_argument("--resume", action="store_true", help="continue a training that stopped")
+    there.add_argument("--force", action="store_true", help="train anew what is there already")
+    cli.add_cache_dir(parser)
+    parser.add_argument(
+        "--checkpoint-activations",
+        action="store_true",
+        help="less memory, a third more operations: what a forward pass found is computed once "
+        "more for the backward pass; the weights come out the same",
+    )
+    _add_machine(parser)
+    parser.add_common()
+    return parser
+
+
+def evaluate_parser() -> Parser:
+    """The parser of `run-benchmark evaluate`."""
+    parser = Parser(
+        f"{PROG} evaluate",
+        "Evaluate a finished run again, or on other clips, or otherwise; or weights as they are, "
+        "by the paper's protocol.",
+        "What is not said is as the run was asked for; of weights --data shards, --test-split val.",
+    )
+    _add_networks(parser, "run", nargs="?", metavar="WORK_DIR", help="--work-dir of the run")
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        help="what --init is found to be worth goes here (default: runs/ARCH-STREAM-INIT); it then "
+        "is a run that can be evaluated again",
+    )
+    _add_data(parser, None, None)
+    _add_machine(parser)
+    parser.add_common()
+    return parser
+
+
+def report_parser() -> Parser:
+    """The parser of `run-benchmark report`."""
+    parser = Parser(f"{PROG} report", "Write one HTML page about runs.")
+    parser.add_argument(
+        "runs", type=Path, nargs="*", metavar="RUN", help="work-dirs (default: all in runs/)"
+    )
+    parser.add_argument("--out", type=Path, default=RUNS / REPORT, help="the page")
+    parser.add_common()
+    return parser
+
+
+def predict_parser() -> Parser:
+    """The parser of `run-benchmark predict`."""
+    parser = Parser(f"{PROG} predict", "Name the classes of any video files, with probabilities.")
+    parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="a video file")
+    _add_networks(parser, "--work-dir", dest="run", help="a finished run")
+    parser.add_argument("--top", type=positive, default=5, help="how many classes")
+    _add_span(parser, "10, or to the end")
+    parser.add_argument("--json", action="store_true", help="one JSON object a video")
+    _add_machine(parser, workers=False)
+    parser.add_common()
+    return parser
+
+
+def features_parser() -> Parser:
+    """The parser of `run-benchmark features`."""
+    parser = Parser(
+        f"{PROG} features",
+        "Write what a trained network's last layer sees of any video files: a row a time step.",
+        "NAME.npy is float32 (steps, features); NAME.json has each row's start and end in seconds "
+        "and says by which weights it was made. NAME is the video's; with --stream joint of i3d "
+        "NAME.rgb and NAME.flow.",
+    )
+    parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="a video file")
+    _add_networks(parser, "--work-dir", dest="run", help="a finished run")
+    parser.add_argument(
+        "--out", type=Path, default=Path("features"), metavar="DIR", help="default: features"
+    )
+    _add_span(parser, "to the end")
+    parser.add_argument("--force", action="store_true", help="make anew what is there already")
+    _add_machine(parser, workers=False)
+    parser.add_common()
+    return parser
+
+
+def verify_weights_parser() -> Parser:
+    """The parser of `run-benchmark verify-weights`."""
+    parser = Parser(
+        f"{PROG} verify-weights",
+        "Hold the logits of the authors' example (a clip of cricket) against those that they "
+        "published, number by number.",
+        "Weights and both arrays are in github.com/deepmind/kinetics-i3d, in data/; other copies "
+        "of the weights will do. Exit code 0: all numbers are met; 3: some are not.",
+    )
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="a folder that holds weights named for their stream, or a file of one stream's",
+    )
+    for stream, channels in CHANNELS.items():
+        parser.add_argument(
+            f"--{stream}",
+            type=Path,
+            metavar="NPY",
+            help=f"v_CricketShot_g04_c01_{stream}.npy, (1, 79, 224, 224, {channels})",
+        )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_common()
+    return parser
+
+
+def archs_parser() -> Parser:
+    """The parser of `run-benchmark archs`."""
+    parser = Parser(
+        f"{PROG} archs",
+        "Tell the architectures: parameters beside the paper's rounded ones, inputs and their "
+        "seconds of video in training and test, FLOPs (multiply and add counted apart) of one "
+        "such input, and the smallest input.",
+    )
+    parser.add_argument("--json", action="store_true", help="a JSON list, an object a network")
+    parser.add_common()
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    stream = _stream(arguments.arch, arguments.stream)
+    _refuse_no_data(arguments.data)
+    from kinetics_bench.device import start
+    from kinetics_bench.inference.networks import Request
+    from kinetics_bench.run import benchmark
+
+    request = Request(
+        arch=arguments.arch,
+        stream=stream,
+        recipe=arguments.recipe,
+        data=arguments.data.absolute(),
+        train_split=arguments.train_split,
+        test_split=arguments.test_split,
+        flow=arguments.flow,
+        protocol=arguments.protocol,
+        batch_size=arguments.batch_size,
+        epochs=arguments.epochs,
+        splits=arguments.splits and arguments.splits.absolute(),
+        seed=arguments.seed,
+        num_workers=arguments.workers,
+        init=_findable(arguments.init),
+        finetune=arguments.finetune,
+    )
+    name = "-".join((arguments.arch, stream, arguments.recipe))
+    work_dir = arguments.work_dir or RUNS / "+".join((name, *_unusual(arguments)))
+    placed = start(arguments.device, arguments.amp, saves_memory=arguments.checkpoint_activations)
+    with _held(work_dir), placed as machine:
+        results = benchmark(
+            request,
+            work_dir,
+            machine,
+            resume=arguments.resume,
+            force=arguments.force,
+            cache=arguments.cache_dir,
+        )
+        return _tell(results, work_dir) if machine.is_first else Exit.COMPLETE
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    _refuse_unheard(arguments, "arch", "work_dir")
+    if arguments.init:
+        _refuse_no_data(arguments.data or DATA)
+    from kinetics_bench.device import start
+    from kinetics_bench.inference.networks import Request
+    from kinetics_bench.run import evaluate_again, evaluate_weights
+
+    given = {
+        "data": arguments.data and arguments.data.absolute(),
+        "test_split": arguments.test_split,
+        "stream": arguments.stream,
+        "protocol": arguments.protocol,
+        "flow": arguments.flow,
+        "splits": arguments.splits and arguments.splits.absolute(),
+        "num_workers": arguments.workers,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    work_dir, evaluate = arguments.run, partial(evaluate_again, arguments.run, changes)
+    if arguments.init:
+        arch, stream = _network(arguments)
+        request = Request(
+            arch=arch,
+            stream=stream,
+            recipe="paper",
+            data=DATA.absolute(),
+            train_split=None,
+            test_split=TEST_SPLIT,
+            init=_findable(arguments.init),
+        )
+        work_dir = arguments.work_dir or RUNS / "-".join((arch, stream, _short(arguments.init)))
+        evaluate = partial(evaluate_weights, replace(request, **changes), work_dir)
+    with _held(work_dir), start(arguments.device, arguments.amp) as machine:
+        results, folder = evaluate(machine, cache=arguments.cache_dir)
+        return _tell(results, folder) if machine.is_first else Exit.COMPLETE
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from kinetics_bench.evaluation.report import write_report
+
+    # What was mistyped leaves a folder with nothing but locks in it.
+    runs = arguments.runs or sorted({path.parent for path in RUNS.glob("*/[!.]*")})
+    print(write_report(runs, arguments.out))
+    return Exit.COMPLETE
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from kinetics_bench.device import start
+    from kinetics_bench.inference.networks import read_request
+    from kinetics_bench.inference.predict import Predictor
+    from kinetics_bench.inference.videos import Span
+
+    span = Span(arguments.start or 0, arguments.duration)
+    with start(arguments.device, arguments.amp) as machine:
+        networks = _networks(arguments)
+        protocol = read_request(arguments.run).protocol if arguments.run else None
+        scratch = arguments.tmp_dir or arguments.run or system.cache_dir(arguments.cache_dir)
+        predictor = Predictor(networks, machine, make_folder(scratch), protocol=protocol)
+
+        def act(video: Path) -> None:
+            shares = predictor.predict(video, span)
+            _tell_classes(video, shares[: arguments.top], as_json=arguments.json)
+
+        return _each(arguments.videos, act)
+
+
+def _features(arguments: argparse.Namespace) -> int:
+    from kinetics_bench.device import start
+    from kinetics_bench.inference.features import Extractor, keys_of
+    from kinetics_bench.inference.videos import Span
+
+    span = Span(arguments.start or 0, arguments.duration)
+    keys = keys_of(arguments.videos)
+    with start(arguments.device, arguments.amp) as machine:
+        networks = _networks(arguments, whole=False)
+        out = make_folder(arguments.out)
+        extractor = Extractor(networks, machine, make_folder(arguments.tmp_dir or out))
+
+        def act(video: Path) -> None:
+            made = extractor.write(video, span, out / keys[video], force=arguments.force)
+            print(*made, sep="\n")
+
+        return _each(keys, act)
+
+
+def _networks(arguments: argparse.Namespace, *, whole: bool = True) -> "list[Checkpoint]":
+    """Those of the run or of the weights that `_add_networks` takes; `whole` as for weights."""
+    from kinetics_bench.inference.networks import networks_of_run, networks_of_weights
+
+    _refuse_unheard(arguments, "arch")
+    cache = arguments.cache_dir
+    if arguments.run:
+        return networks_of_run(arguments.run, arguments.stream, cache=cache)
+    return networks_of_weights(arguments.init, *_network(arguments), cache=cache, whole=whole)
+
+
+def _each(videos: Collection[Path], act: Callable[[Path], object]) -> int:
+    """Do something with each video: one that cannot be read costs a line, and not the others."""
+    failed = 0
+    # On a terminal the answers themselves show how far it is.
+    is_seen = sys.stdout.isatty()
+    for video in videos if is_seen else console.progress(videos, total=len(videos), what="videos"):
+        try:
+            act(video)
+        except KineticsError as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+    if failed == len(videos):
+        return Exit.UNUSABLE
+    return Exit.PERMANENT_GAPS if failed else Exit.COMPLETE
+
+
+def _verify_weights(arguments: argparse.Namespace) -> int:
+    given = {stream: getattr(arguments, stream) for stream in CHANNELS}
+    clips = {stream: path for stream, path in given.items() if path is not None}
+    if not clips:
+        raise KineticsError("give the example's arrays: --rgb NPY, --flow NPY, or both")
+    from kinetics_bench.device import start
+    from kinetics_bench.weights.published_example import LOGIT_TOLERANCE, furthest, verify
+
+    with start(arguments.device, "none") as machine:
+        checks = verify(arguments.path, clips, machine)
+    print(console.text_table([check.cells() for check in checks], words=("what", "")))
+    num_met = sum(check.is_met for check in checks)
+    worst = furthest(checks)
+    print(
+        f"{num_met} of {len(checks)} numbers are met within {LOGIT_TOLERANCE:g}; the furthest is "
+        f"{worst.stream}, {worst.what}: {abs(worst.found - worst.expected):.3g} off"
+    )
+    return Exit.COMPLETE if num_met == len(checks) else Exit.PERMANENT_GAPS
+
+
+def _archs(arguments: argparse.Namespace) -> int:
+    from kinetics_bench.archs.table import cells, table
+
+    rows = table()
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        words = ("stream", "train input", "test input", "smallest input")
+        print(console.text_table([cells(row) for row in rows], words=words))
+    return Exit.COMPLETE
+
+
+VERBS: Final[Mapping[str, Any]] = {
+    "evaluate": (evaluate_parser, _evaluate),
+    "report": (report_parser, _report),
+    "archs": (archs_parser, _archs),
+    "predict": (predict_parser, _predict),
+    "features": (features_parser, _features),
+    "verify-weights": (verify_weights_parser, _verify_weights),
+}
+
+
+def _add_start(parser: Parser) -> None:
+    """Add what a training begins from, and what of it is trained."""
+    parser.add_argument(
+        "--init",
+        default=INITS[0],
+        metavar="|".join((*INITS, "PATH")),
+        help="the weights to begin from: fresh ones; ImageNet's (torchvision's GoogLeNet, "
+        "fetched once), inflated for i3d; the authors' i3d of ImageNet and Kinetics-400 (fetched "
+        "once, read by TensorFlow); or a file: a checkpoint of this command, the authors' "
+        "model.ckpt, a state dict of piergiaj's, hassony2's or ours; or a folder with one such "
+        "file that has the stream's name in its own",
+    )
+    parser.add_argument(
+        "--finetune",
+        default=FINETUNES[0],
+        choices=FINETUNES,
+        help="what is trained: all, or the last layer on features that stay as --init gave them",
+    )
+
+
+def _add_networks(parser: Parser, run: str, **options: Any) -> None:
+    """Add what says whose networks are used: the option or word `run`, or --init."""
+    whose = parser.add_mutually_exclusive_group(required=True)
+    whose.add_argument(run, type=Path, **options)
+    whose.add_argument(
+        "--init",
+        metavar="|".join((*INITS[1:], "PATH")),
+        help="weights as for training, as they are, with --arch; frames as in its recipe paper, "
+        "classes those of Kinetics-400",
+    )
+    parser.add_argument(
+        "--arch", type=one_of("architecture", ARCHS), help=f"of --init (default: {ARCH})"
+    )
+    parser.add_argument(
+        "--stream",
+        type=one_of("stream", STREAMS),
+        help="default: what the run trained; of --init the architecture's first",
+    )
+    cli.add_cache_dir(parser)
+
+
+def _add_data(parser: Parser, data: Path | None, test_split: str | None) -> None:
+    parser.add_argument(
+        "--data", type=Path, default=data, metavar="DIR", help="what extract-flow wrote"
+    )
+    parser.add_argument(
+        "--test-split",
+        default=test_split,
+        metavar="SPLIT",
+        help="a split in DIR, ucf101/1 to 3, hmdb51/1 to 3, or a file of keys with * and ?",
+    )
+    parser.add_argument(
+        "--splits", type=Path, metavar="DIR", help="folder of the official UCF-101, HMDB-51 lists"
+    )
+    parser.add_argument("--flow", metavar="NAME", help="which flow, where there are several")
+    parser.add_argument(
+        "--protocol",
+        type=one_of("protocol", PROTOCOLS),
+        help=f"{_known(PROTOCOLS)} (default: the recipe's)",
+    )
+
+
+def _add_span(parser: Parser, default: str) -> None:
+    parser.add_argument(
+        "--start", type=_seconds, metavar="S", help="seconds from the video's start (default: 0)"
+    )
+    parser.add_argument(
+        "--duration", type=_duration, metavar="D", help=f"seconds (default: {default})"
+    )
+
+
+def _add_machine(parser: Parser, *, workers: bool = True) -> None:
+    if workers:
+        parser.add_argument(
+            "--workers",
+            type=_count,
+            metavar="N",
+            help="processes that read clips (default: "
+            "none where decoded clips fit in memory, else one a processor)",
+        )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--amp",
+        default="auto",
+        choices=("auto", "none", "bfloat16"),
+        help="mixed precision; auto: bfloat16 where the hardware has it",
+    )
+
+
+def _known(table: Mapping[str, Any]) -> str:
+    return "one of: " + ", ".join(table)
+
+
+def _stream(arch: str, asked: str | None) -> str:
+    """The stream asked for, which the architecture must have, or its first one."""
+    streams = ARCHS[arch].streams
+    stream = asked or streams[0]
+    if stream not in streams:
+        raise UnknownNameError(nearest(f"stream of {arch}", stream, streams))
+    return stream
+
+
+def _network(arguments: argparse.Namespace) -> tuple[str, str]:
+    """Architecture and stream of the weights that `_add_networks` takes."""
+    arch = arguments.arch or ARCH
+    return arch, _stream(arch, arguments.stream)
+
+
+def _findable(init: str) -> str:
+    """What --init names, from any folder."""
+    return init if init in INITS else str(Path(init).absolute())
+
+
+def _short(init: str) -> str:
+    """What --init names, as a part of a folder's name."""
+    return init if init in INITS else Path(init).stem
+
+
+def _unusual(arguments: argparse.Namespace) -> list[str]:
+    """What sets a run apart from its recipe, for the name of its folder."""
+    words = [f"batch-{arguments.batch_size}"] if arguments.batch_size else []
+    words += [f"epochs-{arguments.epochs}"] if arguments.epochs else []
+    if arguments.init != INITS[0]:
+        words.append(_short(arguments.init))
+    return words + (["last"] if arguments.finetune == "last" else [])
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0")
+    return seconds
+
+
+def _duration(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds < MIN_DURATION_S:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of seconds from {MIN_DURATION_S} on (two frames)"
+        )
+    return seconds
+
+
+def _refuse_unheard(arguments: argparse.Namespace, *names: str) -> None:
+    """Raise KineticsError where a run is given with options that only --init listens to."""
+    for name in names:
+        if arguments.run and getattr(arguments, name) is not None:
+            raise KineticsError(
+                f"--{name.replace('_', '-')} belongs to --init: {arguments.run} itself says what "
+                "it is; leave one of them out"
+            )
+
+
+def _refuse_no_data(data: Path) -> None:
+    if not (data / "dataset.json").exists():
+        raise KineticsError(
+            f"{data} holds no shards; make them with: kinetics-download MANIFEST.csv clips, then "
+            f"extract-flow clips {data} (or give --data DIR)"
+        )
+
+
+def _held(work_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """One run at a time in a work-dir. Of torchrun's processes the first holds it for all."""
+    if os.environ.get("RANK", "0") != "0":
+        return contextlib.nullcontext()
+    return hold(work_dir)
+
+
+def _tell(results: "Sequence[Result]", folder: Path) -> int:
+    from kinetics_bench.evaluation.report import write_report
+    from kinetics_bench.evaluation.results import cells
+
+    report = write_report([folder], folder / REPORT)
+    print(console.text_table([cells(result) for result in results]))
+    print(f"report: {report}")
+    return Exit.COMPLETE
+
+
+def _tell_classes(video: Path, shares: Sequence[tuple[str, float]], *, as_json: bool) -> None:
+    if as_json:
+        classes = [{"label": label, "probability": share} for label, share in shares]
+        print(json.dumps({"video": str(video), "classes": classes}))
+        return
+    print(video)
+    for label, share in shares:
+        print(f"  {share:7.2%}  {label}")

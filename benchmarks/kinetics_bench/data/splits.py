@@ -1,0 +1,188 @@
+"""Which samples a split names: a stored split, an official list, or a file of keys."""
+
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.core.files import digest
+from kinetics_tools.core.keys import file_keys
+from kinetics_tools.shards.reader import Sample, ShardFolder
+
+logger = logging.getLogger(__name__)
+_OFFICIAL = re.compile(r"(ucf101|hmdb51)/([123])")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The samples of a split, and the keys that belong to it but are not there, with the reason."""
+
+    name: str
+    samples: Sequence[Sample]
+    missing: Mapping[str, str]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the samples, sorted."""
+        return tuple(sorted(sample.key for sample in self.samples))
+
+    @property
+    def keys_sha256(self) -> str:
+        """One hash for the set of samples."""
+        return digest(self.keys)
+
+
+def select(
+    data: ShardFolder,
+    split: str,
+    *,
+    role: str,
+    streams: Sequence[str],
+    flow: str,
+    splits: Path | None = None,
+) -> Selection:
+    """The samples that `split` names.
+
+    Args:
+        data: the shards.
+        split: a split stored there; `ucf101/1` to `/3` or `hmdb51/1` to `/3`; or the path of a file
+            of keys, one a line, `*` and `?` allowed, empty lines and lines from `#` ignored.
+        role: `train` or `test`: which half of an official split.
+        streams: `rgb`, `flow` or both: the shards to read.
+        flow: name of the flow.
+        splits: folder with the official lists in their own layout.
+
+    Raises:
+        EvaluationError: no such split, a line that matches nothing, or a sample without a label.
+        ShardError: the shards do not hold the stream.
+    """
+    if split in data.splits:
+        chosen = Selection(split, *_stored(data, [split], streams, flow))
+    elif match := _OFFICIAL.fullmatch(split):
+        listed = _official(splits, match[1], int(match[2]), role)
+        samples, missing = _stored(data, data.splits, streams, flow)
+        chosen = _listed(split, samples, missing, listed)
+    elif Path(split).is_file():
+        samples, missing = _stored(data, data.splits, streams, flow)
+        chosen = _matching(Path(split), samples, missing)
+    else:
+        raise EvaluationError(
+            f"no split {split!r} for --{role}-split: {data.folder} holds "
+            f"{', '.join(data.splits) or 'none'}; other choices are ucf101/1 to 3, hmdb51/1 to 3 "
+            "(with --splits DIR), or the path of a file of keys"
+        )
+    unlabelled = next((sample.key for sample in chosen.samples if sample.label_id is None), None)
+    if unlabelled is not None:
+        raise EvaluationError(
+            f"split {split!r} cannot {role} anything: sample {unlabelled} has no label"
+        )
+    if not chosen.samples:
+        raise EvaluationError(
+            f"split {split!r} has no sample with stream {' and '.join(streams)} in {data.folder}"
+        )
+    return chosen
+
+
+def refuse_overlap(train: Selection, test: Selection) -> None:
+    """Raise EvaluationError when a key stands in both."""
+    shared = sorted(set(train.keys) & set(test.keys))
+    if shared:
+        raise EvaluationError(
+            f"--train-split {train.name} and --test-split {test.name} share {len(shared)} keys, "
+            f"such as {shared[0]}: a number measured on training clips would mean nothing"
+        )
+
+
+def _stored(
+    data: ShardFolder, names: Sequence[str], streams: Sequence[str], flow: str
+) -> tuple[list[Sample], dict[str, str]]:
+    samples = [s for name in names for s in data.samples(name, streams, flow=flow)]
+    missing = {key: why for name in names for key, why in data.expected(name).items()}
+    return samples, missing
+
+
+def _listed(
+    name: str, samples: Sequence[Sample], missing: Mapping[str, str], listed: Collection[str]
+) -> Selection:
+    wanted = set(listed)
+    found = [sample for sample in samples if sample.key in wanted]
+    absent = wanted - {sample.key for sample in found}
+    return Selection(name, found, {key: missing.get(key, "not in the shards") for key in absent})
+
+
+def _matching(path: Path, samples: Sequence[Sample], missing: Mapping[str, str]) -> Selection:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path} is not a text file of keys ({error})") from error
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    if not patterns:
+        raise EvaluationError(f"{path} names no key")
+    keys = frozenset(sample.key for sample in samples) | missing.keys()
+    matched: set[str] = set()
+    for pattern in patterns:
+        hits = _hits(pattern, keys)
+        if not hits:
+            number = lines.index(pattern) + 1
+            raise EvaluationError(f"{path}, line {number}: {pattern!r} matches no sample")
+        matched |= hits
+    found = [sample for sample in samples if sample.key in matched]
+    return Selection(path.name, found, {key: why for key, why in missing.items() if key in matched})
+
+
+def _hits(pattern: str, keys: frozenset[str]) -> set[str]:
+    if not set(pattern) & set("*?"):
+        return {pattern} if pattern in keys else set()
+    # Keys hold no brackets, so a bracket in a pattern is a character like any other.
+    plain = pattern.replace("[", "[[]")
+    return {key for key in keys if fnmatchcase(key, plain)}
+
+
+def _official(splits: Path | None, dataset: str, number: int, role: str) -> set[str]:
+    if splits is None:
+        raise EvaluationError(f"{dataset}/{number} needs the official lists: give --splits DIR")
+    folder = splits / dataset if (splits / dataset).is_dir() else splits
+    chosen = {"ucf101": _ucf101, "hmdb51": _hmdb51}[dataset](folder, number)
+    everything = [path for paths in chosen.values() for path in paths]
+    keys = file_keys(everything)
+    return {keys[path] for path in chosen[role]}
+
+
+def _ucf101(folder: Path, number: int) -> dict[str, list[PurePosixPath]]:
+    """`trainlist01.txt`: lines `Class/file.avi label`; `testlist01.txt`: the same without label."""
+    return {
+        role: [
+            PurePosixPath(line.split()[0])
+            for line in _read(folder / f"{role}list{number:02d}.txt").splitlines()
+            if line.strip()
+        ]
+        for role in ("train", "test")
+    }
+
+
+def _hmdb51(folder: Path, number: int) -> dict[str, list[PurePosixPath]]:
+    """`<class>_test_split1.txt`: lines `file.avi N`, N = 1 for training, 2 for test, 0 unused."""
+    lists = sorted(folder.glob(f"*_test_split{number}.txt"))
+    if not lists:
+        raise EvaluationError(f"{folder} holds no HMDB-51 list *_test_split{number}.txt")
+    chosen: dict[str, list[PurePosixPath]] = {"train": [], "test": [], "neither": []}
+    for path in lists:
+        label = path.name.removesuffix(f"_test_split{number}.txt")
+        for line in _read(path).splitlines():
+            if line.strip():
+                name, use = line.rsplit(maxsplit=1)
+                role = {"1": "train", "2": "test"}.get(use, "neither")
+                chosen[role].append(PurePosixPath(label) / name.strip())
+    return chosen
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise EvaluationError(
+            f"{path} is missing: --splits DIR holds the official lists"
+        ) from error

@@ -1,0 +1,187 @@
+"""Views: what a network sees of a sample. Pure functions of numbers, then one transform of arrays.
+
+Shapes: T frames, H height, W width, C channels; (h, w) after the crop. A clip of T frames has T-1
+flow fields, and field t leads from frame t to frame t+1. A view of both takes its numbers from the
+T-1 pairs, and so does every training view: rgb and flow then show the same moments, also where a
+short clip is looped.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kinetics_bench.protocols import Extent, Extents
+from kinetics_bench.recipes import Recipe
+
+IndexArray = npt.NDArray[np.int64]
+Number = TypeVar("Number", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is seen of one clip.
+
+    Attributes:
+        indices: by stream (rgb, flow), the numbers of the frames or fields.
+        top, left: where the crop lies: 0 is the top or left end, 1 the bottom or right.
+        flip: whether it is mirrored.
+    """
+
+    indices: Mapping[str, IndexArray]
+    top: float = 0.5
+    left: float = 0.5
+    flip: bool = False
+
+    @property
+    def is_looped(self) -> bool:
+        """Whether the clip was too short: more than the one field of `_in_steps` comes again."""
+        for each in self.indices.values():
+            begins = np.flatnonzero(np.diff(each) <= 0)  # where the clip begins anew
+            if len(begins) and len(each) - 1 - begins[0] > 1:
+                return True
+        return False
+
+
+def randomness(seed: int, epoch: int, key: str) -> np.random.Generator:
+    """A generator that follows from these three alone: not from workers, order or resume."""
+    name = f"{seed}/{epoch}/{key}".encode()
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "big"))
+
+
+def looped(start: int, num: int, *, stride: int, length: int) -> IndexArray:
+    """`num` frame numbers from `start` on, every `stride`-th, of a clip repeated without end."""
+    indices: IndexArray = (start + stride * np.arange(num, dtype=np.int64)) % length
+    return indices
+
+
+def train_view(num_frames: int, recipe: Recipe, random: np.random.Generator) -> View:
+    """A random view of a clip of `num_frames` RGB frames.
+
+    It starts early enough to have all its frames. A clip too short for that is looped as often as
+    needed, and the view starts anywhere in it.
+    """
+    length = max(num_frames - 1, 1)
+    samplings = recipe.sampling
+    span = max((each.num - 1) * each.stride + 1 for each in samplings.values())
+    num_starts = length - span + 1 if length >= span else length
+    start = int(random.integers(num_starts))
+    top, left, flip = random.random(3)
+    indices = {
+        stream: looped(start, each.num, stride=each.stride, length=length)
+        for stream, each in samplings.items()
+    }
+    return View(indices, float(top), float(left), bool(flip < recipe.flip))
+
+
+def eval_view(num_frames: int, extents: Extents) -> View:
+    """The view by which a clip of `num_frames` RGB frames is evaluated: centre crop, no flip."""
+    length = max(num_frames - 1, 1) if "flow" in extents else num_frames
+    in_steps = any(extent.multiple > 1 for extent in extents.values())
+    indices = {}
+    for stream, extent in extents.items():
+        num = extent.num
+        end = length
+        if num is not None:
+            end = min(length, num * extent.stride)
+        elif in_steps:
+            num = _in_steps(num_frames, extent)
+        else:
+            num = max(-(-length // extent.stride), extent.least)
+        indices[stream] = looped(0, num, stride=extent.stride, length=end)
+    return View(indices)
+
+
+def whole_view(num_frames: int, extents: Extents) -> View:
+    """All of a clip of `num_frames` RGB frames, nothing twice; centre crop, no flip.
+
+    Where a network takes whole steps of several frames or fields, the last one of which a frame or
+    a field is missing is left out: of both streams, so that they have the same.
+    """
+    length = num_frames - 1 if "flow" in extents else num_frames
+    in_steps = any(extent.multiple > 1 for extent in extents.values())
+    indices = {}
+    for stream, extent in extents.items():
+        step = extent.multiple * extent.stride if in_steps else 1
+        indices[stream] = np.arange(0, length // step * step, extent.stride, dtype=np.int64)
+    return View(indices)
+
+
+def _in_steps(num_frames: int, extent: Extent) -> int:
+    """Frames or fields of all steps that a clip has room for; the same steps for both streams.
+
+    They are counted in frames, as in the paper: 250 frames are 25 stacks of ten fields, of which
+    the very last is the first one again.
+    """
+    num_steps = num_frames // (extent.multiple * extent.stride)
+    return extent.multiple * max(num_steps, -(-extent.least // extent.multiple))
+
+
+def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width with the shorter one `short_side` and the aspect kept, rounded."""
+    scale = short_side / min(height, width)
+    return max(round(height * scale), short_side), max(round(width * scale), short_side)
+
+
+def resize_rgb(frames: npt.NDArray[np.uint8], short_side: int) -> npt.NDArray[np.uint8]:
+    """uint8 (T, H, W, 3) resized to the short side, bilinear, antialiased when it shrinks."""
+    return _resize(frames, short_side)
+
+
+def resize_flow(flow: npt.NDArray[np.float32], short_side: int) -> npt.NDArray[np.float32]:
+    """float32 (T, H, W, 2), pixels per frame, resized; the vectors are scaled with their axis."""
+    height, width = flow.shape[1:3]
+    resized = _resize(flow, short_side)
+    if resized.shape == flow.shape:
+        return flow
+    scale = np.array([resized.shape[2] / width, resized.shape[1] / height], np.float32)
+    scaled: npt.NDArray[np.float32] = resized * scale
+    return scaled
+
+
+def rgb_clip(frames: npt.NDArray[np.uint8], view: View, crop_px: int) -> Tensor:
+    """uint8 (T, H, W, 3), the view's frames, to float32 (3, T, h, w) in [-1, 1]."""
+    return _crop(frames, view, crop_px).float().div_(127.5).sub_(1)
+
+
+def flow_clip(flow: npt.NDArray[np.floating], view: View, crop_px: int, *, bound: float) -> Tensor:
+    """(T, H, W, 2) pixels per frame, the view's fields, to float32 (2, T, h, w) in [-1, 1].
+
+    A mirrored view negates x. Vectors beyond `bound` pixels are clamped to it.
+    """
+    clip = _crop(flow, view, crop_px).float().div_(bound).clamp_(-1, 1)
+    if view.flip:
+        clip[0].neg_()
+    return clip
+
+
+def _resize(frames: npt.NDArray[Number], short_side: int) -> npt.NDArray[Number]:
+    height, width = frames.shape[1:3]
+    size = resized_size(height, width, short_side)
+    if size == (height, width):
+        return frames
+    images = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    resized = functional.interpolate(
+        images, size=size, mode="bilinear", antialias=min(size) < min(height, width)
+    )
+    array: npt.NDArray[Number] = np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy())
+    return array
+
+
+def _crop(frames: npt.NDArray[np.generic], view: View, crop_px: int) -> Tensor:
+    height, width = frames.shape[1:3]
+    top, left = (
+        min(int(share * (size - crop_px + 1)), size - crop_px)
+        for share, size in ((view.top, height), (view.left, width))
+    )
+    crop = frames[:, top : top + crop_px, left : left + crop_px]
+    if view.flip:
+        crop = crop[:, :, ::-1]
+    # (T, h, w, C) -> (C, T, h, w)
+    return torch.from_numpy(np.ascontiguousarray(crop.transpose(3, 0, 1, 2)))

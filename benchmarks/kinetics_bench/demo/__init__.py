@@ -1,0 +1,1 @@
+"""The main job on a small set of videos made by code."""

@@ -1,0 +1,135 @@
+"""What a run computes on: device, precision, and the processes that torchrun started."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from kinetics_bench.archs.network import Network
+from kinetics_tools.core.errors import EvaluationError
+
+T = TypeVar("T")
+CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A device, its precision, and which of how many processes this one is.
+
+    Attributes:
+        device: where networks are placed.
+        bfloat16: whether convolutions compute in it.
+        rank: of this process.
+        num_processes: of the run.
+        saves_memory: whether networks placed here checkpoint their activations in training.
+    """
+
+    device: torch.device
+    bfloat16: bool = False
+    rank: int = 0
+    num_processes: int = 1
+    saves_memory: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes files."""
+        return self.rank == 0
+
+    @property
+    def precision(self) -> str:
+        """What convolutions compute in. Weights, statistics and logits are float32 in any case."""
+        return "bfloat16" if self.bfloat16 else "float32"
+
+    def autocast(self) -> torch.autocast:
+        """The context for forward passes."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def place(self, net: nn.Module) -> nn.Module:
+        """Move a network here, channels last: without it bfloat16 gains little."""
+        if self.saves_memory and isinstance(net, Network):
+            net.checkpoint_activations()
+        net.to(self.device)
+        for weight in net.parameters():
+            if weight.ndim in CHANNELS_LAST:
+                weight.data = weight.data.contiguous(memory_format=CHANNELS_LAST[weight.ndim])
+        return net
+
+    def place_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        """Move what a network is called with, each (B, C, T, H, W), here, channels last."""
+        moved = (each.to(self.device, non_blocking=True) for each in clips)
+        return [each.contiguous(memory_format=torch.channels_last_3d) for each in moved]
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, in one message."""
+        if self.num_processes == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+        distributed.all_reduce(flat)
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def gather(self, value: T) -> list[T]:
+        """The value of each process, on every process."""
+        if self.num_processes == 1:
+            return [value]
+        values: list[Any] = [None] * self.num_processes
+        distributed.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.num_processes > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def start(device: str, amp: str, *, saves_memory: bool = False) -> Iterator[Machine]:
+    """The machine to compute on; under torchrun the processes find each other first.
+
+    Args:
+        device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:N`.
+        amp: `bfloat16`, `none`, or `auto`: bfloat16 where the hardware computes in it.
+        saves_memory: see `Machine`.
+
+    Raises:
+        EvaluationError: CUDA is asked for and there is none.
+    """
+    chosen = _device(device)
+    bfloat16 = amp == "bfloat16" or (amp == "auto" and _has_bfloat16(chosen))
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_processes == 1:
+        yield Machine(chosen, bfloat16, saves_memory=saves_memory)
+        return
+    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Machine(
+            chosen, bfloat16, distributed.get_rank(), num_processes, saves_memory=saves_memory
+        )
+    finally:
+        distributed.destroy_process_group()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise EvaluationError(f"--device {name}: this torch sees no CUDA device; use --device cpu")
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(name)
+    return torch.device(name)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # A CPU without these instructions emulates bfloat16, slower than float32.
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,277 @@
+"""The report: one HTML page without any other file, of one run or several."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from kinetics_bench.archs.registry import ARCHS, STREAMS
+from kinetics_bench.evaluation.results import (
+    EVALUATION,
+    PREDICTIONS,
+    RESULT,
+    Predictions,
+    Result,
+    cells,
+    percent,
+    ranks,
+)
+from kinetics_bench.weights.choices import INITS
+from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.core.files import write_text
+from kinetics_tools.core.html import picture, plain, render, words
+
+logger = logging.getLogger(__name__)
+
+TEMPLATE: Final = Path(__file__).with_name("report.html.jinja")
+MAX_MATRIX: Final = 20  # classes that a confusion matrix can show legibly
+NUM_WORST: Final = 12
+NUM_FAILED: Final = 20
+COLOURS: Final = {"rgb": "#b4532a", "flow": "#2a6fb4", "joint": "#3b3b58"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A result, its predictions, and the folder they are in."""
+
+    folder: Path
+    result: Result
+    predictions: Predictions
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names in index order."""
+        labels: list[str] = self.result.data["labels"]
+        return labels
+
+
+def find_rows(runs: Sequence[Path]) -> dict[Path, list[Row]]:
+    """The rows of each run, joint first; runs without a result are left out.
+
+    Raises:
+        EvaluationError: there is no result at all.
+    """
+    found: dict[Path, list[Row]] = {}
+    for run in runs:
+        for folder in (run, *sorted(run.glob(f"{EVALUATION}*"))):
+            rows = [_read(folder / name) for name in STREAMS if (folder / name / RESULT).exists()]
+            if rows:
+                found[folder] = rows
+        if run not in found:
+            logger.warning("%s has no result yet and is left out", run)
+    if not found:
+        where = ", ".join(map(str, runs)) or "runs"
+        raise EvaluationError(f"no result in {where}; make one with: run-benchmark --arch i3d")
+    return found
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Write the page about `runs` to `out`, and return `out`."""
+    found = find_rows(runs)
+    page = render(
+        TEMPLATE,
+        sections=[_section(_name(folder), rows) for folder, rows in found.items()],
+        table_rows=[
+            {"run": _name(folder), "network": row.result.arch, **cells(row.result)}
+            for folder, rows in found.items()
+            for row in rows
+        ],
+    )
+    write_text(out, page)
+    return out
+
+
+def _read(folder: Path) -> Row:
+    result = Result.read(folder)
+    return Row(folder, result, Predictions.read(folder / PREDICTIONS, result.failed))
+
+
+def _name(folder: Path) -> str:
+    """What a run is called: its folder, with the run's in front for an evaluation beside it."""
+    folder = folder.absolute()
+    inner = folder.name.startswith(EVALUATION)
+    return f"{folder.parent.name}/{folder.name}" if inner else folder.name
+
+
+def _section(name: str, rows: Sequence[Row]) -> dict[str, Any]:
+    best = rows[0]
+    result = best.result
+    arch = ARCHS[result.arch]
+    small = len(best.labels) <= MAX_MATRIX
+    history = {name: h for row in rows for name, h in row.result.history.items() if h}
+    return {
+        "name": name,
+        "title": arch.title,
+        "data": Path(result.data["folder"]).name,
+        "source": arch.source,
+        "best": best.result.stream,
+        "top1": percent(result.score.top1),
+        "error": percent(result.score.standard_error),
+        "chance": percent(1 / len(best.labels)),
+        "num_scored": result.score.num_scored,
+        "num_classes": len(best.labels),
+        "protocol": result.protocol["title"],
+        "covers": [_covers(row) for row in rows],
+        "failed": list(result.failed.items())[:NUM_FAILED],
+        "num_failed": len(result.failed),
+        "curves": [
+            _curve(history, "loss", "training loss"),
+            _curve(history, "top1", "training top-1 %", 100),
+        ]
+        if history
+        else [],
+        "matrix": picture(_matrix(best), "Confusion matrix") if small else None,
+        "classes": picture(_per_class(rows), "Accuracy class by class"),
+        "worst": _worst(best),
+        "costs": [_cost(row) for row in rows],
+        "recipes": result.recipes,
+        "origin": result.origin,
+    }
+
+
+def _covers(row: Row) -> dict[str, str]:
+    data, score = row.result.data, row.result.score
+    failed_train = len(data["failed_train"])
+    trained_on = f"{data['train_split']}: {data['num_train'] - failed_train} clips" + (
+        f" ({failed_train} could not be decoded)" if failed_train else ""
+    )
+    return {
+        "stream": row.result.stream,
+        "trained on": "nothing here" if data["train_split"] is None else trained_on,
+        "tested on": data["test_split"],
+        "expected": str(score.num_expected),
+        "scored": str(score.num_scored),
+        "failed": str(score.num_failed),
+        "scored keys": score.keys_sha256[:12],
+        "began from": _start(data.get("init", {})),
+    }
+
+
+def _start(init: Mapping[str, str]) -> str:
+    """The weights that a network began from, in words."""
+    words = init.get("source", INITS[0])  # as all did before there was a choice
+    if init.get("sha256"):
+        words += f" ({init['sha256'][:12]})"
+    return words + ("; last layer trained" if init.get("finetune") == "last" else "")
+
+
+def _cost(row: Row) -> dict[str, str]:
+    cost = row.result.cost
+    recipes = row.result.recipes["training"].values()
+    return {
+        "stream": row.result.stream,
+        "recipe": ", ".join(sorted({f"{each['name']} {each['hash'][:8]}" for each in recipes})),
+        "parameters": f"{cost['parameters']:,}",
+        "GFLOPs a clip": f"{cost['flops'] / 1e9:.1f}",
+        "counted at": " + ".join("x".join(map(str, shape)) for shape in cost["flops_shape"]),
+        "training": _minutes(cost["seconds_training"]),
+        "evaluation": _minutes(cost["seconds_evaluation"]),
+        "on": f"{cost['device']}, {cost['num_processes']} process(es) of "
+        f"{cost['num_threads']} threads, {cost['precision']}",
+    }
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def _worst(row: Row) -> list[dict[str, str]]:
+    """The clips whose true class got the least probability."""
+    predictions = row.predictions
+    shares = softmax(predictions.logits)
+    true = shares[np.arange(len(shares)), predictions.label_ids]
+    return [
+        {
+            "clip": predictions.keys[at],
+            "is": row.labels[predictions.label_ids[at]],
+            "with %": percent(float(true[at])),
+            "taken for": row.labels[int(shares[at].argmax())],
+            "at %": percent(float(shares[at].max())),
+        }
+        for at in np.argsort(true, kind="stable")[:NUM_WORST]
+    ]
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Probabilities float64 (N, K) of logits (N, K)."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    shares: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return shares
+
+
+def _curve(
+    history: Mapping[str, Sequence[Mapping[str, Any]]], name: str, title: str, scale: float = 1
+) -> Markup:
+    """A number of each epoch, a line a stream."""
+    figure = Figure(figsize=(5.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for stream, rows in history.items():
+        values = [scale * row[name] for row in rows]
+        axes.plot([row["epoch"] for row in rows], values, color=COLOURS[stream], label=stream)
+    axes.set(xlabel="epoch", title=title)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    plain(axes)
+    return picture(figure, f"{title}, epoch by epoch")
+
+
+def _matrix(row: Row) -> Figure:
+    num = len(row.labels)
+    counts = np.zeros((num, num))
+    np.add.at(counts, (row.predictions.label_ids, row.predictions.logits.argmax(axis=1)), 1)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 2.2 + 0.42 * num
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    labels = [words(label) for label in row.labels]
+    axes.set_xticks(range(num), labels, rotation=90)
+    axes.set_yticks(range(num), labels)
+    axes.set(xlabel="taken for", ylabel="is")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for true, taken in np.argwhere(counts):
+        ink = "white" if shares[true, taken] > 0.5 else "black"
+        text = f"{counts[true, taken]:.0f}"
+        axes.text(taken, true, text, ha="center", va="center", color=ink)
+    return figure
+
+
+def _per_class(rows: Sequence[Row]) -> Figure:
+    """Bars of each row, sorted by the first row's; with many classes the lowest and highest."""
+    labels = rows[0].labels
+    shares = [_class_shares(row) for row in rows]
+    order = [at for at in np.argsort(shares[0], kind="stable") if not np.isnan(shares[0][at])]
+    if len(order) > 2 * MAX_MATRIX:
+        order = [*order[:MAX_MATRIX], *order[-MAX_MATRIX:]]
+    height = 0.9 / len(rows)
+    figure = Figure(figsize=(7, 0.8 + 0.36 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    for number, (row, values) in enumerate(zip(rows, shares, strict=True)):
+        places = np.arange(len(order)) + (number - (len(rows) - 1) / 2) * height
+        stream = row.result.stream
+        axes.barh(places, 100 * values[order], height * 0.9, color=COLOURS[stream], label=stream)
+    axes.set_yticks(range(len(order)), [words(labels[at]) for at in order])
+    axes.invert_yaxis()
+    axes.set(xlabel="top-1 %", xlim=(0, 100))
+    if len(rows) > 1:
+        axes.legend(frameon=False, ncols=len(rows), loc="lower right", bbox_to_anchor=(1, 1))
+    plain(axes)
+    return figure
+
+
+def _class_shares(row: Row) -> npt.NDArray[np.float64]:
+    """Top-1 of each class, NaN for classes without a scored clip: float64 (K,)."""
+    right = ranks(row.predictions) == 0
+    num = len(row.labels)
+    of_class = np.bincount(row.predictions.label_ids, minlength=num).astype(float)
+    hits = np.bincount(row.predictions.label_ids, weights=right, minlength=num)
+    of_class[of_class == 0] = np.nan
+    shares: npt.NDArray[np.float64] = hits / of_class
+    return shares

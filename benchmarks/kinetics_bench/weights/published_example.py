@@ -1,0 +1,254 @@
+"""The published example: what the authors' weights make of one clip of UCF-101.
+
+deepmind/kinetics-i3d gives the clip v_CricketShot_g04_c01 as two arrays, and the logits that its
+checkpoints, trained on ImageNet and Kinetics-400, compute from them. A network that gives the same
+numbers from the same arrays is the published one: padding, batch norm and the weights' places are
+all in them.
+"""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kinetics_bench.archs.registry import CHANNELS, build
+from kinetics_bench.device import Machine
+from kinetics_bench.weights.files import Weights, find, read
+from kinetics_bench.weights.init import fit, shapes_of
+from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.dataset.labels import known_labels
+
+# Float32 adds the same numbers up in another order on another machine. Others who computed these
+# logits with the same weights came within 2e-5; padding that is wrong by one cell is 1e-1 off.
+LOGIT_TOLERANCE: Final = 1e-3
+PROBABILITY_TOLERANCE: Final = 5e-3  # of the probability: two logits may be off
+FIRST: Final = "Conv3d_1a_7x7.conv_3d.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Logits of a stream: their norm, and (probability, logit, label) of the highest, in order."""
+
+    norm: float
+    top: tuple[tuple[float, float, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A clip, its frames x height x width, and what is expected of each stream and of both."""
+
+    size: tuple[int, int, int]
+    streams: Mapping[str, Expected]
+
+
+PUBLISHED: Final = Example(
+    size=(79, 224, 224),
+    streams={
+        "rgb": Expected(
+            87.108871,
+            (
+                (0.9999968, 25.856646, "playing cricket"),
+                (1.335354e-06, 12.330335, "playing kickball"),
+                (4.553142e-07, 11.254371, "catching or throwing baseball"),
+                (3.1434254e-07, 10.883866, "shooting goal (soccer)"),
+                (1.9243305e-07, 10.393131, "catching or throwing softball"),
+                (1.309655e-07, 10.008317, "throwing discus"),
+            ),
+        ),
+        "flow": Expected(
+            63.252754,
+            (
+                (0.9477566, 15.957031, "playing cricket"),
+                (0.04068217, 12.808723, "hurling (sport)"),
+                (0.004154162, 10.527044, "playing tennis"),
+                (0.0024740736, 10.0088, "playing squash or racquetball"),
+                (0.0013800215, 9.425033, "hitting baseball"),
+                (0.00079995755, 8.879737, "catching or throwing baseball"),
+            ),
+        ),
+        "joint": Expected(
+            138.468658,
+            (
+                (1.0, 41.813675, "playing cricket"),
+                (1.4971563e-09, 21.493977, "hurling (sport)"),
+                (3.8431164e-10, 20.134108, "catching or throwing baseball"),
+                (1.5492331e-10, 19.225584, "catching or throwing softball"),
+                (1.13601656e-10, 18.915352, "hitting baseball"),
+                (8.801122e-11, 18.660118, "playing tennis"),
+            ),
+        ),
+    },
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One number: `what` of a stream, expected and found.
+
+    `rank` is the place of the class among all, from 1, and `found_rank` the one found; for the norm
+    both are 0.
+    """
+
+    stream: str
+    what: str
+    expected: float
+    found: float
+    expected_share: float = 1.0
+    found_share: float = 1.0
+    rank: int = 0
+    found_rank: int = 0
+
+    @property
+    def is_met(self) -> bool:
+        """Whether place, logit and probability are those expected, within the tolerances."""
+        return (
+            self.rank == self.found_rank
+            and abs(self.found - self.expected) <= LOGIT_TOLERANCE
+            and abs(self.found_share / self.expected_share - 1) <= PROBABILITY_TOLERANCE
+        )
+
+    def cells(self) -> dict[str, str]:
+        """The check as a table shows it, by column title."""
+        is_norm = self.rank == 0
+        shares = (self.expected_share, self.found_share)
+        return {
+            "stream": self.stream,
+            "what": self.what,
+            "place": "" if is_norm else str(self.rank),
+            "found at": "" if is_norm else str(self.found_rank),
+            "logit": f"{self.expected:.6f}",
+            "found": f"{self.found:.6f}",
+            **dict(
+                zip(
+                    ("probability", "found as"),
+                    ("" if is_norm else f"{share:.6e}" for share in shares),
+                    strict=True,
+                )
+            ),
+            "": "ok" if self.is_met else "differs",
+        }
+
+
+def verify(
+    path: Path,
+    clips: Mapping[str, Path],
+    machine: Machine,
+    *,
+    example: Example = PUBLISHED,
+    labels: Sequence[str] | None = None,
+) -> list[Check]:
+    """Compute the example's logits, in float32, and hold them against those expected.
+
+    Args:
+        path: a folder that holds both streams' weights, or a file of one stream's, which is told
+            by its channels and must be that of the one clip.
+        clips: stream -> .npy of float32 (1, T, H, W, C) in [-1, 1], as published.
+        machine: where to compute; its bfloat16 is left aside.
+        example: what is expected.
+        labels: in index order; None: Kinetics-400's.
+
+    Returns:
+        The norm and the highest classes of each stream, and of both where there are both.
+
+    Raises:
+        EvaluationError: weights or arrays cannot be used, or a clip has no weights.
+    """
+    labels = known_labels("kinetics400") if labels is None else labels
+    logits = {
+        stream: _logits(weights, _clip(clips[stream], stream, example), machine, len(labels))
+        for stream, weights in _weights(path, clips).items()
+    }
+    if len(logits) == len(CHANNELS):
+        logits["joint"] = torch.stack(list(logits.values())).sum(dim=0)
+    return [
+        check
+        for stream, values in logits.items()
+        for check in _checks(stream, values, example.streams[stream], labels)
+    ]
+
+
+def furthest(checks: Sequence[Check]) -> Check:
+    """The check whose number is furthest from what is expected."""
+    return max(checks, key=lambda check: abs(check.found - check.expected))
+
+
+def _weights(path: Path, clips: Mapping[str, Path]) -> dict[str, Weights]:
+    """Stream -> weights, of just the streams whose clip was given."""
+    with torch.device("meta"):
+        names = build("i3d", "rgb").state_dict().keys()
+    if path.is_dir():
+        return {stream: read(find(path, stream), names, arch="i3d") for stream in clips}
+    weights = read(find(path, next(iter(clips))), names, arch="i3d")
+    first = weights.state.get(FIRST)
+    if first is None or first.ndim != 5:
+        raise EvaluationError(f"{path} has no {FIRST} of 5 axes: weights of another architecture")
+    streams = {channels: stream for stream, channels in CHANNELS.items()}
+    stream = streams.get(first.shape[1])
+    if stream is None:
+        raise EvaluationError(f"{path} takes {first.shape[1]} channels: neither rgb nor flow")
+    if set(clips) != {stream}:
+        raise EvaluationError(
+            f"{path} holds weights of {stream} alone: give --{stream} and no other array, or name "
+            "a folder that holds both streams' weights"
+        )
+    return {stream: weights}
+
+
+def _clip(path: Path, stream: str, example: Example) -> Tensor:
+    """float32 (1, C, T, H, W) of a published array."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # of which numpy's advice is unsafe
+        raise EvaluationError(
+            f"{path} cannot be read as .npy of numbers; give the published {stream} array"
+        ) from error
+    shape = (1, *example.size, CHANNELS[stream])
+    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype.kind != "f":
+        what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
+        raise EvaluationError(f"{path} is {what}; the {stream} of the example is float {shape}")
+    if not np.isfinite(array).all() or abs(array).max() > 1:
+        raise EvaluationError(f"{path} has values outside [-1, 1]: not the published array")
+    return torch.from_numpy(array.astype(np.float32)).permute(0, 4, 1, 2, 3)
+
+
+def _logits(weights: Weights, clip: Tensor, machine: Machine, num_classes: int) -> Tensor:
+    """float32 (K,), on the CPU."""
+    stream = next(name for name, channels in CHANNELS.items() if channels == clip.shape[1])
+    with torch.device("meta"):  # first weights would be drawn for nothing
+        net = build("i3d", stream, num_classes)
+    net.to_empty(device="cpu")
+    net.load_state_dict(net.state_dict() | fit(weights, shapes_of(net)))
+    machine.place(net.eval())
+    # TensorFloat-32, which GPUs use for convolutions unless told not to, is 1e-3 off.
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        logits: Tensor = net(*machine.place_clips([clip]))
+    return logits[0].float().cpu()
+
+
+def _checks(stream: str, logits: Tensor, expected: Expected, labels: Sequence[str]) -> list[Check]:
+    norm = float(torch.linalg.vector_norm(logits.double()))
+    shares = torch.softmax(logits.double(), dim=0).tolist()
+    order = torch.argsort(logits, descending=True, stable=True).tolist()
+    checks = [Check(stream=stream, what="norm of all", expected=expected.norm, found=norm)]
+    for rank, (share, logit, label) in enumerate(expected.top, start=1):
+        at = labels.index(label)
+        checks.append(
+            Check(
+                stream=stream,
+                what=label,
+                expected=logit,
+                found=float(logits[at]),
+                expected_share=share,
+                found_share=shares[at],
+                rank=rank,
+                found_rank=order.index(at) + 1,
+            )
+        )
+    return checks

@@ -1,1 +1,0 @@
-"""Measurements of speed, as ratios against peers in one run. They print JSON lines."""

@@ -1,0 +1,1 @@
+"""What every command stands on: errors, files, the engine, the command line."""

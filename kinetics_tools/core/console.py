@@ -1,0 +1,98 @@
+"""What a command shows: progress, tables, sizes and times."""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+LOG_EVERY_S = 30.0
+
+
+def progress(
+    items: Iterable[T], *, total: int, what: str, size: Callable[[T], int] = lambda _: 1
+) -> Iterator[T]:
+    """Yield `items`, and show how far: a bar on a terminal, else a log line every 30 s.
+
+    Args:
+        items: what is done, as it is done.
+        total: of the sizes of all.
+        what: is counted, in the plural.
+        size: how many of them an item is.
+    """
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc=what, unit="", dynamic_ncols=True) as bar:
+            for item in items:
+                yield item
+                bar.update(size(item))
+        return
+    yield from _logged(items, total, what, size)
+
+
+def _logged(items: Iterable[T], total: int, what: str, size: Callable[[T], int]) -> Iterator[T]:
+    """Yield `items`; a thread says how far they are, also while nothing is finished."""
+    start = time.monotonic()
+    done = 0
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(LOG_EVERY_S):
+            spent_s = time.monotonic() - start
+            rest = f"about {time_text(spent_s / done * (total - done))} left" if done else "working"
+            logger.info("%s: %d of %d after %s, %s", what, done, total, time_text(spent_s), rest)
+
+    thread = threading.Thread(target=tell, daemon=True, name="progress")
+    thread.start()
+    try:
+        for item in items:
+            yield item
+            done += size(item)
+    finally:
+        over.set()
+        thread.join()
+
+
+def text_table(rows: Sequence[Mapping[str, str]], *, words: Collection[str] = ()) -> str:
+    """Rows of equal keys as aligned columns, the titles first.
+
+    Args:
+        rows: one at least.
+        words: columns of words, which begin at one edge as the first column does; numbers end at
+            one.
+    """
+    titles = list(rows[0])
+    lines = [titles, *(list(row.values()) for row in rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(titles))]
+    begins = {titles[0], *words}
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if title in begins else cell.rjust(width)
+            for title, cell, width in zip(titles, line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def size_text(num_bytes: float) -> str:
+    """A size in decimal units: 430 kB, 1.5 MB, 29 GB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{_short(num_bytes / size)} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def time_text(seconds: float) -> str:
+    """A time in a unit of which there are a few: 40 s, 12 min, 3.4 h, 34 days."""
+    for unit, size in (("days", 86_400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{_short(seconds / size)} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _short(number: float) -> str:
+    return f"{number:.1f}" if number < 9.95 else f"{number:.0f}"

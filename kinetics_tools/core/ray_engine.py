@@ -1,0 +1,182 @@
+"""The engine `ray`: a Ray cluster, or a Ray of our own. The only importer of ray."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import cache
+from multiprocessing.connection import wait
+from typing import Any
+
+from kinetics_tools.core.errors import KineticsError
+from kinetics_tools.core.prefetch import Box, taking
+from kinetics_tools.core.system import num_processors
+from kinetics_tools.core.units import Crash, Lent, R, Results, U, _attempt, _with
+
+RETRIES = 3  # of a unit whose process or node died under Ray
+_CANCEL_S = 30  # how long a cancelled unit's process may take to die
+# A Ray of our own serves this process only: on loopback, calling nobody, no more memory than small
+# results need, no GPU hidden from (and no words about it to) a task that asked for none. An
+# environment that says otherwise is left alone.
+_OWN_RAY_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+# A cluster that answers and refuses (it asks for a token, say) is asked again this often, once a
+# second; Ray itself would do so 20 times, with a line for each.
+_CLUSTER_RAY_ENVIRONMENT = {"RAY_NUM_REDIS_GET_RETRIES": "5"}
+_OWN_RAY_STORE_BYTES = 128 * 2**20
+_QUIET_RAY: Mapping[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+_CONNECT_S = 10
+
+
+def _ray(
+    units: Iterable[U], work: Callable[..., R], jobs: int | None, devices: Sequence[str]
+) -> Results[U, R]:
+    """One Ray task a unit: on the cluster that RAY_ADDRESS names, else on a Ray of our own."""
+    finished: Box[Any] = Box()
+    with closing(finished), _connected_ray(jobs) as ray, taking(units) as taker:
+        lent, asked = _ray_share(ray, devices)
+        scarce = "GPU" if "num_gpus" in asked else "CPU"
+        task = ray.remote(max_retries=RETRIES, **asked)(_work_on_node)
+        shared = ray.put(_with(lent, work))  # once, not with every unit
+        running: dict[Any, U] = {}
+
+        def start(unit: U) -> None:
+            reference = task.remote(shared, unit)
+            running[reference] = unit
+            reference.future().add_done_callback(lambda _: finished.put(reference))
+
+        try:
+            while running or not taker.is_through:
+                # Asked each time: nodes come and go.
+                if len(running) < (jobs or max(int(ray.cluster_resources().get(scarce, 0)), 1)):
+                    taker.ask()
+                for ready in wait([taker.bell, finished.bell]):
+                    if ready == taker.bell:
+                        for unit in taker.take():
+                            start(unit)
+                    else:
+                        reference = finished.take()
+                        unit = running.pop(reference)
+                        yield unit, _ray_result(ray, reference)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+            if running:
+                ray.wait(list(running), num_returns=len(running), timeout=_CANCEL_S)
+
+
+def _ray_share(ray: Any, devices: Sequence[str]) -> tuple[Lent | None, dict[str, float]]:
+    """What a task's work is told that it may use, and what the task asks the cluster for."""
+    if not devices:
+        return None, {"num_cpus": 1}
+    (wanted,) = devices
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # Of the nodes with GPUs, the processors that there are for each.
+    cpus = [node.get("CPU", 0.0) / node["GPU"] for node in nodes if node.get("GPU", 0.0) >= 1]
+    if wanted == "cpu" or (wanted == "auto" and not cpus):
+        return Lent("cpu", 1), {"num_cpus": 1}
+    if not cpus:
+        raise KineticsError(
+            "no node of the Ray cluster has a GPU; start nodes that have one, or use its CPUs"
+        )
+    share = min(cpus)
+    return Lent(wanted, max(int(share), 1)), {
+        "num_cpus": int(share) if share >= 1 else share,  # Ray takes no other fractions
+        "num_gpus": 1,
+    }
+
+
+def _ray_result(ray: Any, reference: Any) -> Any:
+    """What a finished task gives: its result, or a Crash; raises what its work raised."""
+    errors = ray.exceptions
+    died = (
+        errors.WorkerCrashedError,
+        errors.NodeDiedError,
+        errors.OutOfMemoryError,
+        errors.ObjectLostError,
+    )
+    try:
+        ok, value = ray.get(reference)
+    except died as error:
+        words = " ".join(str(error).split())[:300]
+        return Crash(f"the process working on it died, {RETRIES + 1} times: {words}")
+    except errors.RayError as error:  # never the work's own: that comes as a value
+        words = str(error).strip().rpartition("\n")[2]
+        raise KineticsError(
+            f"Ray could not hand over a unit or its result: {words}; every node needs the same "
+            "Python and the same kinetics-tools as this one"
+        ) from error
+    if not ok:
+        raise value
+    return value
+
+
+@contextlib.contextmanager
+def _connected_ray(jobs: int | None) -> Iterator[Any]:
+    """Yield the module `ray`, connected; a connection that was there before stays."""
+    address = os.environ.get("RAY_ADDRESS")
+    settings = _CLUSTER_RAY_ENVIRONMENT if address else _OWN_RAY_ENVIRONMENT
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise KineticsError("the engine ray needs Ray; install it with: pip install ray") from error
+    if ray.is_initialized():
+        yield ray
+        return
+    if address:
+        _join_cluster(ray, address)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=jobs or num_processors(),
+            include_dashboard=False,
+            object_store_memory=_OWN_RAY_STORE_BYTES,
+            **_QUIET_RAY,
+        )
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _join_cluster(ray: Any, address: str) -> None:
+    """Connect to the cluster at an address of Ray's: HOST:PORT, ray://HOST:PORT or auto."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if port.isdecimal():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+        ray.init(address=address, **_QUIET_RAY)
+    except (OSError, RuntimeError) as error:
+        words = " ".join(str(error).split())[:300]
+        raise KineticsError(
+            f"RAY_ADDRESS={address} is not a Ray cluster that can be used: {words}; one that asks "
+            "for a token needs its RAY_AUTH_MODE and RAY_AUTH_TOKEN here too"
+        ) from error
+
+
+def _work_on_node(work: Callable[[U], R], unit: U) -> tuple[bool, R | BaseException]:
+    """What a Ray task does, in a process of Ray's that does many."""
+    _end_children_with_process()
+    return _attempt(work, unit)
+
+
+@cache
+def _end_children_with_process() -> "subprocess.Popen[bytes] | None":
+    """Let what this process starts end with it, also when it is killed: Ray leaves it running.
+
+    A guard in the same process group waits for the other end of its pipe to close.
+    """
+    with contextlib.suppress(PermissionError):  # it leads a session, and so its group
+        os.setpgid(0, 0)
+    if os.getpgrp() != os.getpid():
+        return None
+    guard = "import os, signal, sys; sys.stdin.read(); os.killpg(0, signal.SIGKILL)"
+    return subprocess.Popen([sys.executable, "-I", "-S", "-c", guard], stdin=subprocess.PIPE)

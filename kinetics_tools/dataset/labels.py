@@ -1,0 +1,68 @@
+"""Label lists: what the classes of a set are called, and the index of each."""
+
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kinetics_tools.core.errors import ManifestError, nearest
+from kinetics_tools.dataset.manifest import Manifest
+
+KNOWN_LABELS: Mapping[str, str] = {"kinetics400": "kinetics400.txt"}
+
+
+def known_labels(name: str) -> tuple[str, ...]:
+    """The full label list of a known dataset, in index order."""
+    resource = importlib.resources.files(__package__) / "label_lists" / KNOWN_LABELS[name]
+    return tuple(resource.read_text(encoding="utf-8").splitlines())
+
+
+def dataset_of(labels: Sequence[str]) -> str | None:
+    """The known dataset whose full label list this is."""
+    return next((name for name in KNOWN_LABELS if known_labels(name) == tuple(labels)), None)
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Read a label list: one label a line, sorted, each once. The line's number is the label id.
+
+    Raises:
+        ManifestError: it cannot be read, or it is empty, unsorted or repeats a label.
+    """
+    try:
+        labels = tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: cannot be read as a label list: {error}") from error
+    if not labels or list(labels) != sorted(set(labels)):
+        raise ManifestError(f"{path}: a label list has one label a line, sorted, each once")
+    return labels
+
+
+def choose_labels(manifest: Manifest, named: str | None) -> tuple[str, ...]:
+    """The dataset's full label list: the named one, else the labels that the manifest has.
+
+    Args:
+        manifest: all rows, before any of them is left out by choice.
+        named: a known dataset's name or the path of a label list.
+
+    Raises:
+        ManifestError: the manifest has a label that the list lacks; or no list is named and the
+            manifest's labels are only some of a known dataset's, so that indices counted in them
+            would not be the dataset's.
+    """
+    own = manifest.labels
+    if named is not None:
+        if named not in KNOWN_LABELS and not Path(named).exists():
+            raise ManifestError(f"no such file, and {nearest('label list', named, KNOWN_LABELS)}")
+        full = known_labels(named) if named in KNOWN_LABELS else read_labels(Path(named))
+        unknown = sorted(set(own) - set(full))
+        if unknown:
+            raise ManifestError(f"--labels {named} lacks {unknown[0]!r}, which the manifest has")
+        return full
+    for name in KNOWN_LABELS:
+        full = known_labels(name)
+        if own and set(own) < set(full):
+            raise ManifestError(
+                f"the manifest has {len(own)} of the {len(full)} labels of {name}, so a label's "
+                f"index cannot be told from it; add --labels {name}, or --labels FILE with the "
+                "full list"
+            )
+    return own

@@ -1,0 +1,102 @@
+"""The folder that kinetics-download fills: where its manifest, labels and clips lie."""
+
+import os
+from collections.abc import Sequence
+from operator import attrgetter
+from pathlib import Path
+
+from kinetics_tools.core.errors import ManifestError, OutError
+from kinetics_tools.core.files import exclusive, write_text
+from kinetics_tools.core.keys import label_folder
+from kinetics_tools.dataset.labels import read_labels
+from kinetics_tools.dataset.manifest import Manifest, Segment, format_manifest, read_manifest
+
+MISSING = "missing"
+
+
+def read_out(out: Path) -> tuple[Manifest, tuple[str, ...]]:
+    """What kinetics-download was asked to fill `out` with, and the dataset's full label list.
+
+    Raises:
+        ManifestError: `out` is not such a folder, or its two lists are not of one set.
+    """
+    table, listed = out / "manifest.csv", out / "labels.txt"
+    if not table.is_file():
+        raise ManifestError(f"{out} holds no manifest.csv; give a folder of kinetics-download's")
+    manifest = read_manifest(table)
+    # A manifest without labels comes with an empty list.
+    has_list = listed.is_file() and listed.stat().st_size > 0
+    labels = read_labels(listed) if has_list else manifest.labels
+    unknown = sorted(set(manifest.labels) - set(labels))
+    if unknown:
+        raise ManifestError(
+            f"{listed} lacks {unknown[0]!r}, a label of {table}; these two files are not of one set"
+        )
+    return manifest, labels
+
+
+def clip_files(out: Path) -> dict[str, int]:
+    """The files in `out/clips` that are where clips lie, with their bytes.
+
+    Names are relative to `out`, with slashes. Hidden files are being written, and are left out.
+    """
+    return {
+        f"clips/{split.name}/{label.name}/{clip.name}": clip.stat().st_size
+        for split in _entries(out / "clips")
+        for label in _entries(split)
+        for clip in _entries(label)
+        if clip.is_file()
+    }
+
+
+def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; nothing when it is none (a run may move files meanwhile)."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                (e for e in entries if not e.name.startswith(".")), key=attrgetter("name")
+            )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def clip_path(out: Path, segment: Segment) -> Path:
+    """Where the clip of a segment lies in a folder that kinetics-download fills."""
+    return out / clip_name(segment)
+
+
+def clip_name(segment: Segment) -> str:
+    """The clip's path in that folder, with slashes."""
+    return f"clips/{segment.split}/{label_folder(segment.label)}/{segment.key}.mp4"
+
+
+def record_selection(out: Path, segments: Sequence[Segment], labels: tuple[str, ...]) -> None:
+    """Add the segments to `out/manifest.csv` and put `labels` into `out/labels.txt`.
+
+    The manifest of an OUT is what has been asked for so far: a later run may add a split.
+
+    Raises:
+        OutError: OUT has another label list, or a row with the same key and another label or time.
+    """
+    with exclusive(out / ".lock-manifest"):
+        kept = out / "labels.txt"
+        if kept.exists() and (old := read_labels(kept)) != labels:
+            if not set(labels) <= set(old):
+                raise OutError(
+                    f"{kept} has {len(old)} labels, which are not this run's {len(labels)};"
+                    " name the full list with --labels, or choose another folder"
+                )
+            labels = old
+        path = out / "manifest.csv"
+        known = {s.key: s for s in read_manifest(path).segments} if path.exists() else {}
+        for segment in segments:
+            if known.setdefault(segment.key, segment) != segment:
+                raise OutError(
+                    f"{path} has another row for {segment.key}; choose another folder for this list"
+                )
+        for target, text in (
+            (path, format_manifest(known.values())),
+            (kept, "".join(f"{label}\n" for label in labels)),
+        ):
+            if not target.exists() or target.read_text(encoding="utf-8") != text:
+                write_text(target, text)

@@ -1,0 +1,1 @@
+"""`kinetics-download`: clips from a manifest."""

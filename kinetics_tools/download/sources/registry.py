@@ -1,0 +1,115 @@
+"""The sources by name, as the command line has them."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kinetics_tools.core.errors import KineticsError, lookup
+from kinetics_tools.download.sources import mirror, youtube
+from kinetics_tools.download.sources.base import Source
+from kinetics_tools.download.sources.folder import Folder
+from kinetics_tools.download.sources.rate_limit import Pace, pace_path
+from kinetics_tools.download.sources.ytdlp_options import identity
+
+HOUR_S = 3600
+URL_LOCKOUT_S = 60  # a server of one's own that refuses is asked again soon
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the sources are told beside their names.
+
+    Attributes:
+        cache: the user's folder for what is worth keeping between runs.
+        out: the folder to fill.
+        ytdlp: options of yt-dlp, as `options.settle` gives them.
+        keep_audio: whether clips keep their sound, so that it must be fetched.
+        fetch: "auto", "section" or "full".
+        videos_per_hour: how often YouTube may be asked by one identity.
+        cvdf_base: address of the mirror.
+        cvdf_lists: addresses of the mirror's path lists, by split; for a known dataset's splits
+            the mirror's own.
+        dataset: the known dataset whose full label list the manifest has, or None.
+    """
+
+    cache: Path
+    out: Path
+    ytdlp: tuple[str, ...] = ()
+    keep_audio: bool = False
+    fetch: str = "auto"
+    videos_per_hour: int = 240
+    cvdf_base: str = mirror.OFFICIAL
+    cvdf_lists: Mapping[str, str] = field(default_factory=dict)
+    dataset: str | None = None
+
+
+def _youtube(argument: str, settings: Settings) -> tuple[Source, ...]:
+    if argument:
+        raise KineticsError(f"--source youtube takes nothing behind a colon, not {argument!r}")
+    pace = Pace(
+        path=pace_path(settings.cache, f"youtube\n{identity(settings.ytdlp)}"),
+        interval_s=HOUR_S / settings.videos_per_hour,
+        lockout_s=HOUR_S,
+    )
+    audio = settings.keep_audio
+    return (youtube.youtube(settings.ytdlp, pace, keep_audio=audio, fetch=settings.fetch),)
+
+
+def _url(argument: str, settings: Settings) -> tuple[Source, ...]:
+    pace = Pace(
+        path=pace_path(settings.cache, f"{argument}\n{identity(settings.ytdlp)}"),
+        interval_s=0,
+        lockout_s=URL_LOCKOUT_S,
+    )
+    audio = settings.keep_audio
+    return (youtube.url(argument, settings.ytdlp, pace, keep_audio=audio, fetch=settings.fetch),)
+
+
+def _dir(argument: str, settings: Settings) -> tuple[Source, ...]:  # noqa: ARG001 - needs none
+    path = Path(argument).absolute()
+    if not argument or not os.access(path, os.R_OK | os.X_OK) or not path.is_dir():
+        raise KineticsError(f"--source dir:{argument} is not a folder that can be read")
+    return (Folder(path),)
+
+
+def _cvdf(argument: str, settings: Settings) -> tuple[Source, ...]:
+    if argument:
+        raise KineticsError(
+            f"--source cvdf takes nothing behind a colon, not {argument!r}; a copy of the mirror "
+            "is named by --cvdf-base"
+        )
+    return mirror.make(
+        settings.cache,
+        settings.out,
+        base=settings.cvdf_base,
+        lists=settings.cvdf_lists,
+        is_kinetics400=settings.dataset == "kinetics400",
+    )
+
+
+SOURCES: Mapping[str, Callable[[str, Settings], tuple[Source, ...]]] = {
+    "cvdf": _cvdf,
+    "youtube": _youtube,
+    "url": _url,
+    "dir": _dir,
+}
+
+
+def make_sources(named: Sequence[str], settings: Settings) -> tuple[Source, ...]:
+    """The chain that words of the command line name, each source once.
+
+    Args:
+        named: `cvdf`, `youtube`, `url:TEMPLATE` or `dir:PATH`, in the order to ask them.
+        settings: what they are told.
+
+    Raises:
+        UnknownNameError: no such source.
+        KineticsError: its argument is unusable.
+    """
+    chain: dict[str, Source] = {}
+    for word in named:
+        kind, _, argument = word.partition(":")
+        for source in lookup("source", kind, SOURCES)(argument, settings):
+            chain.setdefault(source.name, source)
+    return tuple(chain.values())

@@ -1,0 +1,583 @@
+"""The one wall to yt-dlp: its options, its answers, and its network as files that can be sought.
+
+What yt-dlp says of a video that it cannot give becomes a FetchError, and so does an answer that it
+trips over; a full disk stays an OSError, for it says nothing about the video. Importing this module
+imports yt-dlp (0.3 s).
+"""
+
+import contextlib
+import http.client
+import io
+import math
+import os
+import random
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from email.utils import parsedate_to_datetime
+from functools import cache
+from optparse import OptParseError
+from pathlib import Path
+from typing import Any
+
+import yt_dlp
+from yt_dlp.networking.common import Request
+from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
+
+from kinetics_tools.core.errors import KineticsError, Reason, SourceError
+from kinetics_tools.core.files import STORAGE_ERRNOS
+from kinetics_tools.download.sources.js_runtime import Silent
+from kinetics_tools.download.sources.ytdlp_options import name_of, redacted, refuse_unsafe
+
+SOCKET_TIMEOUT_S = 30.0
+FIRST_BLOCK = 64 * 1024  # bytes asked for where nothing was read before
+LARGEST_BLOCK = 128 * 1024  # of a longer read; what lies in it behind its end was read for nothing
+RANGE_RETRIES = 3  # at most: the whole video has all that the user allows
+MOST_ASKED = 100  # times for the same bytes, one after the other
+SLOWEST = 1000  # bytes a second: a server that gives fewer for as long as SOCKET_TIMEOUT_S is dead
+FORBIDDEN = 403
+_PARTIAL = 206
+_NO_PROGRAM = "/dev/null/none"  # a path where none can be
+
+Facts = dict[str, Any]  # yt-dlp's "info dictionary" of a video or of a format
+
+
+class FetchError(SourceError):
+    """A SourceError of yt-dlp's, with what the server said besides.
+
+    Attributes:
+        status: of HTTP, where a server answered.
+        retry_after_s: how long the server asks to be left alone.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str,
+        *,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(reason, detail)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+def parse(words: Sequence[str]) -> dict[str, Any]:
+    """The parameters of yt-dlp that its own command line would make of some options.
+
+    Args:
+        words: options without dashes: NAME, or NAME=VALUE.
+
+    Raises:
+        KineticsError: not an option of yt-dlp, not a value that it takes, or one that could run a
+            program or write elsewhere.
+    """
+    refuse_unsafe(words)
+    return _parameters(words)
+
+
+def _parameters(words: Sequence[str]) -> dict[str, Any]:
+    try:
+        return _parsed(words)
+    except OptParseError as error:
+        said = str(error).strip().rpartition("error: ")[2]
+        raise KineticsError(
+            f"yt-dlp does not take --{_offender(words)}: {' '.join(said.split())}"
+        ) from error
+
+
+def _parsed(words: Sequence[str]) -> dict[str, Any]:
+    argv = ["--ignore-config", *(f"--{name_of(word)}{_value(word)}" for word in words)]
+    with contextlib.redirect_stderr(io.StringIO()):
+        parameters: dict[str, Any] = yt_dlp.parse_options(argv).ydl_opts
+    return parameters
+
+
+def _offender(words: Sequence[str]) -> str:
+    """The option without which yt-dlp takes the rest, else all; values may be passwords."""
+    for position, word in enumerate(words):
+        with contextlib.suppress(OptParseError):
+            _parsed([*words[:position], *words[position + 1 :]])
+            return name_of(word)
+    return ", --".join(map(name_of, words))
+
+
+def _value(word: str) -> str:
+    _, equals, value = word.partition("=")
+    return equals + value
+
+
+class _Downloader(yt_dlp.YoutubeDL):  # type: ignore[misc]  # yt-dlp ships no types
+    """yt-dlp, keeping what it would only print: the network errors and warnings on the way.
+
+    Where every way to a video fails, its last exception says no more than that.
+
+    Attributes:
+        failed: the last network error.
+        warnings: what it warned of.
+        reached: where the first address that was asked led to, over the server's redirections.
+    """
+
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        self._same_asked: tuple[object, int] = (None, 0)
+        self.forget()
+        super().__init__(dict(parameters))
+
+    def forget(self) -> None:
+        """Begin anew: what was kept is of another video."""
+        self.failed: RequestError | None = None
+        self.warnings: list[str] = []
+        self.reached: str | None = None
+
+    def urlopen(self, request: Any) -> Any:
+        """Ask, and remember how it failed, or where it led to."""
+        self._refuse_endless(request)
+        asked = getattr(request, "url", request)
+        try:
+            response = super().urlopen(request)
+        except RequestError as error:
+            self.failed = error
+            raise
+        if self.reached is None or self.reached == asked:
+            self.reached = response.url
+        response.fp = _Brisk(response.fp, self.params["socket_timeout"])
+        return response
+
+    def dl(self, *arguments: Any, **options: Any) -> Any:
+        """Fetch a format, never by ffmpeg: that knows nothing of cookies, proxies, and pace.
+
+        It stays there for what is done afterwards, with files.
+        """
+        program = self.params["ffmpeg_location"]
+        self.params["ffmpeg_location"] = _NO_PROGRAM
+        try:
+            return super().dl(*arguments, **options)
+        finally:
+            self.params["ffmpeg_location"] = program
+
+    def _refuse_endless(self, request: Any) -> None:
+        """yt-dlp asks for ever for a last byte that a server promises and does not send."""
+        headers = getattr(request, "headers", {})
+        asked = (getattr(request, "url", request), headers.get("Range"))
+        before, times = self._same_asked
+        self._same_asked = asked, times + 1 if asked == before else 1
+        if "Range" in headers and self._same_asked[1] > MOST_ASKED:
+            raise TransportError(f"bytes {headers['Range']} were promised and never came")
+
+    def report_warning(self, message: str, *_: Any, **__: Any) -> None:
+        """Keep a warning."""
+        self.warnings.append(str(message))
+
+
+class _Brisk:
+    """The body of an answer, in which a server that drips is given up.
+
+    A socket's timeout begins anew with every byte.
+    """
+
+    def __init__(self, body: Any, patience_s: float) -> None:
+        self._body = body
+        self._patience_s = patience_s
+        self._num_read, self._waited_s = 0, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)
+
+    def read(self, count: int | None = None, **options: Any) -> bytes:
+        """Up to `count` bytes, all without it; fewer only at the end.
+
+        Raises:
+            TransportError: they come too slowly.
+        """
+        if not hasattr(self._body, "read1"):  # curl's
+            data: bytes = self._body.read(count, **options)
+            return data
+        pieces = []
+        left = math.inf if count is None else count
+        while left > 0 and (piece := self._piece(int(min(left, LARGEST_BLOCK)), options)):
+            pieces.append(piece)
+            left -= len(piece)
+        return b"".join(pieces)
+
+    def _piece(self, most: int, options: Mapping[str, Any]) -> bytes:
+        asked_s = time.monotonic()
+        piece: bytes = self._body.read1(most, **options)
+        # Only the time in here counts: between the reads it is we who are slow, as --limit-rate is.
+        self._waited_s += time.monotonic() - asked_s
+        self._num_read += len(piece)
+        if self._waited_s > self._patience_s:
+            if self._num_read < SLOWEST * self._waited_s:
+                raise TransportError(f"{self._num_read} bytes in {self._waited_s:.0f} s: too slow")
+            self._num_read, self._waited_s = 0, 0.0
+        return piece
+
+
+@cache
+def session(words: tuple[str, ...]) -> "Session":
+    """This process's session with these options.
+
+    It is kept from one video to the next: the cookies that a site gives, the connections, and the
+    site's script, which yt-dlp would else fetch for each.
+
+    Raises:
+        KineticsError: the options cannot be used.
+    """
+    return Session(words)
+
+
+class Session:
+    """Asks for videos, fetches them, and opens them as files."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        parameters = _parameters(words) | {
+            "quiet": True,
+            "noprogress": True,
+            "no_color": True,
+            "logger": Silent(),
+            "noplaylist": True,
+            "overwrites": True,
+            "ignoreerrors": False,
+            "extract_flat": False,
+            "postprocessors": [],
+            "fixup": "never",  # the cut decodes everything again
+            "updatetime": False,
+            "warn_when_outdated": False,
+        }
+        if parameters["socket_timeout"] is None:
+            parameters["socket_timeout"] = SOCKET_TIMEOUT_S
+        if parameters["cachedir"] is None:
+            parameters["cachedir"] = False
+        try:
+            if parameters["cookiefile"] is not None:
+                # Not the file itself: yt-dlp writes it anew, and so would every worker.
+                text = Path(parameters["cookiefile"]).read_text(encoding="utf-8")
+                parameters["cookiefile"] = io.StringIO(text)
+            self._ydl = _Downloader(parameters)
+            self._ydl.cookiejar  # noqa: B018 - read now: it is where a browser's are opened
+        except (yt_dlp.utils.YoutubeDLError, OSError, ValueError) as error:
+            raise KineticsError(f"yt-dlp cannot start: {_words(str(error))}") from error
+
+    def ask(self, address: str) -> Facts:
+        """What there is to fetch at an address; nothing is fetched yet.
+
+        Raises:
+            FetchError: no video, or none of the wanted formats, or no site that yt-dlp knows and a
+                page at the address: what that shows may be an advertisement.
+        """
+        with self._translated(Path()):
+            facts: Facts | None = self._ydl.extract_info(address, download=False)
+        if not facts or not (facts.get("url") or facts.get("requested_formats")):
+            said = f"yt-dlp found no single video at {address}"
+            raise FetchError(Reason.NO_FORMATS, _words(said))
+        if facts.get("extractor_key") == "Generic" and not self._stands_there(facts):
+            said = f"an HTML page or a playlist stands at {address}, no video"
+            raise FetchError(Reason.NO_FORMATS, _words(said))
+        return facts
+
+    def _stands_there(self, facts: Facts) -> bool:
+        """Whether a video is what the asked address itself gave, not what a page there names."""
+        without_user = re.sub(r"(?<=://)[^/]*@", "", str(facts.get("url")))
+        return bool(facts.get("direct")) and without_user == self._ydl.reached
+
+    def fetch(self, facts: Facts, into: Path) -> Path:
+        """Fetch all of a video into the folder `into`.
+
+        Raises:
+            FetchError: it did not come, or not whole.
+            OSError: the disk is full.
+        """
+        folder = str(into).replace("%", "%%").replace("$", "$$")
+        self._ydl.params["outtmpl"]["default"] = f"{folder}/video.%(ext)s"
+        chosen = ("requested_formats", "requested_downloads")
+        again = {name: value for name, value in facts.items() if name not in chosen}
+        with self._translated(into):
+            done = self._ydl.process_ie_result(again, download=True)
+        # The suffix is what the site says it is, not what we asked for.
+        fetched = [Path(item["filepath"]) for item in done.get("requested_downloads", [])]
+        if not fetched or not fetched[0].is_file():
+            raise FetchError(Reason.NO_FORMATS, "yt-dlp gave no file")
+        if fetched[0].stat().st_size == 0:
+            raise FetchError(Reason.DAMAGED, "the server gave an empty file")
+        return fetched[0]
+
+    def remote_files(self, facts: Facts) -> "list[RemoteFile]":
+        """The chosen formats as files that are read over the network: the video, maybe its sound.
+
+        Empty where they have no address of their own (fragments, live streams). What the site and
+        the user want slept before a download is slept here.
+        """
+        formats = facts.get("requested_formats") or [facts]
+        if not all(_is_direct(chosen) for chosen in formats):
+            return []
+        self._sleep_before(formats)
+        return [RemoteFile(self, chosen) for chosen in formats]
+
+    def _sleep_before(self, formats: Sequence[Facts]) -> None:
+        least_s = self._ydl.params.get("sleep_interval") or 0
+        most_s = self._ydl.params.get("max_sleep_interval") or least_s
+        available_at = max(chosen.get("available_at") or 0 for chosen in formats)
+        time.sleep(max(random.uniform(least_s, most_s), available_at - time.time(), 0))
+
+    def read_range(self, chosen: Facts, start: int, count: int) -> tuple[bytes, int]:
+        """Up to `count` bytes of a format from byte `start`, and the size of all of it in bytes.
+
+        Raises:
+            FetchError: they did not come.
+        """
+        with self._translated(Path()):
+            return self._retried(chosen, start, count)
+
+    def _retried(self, chosen: Facts, start: int, count: int) -> tuple[bytes, int]:
+        retries = min(self._ydl.params.get("retries") or 0, RANGE_RETRIES)
+        asked_s = time.monotonic()
+        pause_s = self._ydl.params["retry_sleep_functions"].get("http")
+        for attempt in range(int(retries) + 1):
+            try:
+                data, size = self._read_once(chosen, start, count)
+                break
+            except RequestError as error:
+                if isinstance(error, HTTPError) or attempt == retries:
+                    raise
+            if pause_s is not None:
+                time.sleep(pause_s(n=attempt))
+        rate = self._ydl.params.get("ratelimit") or math.inf
+        time.sleep(max(asked_s + len(data) / rate - time.monotonic(), 0))
+        return data, size
+
+    def _read_once(self, chosen: Facts, start: int, count: int) -> tuple[bytes, int]:
+        headers = dict(chosen.get("http_headers") or {}) | {
+            "Accept-Encoding": "identity",
+            "Range": f"bytes={start}-{start + count - 1}",
+        }
+        with closing(self._ydl.urlopen(Request(chosen["url"], headers=headers))) as response:
+            named = re.fullmatch(
+                r"bytes (\d+)-(\d+)/(\d+)", response.get_header("Content-Range") or ""
+            )
+            if response.status != _PARTIAL or named is None or int(named[1]) != start:
+                raise FetchError(Reason.SERVER, "the server does not give parts of a file")
+            last, size = int(named[2]), int(named[3])
+            data: bytes = response.read(count)
+        if len(data) != last - start + 1:
+            raise RequestError(f"{len(data)} bytes read of {last - start + 1}")
+        return data, size
+
+    @contextmanager
+    def _translated(self, into: Path) -> Iterator[None]:
+        """In this block what yt-dlp raises becomes a FetchError, or the OSError of a full disk."""
+        self._ydl.forget()
+        try:
+            yield
+        except FetchError:
+            raise
+        # A server decides what an extractor stumbles over: any exception there is, of one video.
+        except Exception as error:
+            cause = _cause(error)
+            if isinstance(cause, OSError) and cause.errno in STORAGE_ERRNOS:
+                raise OSError(cause.errno, os.strerror(cause.errno), str(into)) from error
+            raise self._fetch_error(error, cause) from error
+
+    def _fetch_error(self, error: Exception, cause: BaseException) -> FetchError:
+        said = _words(str(error))
+        if not isinstance(error, yt_dlp.utils.YoutubeDLError):
+            said = f"yt-dlp stumbled over the answer: {type(error).__name__}: {said}"
+        if _ALL_WAYS_FAILED in said and self._ydl.failed is not None:
+            cause = self._ydl.failed
+            said = f"{said}: {_words(str(cause))}"
+        elif _reason(said, cause) is Reason.NO_FORMATS and self._ydl.warnings:
+            said = f"{said} {_words(self._ydl.warnings[-1])}"
+        status = getattr(cause, "status", None)
+        return FetchError(
+            _reason(said, cause),
+            said,
+            status=status if isinstance(status, int) else None,
+            retry_after_s=_retry_after_s(cause),
+        )
+
+
+_ALL_WAYS_FAILED = "Failed to extract any player response"
+
+
+def _is_direct(chosen: Facts) -> bool:
+    return (
+        chosen.get("protocol") in ("http", "https")
+        and not any(chosen.get(name) for name in ("fragments", "request_data", "impersonate"))
+        and not chosen.get("is_live")
+    )
+
+
+class RemoteFile(io.RawIOBase):
+    """A format's file, read over the network in blocks, where it is read.
+
+    Every block is asked for by a closed range of bytes: a server would go on sending, else, what is
+    never read.
+
+    Attributes:
+        num_read: bytes that were fetched.
+    """
+
+    def __init__(self, session: Session, chosen: Facts) -> None:
+        self._session = session
+        self._chosen = chosen
+        self._position = 0
+        self._block, self._block_at = b"", 0
+        self._ask_for = FIRST_BLOCK
+        self._size: int | None = None
+        self.num_read = 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Choose where the next read begins; nothing is fetched but to learn the file's size."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
+        self._position = offset + (self._length() if start is None else start)
+        return self._position
+
+    def read(self, count: int = -1) -> bytes:
+        """Up to `count` bytes: those of one block.
+
+        Raises:
+            FetchError: they did not come.
+        """
+        if self._size is not None and self._position >= self._size:
+            return b""
+        within = self._position - self._block_at
+        if not 0 <= within < len(self._block):
+            self._fetch_block()
+            within = 0
+        data = self._block[within:] if count < 0 else self._block[within : within + count]
+        self._position += len(data)
+        return data
+
+    def _fetch_block(self) -> None:
+        follows = self._block and self._position == self._block_at + len(self._block)
+        self._ask_for = min(self._ask_for * 2, LARGEST_BLOCK) if follows else FIRST_BLOCK
+        self._block, self._size = self._session.read_range(
+            self._chosen, self._position, self._ask_for
+        )
+        self._block_at = self._position
+        self.num_read += len(self._block)
+
+    def _length(self) -> int:
+        if self._size is None:
+            self._fetch_block()
+        assert self._size is not None
+        return self._size
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The network's own exception, which yt-dlp wraps, else the innermost one."""
+    seen: BaseException = error
+    while not isinstance(seen, TransportError | HTTPError):
+        info = getattr(seen, "exc_info", None)
+        inner = info[1] if info else None
+        inner = inner or getattr(seen, "cause", None) or seen.__cause__
+        if not isinstance(inner, BaseException) or inner is seen:
+            break
+        seen = inner
+    return seen
+
+
+def _words(said: str) -> str:
+    """yt-dlp's message as it may stand in a ledger that is passed on: without its prefix, its
+    advice to report a bug, secrets, and what is no text."""
+    text = said.removeprefix("ERROR: ").encode(errors="backslashreplace").decode()
+    text = re.split(r"; please report this issue|\. See +https?://", text)[0]
+    if "ffmpeg could not be found" in text:
+        return "only ffmpeg could fetch this format, and none is let on the network here"
+    return " ".join(redacted(text).split())[:400]
+
+
+def _retry_after_s(cause: BaseException) -> float | None:
+    """What a server's header says, in either of its forms: seconds, or a date."""
+    if not isinstance(cause, HTTPError):
+        return None
+    text = cause.response.get_header("Retry-After") or ""
+    if text.isdecimal():
+        return float(text)
+    try:
+        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return None
+
+
+# YouTube's words through yt-dlp. The first match counts: a terminated account's video is gone too.
+_MESSAGES: tuple[tuple[str, Reason], ...] = (
+    (r"not a bot|captcha|IP is likely being blocked", Reason.BOT_CHECK),
+    (
+        r"content isn.t available, try again later|rate.?limited|Too Many Requests",
+        Reason.RATE_LIMITED,
+    ),
+    (r"terminated", Reason.TERMINATED),
+    (
+        r"in your country|(in|from) your location|not available in your|geo.?restrict",
+        Reason.GEO_BLOCKED,
+    ),
+    (r"copyright", Reason.COPYRIGHT),
+    (
+        # Those who pay are members too.
+        r"members.only|available to this channel's members|Join this channel"
+        r"|\bPremium\b|requires payment|\brent(al|ed)?\b|purchase",
+        Reason.MEMBERS_ONLY,
+    ),
+    (r"\bprivate\b", Reason.PRIVATE),
+    (r"confirm your age|age.restricted|inappropriate for some users", Reason.AGE_GATED),
+    # It says nothing of the video: who is known may see it.
+    (r"please (sign|log) in|sign in to continue|registered users", Reason.BOT_CHECK),
+    (
+        r"No supported JavaScript runtime|challenge solving failed|Signature solving failed",
+        Reason.NO_RUNTIME,
+    ),
+    (
+        r"Requested format is not available|No video formats|Unsupported URL|only ffmpeg could"
+        r"|DRM|Premieres in|Premiere will begin|live event will begin|is offline",
+        Reason.NO_FORMATS,
+    ),
+    (
+        r"unavailable|removed|deleted|does not exist|no longer available|(not|isn.t) available",
+        Reason.GONE,
+    ),
+)
+_OF_NETWORK = (TransportError, OSError, http.client.HTTPException)
+_GIVEN_UP = "Got error: "  # yt-dlp's download, after all retries; the exception is lost by then
+_BROKEN_OFF = r"empty|Did not get any data|expected \d+ bytes|bytes read|incomplete"
+_STATUSES: Mapping[int, Reason] = {
+    402: Reason.RATE_LIMITED,
+    FORBIDDEN: Reason.SERVER,  # of media addresses: they age, and a new one may do
+    404: Reason.GONE,
+    410: Reason.GONE,
+    429: Reason.RATE_LIMITED,
+    451: Reason.GEO_BLOCKED,
+}
+_FIRST_ERROR = 400
+
+
+def _reason(said: str, cause: BaseException) -> Reason:
+    """The class of a failure: from the HTTP status where there is one, else from the words."""
+    status = getattr(cause, "status", None)
+    if isinstance(status, int) and status >= _FIRST_ERROR:
+        return _STATUSES.get(status, Reason.SERVER)
+    if re.search(_BROKEN_OFF, said, re.IGNORECASE):
+        return Reason.DAMAGED
+    if _GIVEN_UP in said and re.search(r"HTTP Error 5\d\d", said):
+        return Reason.SERVER
+    if _GIVEN_UP in said or isinstance(cause, _OF_NETWORK):
+        return Reason.NETWORK
+    # An id, or an address, may hold any word.
+    sentence = re.sub(r"\w+://\S+|\[[\w:+]+\] ([\w-]+: )?", "", said)
+    for pattern, reason in _MESSAGES:
+        if re.search(pattern, sentence, re.IGNORECASE):
+            return reason
+    # Words that nobody knows here, of a site that was reached: a later yt-dlp may have an answer.
+    return Reason.NO_FORMATS

@@ -1,0 +1,1 @@
+"""`extract-flow`: shards of RGB and flow from clips."""

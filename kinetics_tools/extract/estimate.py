@@ -1,0 +1,183 @@
+"""What an extraction will cost, before it is made: frame pairs, and the time they take here."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kinetics_tools.core.errors import MediaError, lookup
+from kinetics_tools.core.files import make_folder
+from kinetics_tools.extract.clips import Clip
+from kinetics_tools.extract.plan import MIN_FRAMES, MIN_SIDE_PX, Plan, Unit
+from kinetics_tools.extract.run import prepare
+from kinetics_tools.extract.worker import keep_to_one_thread
+from kinetics_tools.flow.codecs import CODECS, too_large_for
+from kinetics_tools.flow.methods import find_devices, make_method, quantise, stream
+from kinetics_tools.media import decode
+from kinetics_tools.media.cut import conform, conforming_frames, cut
+from kinetics_tools.media.opencv import gray
+
+NUM_PROBED = 32  # clips whose headers say how long the others may be
+PROBE_S = 3.0  # and no new one after so long: where a header does not say, the clip is decoded
+NUM_MEASURED = 4  # clips whose flow is timed
+MEASURED_S = 2  # how much of each is made into a sample
+BUDGET_S = 3.0  # how long flow is timed; one pair of each clip at least
+
+Fields = Sequence[npt.NDArray[np.float32]]
+
+
+def estimate_pairs(units: Sequence[Unit], plan: Plan) -> int:
+    """About how many frame pairs the clips of some units have.
+
+    Frames are as the ledger has them; where it has none, some clips' headers speak for all.
+    """
+    clips = [clip for unit in units for clip in unit.clips if clip.sha256 is not None]
+    unknown = [clip for clip in clips if clip.frames is None]
+    known = sum(max(clip.frames - 1, 0) for clip in clips if clip.frames is not None)
+    end = time.perf_counter() + PROBE_S
+    probed: list[float] = []
+    for clip in unknown[:: -(-len(unknown) // NUM_PROBED) or 1]:
+        probed.append(_probed_pairs(clip, plan))
+        if time.perf_counter() > end:
+            break
+    return known + (round(sum(probed) / len(probed) * len(unknown)) if probed else 0)
+
+
+def _probed_pairs(clip: Clip, plan: Plan) -> float:
+    try:
+        video = decode.probe(clip.path)
+        seconds = video.duration_s
+        if seconds is None:
+            seconds = decode.count_frames(clip.path) / (video.fps or Fraction(plan.rgb.fps))
+    except MediaError:
+        return 0.0
+    return max(float(seconds * plan.rgb.fps) - 1, 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """What frame pairs cost on this machine, as measured.
+
+    Attributes:
+        device: that computed them, as torch names it.
+        num_clips: that they are of.
+        num_pairs: measured.
+        flow_s: seconds of the device that a pair took on average.
+        store_s: seconds of one processor to decode its frame and to encode its field.
+        rgb_s: seconds of one processor to make its frame of the clip, or to find that it need not.
+    """
+
+    device: str
+    num_clips: int
+    num_pairs: int
+    flow_s: float
+    store_s: float
+    rgb_s: float
+
+    def seconds(self, num_pairs: int, *, jobs: int, num_gpus: int, rgb_share: float = 1.0) -> float:
+        """How long so many pairs take, if nothing that works at once slows the rest.
+
+        Args:
+            num_pairs: to be computed.
+            jobs: processors at work.
+            num_gpus: that share the flow; without one, the processors do.
+            rgb_share: of the pairs, how many need their RGB made, from 0 to 1.
+        """
+        rgb_s = self.rgb_s * rgb_share / jobs
+        if self.device == "cpu":
+            return num_pairs * (rgb_s + (self.flow_s + self.store_s) / jobs)
+        # Of a shard, RGB comes first; then processors decode and encode beside the GPU.
+        return num_pairs * (rgb_s + max(self.flow_s / num_gpus, self.store_s / jobs))
+
+
+def measure(units: Sequence[Unit], plan: Plan) -> Rate | None:
+    """Time the first clips of some units, for a few seconds; None if no clip can be decoded.
+
+    Their beginnings are made into samples at the recipe's size, in a scratch folder, and their flow
+    is computed and encoded, as `extract` does it. What is compiled is compiled before.
+
+    Raises:
+        KineticsError: this machine does not have the device.
+        OSError: the disk is full.
+    """
+    (device, *_) = find_devices(plan.devices[0], make_method(plan.flow.method))
+    prepare(plan)
+    keep_to_one_thread(device)
+    codec = lookup("flow codec", plan.flow.codec, CODECS)
+    rate = Rate(device=device, num_clips=0, num_pairs=0, flow_s=0.0, store_s=0.0, rgb_s=0.0)
+    clips = (clip for unit in units for clip in unit.clips if clip.sha256 is not None)
+    if plan.tmp_dir is not None:
+        make_folder(plan.tmp_dir)
+    with tempfile.TemporaryDirectory(dir=plan.tmp_dir) as folder:
+        for frames, decode_s, rgb_s in islice(_samples(clips, plan, Path(folder)), NUM_MEASURED):
+            if rate.num_clips == 0:
+                list(stream(frames[:MIN_FRAMES], plan.flow.method, device))
+            start = time.perf_counter()
+            fields = _some_flow(frames, plan, device)
+            flow_s = time.perf_counter() - start
+            start = time.perf_counter()
+            codec.encode(quantise(field, bound=plan.flow.bound) for field in fields)
+            share = len(fields) / len(frames)
+            rate = replace(
+                rate,
+                num_clips=rate.num_clips + 1,
+                num_pairs=rate.num_pairs + len(fields),
+                flow_s=rate.flow_s + flow_s,
+                store_s=rate.store_s + time.perf_counter() - start + decode_s * share,
+                rgb_s=rate.rgb_s + rgb_s * share,
+            )
+    pairs = rate.num_pairs
+    if not pairs:
+        return None
+    return replace(
+        rate, flow_s=rate.flow_s / pairs, store_s=rate.store_s / pairs, rgb_s=rate.rgb_s / pairs
+    )
+
+
+def _some_flow(frames: Sequence[npt.NDArray[np.uint8]], plan: Plan, device: str) -> Fields:
+    """The flow of a clip's first pairs: one at least, and no new one after its share of time."""
+    end = time.perf_counter() + BUDGET_S / NUM_MEASURED
+    fields = []
+    for field in stream(frames, plan.flow.method, device):
+        fields.append(field)
+        if time.perf_counter() > end:
+            break
+    return fields
+
+
+def _samples(
+    clips: Iterator[Clip], plan: Plan, folder: Path
+) -> Iterator[tuple[list[npt.NDArray[np.uint8]], float, float]]:
+    """Of each usable clip grey frames, seconds to decode them, seconds to make them of the clip."""
+    for clip in clips:
+        path = folder / f"{clip.key}.mp4"
+        start = time.perf_counter()
+        most = MEASURED_S * plan.rgb.fps + 1
+        try:
+            if conforming_frames(clip.path, plan.rgb, most=most):
+                path = clip.path
+            else:
+                _write_beginning(clip.path, path, plan)
+            made = time.perf_counter()
+            frames = [gray(frame) for frame in islice(decode.frames(path), most)]
+        except MediaError:
+            continue  # the run will say so
+        decoded = time.perf_counter()
+        if len(frames) < MIN_FRAMES or min(frames[0].shape) < MIN_SIDE_PX:
+            continue
+        if not too_large_for(*frames[0].shape):
+            yield frames, decoded - made, made - start
+
+
+def _write_beginning(video: Path, sample: Path, plan: Plan) -> None:
+    end_s = Fraction(MEASURED_S)
+    try:
+        cut(video, sample, start_s=Fraction(0), end_s=end_s, recipe=plan.rgb, binary=plan.binary)
+    except MediaError:  # too short for that, and so soon written whole
+        conform(video, sample, recipe=plan.rgb, binary=plan.binary)

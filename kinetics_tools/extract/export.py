@@ -1,0 +1,215 @@
+"""Shards as folders of JPEGs, the layout that denseflow, mmaction2 and TSN read.
+
+    FOLDER/<split>/<label, spaces to underscores>/<key>/img_00001.jpg, flow_x_00001.jpg, flow_y_...
+    FOLDER/<split>_list_rawframes.txt        a line `<label>/<key> num_frames label_id` a clip
+    FOLDER/<split>_list_rawframes_flow.txt   the same with the number of fields, one less
+
+A clip's folder has its name when it is whole. What it was made from lies in it, so that running
+again makes only what is missing or was made from something else.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from kinetics_tools.core import engine
+from kinetics_tools.core.errors import OutError, lookup
+from kinetics_tools.core.files import digest, hold, naming, scratch_folder, write_text
+from kinetics_tools.core.keys import label_folder
+from kinetics_tools.core.units import Crash
+from kinetics_tools.media.opencv import encode_jpeg
+from kinetics_tools.shards.reader import RGB, Sample, ShardFolder
+
+MADE_FROM = ".made-from"
+BLOCK = 128  # frames in memory at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What is written, and how.
+
+    Attributes:
+        flow: name of the flow.
+        start_index: number of the first picture: 1 for mmaction2 and TSN, 0 for denseflow.
+        images: whether the frames are written beside the flow.
+        quality: of JPEG, up to 100.
+    """
+
+    flow: str
+    start_index: int = 1
+    images: bool = True
+    quality: int = 95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """How an export ended.
+
+    Attributes:
+        num_clips: whole in FOLDER now.
+        num_made: of them, by this run.
+        num_crashed: left to another run, since the process that made them died.
+        lists: the list files.
+    """
+
+    num_clips: int
+    num_made: int
+    num_crashed: int
+    lists: tuple[Path, ...]
+
+
+Finished = Iterator[tuple[tuple[str, Sample], bool | Crash]]
+
+
+def export(
+    shards: ShardFolder,
+    folder: Path,
+    layout: Layout,
+    *,
+    splits: Sequence[str] = (),
+    jobs: int = 0,
+    show: Callable[[Finished, int], Iterable[tuple[tuple[str, Sample], bool | Crash]]],
+) -> Exported:
+    """Write samples as folders of JPEGs; safe to call again at any time.
+
+    Codes are written as they are stored: floor(255 (v + bound) / (2 bound)), where denseflow rounds
+    to the nearest; a reader that takes 127.5 for no motion is off by half a code.
+
+    Args:
+        shards: to read.
+        folder: to fill.
+        layout: what and how.
+        splits: of those in `shards`; all of them if there are none.
+        jobs: processes at once; 0 works in this one.
+        show: wraps the iterator of finished clips, given how many there will be.
+
+    Raises:
+        UnknownNameError: no such split or flow.
+        ShardError: a shard is damaged, or does not match.
+        OutError: `folder` is in use.
+        OSError: the disk is full.
+    """
+    streams = (RGB, "flow") if layout.images else ("flow",)
+    units = [
+        (split, sample)
+        for split in splits or shards.splits
+        for sample in shards.samples(
+            lookup("split", split, {name: name for name in shards.splits}),
+            streams,
+            flow=layout.flow,
+        )
+    ]
+    counts: Counter[str] = Counter()
+    with hold(folder), scratch_folder(folder) as scratch:
+        todo = [unit for unit in units if not _is_whole(folder, *unit, layout)]
+        work = partial(export_clip, folder=folder, scratch=scratch, layout=layout)
+        with closing(engine.run(todo, work, jobs=jobs)) as finished:
+            for _, result in show(finished, len(todo)):
+                counts["crashed" if isinstance(result, Crash) else "made"] += 1
+        lists = tuple(_write_lists(folder, units, layout))
+    return Exported(
+        num_clips=len(units) - counts["crashed"],
+        num_made=counts["made"],
+        num_crashed=counts["crashed"],
+        lists=lists,
+    )
+
+
+def _home(split: str, sample: Sample) -> Path:
+    return Path(split, label_folder(sample.label), sample.key)
+
+
+def _fingerprint(sample: Sample, layout: Layout) -> str:
+    """Digest of everything that a clip's pictures are made from."""
+    places = (sample.rgb_at if layout.images else None, sample.flow_at)
+    made_from = [None if place is None else place.sha256 for place in places]
+    return digest({"layout": asdict(layout), "members": made_from, "codec": sample.codec})
+
+
+def _is_whole(folder: Path, split: str, sample: Sample, layout: Layout) -> bool:
+    told = folder / _home(split, sample) / MADE_FROM
+    return told.is_file() and told.read_text() == _fingerprint(sample, layout)
+
+
+def export_clip(unit: tuple[str, Sample], *, folder: Path, scratch: Path, layout: Layout) -> bool:
+    """Write a clip's folder; its old one, made from something else, goes first. Return True.
+
+    Nothing is deleted under its final name: half of a folder might stay there.
+
+    Raises:
+        OutError: somebody else's folder has that name.
+        ShardError: the sample cannot be read.
+        OSError: the disk is full.
+    """
+    split, sample = unit
+    home = folder / _home(split, sample)
+    mine = scratch / "new" / _home(split, sample)
+    old = scratch / "old" / _home(split, sample)
+    for left in (mine, old):  # by an attempt that died
+        shutil.rmtree(left, ignore_errors=True)
+    mine.mkdir(parents=True)
+    try:
+        for name, jpeg in _pictures(sample, layout):
+            with naming(mine / name):
+                (mine / name).write_bytes(jpeg)
+        (mine / MADE_FROM).write_text(_fingerprint(sample, layout))
+        home.parent.mkdir(parents=True, exist_ok=True)
+        if home.exists():
+            if not (home / MADE_FROM).is_file():
+                raise OutError(f"{home} is not of an export; move it away")
+            old.parent.mkdir(parents=True, exist_ok=True)
+            home.rename(old)
+        mine.rename(home)
+    finally:
+        for left in (mine, old):
+            shutil.rmtree(left, ignore_errors=True)
+    return True
+
+
+def _pictures(sample: Sample, layout: Layout) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the bytes of each picture of a clip."""
+    to_jpeg = partial(encode_jpeg, quality=layout.quality)
+    num_fields = sample.num_frames - 1
+    for start in range(0, num_fields, BLOCK):
+        numbers = range(start, min(start + BLOCK, num_fields))
+        for number, codes in zip(numbers, sample.codes(numbers), strict=True):
+            for axis, name in enumerate("xy"):
+                yield _name(f"flow_{name}", number, layout), to_jpeg(codes[..., axis])
+    if not layout.images:
+        return
+    for start in range(0, sample.num_frames, BLOCK):
+        numbers = range(start, min(start + BLOCK, sample.num_frames))
+        for number, frame in zip(numbers, sample.rgb(numbers), strict=True):
+            yield _name("img", number, layout), to_jpeg(frame)
+
+
+def _name(kind: str, number: int, layout: Layout) -> str:
+    return f"{kind}_{number + layout.start_index:05d}.jpg"
+
+
+def _write_lists(
+    folder: Path, units: Iterable[tuple[str, Sample]], layout: Layout
+) -> Iterator[Path]:
+    """Write the lists of the clips that are there; yield their paths."""
+    splits: dict[str, list[Sample]] = {}
+    for split, sample in units:
+        own = splits.setdefault(split, [])
+        if _is_whole(folder, split, sample, layout):
+            own.append(sample)
+    kinds = {"_flow": 1} | ({"": 0} if layout.images else {})
+    for split, samples in splits.items():
+        for kind, fewer in sorted(kinds.items()):
+            path = folder / f"{split}_list_rawframes{kind}.txt"
+            write_text(path, "".join(_line(sample, fewer) for sample in samples))
+            yield path
+
+
+def _line(sample: Sample, fewer: int) -> str:
+    words = [f"{label_folder(sample.label)}/{sample.key}", str(sample.num_frames - fewer)]
+    if sample.label_id is not None:
+        words.append(str(sample.label_id))
+    return " ".join(words) + "\n"

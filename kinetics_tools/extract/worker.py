@@ -1,0 +1,313 @@
+"""What a worker process of extract-flow does: one shard, its RGB and its flow."""
+
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kinetics_tools.core.errors import KineticsError, MediaError, Reason, ShardError, lookup
+from kinetics_tools.core.files import digest, file_digest, make_folder, naming
+from kinetics_tools.core.prefetch import read_ahead
+from kinetics_tools.core.units import Crash, Lent
+from kinetics_tools.extract.clips import Clip
+from kinetics_tools.extract.plan import MIN_FRAMES, MIN_SIDE_PX, Plan, Unit
+from kinetics_tools.flow.codecs import CODECS, Codec, too_large_for
+from kinetics_tools.flow.methods import FlowRecipe, find_devices, make_method, quantise, stream
+from kinetics_tools.media import decode
+from kinetics_tools.media.cut import conform, conforming_frames
+from kinetics_tools.media.opencv import gray
+from kinetics_tools.shards import writer
+from kinetics_tools.shards.reader import RGB, RGB_EXT, Location
+from kinetics_tools.shards.writer import Content, Member, Sidecar
+
+T = TypeVar("T")
+R = TypeVar("R")
+# Of each clip at work, so much may lie decoded, and so much computed: more than ten seconds have at
+# 340x256, so that the device goes on to the next clip while the last one is being encoded.
+AHEAD_BYTES = 64 * 2**20
+
+
+# What a worker process does
+
+
+class _Unmakeable(Exception):
+    """A shard cannot be made now, for a reason that is not its clips'; the next run may."""
+
+
+def make_shard(unit: Unit, *, plan: Plan, scratch: Path, lent: Lent) -> int | Crash:
+    """Make a unit's RGB, unless it is current, then its flow; return the frame pairs computed.
+
+    A Crash says why neither is published: a clip that changed or went away since it was listed, an
+    ffmpeg that was killed, a damaged shard of RGB.
+
+    Args:
+        unit: the shard.
+        plan: how.
+        scratch: folder for files that do not outlive the run.
+        lent: the device, and how many of the shard's clips are worked on at once.
+
+    Raises:
+        KineticsError: this machine has no such device, or another version of the method.
+        OSError: the disk is full.
+    """
+    make_folder(scratch)
+    # A name of its own: whoever was believed lost with its node may still be at the same shard.
+    folder = Path(tempfile.mkdtemp(prefix=f"{unit.split}-{unit.number}-", dir=scratch))
+    try:
+        rgb = None if plan.force else unit.current_rgb(plan)
+        if rgb is None:
+            rgb = _make_rgb(unit, plan, folder, lent)
+        if not plan.force and unit.current_flow(plan, rgb) is not None:
+            return 0
+        return _make_flow(unit, rgb, plan, folder, lent)
+    except _Unmakeable as error:
+        return Crash(str(error))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> list[R]:
+    """The work's results; so many threads are at it at once."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, items))  # after an error nothing new is begun
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    reason: str
+    detail: str
+
+
+def _make_rgb(unit: Unit, plan: Plan, folder: Path, lent: Lent) -> Sidecar:
+    work = partial(_rgb_content, plan=plan, folder=folder)
+    results = _in_order(work, unit.clips, lent.threads)
+    shard = unit.shard(plan, RGB)
+    contents = [result for result in results if isinstance(result, Content)]
+    size, members = writer.write_shard(shard, contents, ext=RGB_EXT, labels=plan.labels)
+    sidecar = Sidecar(
+        stream=RGB,
+        split=unit.split,
+        number=unit.number,
+        size=size,
+        recipe=digest(plan.rgb.as_json()),
+        inputs=unit.rgb_inputs(plan),
+        keys=tuple(clip.key for clip in unit.clips),
+        members=members,
+        failed={
+            clip.key: {"reason": str(result.reason), "detail": result.detail}
+            for clip, result in zip(unit.clips, results, strict=True)
+            if isinstance(result, _Failure)
+        },
+    )
+    sidecar.write(shard)
+    return sidecar
+
+
+def _rgb_content(clip: Clip, *, plan: Plan, folder: Path) -> Content | _Failure:
+    """A clip as its sample: byte for byte where it conforms, else encoded anew."""
+    if clip.sha256 is None:
+        return _Failure(clip.reason, f"no file {clip.source}")
+    try:
+        path, num_frames = clip.path, conforming_frames(clip.path, plan.rgb)
+        if not num_frames:
+            path = folder / f"{clip.key}.{RGB_EXT}"
+            cut = conform(clip.path, path, recipe=plan.rgb, binary=plan.binary)
+            num_frames = cut.num_frames
+        video = decode.probe(path)
+    except MediaError as error:
+        detail = error.detail.replace(str(clip.path.absolute()), clip.source)
+        _refuse_passing(clip, error.reason, detail)
+        return _Failure(error.reason, detail)
+    if num_frames < MIN_FRAMES:
+        return _Failure(Reason.TOO_SHORT, f"has {num_frames} frames, flow needs {MIN_FRAMES}")
+    if min(video.width, video.height) < MIN_SIDE_PX:
+        detail = f"is {video.width}x{video.height} pixels, flow needs {MIN_SIDE_PX} a side"
+        return _Failure(Reason.DAMAGED, detail)
+    # For any codec, not only this flow's: another flow may come beside it at any time.
+    refusing = too_large_for(video.height, video.width)
+    if refusing:
+        detail = f"is {video.width}x{video.height} pixels, too large to store its flow as "
+        return _Failure(Reason.DAMAGED, detail + ", ".join(refusing))
+    return Content(
+        key=clip.key,
+        label=clip.label,
+        frames=num_frames,
+        path=path,
+        made_from=clip.sha256,
+        about={
+            "source": clip.source,
+            "width": video.width,
+            "height": video.height,
+            "fps": plan.rgb.fps,
+            "recipe": digest(plan.rgb.as_json()),
+        },
+    )
+
+
+def _refuse_passing(clip: Clip, reason: str, detail: str) -> None:
+    """Raise _Unmakeable where a clip failed for a reason that may pass: no gap may come of it.
+
+    Raises:
+        OSError: the clip cannot be read.
+    """
+    if reason == Reason.KILLED:
+        raise _Unmakeable(f"{clip.source}: {detail}; if memory was short, give fewer --jobs")
+    if not clip.path.is_file():
+        raise _Unmakeable(f"{clip.source} is not there any more ({detail})")
+    if file_digest(clip.path) != clip.sha256:
+        raise _Unmakeable(
+            f"{clip.source} is not the file that was listed ({detail}); for clips of "
+            "kinetics-download, its verb verify finds what changed on disk"
+        )
+
+
+def _make_flow(unit: Unit, rgb: Sidecar, plan: Plan, folder: Path, lent: Lent) -> int:
+    method = make_method(plan.flow.method)
+    _same_as_begun(f"method {plan.flow.method}", method.as_json(), plan.flow.parameters)
+    (device, *_) = find_devices(lent.device, method)
+    keep_to_one_thread(device)
+    desk = _Desk(
+        device=device,
+        turn=nullcontext() if device == "cpu" else threading.Lock(),
+        threads=max(lent.threads // max(len(rgb.members), 1), 1),
+    )
+    work = partial(_flow_content, plan=plan, shard=unit.shard(plan, RGB), folder=folder, desk=desk)
+    contents = _in_order(work, rgb.members, lent.threads)
+    shard = unit.shard(plan, plan.stream)
+    ext = f"flow.{lookup('flow codec', plan.flow.codec, CODECS).ext}"
+    size, members = writer.write_shard(shard, contents, ext=ext, labels=plan.labels)
+    Sidecar(
+        stream=plan.stream,
+        split=unit.split,
+        number=unit.number,
+        size=size,
+        recipe=plan.flow.hash,
+        inputs=unit.flow_inputs(plan, rgb),
+        keys=rgb.keys,
+        members=members,
+        failed=rgb.failed,
+        device=device.partition(":")[0],
+    ).write(shard)
+    return sum(member.frames - 1 for member in members)
+
+
+def _same_as_begun(what: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    if here != there:
+        raise KineticsError(
+            f"{what} is not the same on this machine ({here}) as where the run began ({there}); "
+            "install the same versions on all"
+        )
+
+
+def keep_to_one_thread(device: str) -> None:
+    """Keep torch to the thread that calls it: those that share a small frame wait for another.
+
+    On a CPU flow is computed without torch, and nobody waits for its import.
+    """
+    if device == "cpu":
+        return
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Desk:
+    """Where the clips of a shard have their flow computed.
+
+    Attributes:
+        device: as torch names it.
+        turn: held by the clip that is computed: on a GPU one after the other, each with all of its
+            memory; on processors they do not meet.
+        threads: for a clip.
+    """
+
+    device: str
+    turn: AbstractContextManager[object]
+    threads: int
+
+
+def _flow_content(member: Member, *, plan: Plan, shard: Path, folder: Path, desk: _Desk) -> Content:
+    """The flow of one RGB sample, in a scratch file."""
+    recipe = plan.flow
+    codec = lookup("flow codec", recipe.codec, CODECS)
+    _same_as_begun(f"codec {recipe.codec}", codec.as_json(), recipe.codec_parameters)
+    name = f"{member.key}.{RGB_EXT}"
+    where = f"{shard}, sample {member.key}"
+    try:
+        data = Location(str(shard), name, member.offset, member.size, member.sha256).read()
+        stored, num_fields = _encoded_flow(data, recipe, codec, desk)
+    except ShardError as error:
+        raise _Unmakeable(str(error)) from error
+    except MediaError as error:
+        raise _Unmakeable(f"{where}: {error.detail}; remove the shard") from error
+    if num_fields != member.frames - 1:
+        raise _Unmakeable(
+            f"{where}: {num_fields + 1} frames, its sidecar says {member.frames}; remove the shard"
+        )
+    path = folder / f"{member.key}.flow.{codec.ext}"
+    with naming(path):
+        path.write_bytes(stored)
+    return Content(
+        key=member.key,
+        label=member.label,
+        frames=member.frames,
+        path=path,
+        made_from=member.sha256,
+        about={
+            "rgb_sha256": member.sha256,
+            "method": recipe.method,
+            "bound": recipe.bound,
+            "codec": recipe.codec,
+            "codec_parameters": dict(recipe.codec_parameters),
+            "recipe": recipe.hash,
+        },
+    )
+
+
+def _encoded_flow(data: bytes, recipe: FlowRecipe, codec: Codec, desk: _Desk) -> tuple[bytes, int]:
+    """The flow of an RGB member as it is stored, and how many fields that is.
+
+    Decoding and computing run ahead in a thread each, AHEAD_BYTES at most, and this one encodes, so
+    that a GPU need not wait for either.
+    """
+    num_fields = 0
+
+    def computed() -> Codes:
+        with closing(_ahead(gray(frame) for frame in decode.frames(data))) as frames:
+            first = list(islice(frames, 1))  # it is decoded while others have their turn
+            grays = chain(first, frames)
+            with desk.turn:
+                for flow in stream(grays, recipe.method, desk.device, threads=desk.threads):
+                    yield quantise(flow, bound=recipe.bound)
+
+    def counted() -> Codes:
+        nonlocal num_fields
+        with closing(_ahead(computed())) as fields:
+            for codes in fields:
+                num_fields += 1
+                yield codes
+
+    with closing(counted()) as fields:
+        stored = codec.encode(fields)  # field by field: a clip may be hours long
+    return stored, num_fields
+
+
+Codes = Generator[npt.NDArray[np.uint8], None, None]
+
+
+def _ahead(arrays: Codes) -> Codes:
+    return read_ahead(
+        arrays, lambda array: array.nbytes, max_items=sys.maxsize, max_bytes=AHEAD_BYTES
+    )

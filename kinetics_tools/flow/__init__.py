@@ -1,0 +1,1 @@
+"""Optical flow: methods and codecs."""

@@ -1,0 +1,1 @@
+"""TV-L1: one algorithm, several backends."""

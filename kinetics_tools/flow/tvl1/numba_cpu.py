@@ -1,0 +1,567 @@
+"""TV-L1 on one core, compiled by Numba: the steps of `reference`, sixteen pixels at a time.
+
+What makes it fast: an inner step is one pass over memory, the dual field following one row behind
+the flow; the warp moves the image and both of its slopes with one set of weights; the median shares
+its sorted rows between windows. Nothing is allocated on the way.
+
+All memory of a pair is one array of float32, `s` below, and places in it are indices. A plane is an
+image whose rows are `stride` numbers long: PAD of them left of the first pixel (0, and they stay
+it) and at least PAD right of the last one (anything). Planes that are read together lie row by row
+beside each other, so that a pass reads one stream:
+
+    state   u         the flow along x
+            ux, uy    the dual field of u, times theta, its parts along x and y
+            v, vx, vy the same along y
+    term    gx, gy    gradient of the warped image
+            rho       brightness error, were the flow 0
+            slope     -1 / |gradient|^2
+
+Above the first row of the state is one of zeros.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from itertools import chain, pairwise
+from queue import SimpleQueue
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kinetics_tools.flow.tvl1.numba_cache import compiled, kept
+from kinetics_tools.flow.tvl1.numba_simd import (
+    LANES,
+    count_from,
+    cubic_weights,
+    floor,
+    fma,
+    high,
+    interpolate,
+    keep,
+    load,
+    low,
+    merge_fives,
+    sample,
+    sort_fives,
+    splat,
+    sqrt,
+    store,
+    total,
+    two_medians,
+    unzip,
+    zip_4,
+)
+from kinetics_tools.flow.tvl1.parameters import Dials
+
+Gray = npt.NDArray[np.uint8]
+Flow = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float32]
+
+PAD = LANES
+STATE_PLANES = 6
+TERM_PLANES = 4
+# Rows that the median, the hungriest, needs of scratch: a line, 4 sorted fives, 2 sorted tens.
+SCRATCH_ROWS = 42
+# Pixels of 0 on each side of the image that is warped: as far out as a cubic may reach.
+MARGIN = 4
+MIN_SQUARED_GRADIENT = np.float32(2.0**-23)
+
+logger = logging.getLogger(__name__)
+
+
+class _Level(NamedTuple):
+    """A level of the pyramid. `before` and `after` are the places of its two images."""
+
+    height: int
+    width: int
+    stride: int
+    before: int
+    after: int
+
+
+class _Places(NamedTuple):
+    """Where the levels, one after another, have what only one of them needs at a time."""
+
+    state: int
+    term: int
+    movable: int
+    scratch: int
+
+
+class _Plane(NamedTuple):
+    """A plane by itself, rows `step` apart."""
+
+    place: int
+    step: int
+    height: int
+    width: int
+
+
+class _Numbers(NamedTuple):
+    """The dials, as the inner step wants them."""
+
+    num_warps: int
+    outer_iterations: int
+    inner_iterations: int
+    epsilon: float
+    scale_step: float
+    tau: np.float32
+    tau_by_theta: np.float32
+    reach: np.float32
+
+
+@compiled
+def _primal(s: Floats, here: int, term: int, level: _Level, numbers: _Numbers) -> Any:
+    """Return u, v, their changes, and the part along y of both dual fields one row up."""
+    n = level.stride
+    above = here - STATE_PLANES * n
+    u, v = load(s, here), load(s, here + 3 * n)
+    gx, gy = load(s, term), load(s, term + n)
+    # Along the gradient until the brightness error is 0, but only so far.
+    step = fma(gx, u, fma(gy, v, load(s, term + 2 * n))) * load(s, term + 3 * n)
+    step = high(low(step, splat(numbers.reach)), splat(np.float32(-numbers.reach)))
+    uy_above, vy_above = load(s, above + 2 * n), load(s, above + 5 * n)
+    along_x, along_y = load(s, here + n), load(s, here + 2 * n)
+    du = along_x - load(s, here + n - 1) + (along_y - uy_above)
+    along_x, along_y = load(s, here + 4 * n), load(s, here + 5 * n)
+    dv = along_x - load(s, here + 4 * n - 1) + (along_y - vy_above)
+    return u, v, fma(gx, step, du), fma(gy, step, dv), uy_above, vy_above
+
+
+@compiled
+def _dual(s: Floats, here: int, below: Any, p_y: Any, n: int, numbers: _Numbers) -> None:
+    """Move a dual field: up along the gradient of its flow, then back towards the unit ball.
+
+    The flow is at `here`, the dual field's part along x at `here + n`, and that along y, of which
+    `p_y` is the value, after it. `below` is the flow one row down.
+    """
+    flow = load(s, here)
+    right = load(s, here + 1) - flow
+    down = below - flow
+    one = splat(np.float32(1))
+    norm = sqrt(fma(right, right, down * down))
+    shrink = one / fma(splat(numbers.tau_by_theta), norm, one)
+    tau = splat(numbers.tau)
+    store(s, here + n, fma(tau, right, load(s, here + n)) * shrink)
+    store(s, here + 2 * n, fma(tau, down, p_y) * shrink)
+
+
+@compiled
+def _row_step(
+    s: Floats, here: int, term: int, level: _Level, numbers: _Numbers, first: bool
+) -> Any:
+    """Do the flow of a row and, but for the first, the dual field of the row above.
+
+    Returns:
+        The sum of the squared changes.
+    """
+    n = level.stride
+    above = here - STATE_PLANES * n
+    change = splat(np.float32(0))
+    for x in range(0, level.width, LANES):
+        u, v, du, dv, uy_above, vy_above = _primal(s, here + x, term + x, level, numbers)
+        if x + LANES > level.width:
+            du, dv = keep(du, level.width - x), keep(dv, level.width - x)
+        change = fma(du, du, fma(dv, dv, change))
+        u, v = u + du, v + dv
+        store(s, here + x, u)
+        store(s, here + 3 * n + x, v)
+        if not first:
+            _dual(s, above + x, u, uy_above, n, numbers)
+            _dual(s, above + 3 * n + x, v, vy_above, n, numbers)
+    # So that the difference to the right of the last column is 0.
+    for flow in (here, here + 3 * n):
+        s[flow + level.width] = s[flow + level.width - 1]
+    return total(change)
+
+
+@compiled
+def _step(s: Floats, places: _Places, level: _Level, numbers: _Numbers) -> float:
+    """Do one inner step; return the sum of the squared changes of the flow."""
+    n = level.stride
+    here, term = places.state, places.term
+    change: float = _row_step(s, here, term, level, numbers, True)
+    for _ in range(1, level.height):
+        here += STATE_PLANES * n
+        term += TERM_PLANES * n
+        change += _row_step(s, here, term, level, numbers, False)
+    for x in range(0, level.width, LANES):
+        for flow in (here + x, here + 3 * n + x):
+            _dual(s, flow, load(s, flow), load(s, flow + 2 * n), n, numbers)
+    return change
+
+
+@compiled
+def _sort_row(s: Floats, row: int, line: int, fives: int, level: _Level) -> None:
+    """Sort each five neighbours in a row; `line` is where it gets its borders, which repeat."""
+    for x in range(0, level.width, LANES):
+        store(s, line + x, load(s, row + x))
+    for border in range(1, 3):
+        s[line - border] = s[row]
+        s[line + level.width - 1 + border] = s[row + level.width - 1]
+    for x in range(0, level.width, LANES):
+        sort_fives(s, line + x, fives + x, level.stride)
+
+
+@compiled
+def _median(s: Floats, plane: int, level: _Level, scratch: int) -> None:
+    """Replace a plane of the state by its 5x5 median, two rows at a time. Borders repeat.
+
+    Rows 2k and 2k + 1 share four rows of their windows: pair k, which is rows 2k - 1 and 2k, and
+    pair k + 1. The first has row 2k - 2 besides, the second row 2k + 3.
+    """
+    n, last, step = level.stride, level.height - 1, STATE_PLANES * level.stride
+    line = scratch
+    odd = line + n
+    evens = odd + 5 * n  # the last three even rows
+    tens = evens + 15 * n  # the last two pairs
+    for k in range(-1, last // 2 + 3):
+        even = evens + (k + 1) % 3 * 5 * n
+        _sort_row(s, plane + min(max(2 * k - 1, 0), last) * step, line, odd, level)
+        y = 2 * (k - 2)
+        for x in range(0, level.width if 0 <= y <= last else 0, LANES):
+            upper, lower = two_medians(s, tens + x, tens + 10 * n + x, even + x, odd + x, n)
+            store(s, plane + y * step + x, upper)
+            if y < last:
+                store(s, plane + (y + 1) * step + x, lower)
+        _sort_row(s, plane + min(max(2 * k, 0), last) * step, line, even, level)
+        for x in range(0, level.width, LANES):
+            merge_fives(s, odd + x, even + x, tens + k % 2 * 10 * n + x, n)
+
+
+@compiled
+def _make_movable(s: Floats, level: _Level, movable: int) -> None:
+    """Lay `after`, its slopes along x and y, and a 0 beside each other for each pixel."""
+    step = (level.width + 2 * MARGIN) * 4
+    s[movable : movable + (level.height + 2 * MARGIN) * step] = 0
+    half = splat(np.float32(0.5))
+    for y in range(level.height):
+        row = level.after + y * level.stride
+        above = row - min(y, 1) * level.stride
+        below = row + min(level.height - 1 - y, 1) * level.stride
+        s[row - 1] = s[row]
+        s[row + level.width] = s[row + level.width - 1]
+        to = movable + (y + MARGIN) * step + 4 * MARGIN
+        for x in range(0, level.width, LANES):
+            left = level.width - x  # what lies beyond stays 0
+            gx = half * (load(s, row + x + 1) - load(s, row + x - 1))
+            gy = half * (load(s, below + x) - load(s, above + x))
+            zip_4(s, to + 4 * x, keep(load(s, row + x), left), keep(gx, left), keep(gy, left))
+
+
+@compiled
+def _warp_row(s: Floats, y: int, places: _Places, level: _Level) -> None:
+    """Warp a row along the flow, and make its data term."""
+    n = level.stride
+    u = places.state + y * STATE_PLANES * n
+    v = u + 3 * n
+    place = places.scratch
+    low_x, high_x = splat(np.float32(1 - MARGIN)), splat(np.float32(level.width + MARGIN - 3))
+    high_y = splat(np.float32(level.height + MARGIN - 3))
+    for x in range(0, level.width, LANES):
+        to_x = high(low(count_from(np.float32(x)) + load(s, u + x), high_x), low_x)
+        to_y = high(low(splat(np.float32(y)) + load(s, v + x), high_y), low_x)
+        column, row = floor(to_x), floor(to_y)
+        store(s, place + x, column)
+        store(s, place + n + x, row)
+        store(s, place + 2 * n + x, to_x - column)
+        w0, w1, w2, w3 = cubic_weights(to_y - row)
+        store(s, place + 3 * n + x, w0)
+        store(s, place + 4 * n + x, w1)
+        store(s, place + 5 * n + x, w2)
+        store(s, place + 6 * n + x, w3)
+    warped = place + 7 * n
+    step = (level.width + 2 * MARGIN) * 4
+    corner = places.movable + (MARGIN - 1) * (step + 4)
+    for x in range(level.width):
+        store(s, warped + 4 * x, sample(s, place + x, n, corner, step))
+    before = level.before + y * n
+    term = places.term + y * TERM_PLANES * n
+    for x in range(0, level.width, LANES):
+        after, gx, gy = unzip(s, warped + 4 * x)
+        known = fma(gx, load(s, u + x), gy * load(s, v + x))
+        squared = high(fma(gx, gx, gy * gy), splat(MIN_SQUARED_GRADIENT))
+        store(s, term + x, gx)
+        store(s, term + n + x, gy)
+        store(s, term + 2 * n + x, after - load(s, before + x) - known)
+        store(s, term + 3 * n + x, splat(np.float32(-1)) / squared)
+
+
+@compiled
+def _resize(
+    s: Floats, old: _Plane, new: _Plane, steps: tuple[float, float], factor: float, scratch: int
+) -> None:
+    """Resize a plane bilinearly, without smoothing, as cv2.resize does, and multiply it.
+
+    `steps` is how many old pixels, down and across, lie between two new ones.
+    """
+    num = max(old.width, new.width) + PAD
+    columns, ways, line = scratch, scratch + num, scratch + 2 * num
+    for x in range(new.width):
+        position = min(max((x + 0.5) * steps[1] - 0.5, 0.0), old.width - 1.0)
+        s[columns + x] = np.floor(position)
+        s[ways + x] = position - np.floor(position)
+    for y in range(new.height):
+        position = min(max((y + 0.5) * steps[0] - 0.5, 0.0), old.height - 1.0)
+        row = int(position)
+        above = old.place + row * old.step
+        below = old.place + min(row + 1, old.height - 1) * old.step
+        way = splat(np.float32(position - row))
+        for x in range(0, old.width, LANES):
+            value = load(s, above + x)
+            store(s, line + x, fma(way, load(s, below + x) - value, value))
+        s[line + old.width] = s[line + old.width - 1]
+        to = new.place + y * new.step
+        for x in range(new.width):
+            s[to + x] = np.float32(factor) * interpolate(s, line, columns + x, ways + x)
+
+
+@compiled
+def _refine(s: Floats, level: _Level, places: _Places, numbers: _Numbers) -> int:
+    """Refine the flow on one level; return how many inner steps that took."""
+    limit = numbers.epsilon**2 * level.height * level.width
+    num_steps = 0
+    _make_movable(s, level, places.movable)
+    for _ in range(numbers.num_warps):
+        for y in range(level.height):
+            _warp_row(s, y, places, level)
+        moves = True
+        outer = 0
+        while moves and outer < numbers.outer_iterations:
+            _median(s, places.state, level, places.scratch)
+            _median(s, places.state + 3 * level.stride, level, places.scratch)
+            inner = 0
+            while moves and inner < numbers.inner_iterations:
+                moves = _step(s, places, level, numbers) > limit
+                inner += 1
+            num_steps += inner
+            outer += 1
+    return num_steps
+
+
+@compiled
+def _enlarge(s: Floats, small: _Level, level: _Level, places: _Places, scale_step: float) -> None:
+    """Bring the flow from one level to the next finer one, whose dual field starts at 0."""
+    num = small.height * small.stride
+    for k in range(2):
+        for y in range(small.height):
+            row = places.state + (y * STATE_PLANES + 3 * k) * small.stride
+            for x in range(0, small.width, LANES):
+                store(s, places.term + k * num + y * small.stride + x, load(s, row + x))
+    step = STATE_PLANES * level.stride
+    s[places.state - PAD - step : places.state - PAD + level.height * step] = 0
+    steps = (small.height / level.height, small.width / level.width)
+    for k in range(2):
+        old = _Plane(places.term + k * num, small.stride, small.height, small.width)
+        new = _Plane(places.state + 3 * k * level.stride, step, level.height, level.width)
+        _resize(s, old, new, steps, 1 / scale_step, places.scratch)
+
+
+@compiled
+def _level(levels: npt.NDArray[np.int64], number: int) -> _Level:
+    row = levels[number]
+    return _Level(row[0], row[1], row[2], row[3], row[4])
+
+
+@compiled
+def _read(frame: Gray, s: Floats, place: int, stride: int) -> None:
+    for y in range(frame.shape[0]):
+        for x in range(frame.shape[1]):
+            s[place + y * stride + x] = frame[y, x]
+
+
+@compiled
+def _make_pyramid(s: Floats, fine: _Level, coarse: _Level, scratch: int, scale_step: float) -> None:
+    """Make the images of a level from those of the next finer one."""
+    steps = (1 / scale_step, 1 / scale_step)
+    for source, to in ((fine.before, coarse.before), (fine.after, coarse.after)):
+        old = _Plane(source, fine.stride, fine.height, fine.width)
+        new = _Plane(to, coarse.stride, coarse.height, coarse.width)
+        _resize(s, old, new, steps, 1.0, scratch)
+
+
+@kept
+def _solve(
+    pair: tuple[Gray, Gray],
+    s: Floats,
+    levels: npt.NDArray[np.int64],
+    places: _Places,
+    numbers: _Numbers,
+    flow: Flow,
+) -> int:
+    """Do the whole of it for a pair; return the pixels times inner steps that it took."""
+    finest = _level(levels, 0)
+    _read(pair[0], s, finest.before, finest.stride)
+    _read(pair[1], s, finest.after, finest.stride)
+    for number in range(1, len(levels)):
+        fine, coarse = _level(levels, number - 1), _level(levels, number)
+        _make_pyramid(s, fine, coarse, places.scratch, numbers.scale_step)
+    s[: places.term - PAD] = 0  # the state: no flow yet
+    work = 0
+    for number in range(len(levels) - 1, -1, -1):
+        level = _level(levels, number)
+        if number + 1 < len(levels):
+            _enlarge(s, _level(levels, number + 1), level, places, numbers.scale_step)
+        work += _refine(s, level, places, numbers) * level.height * level.width
+    for y in range(finest.height):
+        row = places.state + y * STATE_PLANES * finest.stride
+        for x in range(finest.width):
+            flow[y, x, 0] = s[row + x]
+            flow[y, x, 1] = s[row + 3 * finest.stride + x]
+    return work
+
+
+class Workspace:
+    """The memory that pairs of one size need, one after another: some 80 bytes a pixel.
+
+    Attributes:
+        work: pixels times inner steps of the last pair, over all levels.
+    """
+
+    def __init__(self, height: int, width: int, dials: Dials) -> None:
+        end = 0
+
+        def take(num: int) -> int:
+            """Return the place of the first pixel of so many numbers, PAD after their start."""
+            nonlocal end
+            place, end = end + PAD, end + -(-num // LANES) * LANES
+            return place
+
+        self._size = (height, width)
+        sizes = dials.level_sizes(height, width)
+        stride = -(-width // LANES) * LANES + 2 * PAD
+        state = take((height + 1) * STATE_PLANES * stride) + STATE_PLANES * stride
+        self._places = _Places(
+            state=state,
+            term=take(height * TERM_PLANES * stride),
+            movable=take((height + 2 * MARGIN) * (width + 2 * MARGIN) * 4 + 4 * LANES),
+            scratch=take(SCRATCH_ROWS * stride),
+        )
+        levels = []
+        for h, w in sizes:
+            stride = -(-w // LANES) * LANES + 2 * PAD
+            levels.append(_Level(h, w, stride, take(h * stride), take(h * stride)))
+        self._levels = np.array(levels, np.int64)
+        memory = np.zeros(end + 2 * LANES, np.float32)
+        # On a whole cache line, so that vectors do not lie across two.
+        self._memory = memory[-(memory.ctypes.data // 4) % LANES :]
+        self._numbers = _Numbers(
+            num_warps=dials.num_warps,
+            outer_iterations=dials.outer_iterations,
+            inner_iterations=dials.inner_iterations,
+            epsilon=float(dials.epsilon),
+            scale_step=float(dials.scale_step),
+            tau=np.float32(dials.tau),
+            tau_by_theta=np.float32(dials.tau / dials.theta),
+            reach=np.float32(dials.lambda_ * dials.theta),
+        )
+        self.work = 0
+
+    def solve(self, before: Gray, after: Gray) -> Flow:
+        """Return the flow of a pair of frames: float32 (H, W, 2).
+
+        Args:
+            before: uint8 (H, W), of the size that this is for.
+            after: the same.
+
+        Raises:
+            ValueError: a frame is not that.
+        """
+        for frame in (before, after):
+            if frame.shape != self._size or frame.dtype != np.uint8:
+                raise ValueError(f"uint8 {self._size} is needed, not {frame.dtype} {frame.shape}")
+        prepare()
+        return self._solve(before, after)
+
+    def _solve(self, before: Gray, after: Gray) -> Flow:
+        flow = np.empty((*self._size, 2), np.float32)
+        pair = (_plain(before), _plain(after))
+        self.work = _solve(pair, self._memory, self._levels, self._places, self._numbers, flow)
+        return flow
+
+
+def _plain(frame: Gray) -> Gray:
+    """The frame, or a copy if it is of another kind to Numba: read-only, a slice, a subclass."""
+    return np.require(np.asarray(frame), None, ("C", "A", "W"))
+
+
+@cache
+def prepare() -> None:
+    """Compile, or load what an earlier process compiled: some seconds, or a fraction of one.
+
+    The machine code is kept in the folder __pycache__ beside this file or, where that cannot be
+    written, in the user's cache (NUMBA_CACHE_DIR names another), for each kind of processor, Numba
+    and version of this package apart. Processes that compile at the same time do the same work and
+    keep the same result. Where nothing can be kept, each process compiles.
+    """
+    start = perf_counter()
+    frame = np.zeros((1, 1), np.uint8)
+    Workspace(1, 1, Dials())._solve(frame, frame)
+    if _solve.stats.cache_misses:
+        logger.info("compiled TV-L1 in %.0f s", perf_counter() - start)
+
+
+def flows(frames: Iterator[Gray], dials: Dials, threads: int) -> Iterator[Flow]:
+    """Yield the flow from each frame to the next; a pair is computed by one thread.
+
+    Memory: 80 bytes a pixel and thread, and `threads` + 2 frames and fields.
+
+    Args:
+        frames: uint8 (H, W), all of one size; read at most `threads` + 1 ahead of the flow. What
+            they raise comes after the flow of the frames before.
+        dials: of the method.
+        threads: how many pairs to compute at once; the flow does not depend on it.
+    """
+    pairs: Iterator[tuple[Gray, Gray]] = pairwise(frames)
+    first = next(pairs, None)
+    if first is None:
+        return
+    prepare()
+    spaces: SimpleQueue[Workspace] = SimpleQueue()
+    for _ in range(threads):
+        height, width = first[0].shape
+        spaces.put(Workspace(height, width, dials))
+
+    def solve(pair: tuple[Gray, Gray]) -> Flow:
+        space = spaces.get()
+        try:
+            return space.solve(*pair)
+        finally:
+            spaces.put(space)
+
+    pairs = chain([first], pairs)
+    if threads == 1:
+        yield from map(solve, pairs)
+        return
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from _in_order(pairs, lambda pair: pool.submit(solve, pair), threads)
+    finally:
+        pool.shutdown(cancel_futures=True)  # left early, pairs that have not begun are not wanted
+
+
+def _in_order(
+    pairs: Iterator[tuple[Gray, Gray]],
+    submit: Callable[[tuple[Gray, Gray]], Future[Flow]],
+    num: int,
+) -> Iterator[Flow]:
+    """Yield the flow of pairs in order, with `num` of them under way."""
+    waiting: deque[Future[Flow]] = deque()
+    while True:
+        try:
+            pair = next(pairs, None)
+        except Exception:
+            while waiting:
+                yield waiting.popleft().result()
+            raise
+        if pair is None:
+            break
+        waiting.append(submit(pair))
+        if len(waiting) > num:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,0 +1,1 @@
+"""The wall to ffmpeg, PyAV and OpenCV."""

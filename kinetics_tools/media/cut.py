@@ -1,0 +1,332 @@
+"""Cutting: the frames of a segment, and any video in the form of a clip."""
+
+import errno
+import itertools
+import math
+import os
+import signal
+import subprocess
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import ffmpeg
+
+from kinetics_tools.core.errors import MediaError, Reason
+from kinetics_tools.media.decode import SEEK_MARGIN_S, Video, _decode, count_frames, probe
+from kinetics_tools.media.encode import _last_words, _raise_if_full
+
+SEEK_FROM_S = 5  # an earlier start is decoded from zero: some AVI files lose frames by any seek
+HOLD_S = Fraction(1, 2)  # labels are whole seconds; a video may end this much before its segment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipRecipe:
+    """Every parameter that changes a pixel of a clip.
+
+    Attributes:
+        fps: constant rate of the clip.
+        short_side: pixels of the shorter side; None keeps the size.
+        enlarge: whether a smaller video is enlarged to `short_side`.
+        keep_original: keeps size and rate, whatever the two above say.
+        keep_audio: keeps the first audio track, as AAC.
+        crf: x264's constant rate factor; 18 is the value that its authors call visually lossless.
+        preset: x264's trade of time for size.
+        keyframe_interval: at least one keyframe in so many frames, for reading from the middle.
+        ffmpeg: version of the binary.
+    """
+
+    fps: int = 25
+    short_side: int | None = 256
+    enlarge: bool = False
+    keep_original: bool = False
+    keep_audio: bool = False
+    crf: int = 18
+    preset: str = "medium"
+    keyframe_interval: int = 16
+    ffmpeg: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The recipe as plain JSON values."""
+        return asdict(self)
+
+
+def conforming_frames(path: Path, recipe: ClipRecipe, *, most: int | None = None) -> int:
+    """How many frames a clip has that already is what `recipe` would make of it; of others, 0.
+
+    Such a clip's bytes may be kept. Every frame is decoded: a constant rate is a claim about all.
+
+    Args:
+        path: the clip.
+        recipe: of clips.
+        most: frames to look at; None for all.
+
+    Raises:
+        MediaError: it cannot be decoded.
+    """
+    video = probe(path)
+    wanted = _size(video, recipe)
+    if (video.codec, video.pixel_format, video.width, video.height) != ("h264", "yuv420p", *wanted):
+        return 0
+    if "mp4" not in video.container.split(","):
+        return 0
+    if video.num_audio > int(recipe.keep_audio):
+        return 0
+    since_key = num_frames = 0
+    for frame in itertools.islice(_decode(path), most):
+        if frame.rotation or (frame.width, frame.height) != wanted or frame.pts is None:
+            return 0
+        if frame.pts * frame.time_base * recipe.fps != num_frames:
+            return 0
+        since_key = 0 if frame.key_frame else since_key + 1
+        if since_key >= recipe.keyframe_interval:
+            return 0
+        num_frames += 1
+    return num_frames
+
+
+def _size(video: Video, recipe: ClipRecipe) -> tuple[int, int]:
+    """Width and height of the clip: even numbers, for chroma has half the size."""
+    width, height, short = video.width, video.height, recipe.short_side
+    smaller = min(width, height)
+    if recipe.keep_original or short is None or (smaller <= short and not recipe.enlarge):
+        return max(width // 2 * 2, 2), max(height // 2 * 2, 2)
+    scale = Fraction(short, smaller)
+    return tuple(
+        2 * max(math.floor(side * scale / 2 + Fraction(1, 2)), 1) for side in (width, height)
+    )  # type: ignore[return-value]  # a pair in, a pair out
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What a cut wrote.
+
+    Attributes:
+        num_frames: frames of the clip, counted by decoding it.
+        num_held: how many of them repeat the video's last frame, since it ends before its segment.
+    """
+
+    num_frames: int
+    num_held: int = 0
+
+
+def cut(
+    video: Path,
+    clip: Path,
+    *,
+    start_s: Fraction,
+    end_s: Fraction,
+    recipe: ClipRecipe,
+    binary: Path,
+) -> Cut:
+    """Cut the segment `[start_s, end_s)` of `video` into the new file `clip`.
+
+    Frame k of the clip is the last frame of the video whose time, counted from the video's first
+    frame, is at most `start_s + k / fps`; there are `(end_s - start_s) * fps` of them. A late
+    segment is reached by a seek; whenever its result is not exact, the video is decoded from zero.
+
+    Raises:
+        MediaError: damaged, or (reason too-short) it ends more than half a second before `end_s`.
+        OSError: the disk is full.
+    """
+    facts = probe(video)
+    if recipe.keep_original:
+        return _cut_original(video, clip, facts, (start_s, end_s), recipe, binary)
+    num_frames = max(round((end_s - start_s) * recipe.fps), 1)
+    if start_s > SEEK_FROM_S:
+        try:
+            job = _Job(video, facts, recipe, start_s, num_frames, seek=True)
+            if _write(job, clip, binary) == num_frames:
+                return Cut(num_frames)
+        except MediaError:
+            pass  # decoding from zero decides
+    job = _Job(video, facts, recipe, start_s, num_frames)
+    written = _write(job, clip, binary)
+    missing = num_frames - written
+    if missing == 0:
+        return Cut(num_frames)
+    if written == 0 or missing > HOLD_S * recipe.fps:
+        ends_s = float(start_s + Fraction(written, recipe.fps))
+        where = f"ends at {ends_s:.2f} s" if written else f"ends before {float(start_s):.2f} s"
+        raise MediaError(
+            video, f"{where}, the segment at {float(end_s):.2f} s", reason=Reason.TOO_SHORT
+        )
+    job = _Job(video, facts, recipe, start_s, num_frames, hold=missing)
+    return Cut(_write(job, clip, binary), missing)
+
+
+def _cut_original(
+    video: Path,
+    clip: Path,
+    facts: Video,
+    segment: tuple[Fraction, Fraction],
+    recipe: ClipRecipe,
+    binary: Path,
+) -> Cut:
+    start_s, end_s = segment
+    job = _Job(video, facts, recipe, start_s, None, end_s=end_s, seek=start_s > SEEK_FROM_S)
+    written = _write(job, clip, binary)
+    rate = facts.fps or Fraction(recipe.fps)
+    if written < (end_s - start_s - HOLD_S) * rate:
+        raise MediaError(video, f"gives only {written} frames", reason=Reason.TOO_SHORT)
+    return Cut(written)
+
+
+def conform(
+    source: Path,
+    clip: Path,
+    *,
+    recipe: ClipRecipe,
+    binary: Path,
+    start: int = 0,
+    num_frames: int | None = None,
+) -> Cut:
+    """Write `source`, from its time 0, into the new file `clip` as `recipe` says.
+
+    Args:
+        source: any video.
+        clip: the new file.
+        recipe: of the clip.
+        binary: the ffmpeg program.
+        start: number of the first frame to write, of those that the whole clip would have.
+        num_frames: at most to write; None for all.
+
+    Raises:
+        MediaError: damaged.
+        OSError: the disk is full.
+    """
+    facts = probe(source)
+    job = _Job(source, facts, recipe, Fraction(start, recipe.fps), num_frames)
+    written = _write(job, clip, binary)
+    if written == 0 and start:
+        length = "" if facts.duration_s is None else f"; it is {float(facts.duration_s):.2f} s long"
+        where = f"from {start / recipe.fps:.2f} s on (frame {start})"
+        raise MediaError(source, f"holds no frame {where}{length}")
+    if written == 0:
+        raise MediaError(source, "holds no frame")
+    return Cut(written)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One run of ffmpeg: which frames of which video, written how."""
+
+    video: Path
+    facts: Video
+    recipe: ClipRecipe
+    start_s: Fraction
+    num_frames: int | None  # None: to the end, or to end_s
+    seek: bool = False
+    hold: int = 0
+    end_s: Fraction | None = None
+
+    def graph(self, clip: Path) -> Any:
+        # A picture of another size goes to the same filters, of which `scale` takes any: new ones
+        # would count times from there on anew.
+        reading: dict[str, Any] = {"threads": 1, "reinit_filter:v": 0}
+        if self.seek or self._with_sound:
+            # Else times count from the file's first packet, of whichever track.
+            reading["copyts"] = None
+        if self.seek:
+            # All frames from the keyframe on are kept (noaccurate_seek): the frame shown at the
+            # start may lie before it.
+            zero_s = self.facts.first_tick * self.facts.time_base_s
+            before = max(self.start_s - SEEK_MARGIN_S, Fraction(0))
+            reading |= {
+                "noaccurate_seek": None,
+                "seek_timestamp": 1,
+                "ss": f"{float(zero_s + before):.6f}",
+            }
+        source = ffmpeg.input(str(self.video.absolute()), **reading)
+        streams = [self._picture(source.video)]
+        if self._with_sound:
+            streams.append(self._sound(source.audio))
+        return ffmpeg.output(*streams, str(clip.absolute()), **self._writing())
+
+    @property
+    def _with_sound(self) -> bool:
+        return self.recipe.keep_audio and self.facts.num_audio > 0
+
+    def _picture(self, picture: Any) -> Any:
+        # Ticks so fine that the start falls on one: every comparison of times below is exact.
+        ticks = math.lcm(self.facts.time_base_s.denominator, self.start_s.denominator)
+        ticks = ticks if ticks < 2**31 else self.facts.time_base_s.denominator
+        zero = "STARTPTS"
+        if self.seek:
+            zero = str(round(self.facts.first_tick * self.facts.time_base_s * ticks))
+        shift = round(self.start_s * ticks)
+        picture = picture.filter("settb", f"1/{ticks}").filter("setpts", f"PTS-{zero}-{shift}")
+        if self.recipe.keep_original:
+            length = (
+                {}
+                if self.end_s is None
+                else {"end_pts": round((self.end_s - self.start_s) * ticks)}
+            )
+            picture = picture.filter("trim", start_pts=0, **length)
+        else:
+            # round=up gives a frame the first output time that is not before it, and holds it until
+            # the next frame's: the last frame at or before each output time.
+            picture = picture.filter("fps", fps=self.recipe.fps, round="up")
+            if self.hold:
+                picture = picture.filter("tpad", stop=self.hold, stop_mode="clone")
+            length = {} if self.num_frames is None else {"end_pts": self.num_frames}
+            picture = picture.filter("trim", start_pts=0, **length)
+        width, height = _size(self.facts, self.recipe)
+        return picture.filter(
+            "scale", width, height, flags="bicubic+accurate_rnd+full_chroma_int+bitexact"
+        ).filter("format", "yuv420p")
+
+    def _sound(self, sound: Any) -> Any:
+        zero = float(self.facts.first_tick * self.facts.time_base_s + self.start_s)
+        sound = sound.filter("asetpts", f"PTS-{zero:.6f}/TB")
+        length = {}
+        if self.num_frames is not None:
+            length = {"end": self.num_frames / self.recipe.fps}
+        elif self.end_s is not None:
+            length = {"end": float(self.end_s - self.start_s)}
+        return sound.filter("atrim", start=0, **length)
+
+    def _writing(self) -> dict[str, Any]:
+        return {
+            "map_metadata": -1,
+            "map_chapters": -1,
+            "vcodec": "libx264",
+            "preset": self.recipe.preset,
+            "crf": self.recipe.crf,
+            "g": self.recipe.keyframe_interval,
+            "threads": 1,
+            "fps_mode": "passthrough",
+            "fflags": "+bitexact",
+            "flags:v": "+bitexact",
+            "flags:a": "+bitexact",
+            "movflags": "+faststart",
+        } | ({"acodec": "aac"} if self.recipe.keep_audio else {})
+
+
+def _write(job: _Job, clip: Path, binary: Path) -> int:
+    """Run the job and count, by decoding, the frames that it wrote (0: ffmpeg found none)."""
+    command = ffmpeg.compile(
+        job.graph(clip).global_args("-loglevel", "error", "-xerror", "-nostdin"),
+        cmd=str(binary),
+        overwrite_output=True,
+    )
+    said = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    words = said.stderr.decode(errors="replace").strip()
+    _raise_if_full(words, clip)
+    if said.returncode == -signal.SIGXFSZ:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(clip))
+    if said.returncode < 0:
+        detail = f"ffmpeg was killed by {signal.Signals(-said.returncode).name}"
+        raise MediaError(job.video, detail, reason=Reason.KILLED)
+    if said.returncode != 0:
+        raise MediaError(job.video, _last_words(words) or f"ffmpeg ended with {said.returncode}")
+    try:
+        return count_frames(clip)
+    except MediaError:
+        if words or clip.stat().st_size > _EMPTY_MP4_BYTES:
+            raise
+        return 0
+
+
+_EMPTY_MP4_BYTES = 1024  # what ffmpeg writes, with status 0, when no frame passed its filters

@@ -1,0 +1,1 @@
+"""Shards: their format, read and written."""

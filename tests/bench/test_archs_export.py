@@ -1,0 +1,68 @@
+"""Every architecture compiled and exported computes what it does in eager mode."""
+
+import shutil
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+
+from kinetics_bench.archs.network import Network
+from kinetics_bench.archs.registry import ARCHS
+from nets import awake, waves
+
+pytestmark = pytest.mark.full
+SIZE = (40, 33)
+
+
+def net_and_clips(name: str) -> tuple[Network, tuple[Tensor, ...], Tensor]:
+    """An architecture's network as it is trained, clips of two steps, and the eager logits."""
+    # The two streams of I3D are trained apart, and alike.
+    stream = "rgb" if name == "i3d" else ARCHS[name].streams[0]
+    net = awake(name, stream)
+    clips = tuple(waves(name, stream, size=SIZE))
+    with torch.inference_mode():
+        logits = net(*clips)
+    assert (logits[0] - logits[1]).abs().max() > 1e-2
+    return net, clips, logits
+
+
+@pytest.fixture
+def compiler() -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler, and there is no g++ here")
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("name", ARCHS)
+def test_compiled(name: str) -> None:
+    net, clips, expected = net_and_clips(name)
+    torch.compiler.reset()
+    with torch.no_grad():
+        found = torch.compile(net, fullgraph=True)(*clips)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_exported(name: str) -> None:
+    net, clips, expected = net_and_clips(name)
+    program = torch.export.export(net, clips)
+    with torch.no_grad():
+        found = program.module()(*clips)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_exported_to_onnx(name: str, tmp_path: Path) -> None:
+    net, clips, expected = net_and_clips(name)
+    path = tmp_path / "net.onnx"
+    program = torch.onnx.export(net, clips, dynamo=True, verbose=False)
+    assert program is not None
+    program.save(path, external_data=True)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    inputs = {
+        each.name: clip.numpy() for each, clip in zip(session.get_inputs(), clips, strict=True)
+    }
+    (found,) = session.run(None, inputs)
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-3, rtol=1e-3)

@@ -1,0 +1,444 @@
+"""run-benchmark as a user meets it: the real command on tiny real shards."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kinetics_bench import cli
+from kinetics_bench.archs.registry import ARCHS, CHANNELS
+from kinetics_bench.archs.table import count
+from kinetics_bench.evaluation.results import Predictions
+from kinetics_bench.recipes import RECIPES
+from kinetics_tools.media import encode
+from support import command, environment, run_command
+from tiny import (
+    LABELS,
+    copy_of_shards,
+    damage,
+    key_file,
+    tiny_clips,
+    tiny_recipe,
+    tiny_shards,
+)
+
+
+def splits(folder: Path) -> tuple[object, ...]:
+    train = key_file(folder, "train.txt", "ann_*", "ben_*", "cyd_*")
+    return ("--train-split", train, "--test-split", key_file(folder, "test.txt", "dan_*"))
+
+
+SHORT = ("--arch", "i3d", "--recipe", "sample", "--epochs", "4")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A short joint run of the sample recipe: its work-dir, stdout and stderr."""
+    folder = tmp_path_factory.mktemp("run")
+    done = run_command(
+        "run-benchmark",
+        *(*SHORT, "--data", tiny_shards(), *splits(folder)),
+        *("--work-dir", folder / "work"),
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "work", done.stdout, done.stderr
+
+
+def test_a_run_ends_with_a_table_and_the_reports_path(trained: tuple[Path, str, str]) -> None:
+    work_dir, stdout, _ = trained
+    lines = stdout.splitlines()
+    assert re.split(r"\s{2,}", lines[0]) == [
+        *("stream", "top-1 %", "+-", "top-5 %", "mean-class %", "scored / expected")
+    ]
+    assert [line.split()[0] for line in lines[1:4]] == ["rgb", "flow", "joint"]
+    assert all(line.endswith("2 / 2") for line in lines[1:4])
+    assert lines[4] == f"report: {work_dir / 'report.html'}"
+    assert "<!doctype html>" in (work_dir / "report.html").read_text()
+
+
+def test_a_run_keeps_predictions_and_a_record_of_each_row(trained: tuple[Path, str, str]) -> None:
+    work_dir = trained[0]
+    rows = {}
+    for stream in ("rgb", "flow", "joint"):
+        result = json.loads((work_dir / stream / "result.json").read_text())
+        assert result["score"]["num_scored"] == 2
+        assert result["origin"]["versions"]["torch"]
+        rows[stream] = Predictions.read(work_dir / stream / "predictions.parquet", {})
+    assert rows["joint"].keys == rows["rgb"].keys == ("dan_left", "dan_right")
+    added = rows["rgb"].logits + rows["flow"].logits
+    assert rows["joint"].logits.tolist() == added.tolist()
+    result = json.loads((work_dir / "flow" / "result.json").read_text())
+    assert result["recipes"]["flow-opencv-tvl1"]["method"] == "opencv-tvl1"
+    assert result["cost"]["parameters"] == 12_668_032 - 398 * 1025  # two classes, not 400
+    # Convolutions alone; the first one: 64 channels of 7x7x7x2, two operations each.
+    assert result["cost"]["flops"] > 1e9
+
+
+def test_running_again_reuses_what_is_there(trained: tuple[Path, str, str]) -> None:
+    work_dir, stdout, _ = trained
+    again = run_command(
+        "run-benchmark",
+        *(*SHORT, "--data", tiny_shards()),
+        *splits(work_dir.parent),
+        *("--work-dir", work_dir),
+    )
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == stdout
+    for stream in ("rgb", "flow"):
+        assert f"{stream}: reused, trained already" in again.stderr
+        assert f"{stream}: reused, evaluated already" in again.stderr
+
+
+@pytest.mark.full
+def test_evaluate_again_and_on_other_clips(trained: tuple[Path, str, str], tmp_path: Path) -> None:
+    work_dir, stdout, _ = trained
+    again = run_command("run-benchmark", "evaluate", work_dir)
+    assert (again.returncode, again.stdout) == (0, stdout), again.stderr
+
+    shards = copy_of_shards(tmp_path)
+    damage(shards, "ann_left")
+    keys = key_file(tmp_path, "other.txt", "ann_*", "ben_left")
+    other = run_command(
+        *("run-benchmark", "evaluate", work_dir, "--test-split", keys, "--data", shards)
+    )
+    assert other.returncode == 0, other.stderr
+    lines = other.stdout.splitlines()
+    assert [line.split()[-3:] for line in lines[1:4]] == [
+        ["2", "/", "3"],
+        ["3", "/", "3"],
+        ["2", "/", "3"],
+    ]
+    folder = Path(lines[4].removeprefix("report: ")).parent
+    assert folder.parent == work_dir
+    failed = json.loads((folder / "joint" / "result.json").read_text())["failed"]
+    assert list(failed) == ["ann_left"]
+    assert "failed clips (1)" in (folder / "report.html").read_text().lower()
+    # The run's own numbers stand as they were.
+    assert run_command("run-benchmark", "evaluate", work_dir).stdout == stdout
+
+
+def test_predict_names_classes_of_any_video(trained: tuple[Path, str, str], tmp_path: Path) -> None:
+    work_dir = trained[0]
+    good = tiny_clips() / "left" / "dan_left.mp4"
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(good.read_bytes()[:300])
+    done = run_command(
+        *("run-benchmark", "predict", good, bad, tmp_path / "gone.mp4", "--work-dir", work_dir),
+        *("--json", "--tmp-dir", tmp_path),
+    )
+    assert done.returncode == 3, done.stderr
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert found["video"] == str(good)
+    assert {each["label"] for each in found["classes"]} == {"left", "right"}
+    assert sum(each["probability"] for each in found["classes"]) == pytest.approx(1)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert str(bad) in errors[0]
+    assert str(tmp_path / "gone.mp4") in errors[1]
+    assert not (tmp_path / ".scratch").exists()
+
+
+def test_predict_takes_a_stretch_and_a_stream(trained: tuple[Path, str, str]) -> None:
+    video = tiny_clips() / "right" / "ann_right.mp4"
+    options = ("--work-dir", trained[0], "--stream", "flow", "--start", "0.1", "--top", "1")
+    done = run_command("run-benchmark", "predict", video, *options, "--duration", "0.4")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(rf"{re.escape(str(video))}\n +[\d.]+%  (left|right)\n", done.stdout)
+    late = run_command("run-benchmark", "predict", video, *options, "--duration", "5")
+    assert late.returncode == 2
+    assert "ends at 0.5" in late.stderr
+
+
+def test_report_is_one_page_about_runs(trained: tuple[Path, str, str], tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    done = run_command("run-benchmark", "report", trained[0], "--out", out)
+    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
+    nothing = run_command("run-benchmark", "report", cwd=tmp_path)
+    assert (nothing.returncode, nothing.stdout) == (2, "")
+    assert nothing.stderr.startswith("error: no result in runs")
+
+
+def test_a_work_dir_belongs_to_one_training(trained: tuple[Path, str, str]) -> None:
+    work_dir = trained[0]
+    other = run_command(
+        *("run-benchmark", *SHORT, "--data", tiny_shards()),
+        *(*splits(work_dir.parent), "--work-dir", work_dir, "--batch-size", "2"),
+    )
+    assert_one_line(other, "holds another training (not the same recipe)", "--force")
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+
+
+def test_without_shards_the_two_commands_that_make_them_are_named(tmp_path: Path) -> None:
+    done = run_command("run-benchmark", "--arch", "i3d", cwd=tmp_path)
+    assert_one_line(done, "shards holds no shards", "kinetics-download", "extract-flow")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_short_trial_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    words = ("--arch", "i3d", "--stream", "flow", "--recipe", "sample", "--epochs", "1")
+    data = ("--data", tiny_shards(), *splits(tmp_path))
+    done = run_command("run-benchmark", *words, *data, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    work_dir = tmp_path / "runs" / "i3d-flow-sample+epochs-1"
+    result = json.loads((work_dir / "flow" / "result.json").read_text())
+    assert [row["epoch"] for row in result["history"]["flow"]] == [1]
+    assert result["recipes"]["training"]["flow"]["name"] == "sample+epochs-1"
+
+
+FOLDS = ("--arch", "i3d", "--train-split", "train.txt", "--test-split", "test.txt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--arch", "i4d"], "Did you mean 'i3d'?"),
+        (["--arch", "i3d", "--force", "--resume"], "not allowed with argument --force"),
+        (["--arch", "i3d", "--recipe", "papr"], "Did you mean 'paper'?"),
+        (["--arch", "c3d", "--stream", "flow"], "unknown stream of c3d 'flow'"),
+        (["--arch", "c3d", "--recipe", "sample"], "recipe sample is for i3d, not for c3d"),
+        (["--arch", "i3d", "--stream", "join"], "Did you mean 'joint'?"),
+        (["--arch", "i3d", "--protocol", "papers"], "Did you mean 'paper'?"),
+        (["--arch", "i3d", "--batch-size", "0"], "not a whole number from 1"),
+        (["--arch", "i3d", "--flow", "opencv-tvl2"], "Did you mean 'opencv-tvl1'?"),
+        (["--arch", "i3d"], "no split 'train' for --train-split"),
+        (["--arch", "i3d", "--train-split", "all", "--test-split", "all"], "share 8 keys"),
+        (["--arch", "i3d", "--device", "cuda"], "sees no CUDA device"),
+        ([*FOLDS, "--init", "nowhere.pt"], "nowhere.pt is missing"),
+        ([*FOLDS, "--finetune", "last"], "say whose, with --init"),
+        ([*FOLDS, "--epochs", "2"], "recipe paper counts steps"),
+        ([*FOLDS, "--epochs", "0"], "not a whole number from 1"),
+        (["--arch", "i3d", "--finetune", "some"], "invalid choice: 'some'"),
+        (["verify-weights", "nowhere.pt"], "give the example's arrays: --rgb NPY"),
+        (["verify-weights", "nowhere.pt", "--rgb", "x.npy"], "nowhere.pt is missing"),
+        (["evaluate", "nowhere"], "nowhere holds no run"),
+        (["predict", "x.mp4", "--work-dir", "nowhere"], "nowhere holds no run"),
+        (["features", "x.mp4", "--work-dir", "nowhere"], "nowhere holds no run"),
+        (["features", "x.mp4", "--init", "nowhere.pt"], "nowhere.pt is missing"),
+        (["features", "x.mp4"], "one of the arguments --work-dir --init is required"),
+        (["predict", "x.mp4"], "one of the arguments --work-dir --init is required"),
+        (["predict", "x.mp4", "--init", "nowhere.pt"], "nowhere.pt is missing"),
+        (["predict", "x.mp4", "--init", "x", "--stream", "both"], "unknown stream 'both'"),
+        (["evaluate"], "one of the arguments WORK_DIR --init is required"),
+        (["evaluate", "--init", "nowhere.pt"], "shards holds no shards"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # whatever this machine has
+    for name, pattern in (("train.txt", "ann_*"), ("test.txt", "dan_*")):
+        key_file(tmp_path, name, pattern)
+    data = ("--data", tiny_shards()) if arguments[0].startswith("-") else ()
+    assert_one_line(run_command("run-benchmark", *arguments, *data, cwd=tmp_path), words)
+
+
+def test_shards_of_another_schema_or_without_their_flow_are_one_line(tmp_path: Path) -> None:
+    shards = copy_of_shards(tmp_path)
+    options = ("--arch", "i3d", "--recipe", "sample", "--data", shards, *splits(tmp_path))
+    dataset = shards / "dataset.json"
+    text = dataset.read_text()
+    dataset.write_text(text.replace('"schema_version": 1', '"schema_version": 2'))
+    assert_one_line(run_command("run-benchmark", *options, cwd=tmp_path), "schema version 2")
+    dataset.write_text(text)
+    (shards / "all" / "flow-opencv-tvl1-000000.tar").unlink()
+    done = run_command("run-benchmark", *options, "--stream", "flow", cwd=tmp_path)
+    assert_one_line(done, "flow-opencv-tvl1-000000.tar is gone")
+
+
+def test_flow_of_another_recipe_or_name_is_one_line(
+    trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    shards = copy_of_shards(tmp_path)
+    path = shards / "dataset.json"
+    dataset = json.loads(path.read_text().replace("flow-opencv-tvl1", "flow-other"))
+    dataset["recipes"]["flow-other"]["hash"] = "0"
+    path.write_text(json.dumps(dataset))
+    index = shards / "all" / "index.parquet"
+    table = pd.read_parquet(index)
+    table.columns = [name.replace("flow-opencv-tvl1", "flow-other") for name in table.columns]
+    table.to_parquet(index, index=False)
+    done = run_command(
+        "run-benchmark", "evaluate", trained[0], "--data", shards, "--stream", "flow"
+    )
+    assert_one_line(done, "flow-other in", "made by another recipe than the training's")
+
+
+def test_a_truncated_checkpoint_is_one_line(trained: tuple[Path, str, str], tmp_path: Path) -> None:
+    work_dir = Path(shutil.copytree(trained[0], tmp_path / "copy"))
+    checkpoint = work_dir / "flow" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1_000_000])
+    video = tiny_clips() / "left" / "dan_left.mp4"
+    for arguments in (["evaluate", work_dir], ["predict", video, "--work-dir", work_dir]):
+        assert_one_line(
+            run_command("run-benchmark", *arguments), "checkpoint.pt is damaged or truncated"
+        )
+    checkpoint.unlink()
+    checkpoint.mkdir()
+    assert_one_line(run_command("run-benchmark", "evaluate", work_dir), "pt: Is a directory")
+
+
+def test_archs_is_a_table_of_what_each_network_costs() -> None:
+    done = run_command("run-benchmark", "archs")
+    assert done.returncode == 0, done.stderr
+    titles, *lines = (re.split(r"\s{2,}", line) for line in done.stdout.splitlines())
+    rows = {tuple(line[:2]): dict(zip(titles, line, strict=True)) for line in lines}
+    assert list(rows) == [(name, stream) for name in ARCHS for stream in ARCHS[name].streams]
+    assert rows["i3d", "joint"] == {
+        "arch": "i3d",
+        "stream": "joint",
+        "parameters": "25.36 M",
+        "paper": "25 M",
+        "pixels": "224x224",
+        "train input": "64 rgb + 64 flow",
+        "train s": "2.56",
+        "train GFLOPs": "427.0",
+        "test input": "250 rgb + 250 flow",
+        "test s": "10",
+        "test GFLOPs": "1670.9",
+        "smallest input": "9 rgb + 9 flow, 32x32",
+    }
+    assert rows["convnet-lstm", "rgb"]["train input"] == "25 rgb (5 apart)"
+    assert rows["two-stream", "flow"]["paper"] == "-"
+
+
+@pytest.mark.full
+def test_archs_are_told_as_json_too() -> None:
+    told = json.loads(run_command("run-benchmark", "archs", "--json").stdout)
+    by_name = {(row["arch"], row["stream"]): row for row in told}
+    fused = by_name["3d-fused", "joint"]
+    assert fused["parameters"] == 39_755_824
+    assert fused["paper_parameters"] == 39_000_000
+    assert fused["test"]["inputs"] == {
+        "rgb": {"num": 25, "stride": 10},
+        "flow": {"num": 250, "stride": 1},
+    }
+    assert fused["smallest"] == {"rgb": [5, 32], "flow": [50, 32]}
+
+
+@pytest.mark.parametrize(
+    ("arch", "stream", "features", "step_s"),
+    [
+        ("convnet-lstm", "rgb", 512, 0.12),
+        pytest.param("two-stream", "joint", 2048, 0.4, marks=pytest.mark.full),
+        pytest.param("c3d", "rgb", 4096, 0.64, marks=pytest.mark.full),
+        pytest.param("3d-fused", "joint", 512, 2.0, marks=pytest.mark.full),
+        pytest.param("two-stream", "flow", 1024, 0.4, marks=pytest.mark.full),
+    ],
+)
+def test_every_network_is_trained_evaluated_and_used(
+    arch: str,
+    stream: str,
+    features: int,
+    step_s: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process, with a recipe of 32 pixels beside the real ones."""
+    monkeypatch.setitem(RECIPES, "tiny", {arch: {stream: tiny_recipe(arch, stream)}})
+    work_dir = tmp_path / "work"
+
+    def call(*words: object) -> list[str]:
+        code = cli.run([str(word) for word in words])
+        output = capsys.readouterr()
+        assert code == 0, output.err
+        return output.out.splitlines()
+
+    asked = ("--arch", arch, "--recipe", "tiny", "--data", tiny_shards(), *splits(tmp_path))
+    asked = (*asked, *(() if stream == ARCHS[arch].streams[0] else ("--stream", stream)))
+    told = call(*asked, "--work-dir", work_dir)
+    assert [line.split()[0] for line in told[1:-1]] == [stream]
+    assert told[1].endswith("2 / 2")
+    assert "<!doctype html>" in (work_dir / "report.html").read_text()
+    assert {path.name for path in work_dir.iterdir() if path.is_dir()} == {stream}
+    assert call("evaluate", work_dir) == told
+
+    result = json.loads((work_dir / stream / "result.json").read_text())
+    seen = [
+        [CHANNELS[each], tiny_recipe(arch, stream).sampling[each].num, 32, 32]
+        for each in ARCHS[arch].clips_of(stream)
+    ]
+    if arch == "convnet-lstm":
+        seen[0][1] = 5  # every third of 14
+    assert result["cost"]["flops_shape"] == seen
+    assert (result["cost"]["parameters"], result["cost"]["flops"]) == count(
+        arch, stream, len(LABELS), [tuple(shape) for shape in seen]
+    )
+    assert result["recipes"].keys() == {
+        *("training", "rgb"),
+        *(["flow-opencv-tvl1"] if "flow" in ARCHS[arch].clips_of(stream) else []),
+    }
+
+    video = make_long_video(tmp_path)
+    (line,) = call("predict", video, "--work-dir", work_dir, "--json")
+    classes = json.loads(line)["classes"]
+    assert sum(each["probability"] for each in classes) == pytest.approx(1)
+    out = tmp_path / "features"
+    (path,) = call("features", video, "--work-dir", work_dir, "--out", out)
+    rows, record = np.load(path), json.loads(Path(path).with_suffix(".json").read_text())
+    assert rows.shape == (len(record["start_s"]), features)
+    assert np.isfinite(rows).all()
+    assert record["start_s"][:2] == [0, step_s]
+    assert record["end_s"][0] == step_s
+
+
+def make_long_video(folder: Path) -> Path:
+    """Four seconds of a drifting texture, 60x44, at 25 frames a second."""
+    random = np.random.default_rng(1)
+    texture = random.integers(0, 256, (11, 15, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+    pictures = (np.roll(texture, 2 * t, axis=1) for t in range(101))
+    video = folder / "long.mp4"
+    encode.write_video(video, pictures, fps=25, binary=encode.find_ffmpeg())
+    return video
+
+
+def test_features_of_bad_videos_are_one_line_each(
+    trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    good = tiny_clips() / "left" / "dan_left.mp4"
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    words = ("--work-dir", trained[0], "--stream", "rgb", "--out", tmp_path / "out")
+    done = run_command("run-benchmark", "features", good, text, tmp_path / "gone.mp4", *words)
+    assert (done.returncode, done.stdout) == (3, f"{tmp_path / 'out' / 'dan_left.npy'}\n")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for path, line in zip((text, tmp_path / "gone.mp4"), errors, strict=True):
+        assert str(path) in line
+    assert "error" in json.loads((tmp_path / "out" / "text.json").read_text())
+    short = run_command(
+        *("run-benchmark", "features", good, "--duration", "0.2", *words, "--force")
+    )
+    assert_one_line(short, "dan_left.mp4: has 5 frames at 25 a second", "I3D needs 9")
+
+
+def test_help_of_every_verb_is_light() -> None:
+    for verb in (
+        [],
+        ["evaluate"],
+        ["report"],
+        ["archs"],
+        ["predict"],
+        ["features"],
+        ["verify-weights"],
+    ):
+        words = command("run-benchmark", *verb, "--help")
+        tell = "lambda: sys.stderr.write(json.dumps(sorted(sys.modules)))"
+        words[2] = f"import atexit, json, sys; atexit.register({tell}); {words[2]}"
+        done = subprocess.run(words, capture_output=True, text=True, env=environment(), check=True)
+        loaded = {name.partition(".")[0] for name in json.loads(done.stderr)}
+        assert loaded.isdisjoint({"torch", "numpy", "pandas", "cv2", "av", "matplotlib"})
+        assert done.stdout.startswith("usage: run-benchmark")

@@ -1,0 +1,155 @@
+"""The loader: exact epochs, and the same views however they are read."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinetics_bench.archs.registry import CHANNELS, Sampling
+from kinetics_bench.data.loader import Clips, Plan, Reader, eval_items, train_batches
+from kinetics_bench.data.views import randomness, train_view
+from kinetics_bench.protocols import Extent
+from kinetics_tools.core.errors import ShardError
+from kinetics_tools.shards.reader import Sample, ShardFolder
+from tiny import copy_of_shards, damage, tiny_recipe, tiny_shards
+
+RECIPE = tiny_recipe(sampling={"rgb": Sampling(9, 2)}, batch_size=3, pass_size=3)
+WHOLE = {"rgb": Extent(stride=2, num=None, least=9)}
+
+
+def clips(shards: Path, *streams: str) -> Clips:
+    """Training views of 9 frames, fields or both."""
+    recipe = replace(RECIPE, sampling={s: Sampling(9, 2) for s in streams or ("rgb",)})
+    samples = ShardFolder(shards).samples("all", recipe.streams, flow="opencv-tvl1")
+    return Clips.for_training(samples, Reader(recipe, 20.0), seed=0)
+
+
+@given(st.integers(1, 50), st.integers(1, 20), st.integers(1, 7), st.integers(1, 5))
+def test_an_epoch_is_every_clip_once_over_all_processes(
+    num_clips: int, batch_size: int, pass_size: int, num_processes: int
+) -> None:
+    recipe = replace(RECIPE, batch_size=batch_size, pass_size=pass_size)
+    plans = [Plan(num_clips, recipe, 0, rank, num_processes) for rank in range(num_processes)]
+    epochs = [list(plan.steps(4)) for plan in plans]
+    assert {len(steps) for steps in epochs} == {plans[0].steps_per_epoch}
+    seen = [n for steps in epochs for step in steps for numbers in step.passes for n in numbers]
+    assert sorted(seen) == list(range(num_clips))
+    sizes = [len(numbers) for steps in epochs for step in steps for numbers in step.passes]
+    if num_clips > 1 and batch_size > 1 and pass_size > 2:
+        assert 1 not in sizes  # batch norm has nothing to compare with
+    for steps in zip(*epochs, strict=True):
+        batch = [n for step in steps for numbers in step.passes for n in numbers]
+        assert {step.num_clips for step in steps} == {len(batch)}
+        assert all(len(numbers) <= pass_size for step in steps for numbers in step.passes)
+
+
+def test_the_order_is_another_each_epoch_and_the_same_each_run() -> None:
+    plan = Plan(50, RECIPE, 0)
+    assert list(plan.steps(1)) == list(plan.steps(1))
+    assert list(plan.steps(1)) != list(plan.steps(2))
+    assert list(plan.steps(1)) != list(Plan(50, RECIPE, 1).steps(1))
+
+
+@pytest.mark.parametrize("streams", [("rgb",), ("flow",), ("rgb", "flow")])
+def test_views_do_not_depend_on_workers_memory_or_where_the_run_began(
+    streams: tuple[str, ...],
+) -> None:
+    plan = Plan(8, RECIPE, 0)
+    read = [
+        b.clips
+        for b in train_batches(clips(tiny_shards(), *streams), plan, range(3), num_workers=0)
+    ]
+    kept = clips(tiny_shards(), *streams)
+    assert kept.keep(2**30)
+    from_memory = [b.clips for b in train_batches(kept, plan, range(3), num_workers=0)]
+    by_workers = [
+        b.clips
+        for b in train_batches(clips(tiny_shards(), *streams), plan, range(1, 3), num_workers=2)
+    ]
+    assert len(read) == 9
+    for found, expected in zip([*from_memory, *by_workers], [*read, *read[3:]], strict=True):
+        assert found is not None and expected is not None
+        for stream, one, other in zip(streams, found, expected, strict=True):
+            assert one.shape == other.shape == (len(one), CHANNELS[stream], 9, 32, 32)
+            assert torch.equal(one, other)
+            assert one.abs().max() <= 1
+
+
+def test_clips_that_do_not_fit_in_memory_are_not_kept() -> None:
+    dataset = clips(tiny_shards())
+    assert not dataset.keep(10_000)
+    assert dataset.kept == {}
+
+
+def test_a_damaged_clip_is_an_item_that_says_so(tmp_path: Path) -> None:
+    shards = copy_of_shards(tmp_path)
+    damage(shards, "ben_left")
+    for num_workers in (0, 2):
+        samples = ShardFolder(shards).samples("all", ("rgb",))
+        dataset = Clips.for_evaluation(samples, Reader(RECIPE, 1.0), WHOLE)
+        items = list(eval_items(dataset, range(8), num_workers=num_workers))
+        failed = {item.key: item.failure for item in items if item.clips is None}
+        assert list(failed) == ["ben_left"]
+        assert "rgb-000000.tar, sample ben_left" in failed["ben_left"]
+        batches = list(
+            train_batches(clips(shards), Plan(8, RECIPE, 0), range(1), num_workers=num_workers)
+        )
+        assert [item.key for batch in batches for item in batch.failed] == ["ben_left"]
+        assert sum(len(batch.label_ids) for batch in batches) == 7
+
+
+def test_a_clip_of_which_one_stream_is_damaged_fails_as_a_whole(tmp_path: Path) -> None:
+    shards = copy_of_shards(tmp_path)
+    damage(shards, "ben_left")  # its rgb; its flow is as it was
+    for kept in (False, True):
+        dataset = clips(shards, "rgb", "flow")
+        if kept:
+            assert dataset.keep(2**30)
+        batches = list(train_batches(dataset, Plan(8, RECIPE, 0), range(1), num_workers=0))
+        assert [item.key for batch in batches for item in batch.failed] == ["ben_left"]
+        for batch in batches:
+            assert batch.clips is not None
+            assert [len(each) for each in batch.clips] == [len(batch.label_ids)] * 2
+
+
+def test_both_streams_of_a_view_have_one_crop_and_one_mirror() -> None:
+    """A clip whose flow is a copy of its first two colours: both views must stay copies."""
+
+    class Copied:
+        frames = np.random.default_rng(0).integers(0, 256, (12, 40, 48, 3)).astype(np.uint8)
+
+        def rgb(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.uint8]:
+            return self.frames if indices is None else self.frames[list(indices)]
+
+        def flow(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
+            return self.rgb(indices)[..., :2].astype(np.float32) - 127.5
+
+    recipe = replace(RECIPE, sampling={"rgb": Sampling(3, 4), "flow": Sampling(3, 4)})
+    reader = Reader(replace(recipe, short_side=40), 127.5)
+    flips = set()
+    for seed in range(8):
+        view = train_view(12, reader.recipe, randomness(seed, 0, "key"))
+        rgb, flow = reader.clips(Copied(), view)
+        flips.add(view.flip)
+        signs = torch.tensor([-1.0 if view.flip else 1.0, 1.0]).reshape(2, 1, 1, 1)
+        # Flow is kept in half precision.
+        torch.testing.assert_close(flow, signs * rgb[:2], atol=1e-3, rtol=0)
+    assert flips == {False, True}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_broken_shard_stops_the_run_in_one_line(tmp_path: Path, num_workers: int) -> None:
+    shards = copy_of_shards(tmp_path)
+    samples: list[Sample] = list(ShardFolder(shards).samples("all", ("rgb",)))
+    tar = shards / "all" / "rgb-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:4000])
+    dataset = Clips.for_evaluation(samples, Reader(RECIPE, 1.0), WHOLE)
+    with pytest.raises(ShardError, match="does not hold") as caught:
+        list(eval_items(dataset, range(8), num_workers=num_workers))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,75 @@
+"""Scores: what is counted, and what each number covers."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kinetics_bench.evaluation.results import Predictions, ranks, score
+from kinetics_tools.core.console import text_table
+from kinetics_tools.core.errors import EvaluationError
+
+
+def predictions(
+    logits: Sequence[Sequence[float]], labels: list[int], failed: dict[str, str] | None = None
+) -> Predictions:
+    rows = {
+        f"k{at}": (label, np.array(values, np.float32))
+        for at, (values, label) in enumerate(zip(logits, labels, strict=True))
+    }
+    return Predictions.of(rows, failed or {})
+
+
+def test_failed_clips_are_expected_but_in_no_share() -> None:
+    found = score(predictions([[2, 1], [2, 1], [1, 2]], [0, 1, 1], {"gone": "damaged"}))
+    assert (found.num_expected, found.num_scored, found.num_failed) == (4, 3, 1)
+    assert found.top1 == pytest.approx(2 / 3)
+    assert found.mean_class == pytest.approx((1 + 0.5) / 2)
+    assert found.standard_error == pytest.approx((2 / 3 * 1 / 3 / 3) ** 0.5)
+    assert found.top5 is None  # of two classes
+    assert found.keys_sha256 == hashlib.sha256(b"k0\nk1\nk2").hexdigest()
+
+
+def test_top_five_and_ties() -> None:
+    logits = [[0, 0, 0, 0, 0, 0], [6, 5, 4, 3, 2, 1], [6, 5, 4, 3, 2, 1]]
+    labels = [1, 4, 5]
+    assert ranks(predictions(logits, labels)).tolist() == [1, 4, 5]  # of equals the lower is first
+    assert score(predictions(logits, labels)).top5 == pytest.approx(2 / 3)
+
+
+def test_no_clip_is_no_number() -> None:
+    with pytest.raises(EvaluationError, match="no clip could be scored"):
+        predictions([], [], {"gone": "damaged"})
+    with pytest.raises(EvaluationError, match="k1 are not finite"):
+        predictions([[0, 1], [float("nan"), 0]], [0, 0])
+
+
+def test_joint_adds_logits_of_the_clips_that_both_scored() -> None:
+    rgb = predictions([[2, 0], [0, 1], [1, 0]], [0, 0, 1])
+    flow = predictions([[0, 1], [3, 0]], [0, 0], {"k2": "damaged"})
+    joint = rgb + flow
+    assert joint.keys == ("k0", "k1")
+    assert joint.logits.tolist() == [[2, 1], [3, 1]]
+    assert score(joint).top1 == 1
+    assert joint.failed == {"k2": "damaged"}
+
+
+def test_predictions_survive_the_file(tmp_path: Path) -> None:
+    before = predictions([[2, 1, 0], [0, 1, 2]], [0, 1], {"gone": "damaged"})
+    before.write(tmp_path / "predictions.parquet")
+    after = Predictions.read(tmp_path / "predictions.parquet", before.failed)
+    assert after.keys == before.keys
+    assert np.array_equal(after.logits, before.logits)
+    assert np.array_equal(after.label_ids, before.label_ids)
+    (tmp_path / "predictions.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(EvaluationError, match="evaluate again"):
+        Predictions.read(tmp_path / "predictions.parquet", {})
+
+
+def test_tables_are_aligned() -> None:
+    table = text_table(
+        [{"stream": "rgb", "top-1 %": "5.0"}, {"stream": "joint", "top-1 %": "83.3"}]
+    )
+    assert table.splitlines() == ["stream  top-1 %", "rgb         5.0", "joint      83.3"]

@@ -1,0 +1,106 @@
+"""Splits: stored ones, official lists, files of keys."""
+
+from pathlib import Path
+
+import pytest
+
+from kinetics_bench.data.splits import Selection, refuse_overlap, select
+from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.shards.reader import ShardFolder
+from tiny import LABELS, SUBJECTS, key_file, tiny_shards
+
+
+def chosen(split: object, **options: object) -> Selection:
+    values = {"role": "test", "streams": ("rgb",), "flow": "opencv-tvl1"} | options
+    return select(ShardFolder(tiny_shards()), str(split), **values)  # type: ignore[arg-type]
+
+
+def test_a_stored_split_is_all_its_samples() -> None:
+    selection = chosen("all")
+    assert selection.keys == tuple(sorted(f"{s}_{label}" for s in SUBJECTS for label in LABELS))
+    assert selection.missing == {}
+
+
+def test_a_file_of_keys_takes_wildcards_and_comments(tmp_path: Path) -> None:
+    keys = key_file(tmp_path, "test.txt", "# held out", "", "ann_*", "be?_left", "ann_left")
+    assert chosen(keys).keys == ("ann_left", "ann_right", "ben_left")
+    assert chosen(keys).name == "test.txt"
+    assert chosen(keys, streams=("flow",)).keys == ("ann_left", "ann_right", "ben_left")
+
+
+def test_a_line_that_matches_nothing_is_named(tmp_path: Path) -> None:
+    keys = key_file(tmp_path, "test.txt", "ann_*", "eve_*", "moe_left")
+    with pytest.raises(EvaluationError, match=r"test.txt, line 2: 'eve_\*' matches no sample"):
+        chosen(keys)
+    with pytest.raises(EvaluationError, match="names no key"):
+        chosen(key_file(tmp_path, "empty.txt", "", "# nothing"))
+    binary = tmp_path / "binary.txt"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(EvaluationError, match="not a text file"):
+        chosen(binary)
+
+
+def test_an_unknown_split_is_told_what_there_is() -> None:
+    with pytest.raises(EvaluationError, match=r"no split 'val' for --test-split: .* holds all;"):
+        chosen("val")
+
+
+def test_training_and_test_may_not_share_a_clip(tmp_path: Path) -> None:
+    train, test = (
+        chosen(key_file(tmp_path, name, *patterns))
+        for name, patterns in (("a.txt", ("ann_*", "ben_*")), ("b.txt", ("ben_*",)))
+    )
+    with pytest.raises(EvaluationError, match=r"share 2 keys, such as ben_left"):
+        refuse_overlap(train, test)
+
+
+def test_an_official_list_takes_what_is_there_and_counts_the_rest(tmp_path: Path) -> None:
+    # The layout of UCF-101's lists, with this set's files in them.
+    (tmp_path / "trainlist02.txt").write_text("left/ann_left.avi 1\nright/gone_right.avi 2\n")
+    (tmp_path / "testlist02.txt").write_text("left/ben_left.avi\n")
+    train = chosen("ucf101/2", role="train", splits=tmp_path)
+    assert train.keys == ("ann_left",)
+    assert train.missing == {"gone_right": "not in the shards"}
+    assert chosen("ucf101/2", role="test", splits=tmp_path).keys == ("ben_left",)
+
+
+def test_an_hmdb_list_says_what_each_clip_is_for(tmp_path: Path) -> None:
+    lists = tmp_path / "hmdb51"
+    lists.mkdir()
+    (lists / "left_test_split1.txt").write_text(
+        "ann_left.avi 1 \nben_left.avi 2 \ncyd_left.avi 0 \n"
+    )
+    (lists / "right_test_split1.txt").write_text("ann_right.avi 2 \n")
+    assert chosen("hmdb51/1", role="train", splits=tmp_path).keys == ("ann_left",)
+    assert chosen("hmdb51/1", role="test", splits=tmp_path).keys == ("ann_right", "ben_left")
+
+
+def test_official_lists_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="give --splits DIR"):
+        chosen("ucf101/1")
+    with pytest.raises(EvaluationError, match=r"trainlist01\.txt is missing"):
+        chosen("ucf101/1", splits=tmp_path)
+    with pytest.raises(EvaluationError, match="holds no HMDB-51 list"):
+        chosen("hmdb51/1", splits=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("split", "role", "count"),
+    [
+        ("ucf101/1", "train", 9537),
+        ("ucf101/1", "test", 3783),
+        ("ucf101/3", "test", 3696),
+        ("hmdb51/1", "train", 3570),
+        ("hmdb51/2", "test", 1530),
+    ],
+)
+def test_the_official_lists_have_their_official_counts(
+    split: str, role: str, count: int, shared_data: Path
+) -> None:
+    with pytest.raises(EvaluationError, match="has no sample"):
+        chosen(split, role=role, splits=shared_data / "annotations")
+    from kinetics_bench.data.splits import _official
+
+    dataset, _, number = split.partition("/")
+    listed = _official(shared_data / "annotations", dataset, int(number), role)
+    assert len(listed) == count

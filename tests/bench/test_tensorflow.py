@@ -1,0 +1,117 @@
+"""Checkpoints that TensorFlow itself wrote, under the published names; `tox run -e tensorflow`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from foreign import deepmind_shapes, deepmind_variables, shake
+from kinetics_bench.archs.network import Network
+from kinetics_bench.archs.registry import build
+from kinetics_bench.weights import download
+from kinetics_bench.weights.files import read
+from kinetics_bench.weights.init import start_from
+from kinetics_tools.core.errors import EvaluationError
+from support import MediaServer
+
+pytestmark = pytest.mark.tensorflow
+
+
+def save(variables: dict[str, Tensor], prefix: Path) -> None:
+    """Write a checkpoint as TensorFlow 1's Saver does: by name."""
+    import tensorflow
+
+    prefix.parent.mkdir(exist_ok=True)
+    tensorflow.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=list(variables),
+        shape_and_slices=[""] * len(variables),
+        tensors=[tensorflow.constant(tensor.numpy()) for tensor in variables.values()],
+    )
+
+
+def logits(prefix: Path, stream: str, clips: Tensor) -> Tensor:
+    """What an I3D of five classes that starts from a checkpoint makes of clips."""
+    start = start_from(
+        str(prefix), arch="i3d", stream=stream, num_classes=5, cache=prefix.parent / "cache"
+    )
+    assert start is not None
+    net = build("i3d", stream, num_classes=5)
+    start.load(net)
+    with torch.inference_mode():
+        out: Tensor = net.eval()(clips)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("stream", "scope"), [("rgb", "RGB/inception_i3d/"), ("flow", "Flow/inception_i3d/")]
+)
+def test_a_checkpoint_gives_identical_logits(stream: str, scope: str, tmp_path: Path) -> None:
+    net: Network = shake(build("i3d", stream, num_classes=5))
+    clips = torch.rand(1, 3 if stream == "rgb" else 2, 9, 32, 32) * 2 - 1
+    save(deepmind_variables(net, scope), tmp_path / "model.ckpt")
+    with torch.inference_mode():
+        assert torch.equal(logits(tmp_path / "model.ckpt", stream, clips), net(clips))
+
+
+def test_the_kinetics_600_form_with_the_optimizers_slots(tmp_path: Path) -> None:
+    net = shake(build("i3d", num_classes=5))
+    clips = torch.rand(1, 3, 9, 32, 32) * 2 - 1
+    bare = deepmind_variables(net, "")
+    variables = {
+        name: tensor.reshape(1, 1, 1, 1, -1) if "/batch_norm/" in name else tensor
+        for name, tensor in bare.items()
+    }
+    slots = [name for name in bare if "/moving_" not in name]
+    variables |= {f"{name}/Momentum": torch.zeros_like(variables[name]) for name in slots}
+    variables["global_step"] = torch.tensor(115_000)
+    save(variables, tmp_path / "model.ckpt")
+    with torch.inference_mode():
+        assert torch.equal(logits(tmp_path / "model.ckpt.index", "rgb", clips), net(clips))
+
+
+@pytest.mark.parametrize("suffix", ["index", "data-00000-of-00001"])
+@pytest.mark.parametrize("how", ["truncated", "overwritten"])
+def test_a_damaged_checkpoint_is_one_line(suffix: str, how: str, tmp_path: Path) -> None:
+    prefix = tmp_path / "model.ckpt"
+    save(deepmind_variables(build("i3d", num_classes=5), "RGB/inception_i3d/"), prefix)
+    path = tmp_path / f"model.ckpt.{suffix}"
+    content = path.read_bytes()
+    half = len(content) // 2
+    path.write_bytes(content[:half] + (b"" if how == "truncated" else bytes(len(content) - half)))
+    with pytest.raises(EvaluationError, match=r"model\.ckpt\.index cannot be read: ") as caught:
+        logits(prefix, "rgb", torch.zeros(1, 3, 9, 32, 32))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+def test_what_tensorflow_writes_passes_for_the_authors(
+    stream: str, media_server: MediaServer, tmp_path: Path
+) -> None:
+    """The form of an index and the size of its data are those that a fetched file must have."""
+    shapes = deepmind_shapes(3 if stream == "rgb" else 2)
+    folder = tmp_path / f"{stream}_imagenet"
+    save({name: torch.rand(sizes) for name, sizes in shapes.items()}, folder / "model.ckpt")
+    for path in folder.iterdir():
+        media_server.put(f"{folder.name}/{path.name}", path)
+    index = download.kinetics(stream, tmp_path / "cache", address=media_server.address)
+    assert len(read(index, (), arch="i3d").state) == 230
+    data = index.with_name(download.FILES[0])
+    assert data.stat().st_size == download.MIN_DATA_BYTES[stream]
+
+
+def test_checkpoints_of_objects_and_of_bfloat16_are_one_line(tmp_path: Path) -> None:
+    import tensorflow
+
+    kernel = tensorflow.Variable([1.0])
+    prefix = tensorflow.train.Checkpoint(kernel=kernel).save(str(tmp_path / "objects"))
+    with pytest.raises(EvaluationError, match=r"no known scheme \(kernel/\.ATTRIBUTES/VARIABLE_VA"):
+        read(Path(f"{prefix}.index"), (), arch="i3d")
+    name = "Conv3d_1a_7x7/conv_3d/w"
+    half = tensorflow.constant([1.0], tensorflow.bfloat16)
+    tensorflow.raw_ops.SaveV2(
+        prefix=str(tmp_path / "half"), tensor_names=[name], shape_and_slices=[""], tensors=[half]
+    )
+    with pytest.raises(EvaluationError, match=rf"{name} is of bfloat16; weights are float32"):
+        read(tmp_path / "half.index", (), arch="i3d")

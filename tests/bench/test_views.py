@@ -1,0 +1,246 @@
+"""Views: which frames, which pixels, and what happens to vectors."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinetics_bench.archs.registry import ARCHS, Sampling, build
+from kinetics_bench.data import views
+from kinetics_bench.data.views import (
+    View,
+    eval_view,
+    flow_clip,
+    randomness,
+    rgb_clip,
+    train_view,
+    whole_view,
+)
+from kinetics_bench.protocols import PROTOCOLS, Extents
+from kinetics_bench.recipes import RECIPES, Recipe
+
+SMALL = RECIPES["small"]["i3d"]["rgb"]
+NUM, STRIDE = SMALL.sampling["rgb"].num, SMALL.sampling["rgb"].stride
+ALL = {"rgb": np.arange(3), "flow": np.arange(3)}
+ONE = {"rgb": np.arange(1), "flow": np.arange(1)}
+
+
+@cache
+def extents(
+    protocol: str, arch: str = "i3d", stream: str = "rgb", recipe: str = "small"
+) -> Extents:
+    """What a network of a recipe sees of a clip under a protocol."""
+    with torch.device("meta"):
+        needs = build(arch, stream, 2).needs
+    return PROTOCOLS[protocol].extents(arch, needs, RECIPES[recipe][arch][stream].sampling)
+
+
+def seen(num_frames: int, *asked: str) -> dict[str, list[int]]:
+    """Frames and fields of an evaluation, of a clip of so many frames."""
+    indices = eval_view(num_frames, extents(*asked)).indices
+    return {stream: numbers.tolist() for stream, numbers in indices.items()}
+
+
+def test_a_training_view_follows_from_seed_epoch_and_key() -> None:
+    view = train_view(80, SMALL, randomness(0, 3, "daria_bend"))
+    # numpy's PCG64 and SHA-256 are the same everywhere.
+    assert view.indices["rgb"].tolist() == list(range(48, 80, 2))
+    again = train_view(80, SMALL, randomness(0, 3, "daria_bend"))
+    assert (again.top, again.left, again.flip) == (view.top, view.left, view.flip)
+    others = [randomness(1, 3, "daria_bend"), randomness(0, 4, "daria_bend"), randomness(0, 3, "x")]
+    assert all(train_view(80, SMALL, other).top != view.top for other in others)
+
+
+@given(st.integers(1, 400), st.integers(0, 1000))
+def test_training_views_lie_in_the_clip_and_keep_their_stride(num_frames: int, seed: int) -> None:
+    indices = train_view(num_frames, SMALL, randomness(seed, 0, "key")).indices["rgb"]
+    assert len(indices) == NUM
+    assert indices.min() >= 0
+    # The last frame has no flow to a next one; rgb and flow see the same moments.
+    assert indices.max() < max(num_frames - 1, 1)
+    if num_frames - 1 >= (NUM - 1) * STRIDE + 1:
+        assert set(np.diff(indices)) == {STRIDE}
+
+
+TOGETHER = [
+    (recipe, arch) for recipe in RECIPES for arch in RECIPES[recipe] if ARCHS[arch].joint_training
+]
+
+
+@pytest.mark.parametrize(("recipe", "arch"), TOGETHER)
+@given(num_frames=st.integers(2, 400), seed=st.integers(0, 1000))
+def test_a_frame_is_the_first_of_its_ten_fields_in_every_view(
+    recipe: str, arch: str, num_frames: int, seed: int
+) -> None:
+    chosen: Recipe = RECIPES[recipe][arch]["joint"]
+    shown = [train_view(num_frames, chosen, randomness(seed, 0, "key"))]
+    shown += [eval_view(num_frames, extents(name, arch, "joint", recipe)) for name in PROTOCOLS]
+    for view in shown:
+        rgb, flow = view.indices["rgb"], view.indices["flow"]
+        assert len(flow) == 10 * len(rgb)
+        assert flow[::10].tolist() == rgb.tolist()
+        assert flow.max() < num_frames - 1
+
+
+def test_training_views_reach_both_ends() -> None:
+    views_of = (train_view(34, SMALL, randomness(s, 0, "k")) for s in range(60))
+    starts = {int(view.indices["rgb"][0]) for view in views_of}
+    assert starts == {0, 1, 2}  # 33 pairs, a span of 31
+    fused = RECIPES["small"]["3d-fused"]["joint"]
+    views_of = (train_view(53, fused, randomness(s, 0, "k")) for s in range(60))
+    starts = {int(view.indices["flow"][0]) for view in views_of}
+    assert starts == {0, 1, 2}  # 52 pairs, a span of 50: the flow's, not the frames'
+
+
+def test_short_clips_are_looped() -> None:
+    assert views.looped(1, 6, stride=2, length=5).tolist() == [1, 3, 0, 2, 4, 1]
+    assert seen(4, "whole")["rgb"] == [0, 2] * 8
+    assert seen(4, "whole", "i3d", "flow")["flow"][:6] == [*(0, 2, 1)] * 2
+    looped = seen(14, "whole", "3d-fused", "joint")
+    assert looped["rgb"] == [0, 10, 7, 4, 1]  # of 13 pairs, like the flow
+    assert looped["flow"][:15] == [*range(13), 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "stream", "count", "last"),
+    [
+        (250, "rgb", 250, 249),
+        (250, "flow", 249, 248),
+        (300, "rgb", 250, 249),
+        (300, "flow", 249, 248),
+        (100, "rgb", 250, 49),
+        (100, "flow", 249, 50),
+    ],
+)
+def test_the_papers_protocol_sees_250_frames_and_249_fields(
+    num_frames: int, stream: str, count: int, last: int
+) -> None:
+    view = eval_view(num_frames, extents("paper", "i3d", stream, "paper"))
+    assert (len(view.indices[stream]), view.indices[stream][-1]) == (count, last)
+    assert (view.top, view.left, view.flip) == (0.5, 0.5, False)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "whole"])
+@pytest.mark.parametrize(
+    ("arch", "stream"), [(a, s) for a in ARCHS for s in ARCHS[a].networks if a != "i3d"]
+)
+def test_baselines_see_table_1_of_a_clip_of_250_frames(
+    arch: str, stream: str, protocol: str
+) -> None:
+    asked = (protocol, arch, stream, "paper")
+    found = seen(250, *asked)
+    assert not eval_view(250, extents(*asked)).is_looped
+    sees_any = asked[:3] == ("whole", "two-stream", "rgb")
+    assert eval_view(9, extents(*asked)).is_looped is not sees_any
+    assert found.keys() == set(ARCHS[arch].clips_of(stream))
+    for name, numbers in found.items():
+        sampling: Sampling = ARCHS[arch].test[name]
+        expected = [sampling.stride * at for at in range(sampling.num)]
+        if name == "flow":
+            expected[-1] = 0  # there are 249 fields
+        assert numbers == expected
+
+
+@pytest.mark.parametrize("length", [101, 173, 233, 245, 246])
+def test_a_loop_whose_frames_all_differ_is_one(length: int) -> None:
+    view = eval_view(length, extents("paper", "convnet-lstm", "rgb", "paper"))
+    # 50 frames, each fifth: of 245 one is missing, as one field is of any 250 frames.
+    assert view.is_looped is (length < 245)
+    assert len(set(view.indices["rgb"].tolist())) == (49 if length == 245 else 50)
+
+
+def test_the_whole_protocol_sees_every_frame_at_the_recipes_stride() -> None:
+    assert seen(80, "whole")["rgb"] == list(range(0, 80, 2))
+    assert seen(80, "whole", "i3d", "flow")["flow"] == list(range(0, 79, 2))
+    assert seen(81, "whole", "convnet-lstm")["rgb"] == list(range(0, 81, 3))
+
+
+def test_what_is_over_at_the_end_of_a_clip_is_left_out() -> None:
+    assert seen(95, "whole", "c3d")["rgb"] == list(range(80))
+    found = seen(119, "whole", "3d-fused", "joint")
+    assert (len(found["rgb"]), found["flow"]) == (10, list(range(100)))
+    found = seen(119, "whole", "two-stream", "joint")
+    assert (len(found["rgb"]), found["flow"]) == (11, list(range(110)))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arch", "stream"),
+    [(r, a, s) for r in RECIPES for a in RECIPES[r] for s in RECIPES[r][a]],
+)
+@given(num_frames=st.integers(2, 400))
+def test_a_whole_view_has_every_step_and_nothing_twice(
+    recipe: str, arch: str, stream: str, num_frames: int
+) -> None:
+    chosen = extents("whole", arch, stream, recipe)
+    view = whole_view(num_frames, chosen)
+    num_steps = set()
+    for name, numbers in view.indices.items():
+        extent = chosen[name]
+        length = num_frames - 1 if "flow" in chosen else num_frames
+        assert numbers.tolist() == [extent.stride * at for at in range(len(numbers))]
+        assert len(numbers) % extent.multiple == 0
+        num_steps.add(len(numbers) // extent.multiple)
+        if len(numbers):
+            assert numbers[-1] < length
+        if len(chosen) == 1 and extent.multiple == 1:
+            assert len(numbers) == -(-length // extent.stride)
+        else:
+            assert num_steps == {length // (extent.multiple * extent.stride)}
+    assert len(num_steps) == 1
+
+
+def test_rgb_becomes_minus_one_to_one() -> None:
+    frames = np.zeros((3, 8, 10, 3), np.uint8)
+    frames[1:] = 255
+    clip = rgb_clip(frames, View(ALL), 8)
+    assert clip.shape == (3, 3, 8, 8)
+    assert clip.dtype == torch.float32
+    assert (clip[:, 0] == -1).all()
+    assert (clip[:, 1:] == 1).all()
+
+
+def test_a_mirrored_view_negates_x_only_and_stays_consistent() -> None:
+    flow = np.random.default_rng(0).normal(0, 5, (3, 8, 10, 2)).astype(np.float32)
+    plain = flow_clip(flow, View(ALL), 8, bound=20)
+    mirrored = flow_clip(flow, View(ALL, flip=True), 8, bound=20)
+    assert torch.equal(mirrored[0], -plain[0].flip(-1))
+    assert torch.equal(mirrored[1], plain[1].flip(-1))
+    frames = np.random.default_rng(0).integers(0, 255, (3, 8, 10, 3), dtype=np.uint8)
+    pair = (rgb_clip(frames, View(ALL, flip=flip), 8) for flip in (True, False))
+    assert torch.equal(next(pair), next(pair).flip(-1))
+
+
+def test_flow_beyond_the_bound_is_clamped() -> None:
+    flow = np.array([[[[-30.0, 10.0]]]], np.float32).repeat(8, 1).repeat(8, 2)
+    clip = flow_clip(flow, View(ONE), 8, bound=20)
+    assert clip[:, 0, 0, 0].tolist() == [-1.0, 0.5]
+
+
+def test_resized_flow_scales_its_vectors_with_their_axis() -> None:
+    flow = np.ones((2, 40, 60, 2), np.float32)
+    smaller = views.resize_flow(flow, 20)
+    assert smaller.shape == (2, 20, 30, 2)
+    np.testing.assert_allclose(smaller, 0.5, rtol=1e-6)
+    rounded = views.resize_flow(np.ones((1, 45, 61, 2), np.float32), 20)  # 61 -> 27.1 -> 27
+    np.testing.assert_allclose(rounded[0, 0, 0], [27 / 61, 20 / 45], rtol=1e-6)
+    assert views.resize_flow(flow, 40) is flow
+
+
+@given(st.integers(16, 300), st.integers(16, 300), st.integers(16, 256))
+def test_resizing_gives_the_short_side(height: int, width: int, short_side: int) -> None:
+    new_height, new_width = views.resized_size(height, width, short_side)
+    assert min(new_height, new_width) == short_side
+    longer, shorter = max(height, width), min(height, width)
+    assert abs(max(new_height, new_width) - longer * short_side / shorter) <= 0.5 + 1e-9
+
+
+def test_crops_reach_the_corners_and_the_centre() -> None:
+    ramp = np.arange(100, dtype=np.uint8).reshape(1, 10, 10, 1).repeat(3, 3)
+    corners = {
+        (top, left): float((rgb_clip(ramp, View(ONE, top, left), 4)[0, 0, 0, 0] + 1) * 127.5)
+        for top, left in ((0.0, 0.0), (1.0, 1.0), (0.5, 0.5))
+    }
+    assert corners == pytest.approx({(0.0, 0.0): 0, (1.0, 1.0): 66, (0.5, 0.5): 33})

@@ -1,0 +1,46 @@
+"""Keys: one rule, no two files with one key, every key fit for a file name and a tar member."""
+
+from pathlib import PurePosixPath
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinetics_tools.core.keys import file_keys, is_key, label_folder, label_problem
+
+PATHS = st.lists(
+    st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1)
+    .filter(lambda name: name not in (".", ".."))
+    .map(PurePosixPath),
+    unique=True,
+)
+
+
+@given(PATHS)
+def test_every_file_gets_a_key_of_its_own(paths: list[PurePosixPath]) -> None:
+    keys = file_keys(paths)
+    assert set(keys) == set(paths)
+    assert all(is_key(key) for key in keys.values())
+    assert len(set(keys.values())) == len(keys)
+
+
+def test_a_plain_name_is_its_own_key_and_others_say_whence_they_came() -> None:
+    paths = [PurePosixPath(p) for p in ("jump/eli_jump.avi", "a/x.avi", "b/x.avi", "a/ö.y.avi")]
+    # printf a/x.avi | sha256sum | cut -c1-8
+    assert list(file_keys(paths).values()) == [
+        "eli_jump",
+        "x-d7eeff84",
+        "x-0907f08e",
+        "__y-6f162940",
+    ]
+
+
+def test_label_folders_keep_everything_but_spaces() -> None:
+    assert label_folder("hurling (sport)") == "hurling_(sport)"
+    assert label_folder("massaging person's head") == "massaging_person's_head"
+    assert label_folder(None) == "unlabelled"
+
+
+def test_hostile_labels_are_named() -> None:
+    for label in ("../up", "a/b", "a\nb", "a\0b", ".hidden", "x" * 300, " a", "a\\b", ".."):
+        assert label_problem(label) is not None, label
+    assert label_problem("tying knot (not on a tie)") is None

@@ -1,0 +1,102 @@
+"""Reading ahead: everything comes in order, no more lies waiting than allowed, errors surface."""
+
+import threading
+from collections.abc import Generator
+from contextlib import closing
+from multiprocessing.connection import wait
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinetics_tools.core.prefetch import Box, read_ahead, taking
+
+
+def counted(sizes: list[int | None], log: list[int]) -> Generator[int | None, None, None]:
+    """Yield the sizes themselves, and log how many have been made."""
+    for made, size in enumerate(sizes, start=1):
+        log.append(made)
+        yield size
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.integers(0, 100)), max_size=40),
+    st.integers(1, 5),
+    st.integers(0, 150),
+)
+def test_all_items_come_in_order_and_few_lie_waiting(
+    sizes: list[int | None], max_items: int, max_bytes: int
+) -> None:
+    log: list[int] = []
+    taken: list[int] = []
+    items = read_ahead(
+        counted(sizes, log), lambda size: size, max_items=max_items, max_bytes=max_bytes
+    )
+    for item in items:
+        taken.append(item)
+        real = [size for size in sizes[: log[-1]] if size is not None]
+        # Waiting, and one in the thread's hands; what is taken makes room at once.
+        assert len(real) - len(taken) <= max_items + 1
+        waiting = real[len(taken) : -1]
+        assert len(waiting) <= 1 or sum(waiting) <= max_bytes
+    assert taken == [size for size in sizes if size is not None]
+
+
+def test_an_error_comes_after_what_was_made_before_it() -> None:
+    def items() -> Generator[int | None, None, None]:
+        yield 1
+        yield 2
+        raise OSError(28, "No space left on device", "here")
+
+    taken = []
+    with pytest.raises(OSError, match="No space"):
+        for item in read_ahead(items(), int, max_items=5, max_bytes=100):
+            taken.append(item)
+    assert taken == [1, 2]
+
+
+@pytest.mark.parametrize("item", [1, None])
+def test_who_stops_taking_stops_the_making(item: int | None) -> None:
+    closed = threading.Event()
+
+    def items() -> Generator[int | None, None, None]:
+        try:
+            yield 1
+            while True:
+                yield item
+        finally:
+            closed.set()
+
+    with closing(read_ahead(items(), int, max_items=2, max_bytes=100)) as ahead:
+        assert next(ahead) == 1
+        assert not closed.is_set()
+    assert closed.is_set()
+
+
+def test_a_taker_takes_what_it_is_asked_for_and_no_more() -> None:
+    log: list[int] = []
+    with taking(counted([5, 6, 7], log)) as taker:
+        assert not wait([taker.bell], timeout=0.1)
+        assert log == []
+        taker.ask()
+        taker.ask()  # it is at it
+        wait([taker.bell])
+        assert taker.take() == (5,)
+        assert not wait([taker.bell], timeout=0.1)
+        assert log == [1]
+
+
+def test_a_taker_says_when_there_are_no_more() -> None:
+    with taking([5]) as taker:
+        for answer in ((5,), ()):
+            assert not taker.is_through
+            taker.ask()
+            wait([taker.bell])
+            assert taker.take() == answer
+        assert taker.is_through
+
+
+def test_what_comes_too_late_for_a_closed_box_is_dropped() -> None:
+    box: Box[int] = Box()
+    box.close()
+    box.put(1)

@@ -1,0 +1,289 @@
+"""Manifests: every dialect, every bad row found first, labels that mean what the dataset means."""
+
+import csv
+import io
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kinetics_tools.core.errors import ManifestError, OutError, UnknownNameError
+from kinetics_tools.core.keys import is_key
+from kinetics_tools.dataset import layout, manifest
+from kinetics_tools.dataset.labels import choose_labels, known_labels, read_labels
+from kinetics_tools.dataset.manifest import Manifest, Segment, read_manifest
+
+HEADER = "label,youtube_id,time_start,time_end,split\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "list.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_both_dialects_read_alike(tmp_path: Path) -> None:
+    deepmind = read_manifest(
+        write(
+            tmp_path, HEADER + 'testing,"-abc_defghi",8,18,validate\nyoga,00000123456,0,10,train\n'
+        )
+    )
+    activitynet = read_manifest(
+        write(
+            tmp_path,
+            "label,youtube_id,time_start,time_end,split,is_cc\r\n"
+            '"testing",-abc_defghi,8,18,val,0\r\nyoga,00000123456,0,10,train,1\r\n\r\n',
+        )
+    )
+    assert deepmind == activitynet
+    first, second = deepmind.segments
+    assert (first.key, first.label, first.split) == ("-abc_defghi_000008_000018", "testing", "val")
+    assert second.youtube_id == "00000123456"
+
+
+def test_a_test_list_without_labels_is_read(tmp_path: Path) -> None:
+    text = "youtube_id,time_start,time_end,split\nNA,1.5,11.5,test\n"
+    (segment,) = read_manifest(write(tmp_path, text)).segments
+    assert segment.label is None
+    assert segment.start_s == Fraction(3, 2)
+    assert layout.clip_path(tmp_path, segment) == (
+        tmp_path / "clips" / "test" / "unlabelled" / "NA_000001_000011.mp4"
+    )
+
+
+DIALECTS = {
+    "activitynet": "label,youtube_id,time_start,time_end,split,is_cc\nyoga,-a,8,18.5,val,0\n",
+    "deepmind": "label,youtube_id,time_start,time_end,split\nyoga,-a,8,18.5,validate\n",
+    "quoted": 'label,youtube_id,time_start,time_end,split\n"yoga","-a",8,18.5,"val"\n',
+    "mediapipe": "label_name,video,start,end,split\nyoga,-a,8,18.5,val\n",
+    "renamed": "video-id,start-time,end-time,label-name,split\n-a,8,18.5,yoga,val\n",
+    "no split": "video-id,start-time,end-time,label-name\n-a,8,18.5,yoga\n",
+    "marked": "\ufefflabel , youtube_id,time_start,time_end,split\r\nyoga,-a,8,18.5,val\r\n\r\n",
+    "json": '{"-a": {"annotations": {"label": "yoga", "segment": [8, 18.5]}, "duration": 10.0,'
+    ' "subset": "validate", "url": "https://www.youtube.com/watch?v=-a"}}',
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_every_dialect_says_the_same(tmp_path: Path, dialect: str) -> None:
+    (row,) = read_manifest(write(tmp_path, DIALECTS[dialect]), split="val").segments
+    assert (row.label, row.youtube_id, row.split) == ("yoga", "-a", "val")
+    assert (row.start_s, row.end_s) == (Fraction(8), Fraction(37, 2))
+
+
+def test_a_named_split_is_only_for_lists_that_name_none(tmp_path: Path) -> None:
+    path = write(tmp_path, DIALECTS["deepmind"])
+    assert read_manifest(path, split="train").segments[0].split == "val"
+    path = write(tmp_path, DIALECTS["no split"])
+    assert read_manifest(path, split="validate").segments[0].split == "val"
+    with pytest.raises(ManifestError, match=r"split '\.\./up' is not made of"):
+        read_manifest(path, split="../up")
+
+
+def test_json_keeps_a_video_that_is_listed_twice_and_names_bad_entries(tmp_path: Path) -> None:
+    def entry(segment: str) -> str:
+        return f'{{"annotations": {{"segment": {segment}}}, "subset": "test"}}'
+
+    text = (
+        f'{{"a": {entry("[0, 10]")}, "a": {entry("[20.0, 30.0]")}, "b": 7, "c": {entry("[1]")},'
+        f' "../up": {entry("[0, 10]")}, "d": {entry("[NaN, 1e3]")}}}'
+    )
+    read = read_manifest(write(tmp_path, text), skip_bad_rows=True)
+    assert [s.key for s in read.segments] == ["a_000000_000010", "a_000020_000030"]
+    assert {s.label for s in read.segments} == {None}
+    assert [row.line for row in read.bad_rows] == [3, 4, 5, 6]
+    assert "entry 'b' has no annotations.segment" in read.bad_rows[0].problem
+
+
+def test_words_that_tables_mistake_for_nothing_stay_words(tmp_path: Path) -> None:
+    (segment,) = read_manifest(write(tmp_path, HEADER + "None,nan,0,10,NA\n")).segments
+    assert (segment.label, segment.youtube_id, segment.split) == ("None", "nan", "NA")
+
+
+BAD = (
+    "yoga,ok,10,10,val",
+    "yoga,ok,ten,20,val",
+    "yoga,ok,-1,20,val",
+    "yoga,ok,nan,20,val",
+    "yoga,../../etc,0,10,val",
+    "yoga,,0,10,val",
+    f"yoga,{'x' * 300},0,10,val",
+    "../up,ok,0,10,val",
+    "yoga,ok,0,10,../val",
+    "yoga,ok,0,10",
+    "yoga,o\0k,0,10,val",
+    "yoga,ok,0,9999999,val",
+)
+
+
+def test_all_bad_rows_are_found_and_ten_are_shown(tmp_path: Path) -> None:
+    path = write(tmp_path, HEADER + "\n".join(BAD) + "\nyoga,fine,0,10,val\n")
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path)
+    first, *shown = str(caught.value).splitlines()
+    assert f"{len(BAD)} bad rows" in first
+    assert "--skip-bad-rows" in first
+    assert len(shown) == 11
+    assert shown[-1] == f"  and {len(BAD) - 10} more"
+    assert shown[0].startswith("  line 2: time_end 10 is not after")
+
+    kept = read_manifest(path, skip_bad_rows=True)
+    assert [s.youtube_id for s in kept.segments] == ["fine"]
+    assert [row.line for row in kept.bad_rows] == list(range(2, 2 + len(BAD)))
+
+
+def test_identical_rows_collapse_and_others_with_one_key_are_bad(tmp_path: Path) -> None:
+    row = "yoga,abc,0,10,val\n"
+    assert read_manifest(write(tmp_path, HEADER + row * 3)).num_duplicates == 2
+    with pytest.raises(ManifestError, match="has its key abc_000000_000010"):
+        read_manifest(write(tmp_path, HEADER + row + "zumba,abc,0,10,val\n"))
+    with pytest.raises(ManifestError, match="has its key"):
+        read_manifest(write(tmp_path, HEADER + row + "yoga,abc,0.5,10,val\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no column split, time_end, time_start, youtube_id"),
+        ("label,id,from,to,split\n", "no column time_end, time_start, youtube_id"),
+        ("label,video,start,time_start,end,split\n", "two columns for time_start"),
+        ("label,youtube_id,time_start,time_end\n", "no column split; say .* such as --split val"),
+        ('{"a": 1', "is not JSON"),
+        ("{" * 100_000, "is not JSON"),
+        (HEADER, "no usable row"),
+        (HEADER + '"yoga,abc,0,10,val\n', "not CSV"),
+    ],
+)
+def test_an_unusable_table_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ManifestError, match=said):
+        read_manifest(write(tmp_path, text))
+
+
+def test_a_missing_or_foreign_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="No such file"):
+        read_manifest(tmp_path / "none.csv")
+    with pytest.raises(ManifestError, match="Is a directory"):
+        read_manifest(tmp_path)
+    (tmp_path / "clip.mp4").write_bytes(b"\x00\xff\xfe" * 9)
+    with pytest.raises(ManifestError, match="not UTF-8"):
+        read_manifest(tmp_path / "clip.mp4")
+
+
+SEGMENTS = st.builds(
+    Segment,
+    youtube_id=st.from_regex(r"[A-Za-z0-9_-]{11}", fullmatch=True),
+    start_s=st.integers(0, 10**8).map(lambda n: Fraction(n, 1000)),
+    end_s=st.integers(10**8 + 1, 10**9 - 1).map(lambda n: Fraction(n, 1000)),
+    label=st.none() | st.sampled_from(["yoga", "hurling (sport)", 'a "quoted", label', "ö"]),
+    split=st.sampled_from(["train", "val", "test"]),
+)
+
+
+@given(segments=st.lists(SEGMENTS, min_size=1, unique_by=lambda s: s.key))
+@settings(max_examples=50)
+def test_what_is_written_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, segments: list[Segment]
+) -> None:
+    path = write(tmp_path_factory.mktemp("m"), manifest.format_manifest(segments))
+    assert set(read_manifest(path).segments) == set(segments)
+
+
+HEADERS = st.sampled_from([HEADER, "", "{", "video,start,end\n", DIALECTS["json"][:-1] + ","])
+
+
+@given(header=HEADERS, content=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+@settings(max_examples=300)
+def test_any_bytes_are_a_manifest_with_safe_names_or_one_error(header: str, content: bytes) -> None:
+    try:
+        read = manifest.parse_manifest(
+            header.encode() + content, "list", split="val", skip_bad_rows=True
+        )
+    except ManifestError as error:
+        assert str(error).startswith("list")
+        assert len(str(error).splitlines()) <= 11
+        return
+    for found in read.segments:
+        assert is_key(found.key)
+        path = layout.clip_path(Path("out"), found)
+        assert len(path.parts) == 5
+        assert ".." not in path.parts
+
+
+ROWS = st.lists(
+    st.tuples(*[st.text(max_size=12) | st.sampled_from(["0", "9.5", "ok", ".."])] * 5), max_size=4
+)
+
+
+@given(ROWS)
+@settings(max_examples=200)
+def test_any_row_is_a_segment_with_a_safe_key_or_a_bad_row(
+    fields: list[tuple[str, ...]],
+) -> None:
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows([HEADER.strip().split(","), *fields, ("yoga", "a", 0, 10, "val")])
+    read = manifest.parse_manifest(
+        buffer.getvalue().encode(errors="replace"), "", skip_bad_rows=True
+    )
+    assert all(is_key(found.key) for found in read.segments)
+    assert len(read.segments) + len(read.bad_rows) + read.num_duplicates == len(fields) + 1
+
+
+def segment(name: str, label: str | None, split: str = "val") -> Segment:
+    return Segment(
+        youtube_id=name, start_s=Fraction(0), end_s=Fraction(10), label=label, split=split
+    )
+
+
+def test_labels_of_a_part_of_kinetics_need_the_full_list_named() -> None:
+    some = Manifest((segment("a", "yoga"), segment("b", "zumba")))
+    with pytest.raises(ManifestError, match="add --labels kinetics400"):
+        choose_labels(some, None)
+    labels = choose_labels(some, "kinetics400")
+    assert len(labels) == 400
+    assert labels.index("playing cricket") == 227
+    own = Manifest((segment("a", "yoga"), segment("b", "my own class")))
+    assert choose_labels(own, None) == ("my own class", "yoga")
+
+
+def test_a_label_that_the_named_list_lacks_is_named(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a\nb\n")
+    with pytest.raises(ManifestError, match="lacks 'yoga'"):
+        choose_labels(Manifest((segment("a", "yoga"),)), str(labels))
+    labels.write_text("b\na\n")
+    with pytest.raises(ManifestError, match="sorted"):
+        choose_labels(Manifest((segment("a", "a"),)), str(labels))
+
+
+def test_an_out_grows_by_later_lists_and_refuses_others(tmp_path: Path) -> None:
+    labels = ("yoga", "zumba")
+    layout.record_selection(tmp_path, [segment("a", "yoga")], labels)
+    layout.record_selection(tmp_path, [segment("b", "zumba", "train")], ("zumba",))
+    assert [s.youtube_id for s in read_manifest(tmp_path / "manifest.csv").segments] == ["b", "a"]
+    assert read_labels(tmp_path / "labels.txt") == labels
+    with pytest.raises(OutError, match="another row for a_000000_000010"):
+        layout.record_selection(tmp_path, [segment("a", "zumba")], labels)
+    with pytest.raises(OutError, match="not this run's"):
+        layout.record_selection(tmp_path, [segment("c", "surfing")], ("surfing",))
+
+
+def test_a_selection_names_what_it_does_not_find() -> None:
+    both = Manifest((segment("a", "yoga"), segment("b", "zumba", "train")))
+    assert manifest.select(both, splits=("validate",)) == [both.segments[0]]
+    assert manifest.select(both, classes=("zumba",)) == [both.segments[1]]
+    assert manifest.select(both, limit=1) == [both.segments[0]]
+    with pytest.raises(UnknownNameError, match="Did you mean 'train'"):
+        manifest.select(both, splits=("trian",))
+    with pytest.raises(UnknownNameError, match="Did you mean 'yoga'"):
+        manifest.select(both, classes=("joga",))
+    with pytest.raises(ManifestError, match="no row"):
+        manifest.select(both, splits=("val",), classes=("zumba",))
+
+
+def test_the_official_list_reads_whole(shared_data: Path) -> None:
+    official = read_manifest(shared_data / "annotations" / "kinetics400" / "val.csv")
+    assert len(official.segments) == 19906
+    assert sum(s.youtube_id.startswith("-") for s in official.segments) == 644
+    assert choose_labels(official, None) == known_labels("kinetics400")

@@ -1,0 +1,255 @@
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from kinetics_tools.core.errors import OutError, ShardError, UnknownNameError
+from kinetics_tools.flow.codecs import CODECS
+from kinetics_tools.shards import writer
+from kinetics_tools.shards.reader import ShardFolder, read_samples, shard_path
+from shard_maker import HEIGHT, LABELS, RECIPES, WIDTH, Maker, codes, folder, maker, pictures
+from support import environment
+
+__all__ = ["folder", "maker"]  # fixtures
+
+
+def test_samples_come_back_with_their_frames_flow_and_labels(folder: Path) -> None:
+    data = ShardFolder(folder)
+    assert data.labels == LABELS
+    assert data.splits == ("train", "val")
+    assert data.flows == ("tvl1",)
+    assert data.flow_bound("tvl1") == 20
+    assert data.recipes["rgb"]["short_side"] == 16
+    assert data.expected("train") == {"gone": "missing"}
+    assert data.num_expected("train") == 4
+
+    samples = list(read_samples(folder, "train"))
+
+    assert [(s.key, s.num_frames) for s in samples] == [("bb", 5), ("-a", 4), ("c", 3)]
+    for sample in samples:
+        assert sample.label_id is not None
+        assert sample.label == LABELS[sample.label_id] == LABELS[len(sample.key) % 2]
+        rgb, flow = sample.rgb(), sample.flow()
+        assert str(rgb.dtype) == "uint8"
+        assert str(flow.dtype) == "float32"
+        assert rgb.shape == (sample.num_frames, HEIGHT, WIDTH, 3)
+        expected = pictures(sample.key, sample.num_frames)
+        assert abs(rgb.astype(int) - expected).max() <= 4
+        stored = codes(sample.num_frames)
+        np.testing.assert_allclose(flow, (stored / 255 - 0.5) * 40, atol=1e-5)
+
+
+def test_frames_are_read_by_number_in_any_order(folder: Path) -> None:
+    sample = next(read_samples(folder, "train"))
+
+    assert np.array_equal(sample.rgb([3, 0, 3]), sample.rgb()[[3, 0, 3]])
+    assert np.array_equal(sample.flow([2, 1]), sample.flow()[[2, 1]])
+    with pytest.raises(ShardError, match="bb: has no frame 5"):
+        sample.rgb([5])
+
+
+def test_a_sample_has_only_the_streams_asked_for_and_can_be_sent_to_a_process(folder: Path) -> None:
+    (sample,) = ShardFolder(folder).samples("val", ["rgb"])
+
+    copy = pickle.loads(pickle.dumps(sample))
+
+    assert np.array_equal(copy.rgb(), sample.rgb())
+    assert len(pickle.dumps(sample)) < 1000
+    with pytest.raises(ValueError, match="without stream flow"):
+        sample.flow()
+
+
+def test_the_same_contents_give_the_same_bytes(maker: Maker, tmp_path: Path, ffmpeg: Path) -> None:
+    other = Maker(tmp_path / "other", tmp_path / "scratch", ffmpeg)
+    for each in (maker, other):
+        each.flow(each.rgb("train", 0, {"bb": 5, "-a": 4}))
+        writer.write_index(each.folder)
+
+    names = sorted(p.relative_to(maker.folder) for p in maker.folder.rglob("*") if p.is_file())
+
+    assert len([name for name in names if not name.name.startswith(".")]) == 7
+    for name in names:
+        assert (maker.folder / name).read_bytes() == (other.folder / name).read_bytes(), name
+
+
+def test_plain_webdataset_reads_rgb_and_flow(folder: Path) -> None:
+    rgb = list(webdataset.WebDataset(str(folder / "train" / "rgb-000000.tar"), shardshuffle=False))
+    flow = list(
+        webdataset.WebDataset(str(folder / "train" / "flow-tvl1-000000.tar"), shardshuffle=False)
+    )
+
+    assert [s["__key__"].removeprefix("./") for s in rgb] == ["bb", "-a"]
+    assert [s["__key__"] for s in rgb] == [s["__key__"] for s in flow]
+    about = json.loads(rgb[0]["json"])
+    assert about == {"frames": 5, "key": "bb", "label": "abseiling", "label_id": 0, "x": "y"}
+    assert rgb[0]["mp4"][4:8] == b"ftyp"
+    assert np.array_equal(CODECS["ffv1"].decode(flow[1]["flow.mkv"], None), codes(4))
+
+
+def test_reading_imports_neither_webdataset_nor_torch(folder: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; "
+        "from kinetics_tools.shards.reader import read_samples; "
+        f"s = next(read_samples(Path({str(folder)!r}), 'train')); s.rgb(); s.flow(); "
+        "print(*{'webdataset', 'torch', 'cv2'} & {*sys.modules})"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split() == []
+
+
+def test_an_exchanged_shard_is_an_error_and_never_a_wrong_sample(folder: Path) -> None:
+    samples = list(read_samples(folder, "train"))
+    first, second = (folder / "train" / f"flow-tvl1-00000{n}.tar" for n in (0, 1))
+    data = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+
+    with pytest.raises(ShardError, match=r"flow-tvl1-000000.tar does not hold bb.flow.mkv where"):
+        samples[0].flow()
+    first.write_bytes(data[: len(data) // 4])
+    with pytest.raises(ShardError, match="does not hold"):
+        samples[1].flow()
+    first.unlink()
+    with pytest.raises(ShardError, match=r"flow-tvl1-000000\.tar is gone"):
+        samples[0].flow()
+
+
+def test_damage_within_a_member_names_shard_and_key(folder: Path) -> None:
+    sample = next(read_samples(folder, "train"))
+    assert sample.flow_at is not None
+    shard = Path(sample.flow_at.shard)
+    data = bytearray(shard.read_bytes())
+    middle = sample.flow_at.offset + sample.flow_at.size // 2
+    data[middle : middle + 40] = bytes(40)
+    shard.write_bytes(data)
+
+    with pytest.raises(ShardError, match=r"flow-tvl1-000000\.tar: bb\.flow\.mkv is damaged"):
+        sample.flow([0])
+
+
+def test_flow_made_from_other_rgb_is_not_used(maker: Maker) -> None:
+    old = maker.rgb("train", 0, {"bb": 5, "c": 4})
+    maker.flow(old)
+    maker.rgb("train", 0, {"bb": 6, "c": 4})
+    dataset = writer.write_index(maker.folder)
+
+    assert dataset["splits"]["train"]["present"] == {"rgb": 2, "flow-tvl1": 1}
+    data = ShardFolder(maker.folder)
+    assert len(data.samples("train", ["rgb"])) == 2
+    with pytest.raises(ShardError, match=r"do not match, 1 of 2 samples have no flow-tvl1, .* bb"):
+        data.samples("train")
+
+
+def test_flow_with_another_number_of_fields_is_an_error(maker: Maker) -> None:
+    rgb = maker.rgb("train", 0, {"bb": 5})
+    maker.flow(replace(rgb, members=(replace(rgb.members[0], frames=4),)))
+    sidecar_path = shard_path(maker.folder, "train", "flow-tvl1", 0).with_suffix(".json")
+    sidecar_path.write_text(sidecar_path.read_text().replace('"frames": 4', '"frames": 5'))
+    writer.write_index(maker.folder)
+
+    with pytest.raises(ShardError, match=r"bb.flow.mkv has 3 pictures, not 4; rgb and flow"):
+        next(read_samples(maker.folder, "train")).flow()
+
+
+def test_a_shard_of_another_recipe_is_refused(folder: Path) -> None:
+    path = folder / "val" / "flow-tvl1-000000.json"
+    sidecar = json.loads(path.read_text())
+    path.write_text(json.dumps(sidecar | {"recipe": "0" * 64}))
+
+    with pytest.raises(ShardError, match=r"val/flow-tvl1-000000.tar was made with another recipe"):
+        writer.write_index(folder)
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "recipe.json", "train/rgb-000000.json"])
+def test_another_schema_version_is_an_error_that_names_both(folder: Path, name: str) -> None:
+    path = folder / name
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 7'))
+
+    with pytest.raises(ShardError, match=f"{name} is of schema version 7, this program reads 1"):
+        ShardFolder(folder) if name == "dataset.json" else writer.write_index(folder)
+
+
+def test_what_is_not_there_is_said_in_one_line(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"no dataset.json\); make them with: extract-flow CLIPS"):
+        ShardFolder(tmp_path)
+    with pytest.raises(ShardError, match="holds no shards"):
+        writer.write_index(tmp_path)
+    data = ShardFolder(folder)
+    with pytest.raises(UnknownNameError, match=r"unknown split 'tain'\. Did you mean 'train'"):
+        data.samples("tain")
+    with pytest.raises(UnknownNameError, match=r"unknown flow 'tvl'\. Did you mean 'tvl1'"):
+        data.samples("train", flow="tvl")
+
+
+def test_a_shard_that_is_not_whole_is_left_out_of_the_index(folder: Path) -> None:
+    shard = folder / "train" / "rgb-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+
+    dataset = writer.write_index(folder)
+
+    assert dataset["splits"]["train"]["present"] == {"rgb": 2, "flow-tvl1": 2}
+    assert dataset["splits"]["train"]["expected"] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": ("abseiling", "boxing")}, "another label list (2 labels) than this run (2)"),
+        ({"layout": {"seed": 1}}, "seed = 0, in this run: seed = 1"),
+        (
+            {"recipes": RECIPES | {"rgb": {"fps": 25, "short_side": 32}}},
+            "short_side = 16, in this run: short_side = 32; use the same, or choose another OUT",
+        ),
+        (
+            {"recipes": {"flow-tvl1": RECIPES["flow-tvl1"] | {"bound": 9.0}}},
+            "bound = 20.0, in this run: bound = 9.0; use the same, or give the new flow its own",
+        ),
+    ],
+)
+def test_a_run_that_disagrees_with_the_shards_there_is_refused(
+    folder: Path, maker: Maker, changes: dict[str, object], words: str
+) -> None:
+    before = (folder / "recipe.json").read_bytes()
+
+    with pytest.raises(OutError) as caught:
+        maker.claim(**changes)
+
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (folder / "recipe.json").read_bytes() == before
+
+
+def test_a_recipe_may_change_while_no_shard_was_made_with_it(maker: Maker) -> None:
+    maker.claim()
+    changed = RECIPES | {"rgb": {"fps": 25, "short_side": 32}}
+
+    maker.claim(recipes=changed)
+
+    recipe = json.loads((maker.folder / "recipe.json").read_text())["recipes"]["rgb"]
+    assert recipe["short_side"] == 32
+
+
+def test_shards_without_their_recipe_are_refused(folder: Path, maker: Maker) -> None:
+    (folder / "recipe.json").unlink()
+
+    with pytest.raises(OutError, match=r"holds shards, but its recipe\.json is gone"):
+        maker.claim()
+
+
+def test_shards_beyond_the_expected_are_removed(folder: Path) -> None:
+    writer.remove_beyond(folder, "train", 1)
+
+    names = sorted(path.name for path in (folder / "train").iterdir())
+    assert names == [
+        *("flow-tvl1-000000.json", "flow-tvl1-000000.tar", "index.parquet"),
+        *("rgb-000000.json", "rgb-000000.tar"),
+    ]
