@@ -12,18 +12,18 @@ from random import Random
 from typing import Any
 
 from kinetics_tools.extract.clips import read_clips
-from kinetics_tools.extract.plan import Plan
-from kinetics_tools.extract.run import Summary, extract
+from kinetics_tools.extract.plan import ExtractPlan
+from kinetics_tools.extract.run import ExtractSummary, extract
 from kinetics_tools.flow.methods import FlowRecipe, make_method
 from kinetics_tools.media.cut import ClipRecipe
 from kinetics_tools.media.encode import ffmpeg_version, find_ffmpeg
 
 
-def plan_for(clips: Path, out: Path, **changes: Any) -> Plan:
+def plan_for(clips: Path, out: Path, **changes: Any) -> ExtractPlan:
     """A plan that works in this process, with two samples a shard, each of its own size."""
     binary = find_ffmpeg()
     version = ffmpeg_version(binary)
-    plan = Plan(
+    plan = ExtractPlan(
         out=out,
         labels=read_clips(clips).labels,
         rgb=ClipRecipe(short_side=None, enlarge=True, ffmpeg=version),
@@ -36,7 +36,7 @@ def plan_for(clips: Path, out: Path, **changes: Any) -> Plan:
     return replace(plan, **changes)
 
 
-def run(clips: Path, out: Path, **changes: Any) -> Summary:
+def run(clips: Path, out: Path, **changes: Any) -> ExtractSummary:
     """Extract in this process."""
     plan = plan_for(clips, out, **changes)
     return extract(read_clips(clips), plan, show=lambda done, _: done)

@@ -13,7 +13,7 @@ from kinetics_tools.flow.codecs import CODECS
 from kinetics_tools.media.encode import write_video
 from kinetics_tools.shards import writer
 from kinetics_tools.shards.reader import shard_path
-from kinetics_tools.shards.writer import Content, Sidecar
+from kinetics_tools.shards.writer import SampleContent, Sidecar
 
 LABELS = ("abseiling", "yoga")
 RECIPES: dict[str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ class Maker:
     def claim(self, **changes: object) -> None:
         splits = {s: {"expected": 4, "shards": n, "keys": ""} for s, n in self.shards.items()}
         kept: dict[str, Any] = {"labels": LABELS, "layout": {"seed": 0}, "recipes": RECIPES}
-        writer.claim(self.folder, splits=splits, **kept | changes)
+        writer.register_recipes(self.folder, splits=splits, **kept | changes)
 
     def rgb(self, split: str, number: int, samples: dict[str, int], missing: str = "") -> Sidecar:
         self.shards[split] = max(self.shards.get(split, 0), number + 1)
@@ -65,9 +65,9 @@ class Maker:
             contents.append(self.content(member.key, member.frames, path, member.sha256))
         return self.publish("flow-tvl1", rgb.split, rgb.number, contents, "flow.mkv")
 
-    def content(self, key: str, num: int, path: Path, made_from: str) -> Content:
+    def content(self, key: str, num: int, path: Path, made_from: str) -> SampleContent:
         label = LABELS[len(key) % 2]
-        return Content(
+        return SampleContent(
             key=key, label=label, frames=num, path=path, made_from=made_from, about={"x": "y"}
         )
 
@@ -76,7 +76,7 @@ class Maker:
         stream: str,
         split: str,
         number: int,
-        contents: Sequence[Content],
+        contents: Sequence[SampleContent],
         ext: str,
         missing: str = "",
     ) -> Sidecar:

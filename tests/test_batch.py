@@ -23,9 +23,9 @@ import pytest
 
 from extractions import killed, plan_for, run
 from kinetics_tools.core import ray_engine
-from kinetics_tools.core.units import Lent
+from kinetics_tools.core.units import WorkerResources
 from kinetics_tools.extract.clips import read_clips
-from kinetics_tools.extract.plan import Plan, units_of
+from kinetics_tools.extract.plan import ExtractPlan, plan_shards
 from kinetics_tools.extract.run import extract, summarise
 from kinetics_tools.extract.worker import make_shard
 from kinetics_tools.flow import methods
@@ -99,9 +99,11 @@ def test_clips_are_computed_at_once_on_processors_and_take_turns_on_a_gpu(
     FakeGPU.seen.clear()
     recipe = FlowRecipe(method="fake", parameters={})
     plan = plan_for(videos, tmp_path / "out", flow=recipe, name="fake", samples_per_shard=6)
-    (unit,) = units_of(read_clips(videos).clips, plan)
+    (unit,) = plan_shards(read_clips(videos).clips, plan)
 
-    made = make_shard(unit, plan=plan, scratch=tmp_path / "scratch", lent=Lent(device, 4))
+    made = make_shard(
+        unit, plan=plan, scratch=tmp_path / "scratch", resources=WorkerResources(device, 4)
+    )
 
     assert made == len(FakeGPU.seen) == 6 * 24
     assert {name for name, _ in FakeGPU.seen} == {device}
@@ -126,9 +128,9 @@ def test_a_clip_that_is_alone_has_all_threads(
     monkeypatch.setitem(methods.METHODS, "fake", Seen)
     recipe = FlowRecipe(method="fake", parameters={})
     plan = plan_for(videos, tmp_path / "out", flow=recipe, name="fake", samples_per_shard=6)
-    (unit,) = units_of(read_clips(videos).clips[:1], plan)
+    (unit,) = plan_shards(read_clips(videos).clips[:1], plan)
 
-    make_shard(unit, plan=plan, scratch=tmp_path / "scratch", lent=Lent("cpu", 4))
+    make_shard(unit, plan=plan, scratch=tmp_path / "scratch", resources=WorkerResources("cpu", 4))
 
     assert given == [4]
 
@@ -203,7 +205,7 @@ if __name__ == "__main__":
 """
 
 
-def opencv_plan(videos: Path, out: Path) -> Plan:
+def opencv_plan(videos: Path, out: Path) -> ExtractPlan:
     """A plan of shards that take some seconds each, and no GPU."""
     recipe = FlowRecipe(method="opencv-tvl1", parameters=make_method("opencv-tvl1").as_json())
     plan = plan_for(videos, out, flow=recipe, name="opencv")

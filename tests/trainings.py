@@ -10,7 +10,7 @@ from kinetics_bench.archs.registry import ARCHS
 from kinetics_bench.data.splits import select
 from kinetics_bench.device import Machine
 from kinetics_bench.recipes import OneCycle, Recipe
-from kinetics_bench.training.trainer import Job
+from kinetics_bench.training.trainer import TrainingJob
 from kinetics_tools.shards.reader import ShardFolder
 from tiny import tiny_recipe, tiny_shards
 
@@ -20,7 +20,7 @@ RECIPE = tiny_recipe(schedule=OneCycle(epochs=3, peak_lr=1e-3))
 
 def job(
     folder: Path, recipe: Recipe = RECIPE, *, shards: Path | None = None, **changes: Any
-) -> Job:
+) -> TrainingJob:
     """A training on the tiny shards; `recipe` sees as much of a clip as the network needs."""
     data = ShardFolder(shards or tiny_shards())
     arch, stream = changes.setdefault("arch", "i3d"), changes.setdefault("stream", "rgb")
@@ -34,4 +34,4 @@ def job(
         "seed": 0,
         "folder": folder,
     }
-    return Job(**(values | changes))
+    return TrainingJob(**(values | changes))

@@ -17,8 +17,8 @@ from kinetics_bench.recipes import RECIPES
 from kinetics_bench.weights.choices import FINETUNES, INITS
 from kinetics_tools.core import cli, console, system
 from kinetics_tools.core.cli import Exit, Parser, one_of, positive
-from kinetics_tools.core.errors import KineticsError, UnknownNameError, nearest
-from kinetics_tools.core.files import hold, make_folder
+from kinetics_tools.core.errors import KineticsError, UnknownNameError, unknown_name
+from kinetics_tools.core.files import hold_lock, make_folder
 
 if TYPE_CHECKING:
     from kinetics_bench.evaluation.results import Result
@@ -209,7 +209,7 @@ def archs_parser() -> Parser:
 def _train(arguments: argparse.Namespace) -> int:
     stream = _stream(arguments.arch, arguments.stream)
     _refuse_no_data(arguments.data)
-    from kinetics_bench.device import start
+    from kinetics_bench.device import open_machine
     from kinetics_bench.inference.networks import Request
     from kinetics_bench.run import benchmark
 
@@ -232,7 +232,9 @@ def _train(arguments: argparse.Namespace) -> int:
     )
     name = "-".join((arguments.arch, stream, arguments.recipe))
     work_dir = arguments.work_dir or RUNS / "+".join((name, *_unusual(arguments)))
-    placed = start(arguments.device, arguments.amp, saves_memory=arguments.checkpoint_activations)
+    placed = open_machine(
+        arguments.device, arguments.amp, activation_checkpointing=arguments.checkpoint_activations
+    )
     with _held(work_dir), placed as machine:
         results = benchmark(
             request,
@@ -242,14 +244,14 @@ def _train(arguments: argparse.Namespace) -> int:
             force=arguments.force,
             cache=arguments.cache_dir,
         )
-        return _tell(results, work_dir) if machine.is_first else Exit.COMPLETE
+        return _tell(results, work_dir) if machine.is_main else Exit.COMPLETE
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     _refuse_unheard(arguments, "arch", "work_dir")
     if arguments.init:
         _refuse_no_data(arguments.data or DATA)
-    from kinetics_bench.device import start
+    from kinetics_bench.device import open_machine
     from kinetics_bench.inference.networks import Request
     from kinetics_bench.run import evaluate_again, evaluate_weights
 
@@ -277,9 +279,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         )
         work_dir = arguments.work_dir or RUNS / "-".join((arch, stream, _short(arguments.init)))
         evaluate = partial(evaluate_weights, replace(request, **changes), work_dir)
-    with _held(work_dir), start(arguments.device, arguments.amp) as machine:
+    with _held(work_dir), open_machine(arguments.device, arguments.amp) as machine:
         results, folder = evaluate(machine, cache=arguments.cache_dir)
-        return _tell(results, folder) if machine.is_first else Exit.COMPLETE
+        return _tell(results, folder) if machine.is_main else Exit.COMPLETE
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -292,13 +294,13 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from kinetics_bench.device import start
+    from kinetics_bench.device import open_machine
     from kinetics_bench.inference.networks import read_request
     from kinetics_bench.inference.predict import Predictor
     from kinetics_bench.inference.videos import Span
 
     span = Span(arguments.start or 0, arguments.duration)
-    with start(arguments.device, arguments.amp) as machine:
+    with open_machine(arguments.device, arguments.amp) as machine:
         networks = _networks(arguments)
         protocol = read_request(arguments.run).protocol if arguments.run else None
         scratch = arguments.tmp_dir or arguments.run or system.cache_dir(arguments.cache_dir)
@@ -312,13 +314,13 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _features(arguments: argparse.Namespace) -> int:
-    from kinetics_bench.device import start
+    from kinetics_bench.device import open_machine
     from kinetics_bench.inference.features import Extractor, keys_of
     from kinetics_bench.inference.videos import Span
 
     span = Span(arguments.start or 0, arguments.duration)
     keys = keys_of(arguments.videos)
-    with start(arguments.device, arguments.amp) as machine:
+    with open_machine(arguments.device, arguments.amp) as machine:
         networks = _networks(arguments, whole=False)
         out = make_folder(arguments.out)
         extractor = Extractor(networks, machine, make_folder(arguments.tmp_dir or out))
@@ -362,10 +364,10 @@ def _verify_weights(arguments: argparse.Namespace) -> int:
     clips = {stream: path for stream, path in given.items() if path is not None}
     if not clips:
         raise KineticsError("give the example's arrays: --rgb NPY, --flow NPY, or both")
-    from kinetics_bench.device import start
+    from kinetics_bench.device import open_machine
     from kinetics_bench.weights.published_example import LOGIT_TOLERANCE, furthest, verify
 
-    with start(arguments.device, "none") as machine:
+    with open_machine(arguments.device, "none") as machine:
         checks = verify(arguments.path, clips, machine)
     print(console.text_table([check.cells() for check in checks], words=("what", "")))
     num_met = sum(check.is_met for check in checks)
@@ -497,7 +499,7 @@ def _stream(arch: str, asked: str | None) -> str:
     streams = ARCHS[arch].streams
     stream = asked or streams[0]
     if stream not in streams:
-        raise UnknownNameError(nearest(f"stream of {arch}", stream, streams))
+        raise UnknownNameError(unknown_name(f"stream of {arch}", stream, streams))
     return stream
 
 
@@ -573,7 +575,7 @@ def _held(work_dir: Path) -> contextlib.AbstractContextManager[None]:
     """One run at a time in a work-dir. Of torchrun's processes the first holds it for all."""
     if os.environ.get("RANK", "0") != "0":
         return contextlib.nullcontext()
-    return hold(work_dir)
+    return hold_lock(work_dir)
 
 
 def _tell(results: "Sequence[Result]", folder: Path) -> int:

@@ -26,17 +26,17 @@ class Machine:
         bfloat16: whether convolutions compute in it.
         rank: of this process.
         num_processes: of the run.
-        saves_memory: whether networks placed here checkpoint their activations in training.
+        activation_checkpointing: of networks placed here, in training.
     """
 
     device: torch.device
     bfloat16: bool = False
     rank: int = 0
     num_processes: int = 1
-    saves_memory: bool = False
+    activation_checkpointing: bool = False
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that writes files."""
         return self.rank == 0
 
@@ -51,7 +51,7 @@ class Machine:
 
     def place(self, net: nn.Module) -> nn.Module:
         """Move a network here, channels last: without it bfloat16 gains little."""
-        if self.saves_memory and isinstance(net, Network):
+        if self.activation_checkpointing and isinstance(net, Network):
             net.checkpoint_activations()
         net.to(self.device)
         for weight in net.parameters():
@@ -64,7 +64,7 @@ class Machine:
         moved = (each.to(self.device, non_blocking=True) for each in clips)
         return [each.contiguous(memory_format=torch.channels_last_3d) for each in moved]
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all processes, in one message."""
         if self.num_processes == 1 or not tensors:
             return
@@ -82,20 +82,22 @@ class Machine:
         distributed.all_gather_object(values, value)
         return values
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until every process is here."""
         if self.num_processes > 1:
             distributed.barrier()
 
 
 @contextmanager
-def start(device: str, amp: str, *, saves_memory: bool = False) -> Iterator[Machine]:
+def open_machine(
+    device: str, amp: str, *, activation_checkpointing: bool = False
+) -> Iterator[Machine]:
     """The machine to compute on; under torchrun the processes find each other first.
 
     Args:
         device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:N`.
         amp: `bfloat16`, `none`, or `auto`: bfloat16 where the hardware computes in it.
-        saves_memory: see `Machine`.
+        activation_checkpointing: see `Machine`.
 
     Raises:
         EvaluationError: CUDA is asked for and there is none.
@@ -104,12 +106,16 @@ def start(device: str, amp: str, *, saves_memory: bool = False) -> Iterator[Mach
     bfloat16 = amp == "bfloat16" or (amp == "auto" and _has_bfloat16(chosen))
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if num_processes == 1:
-        yield Machine(chosen, bfloat16, saves_memory=saves_memory)
+        yield Machine(chosen, bfloat16, activation_checkpointing=activation_checkpointing)
         return
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Machine(
-            chosen, bfloat16, distributed.get_rank(), num_processes, saves_memory=saves_memory
+            chosen,
+            bfloat16,
+            distributed.get_rank(),
+            num_processes,
+            activation_checkpointing=activation_checkpointing,
         )
     finally:
         distributed.destroy_process_group()

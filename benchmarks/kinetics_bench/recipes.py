@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from kinetics_bench.archs.registry import ARCHS, CHANNELS, Sampling
-from kinetics_tools.core.errors import EvaluationError, UnknownNameError, lookup, nearest
+from kinetics_tools.core.errors import EvaluationError, UnknownNameError, lookup, unknown_name
 from kinetics_tools.core.files import digest
 
 
@@ -36,7 +36,7 @@ class OneCycle:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stairs:
+class MultiStep:
     """Constant rates in turn: `stairs` holds (the step at which it ends, learning rate)."""
 
     stairs: tuple[tuple[int, float], ...]
@@ -87,7 +87,7 @@ class Recipe:
     flip: float
     batch_size: int
     pass_size: int
-    schedule: OneCycle | Stairs
+    schedule: OneCycle | MultiStep
     optimizer: str
     weight_decay: float
     bn_momentum: float
@@ -117,7 +117,9 @@ class Recipe:
         told["sampling"] = {name: Sampling(**each) for name, each in values["sampling"].items()}
         schedule = values["schedule"]
         if "stairs" in schedule:
-            stairs = Stairs(stairs=tuple((int(end), float(lr)) for end, lr in schedule["stairs"]))
+            stairs = MultiStep(
+                stairs=tuple((int(end), float(lr)) for end, lr in schedule["stairs"])
+            )
             return cls(**told, schedule=stairs)
         return cls(**told, schedule=OneCycle(**schedule))
 
@@ -141,7 +143,7 @@ class Recipe:
         """
         if epochs is None:
             return self
-        if isinstance(self.schedule, Stairs):
+        if isinstance(self.schedule, MultiStep):
             raise EvaluationError(
                 f"--epochs {epochs} is for recipes that count epochs (small, sample); recipe "
                 f"{self.name} counts steps: leave it out, or take --recipe small"
@@ -174,14 +176,14 @@ _PAPER = Recipe(
     flip=0.5,
     batch_size=384,  # 64 replicas with 6 clips each
     pass_size=6,
-    schedule=Stairs(stairs=((97_000, 1e-1), (108_000, 1e-2), (115_000, 1e-3))),
+    schedule=MultiStep(stairs=((97_000, 1e-1), (108_000, 1e-2), (115_000, 1e-3))),
     optimizer="sgd",
     weight_decay=1e-7,
     bn_momentum=0.001,
 )
 _PAPER_FLOW = replace(
     _PAPER,
-    schedule=Stairs(
+    schedule=MultiStep(
         stairs=(
             (97_000, 1e-1),
             (104_500, 1e-2),
@@ -201,7 +203,7 @@ _BASELINE = replace(
     source="arXiv 1705.07750 v3, section 4: SGD, 110k steps, 32 GPUs; not published and chosen: "
     "batch (8 clips a GPU), rates and their steps in I3D's proportion, weight decay and dropout "
     "of I3D",
-    schedule=Stairs(stairs=((93_000, 1e-1), (103_000, 1e-2), (110_000, 1e-3))),
+    schedule=MultiStep(stairs=((93_000, 1e-1), (103_000, 1e-2), (110_000, 1e-3))),
     batch_size=32 * 8,
     pass_size=8,
 )
@@ -305,5 +307,5 @@ def recipe_for(name: str, arch: str, stream: str) -> Recipe:
             f"{' or '.join(others)}"
         )
     if stream not in archs[arch]:
-        raise UnknownNameError(nearest(f"stream of {arch}", stream, archs[arch]))
+        raise UnknownNameError(unknown_name(f"stream of {arch}", stream, archs[arch]))
     return archs[arch][stream]

@@ -28,8 +28,8 @@ from kinetics_bench.inference.networks import (
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import recipe_for
 from kinetics_bench.training.checkpoint import Checkpoint
-from kinetics_bench.training.trainer import Job, found, train
-from kinetics_bench.weights.init import SCRATCH, start_from
+from kinetics_bench.training.trainer import TrainingJob, found, train
+from kinetics_bench.weights.init import SCRATCH, load_init
 from kinetics_tools.core import system
 from kinetics_tools.core.errors import EvaluationError, lookup
 from kinetics_tools.core.files import digest, write_json
@@ -65,7 +65,7 @@ def benchmark(
         recipe = recipe.with_batch_size(request.batch_size).with_epochs(request.epochs)
         selected = _select(data, request, stream)
         refuse_overlap(selected["train"], selected["test"])
-        job = Job(
+        job = TrainingJob(
             arch=request.arch,
             stream=stream,
             recipe=recipe,
@@ -74,7 +74,7 @@ def benchmark(
             train=selected["train"],
             seed=request.seed,
             folder=work_dir / stream,
-            start=start_from(
+            start=load_init(
                 request.init,
                 arch=request.arch,
                 stream=stream,
@@ -89,7 +89,7 @@ def benchmark(
     if not force:
         for job in jobs:
             found(job, resume=resume)
-    if machine.is_first:
+    if machine.is_main:
         write_json(work_dir / RUN, request.as_json())
     checkpoints = [train(job, machine, resume=resume, force=force) for job in jobs]
     return _rows(checkpoints, tests, work_dir, machine)
@@ -146,7 +146,7 @@ def _evaluated(
     folder = work_dir if told == own else work_dir / f"{EVALUATION}{digest(told)[:8]}"
     rows = _rows(checkpoints, tests, folder, machine)
     # Last, so that weights or shards which are refused leave no run behind.
-    if asked is None and machine.is_first:
+    if asked is None and machine.is_main:
         write_json(work_dir / RUN, request.as_json())
     return rows, folder
 
@@ -227,6 +227,6 @@ def _rows(
         Predictions.read(folder / result.stream / PREDICTIONS, result.failed) for result in results
     ]
     joint = add_streams(results[0], results[1], predictions)
-    if machine.is_first:
+    if machine.is_main:
         joint.write(folder / "joint", predictions[0] + predictions[1])
     return [*results, joint]

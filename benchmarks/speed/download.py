@@ -37,8 +37,8 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_tools.dataset.manifest import Segment
-from kinetics_tools.download.run import Plan, download
-from kinetics_tools.download.sources.base import Unit
+from kinetics_tools.download.run import DownloadPlan, download
+from kinetics_tools.download.sources.base import SourceUnit
 from kinetics_tools.download.sources.registry import Settings, make_sources
 from kinetics_tools.media import cut as cutting
 from kinetics_tools.media import decode
@@ -211,7 +211,9 @@ def measure_mirror(clips: Sequence[Path], copies: int) -> Iterator[dict[str, Any
                             cvdf_base=address,
                             dataset="kinetics400",
                         ),
-                        Plan(out=next(outs), sources=(), recipe=recipe, binary=binary, jobs=jobs),
+                        DownloadPlan(
+                            out=next(outs), sources=(), recipe=recipe, binary=binary, jobs=jobs
+                        ),
                     ),
                     "ffmpeg": lambda: _encode_all([*clips] * copies, folder, recipe, binary, jobs),
                 }
@@ -225,7 +227,7 @@ def measure_mirror(clips: Sequence[Path], copies: int) -> Iterator[dict[str, Any
     }
 
 
-def _build(segments: Sequence[Segment], settings: Settings, plan: Plan) -> None:
+def _build(segments: Sequence[Segment], settings: Settings, plan: DownloadPlan) -> None:
     chain = make_sources(["cvdf"], settings)
     made = download(segments, (), replace(plan, sources=chain), show=lambda lines, *_: lines)
     assert made.num_done == len(segments), made
@@ -277,7 +279,7 @@ def measure_section(kbps: int, *, sound: bool) -> Iterator[dict[str, Any]]:
             )
             into = folder / "into"
             into.mkdir()
-            footage = next(source.open(Unit((segment,)), into).footage(segment))
+            footage = next(source.open(SourceUnit((segment,)), into).footage(segment))
             num_looked, num_sent = sent[0], sent[1]
         num_bytes = video.stat().st_size
         part = num_bytes * SEGMENT_S / VIDEO_S

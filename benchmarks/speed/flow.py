@@ -41,7 +41,7 @@ import numpy.typing as npt
 from kinetics_tools.flow.methods import compute, quantise, stream
 from kinetics_tools.flow.tvl1 import torch_reference
 from kinetics_tools.flow.tvl1.numba_cpu import Workspace
-from kinetics_tools.flow.tvl1.parameters import Dials
+from kinetics_tools.flow.tvl1.parameters import TVL1Params
 from kinetics_tools.media import decode, encode, opencv
 from kinetics_tools.media.cut import ClipRecipe, conform
 
@@ -75,8 +75,8 @@ BODIES_PAIRS = (
 )
 # The defaults, and the same amount of work for every pair.
 BODIES_DIALS = {
-    "stopping": Dials(),
-    "fixed": Dials(epsilon=1e-9, inner_iterations=8, outer_iterations=2),
+    "stopping": TVL1Params(),
+    "fixed": TVL1Params(epsilon=1e-9, inner_iterations=8, outer_iterations=2),
 }
 
 
@@ -130,7 +130,7 @@ def measure_pairs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in CLIPS:
         frames = _frames(options.data / name, max(numbers) + 2)
         height, width = frames.shape[1:]
-        space = Workspace(height, width, Dials())
+        space = Workspace(height, width, TVL1Params())
         theirs = opencv.make_solver("tvl1")
         for number in numbers:
             pair = frames[number], frames[number + 1]
@@ -177,11 +177,11 @@ def measure_shares(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 Workspace(
                     height,
                     width,
-                    Dials(num_warps=w, outer_iterations=o, inner_iterations=i, epsilon=1e-9),
+                    TVL1Params(num_warps=w, outer_iterations=o, inner_iterations=i, epsilon=1e-9),
                 )
                 for w, o, i in ((1, 1, 1), (1, 1, 31), (1, 11, 1), (11, 1, 1))
             ]
-            usual = Workspace(height, width, Dials())
+            usual = Workspace(height, width, TVL1Params())
             sides = {
                 str(n): partial(s.solve, before, after) for n, s in enumerate((*spaces, usual))
             }
@@ -193,7 +193,7 @@ def measure_shares(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             rest = seconds[0] - step - median - warp
             steps = usual.work / pixels
             parts = {"step": step, "median": median, "warp": warp, "rest": rest}
-            shares = {"step": step * steps, "warp": warp * Dials().num_warps, "rest": rest}
+            shares = {"step": step * steps, "warp": warp * TVL1Params().num_warps, "rest": rest}
             shares["median"] = seconds[4] - sum(shares.values())
             yield {
                 "clip": name,
@@ -211,7 +211,7 @@ def measure_threads(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         frames = _frames(options.data / name, STREAMED_FRAMES)
         seconds = take_turns(
             {
-                str(threads): partial(compute, frames, threads=threads, body="numba")
+                str(threads): partial(compute, frames, threads=threads, backend="numba")
                 for threads in (1, 2)
             }
         )
@@ -235,7 +235,7 @@ def measure_middlebury(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         truth = stored.reshape(height, width, 2)
         known = (abs(truth) < 1e9).all(axis=2)
         methods: dict[str, Callable[[Gray, Gray], Flow]] = {
-            "tvl1": Workspace(height, width, Dials()).solve,
+            "tvl1": Workspace(height, width, TVL1Params()).solve,
             "opencv-tvl1": opencv.make_solver("tvl1"),
             "opencv-dis-medium": opencv.make_solver("dis"),
             "scikit-image-tvl1": _scikit_image,
@@ -336,7 +336,7 @@ def _as_downloaded(video: Path, folder: Path) -> Path:
 
 def _drain(clips: list[Gray], threads: int) -> None:
     for frames in clips:
-        for _ in stream(frames, threads=threads, body="numba"):
+        for _ in stream(frames, threads=threads, backend="numba"):
             pass
 
 
@@ -367,7 +367,7 @@ def measure_bodies(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
 
-def _readable(before: Gray, after: Gray, dials: Dials, kind: type[np.floating[Any]]) -> Any:
+def _readable(before: Gray, after: Gray, dials: TVL1Params, kind: type[np.floating[Any]]) -> Any:
     import torch
 
     first, second = (torch.from_numpy(image.astype(kind)[None]) for image in (before, after))

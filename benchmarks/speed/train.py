@@ -43,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kinetics_bench.archs.network import Network
 from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
-from kinetics_bench.device import Machine, start
+from kinetics_bench.device import Machine, open_machine
 
 # A product is to last long beside its launch.
 PRODUCT_SIDES = {"cpu": 4096, "cuda": 8192}
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--emulate", action="store_true", help="bfloat16 also where it is emulated")
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    with start(options.device, "auto") as machine:
+    with open_machine(options.device, "auto") as machine:
         for part in options.part or PARTS:
             for result in PARTS[part](options, machine):
                 print(json.dumps({"part": part} | result | _about(machine)), flush=True)
@@ -339,7 +339,7 @@ def measure_memory(options: argparse.Namespace, machine: Machine) -> Iterator[di
 def _peak_of_a_step(name: str, stream: str, batch: int, checkpointed: bool, device: str) -> int:
     """Bytes that this process takes more than before: on CUDA of the device."""
     before = _status_bytes("VmRSS")
-    with start(device, "auto") as machine:
+    with open_machine(device, "auto") as machine:
         side = _Side(name, stream, _chosen(machine), batch, machine)
         if checkpointed:
             side.net.checkpoint_activations()

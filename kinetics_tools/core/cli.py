@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import kinetics_tools
 from kinetics_tools.core.engine import ENGINES
-from kinetics_tools.core.errors import KineticsError, lookup, nearest
+from kinetics_tools.core.errors import KineticsError, lookup, unknown_name
 from kinetics_tools.core.files import FULL_ERRNOS, PATH_ERRNOS, STORAGE_ERRNOS
 from kinetics_tools.core.system import num_processors
 
@@ -105,7 +105,7 @@ def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
 
     def parse(name: str) -> str:
         if name not in table:
-            raise argparse.ArgumentTypeError(nearest(kind, name, table))
+            raise argparse.ArgumentTypeError(unknown_name(kind, name, table))
         return lookup(kind, name, table)
 
     return parse

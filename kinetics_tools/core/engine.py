@@ -13,10 +13,10 @@ from contextlib import closing
 from typing import Any
 
 from kinetics_tools.core.errors import lookup
-from kinetics_tools.core.local_engine import _local
+from kinetics_tools.core.local_engine import run_local
 from kinetics_tools.core.prefetch import each
-from kinetics_tools.core.ray_engine import _ray
-from kinetics_tools.core.units import R, Results, U, _shares, _with
+from kinetics_tools.core.ray_engine import run_ray
+from kinetics_tools.core.units import R, Results, U, share_resources, with_resources
 
 
 def run(
@@ -49,7 +49,7 @@ def run(
         KineticsError: the engine cannot be used, or has no such device.
     """
     if jobs == 0:
-        return _here(units, _with(_shares(devices, 1)[0], work))
+        return _here(units, with_resources(share_resources(devices, 1)[0], work))
     return lookup("engine", engine, ENGINES)(units, work, jobs, devices)
 
 
@@ -60,6 +60,6 @@ def _here(units: Iterable[U], work: Callable[[U], R]) -> Results[U, R]:
 
 
 ENGINES: Mapping[str, Callable[..., Generator[tuple[Any, Any], None, None]]] = {
-    "local": _local,
-    "ray": _ray,
+    "local": run_local,
+    "ray": run_ray,
 }

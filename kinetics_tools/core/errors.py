@@ -114,7 +114,7 @@ def _media_error(path: Path, detail: str, reason: Reason) -> MediaError:
     return MediaError(path, detail, reason=reason)
 
 
-def nearest(kind: str, name: str, known: Iterable[str]) -> str:
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The one-line message for an unknown name, with the nearest known one."""
     names = sorted(known)
     close = get_close_matches(name, names, n=1)
@@ -126,4 +126,4 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
     """Return `table[name]`, or raise UnknownNameError naming the nearest choice."""
     if name in table:
         return table[name]
-    raise UnknownNameError(nearest(kind, name, table))
+    raise UnknownNameError(unknown_name(kind, name, table))

@@ -34,7 +34,7 @@ def publish(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     scratch = path.with_name(f"{_scratch_prefix()}{os.getpid()}-{path.name}")
     try:
-        with naming(path):
+        with name_in_errors(path):
             yield scratch
             scratch.replace(path)
     finally:
@@ -45,7 +45,7 @@ def _scratch_prefix() -> str:
     return f".part-{socket.gethostname()}-"
 
 
-def sweep(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove, anywhere below `folder`, what killed processes of this host were publishing."""
     prefix = _scratch_prefix()
     for leftover in folder.rglob(f"{prefix}*"):
@@ -55,7 +55,7 @@ def sweep(folder: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_in_errors(path: Path) -> Iterator[None]:
     """In this block an OSError that names no file gets this one: a full disk does not say where."""
     try:
         yield
@@ -129,7 +129,7 @@ def make_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def hold(out: Path, part: str = "0-of-1") -> Iterator[None]:
+def hold_lock(out: Path, part: str = "0-of-1") -> Iterator[None]:
     """Hold a part's lock of the folder `out` for the block. It ends with the process that has it.
 
     Args:
@@ -184,7 +184,7 @@ def _hold_part(out: Path, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Wait for and hold `path` as a lock file: for short steps that parts of a job do in turn."""
     make_folder(path.parent)
     with path.open("a+") as file:
@@ -205,7 +205,7 @@ def scratch_folder(root: Path) -> Iterator[Path]:
     # Parts start and end at any time: between its mkdir and its lock a folder looks dead.
     in_turn = root / ".lock-scratch"
     with ExitStack() as stack:
-        with exclusive(in_turn):
+        with file_lock(in_turn):
             for old in home.glob(f"{host}-*"):
                 _remove_if_dead(old)
             mine.mkdir(parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ def scratch_folder(root: Path) -> Iterator[Path]:
         try:
             yield mine
         finally:
-            with exclusive(in_turn):
+            with file_lock(in_turn):
                 shutil.rmtree(mine, ignore_errors=True)
                 if not any(home.iterdir()):
                     home.rmdir()

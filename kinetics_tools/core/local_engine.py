@@ -9,19 +9,30 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic
 
-from kinetics_tools.core.prefetch import taking
+from kinetics_tools.core.prefetch import background_reader
 from kinetics_tools.core.system import num_processors
-from kinetics_tools.core.units import Crash, Lent, R, Results, U, _attempt, _shares, _with
+from kinetics_tools.core.units import (
+    Crash,
+    R,
+    Results,
+    U,
+    WorkerResources,
+    attempt,
+    share_resources,
+    with_resources,
+)
 
 
 class _Worker(Generic[U, R]):
     """One process, the pipe to it, what it is lent, and the unit that it works on."""
 
-    def __init__(self, work: Callable[..., R], unit: U, lent: Lent | None) -> None:
-        self.lent = lent
+    def __init__(self, work: Callable[..., R], unit: U, resources: WorkerResources | None) -> None:
+        self.resources = resources
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, _with(lent, work)))
+        self.process = context.Process(
+            target=_serve, args=(theirs, with_resources(resources, work))
+        )
         with _ctrl_c_ignored():  # by the process too, until it says so itself
             self.process.start()
         theirs.close()
@@ -68,20 +79,21 @@ class _Worker(Generic[U, R]):
         self.pipe.close()  # not before: a process that still sends would print what it met
 
 
-def _local(
+def run_local(
     units: Iterable[U], work: Callable[..., R], jobs: int | None, devices: Sequence[str]
 ) -> Results[U, R]:
-    free = _shares(devices, jobs or num_processors())
+    """Run units in processes of this machine; arguments and results as `engine.run`."""
+    free = share_resources(devices, jobs or num_processors())
     limit = len(free)
     busy: dict[Any, _Worker[U, R]] = {}
     idle: list[_Worker[U, R]] = []
-    with taking(units) as taker:
+    with background_reader(units) as taker:
         try:
-            while busy or not taker.is_through:
+            while busy or not taker.exhausted:
                 if len(busy) < limit:
                     taker.ask()
-                for ready in wait([taker.bell, *busy]):
-                    if ready == taker.bell:
+                for ready in wait([taker.wakeup_fd, *busy]):
+                    if ready == taker.wakeup_fd:
                         for unit in taker.take():
                             worker = _worker_for(unit, work, idle, free)
                             busy[worker.pipe] = worker
@@ -90,14 +102,14 @@ def _local(
                     for result in worker.take():
                         idle.append(busy.pop(ready))
                         yield worker.unit, result
-                if taker.is_through:
+                if taker.exhausted:
                     _end(idle)  # it holds memory that those still at work may need
         finally:
             _end([*busy.values(), *idle])
 
 
 def _worker_for(
-    unit: U, work: Callable[..., R], idle: list[_Worker[U, R]], free: list[Lent | None]
+    unit: U, work: Callable[..., R], idle: list[_Worker[U, R]], free: list[WorkerResources | None]
 ) -> _Worker[U, R]:
     """Give the unit to an idle process, else to a new one, which takes what is free."""
     while idle:
@@ -106,7 +118,7 @@ def _worker_for(
             worker.give(unit)
             return worker
         worker.end()  # it died of its last unit, or while it waited for another
-        free.append(worker.lent)
+        free.append(worker.resources)
     return _Worker(work, unit, free.pop(0))
 
 
@@ -127,7 +139,7 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
             unit = pipe.recv()
         except EOFError:
             return
-        pipe.send(_attempt(work, unit))
+        pipe.send(attempt(work, unit))
 
 
 @contextlib.contextmanager

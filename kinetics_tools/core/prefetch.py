@@ -1,8 +1,8 @@
-"""What comes slowly is taken in a thread, while what came before is worked on.
+"""Slow iterators are read in a thread while earlier items are worked on.
 
-`read_ahead` takes as much as may lie waiting, a `Taker` only what it is asked for. Who stops taking
-waits STOP_S at most for the thread: one that waits for a dead server ends by itself, later, and
-closes there what it took from.
+`prefetch` reads ahead up to a limit; a `BackgroundReader` reads only what it is asked for. A reader
+that stops waits at most STOP_S for the thread: a thread that waits for a dead server ends later,
+by itself, and closes the iterator there.
 """
 
 import itertools
@@ -17,16 +17,16 @@ T = TypeVar("T")
 STOP_S = 2.0
 
 
-class Box(Generic[T]):
+class Mailbox(Generic[T]):
     """What other threads leave for this one.
 
     Attributes:
-        bell: a file descriptor, readable while something lies in the box: it can be waited for
+        wakeup_fd: a file descriptor, readable while something lies in the box: it can be waited for
             beside pipes.
     """
 
     def __init__(self) -> None:
-        self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+        self.wakeup_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
         self._items: deque[T] = deque()
         self._is_open = True
         self._changing = threading.Lock()
@@ -36,32 +36,32 @@ class Box(Generic[T]):
         with self._changing:
             if self._is_open:
                 self._items.append(item)
-                os.eventfd_write(self.bell, 1)
+                os.eventfd_write(self.wakeup_fd, 1)
 
     def take(self) -> T:
-        """The next item, when the bell has rung."""
-        os.eventfd_read(self.bell)
+        """The next item, when the wakeup_fd has rung."""
+        os.eventfd_read(self.wakeup_fd)
         return self._items.popleft()
 
     def close(self) -> None:
         """Take no more."""
         with self._changing:
             self._is_open = False
-            os.close(self.bell)
+            os.close(self.wakeup_fd)
 
 
-class Taker(Generic[T]):
+class BackgroundReader(Generic[T]):
     """Takes items in a thread, one whenever it is asked to: a slow one keeps nobody waiting.
 
     Attributes:
-        bell: a file descriptor, readable when `take` has an answer.
-        is_through: whether `take` has said that there are no more.
+        wakeup_fd: a file descriptor, readable when `take` has an answer.
+        exhausted: whether `take` has said that there are no more.
     """
 
     def __init__(self, items: Iterable[T]) -> None:
-        self._box: Box[tuple[T, ...] | BaseException] = Box()
-        self.bell = self._box.bell
-        self.is_through = False
+        self._box: Mailbox[tuple[T, ...] | BaseException] = Mailbox()
+        self.wakeup_fd = self._box.wakeup_fd
+        self.exhausted = False
         self._is_asked = False
         self._is_stopped = False
         self._requests = threading.Semaphore(0)
@@ -72,7 +72,7 @@ class Taker(Generic[T]):
 
     def ask(self) -> None:
         """Let the thread take the next item, unless it is at it or there are no more."""
-        if not (self._is_asked or self.is_through):
+        if not (self._is_asked or self.exhausted):
             self._is_asked = True
             self._requests.release()
 
@@ -82,7 +82,7 @@ class Taker(Generic[T]):
         answer = self._box.take()
         if isinstance(answer, BaseException):
             raise answer
-        self.is_through = not answer
+        self.exhausted = not answer
         return answer
 
     def stop(self) -> None:
@@ -111,16 +111,16 @@ def each(items: Iterable[T]) -> Generator[T, None, None]:
 
 
 @contextmanager
-def taking(items: Iterable[T]) -> Iterator[Taker[T]]:
+def background_reader(items: Iterable[T]) -> Iterator[BackgroundReader[T]]:
     """Take items in a thread for the block."""
-    taker = Taker(items)
+    taker = BackgroundReader(items)
     try:
         yield taker
     finally:
         taker.stop()
 
 
-def read_ahead(
+def prefetch(
     items: Generator[T | None, None, None],
     size: Callable[[T], int],
     *,
@@ -137,7 +137,7 @@ def read_ahead(
         max_items: how many may wait here.
         max_bytes: how large those may be together. One more item is in the thread's hands.
     """
-    ahead = _Ahead(size, max_items, max_bytes)
+    ahead = _Buffer(size, max_items, max_bytes)
     thread = threading.Thread(target=ahead.fill, args=(items,), daemon=True, name="read-ahead")
     thread.start()
     try:
@@ -148,7 +148,7 @@ def read_ahead(
         thread.join(STOP_S)
 
 
-class _Ahead(Generic[T]):
+class _Buffer(Generic[T]):
     """What lies between the two threads."""
 
     def __init__(self, size: Callable[[T], int], max_items: int, max_bytes: int) -> None:

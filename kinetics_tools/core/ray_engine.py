@@ -12,9 +12,9 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from kinetics_tools.core.errors import KineticsError
-from kinetics_tools.core.prefetch import Box, taking
+from kinetics_tools.core.prefetch import Mailbox, background_reader
 from kinetics_tools.core.system import num_processors
-from kinetics_tools.core.units import Crash, Lent, R, Results, U, _attempt, _with
+from kinetics_tools.core.units import Crash, R, Results, U, WorkerResources, attempt, with_resources
 
 RETRIES = 3  # of a unit whose process or node died under Ray
 _CANCEL_S = 30  # how long a cancelled unit's process may take to die
@@ -34,16 +34,16 @@ _QUIET_RAY: Mapping[str, Any] = {"log_to_driver": False, "logging_level": "ERROR
 _CONNECT_S = 10
 
 
-def _ray(
+def run_ray(
     units: Iterable[U], work: Callable[..., R], jobs: int | None, devices: Sequence[str]
 ) -> Results[U, R]:
     """One Ray task a unit: on the cluster that RAY_ADDRESS names, else on a Ray of our own."""
-    finished: Box[Any] = Box()
-    with closing(finished), _connected_ray(jobs) as ray, taking(units) as taker:
-        lent, asked = _ray_share(ray, devices)
+    finished: Mailbox[Any] = Mailbox()
+    with closing(finished), _connected_ray(jobs) as ray, background_reader(units) as taker:
+        resources, asked = _ray_share(ray, devices)
         scarce = "GPU" if "num_gpus" in asked else "CPU"
         task = ray.remote(max_retries=RETRIES, **asked)(_work_on_node)
-        shared = ray.put(_with(lent, work))  # once, not with every unit
+        shared = ray.put(with_resources(resources, work))  # once, not with every unit
         running: dict[Any, U] = {}
 
         def start(unit: U) -> None:
@@ -52,12 +52,12 @@ def _ray(
             reference.future().add_done_callback(lambda _: finished.put(reference))
 
         try:
-            while running or not taker.is_through:
+            while running or not taker.exhausted:
                 # Asked each time: nodes come and go.
                 if len(running) < (jobs or max(int(ray.cluster_resources().get(scarce, 0)), 1)):
                     taker.ask()
-                for ready in wait([taker.bell, finished.bell]):
-                    if ready == taker.bell:
+                for ready in wait([taker.wakeup_fd, finished.wakeup_fd]):
+                    if ready == taker.wakeup_fd:
                         for unit in taker.take():
                             start(unit)
                     else:
@@ -71,7 +71,7 @@ def _ray(
                 ray.wait(list(running), num_returns=len(running), timeout=_CANCEL_S)
 
 
-def _ray_share(ray: Any, devices: Sequence[str]) -> tuple[Lent | None, dict[str, float]]:
+def _ray_share(ray: Any, devices: Sequence[str]) -> tuple[WorkerResources | None, dict[str, float]]:
     """What a task's work is told that it may use, and what the task asks the cluster for."""
     if not devices:
         return None, {"num_cpus": 1}
@@ -80,13 +80,13 @@ def _ray_share(ray: Any, devices: Sequence[str]) -> tuple[Lent | None, dict[str,
     # Of the nodes with GPUs, the processors that there are for each.
     cpus = [node.get("CPU", 0.0) / node["GPU"] for node in nodes if node.get("GPU", 0.0) >= 1]
     if wanted == "cpu" or (wanted == "auto" and not cpus):
-        return Lent("cpu", 1), {"num_cpus": 1}
+        return WorkerResources("cpu", 1), {"num_cpus": 1}
     if not cpus:
         raise KineticsError(
             "no node of the Ray cluster has a GPU; start nodes that have one, or use its CPUs"
         )
     share = min(cpus)
-    return Lent(wanted, max(int(share), 1)), {
+    return WorkerResources(wanted, max(int(share), 1)), {
         "num_cpus": int(share) if share >= 1 else share,  # Ray takes no other fractions
         "num_gpus": 1,
     }
@@ -165,7 +165,7 @@ def _join_cluster(ray: Any, address: str) -> None:
 def _work_on_node(work: Callable[[U], R], unit: U) -> tuple[bool, R | BaseException]:
     """What a Ray task does, in a process of Ray's that does many."""
     _end_children_with_process()
-    return _attempt(work, unit)
+    return attempt(work, unit)
 
 
 @cache

@@ -20,7 +20,7 @@ class Crash:
 
 
 @dataclass(frozen=True, slots=True)
-class Lent:
+class WorkerResources:
     """What a process that works on units may use, until it ends.
 
     Attributes:
@@ -77,22 +77,23 @@ def part_from(task: str | None, environ: Mapping[str, str]) -> Part:
     return Part(number - first, count_)
 
 
-def _shares(devices: Sequence[str], jobs: int) -> list[Lent | None]:
+def share_resources(devices: Sequence[str], jobs: int) -> list[WorkerResources | None]:
     """What each process is lent, nothing where there is nothing to lend."""
     if not devices:
         return [None] * jobs
     # Jobs that cannot be shared evenly go to the last ones.
     return [
-        Lent(device, max((jobs + number) // len(devices), 1))
+        WorkerResources(device, max((jobs + number) // len(devices), 1))
         for number, device in enumerate(devices)
     ]
 
 
-def _with(lent: Lent | None, work: Callable[..., R]) -> Callable[[U], R]:
-    return work if lent is None else partial(work, lent=lent)
+def with_resources(resources: WorkerResources | None, work: Callable[..., R]) -> Callable[[U], R]:
+    """The work as a function of the unit alone; `resources` None: it takes none."""
+    return work if resources is None else partial(work, resources=resources)
 
 
-def _attempt(work: Callable[[U], R], unit: U) -> tuple[bool, R | BaseException]:
+def attempt(work: Callable[[U], R], unit: U) -> tuple[bool, R | BaseException]:
     """Whether the work on a unit came to a result, and that, or what it raised."""
     try:
         return True, work(unit)

@@ -4,7 +4,7 @@ import importlib.resources
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kinetics_tools.core.errors import ManifestError, nearest
+from kinetics_tools.core.errors import ManifestError, unknown_name
 from kinetics_tools.dataset.manifest import Manifest
 
 KNOWN_LABELS: Mapping[str, str] = {"kinetics400": "kinetics400.txt"}
@@ -51,7 +51,9 @@ def choose_labels(manifest: Manifest, named: str | None) -> tuple[str, ...]:
     own = manifest.labels
     if named is not None:
         if named not in KNOWN_LABELS and not Path(named).exists():
-            raise ManifestError(f"no such file, and {nearest('label list', named, KNOWN_LABELS)}")
+            raise ManifestError(
+                f"no such file, and {unknown_name('label list', named, KNOWN_LABELS)}"
+            )
         full = known_labels(named) if named in KNOWN_LABELS else read_labels(Path(named))
         unknown = sorted(set(own) - set(full))
         if unknown:

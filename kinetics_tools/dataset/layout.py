@@ -6,7 +6,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from kinetics_tools.core.errors import ManifestError, OutError
-from kinetics_tools.core.files import exclusive, write_text
+from kinetics_tools.core.files import file_lock, write_text
 from kinetics_tools.core.keys import label_folder
 from kinetics_tools.dataset.labels import read_labels
 from kinetics_tools.dataset.manifest import Manifest, Segment, format_manifest, read_manifest
@@ -78,7 +78,7 @@ def record_selection(out: Path, segments: Sequence[Segment], labels: tuple[str, 
     Raises:
         OutError: OUT has another label list, or a row with the same key and another label or time.
     """
-    with exclusive(out / ".lock-manifest"):
+    with file_lock(out / ".lock-manifest"):
         kept = out / "labels.txt"
         if kept.exists() and (old := read_labels(kept)) != labels:
             if not set(labels) <= set(old):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from kinetics_tools.core.errors import PERMANENT, RETRYABLE, OutError, Reason
-from kinetics_tools.core.files import naming
+from kinetics_tools.core.files import name_in_errors
 from kinetics_tools.core.units import Part
 
 DONE = "done"
@@ -356,7 +356,7 @@ class Writer:
         if at_s < self._earliest_s:
             line = replace(line, time=_time(datetime.fromtimestamp(self._earliest_s, UTC)))
         self._earliest_s = max(self._earliest_s, at_s)
-        with naming(self._path):
+        with name_in_errors(self._path):
             # Half a character (a name that is not UTF-8 has such) is written as JSON's escape.
             self._file.write(line.as_text().encode(errors="backslashreplace"))
             self._file.flush()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kinetics_tools.dataset.manifest import Manifest, Segment
     from kinetics_tools.download.estimate import Estimate
     from kinetics_tools.download.official_lists import Official
-    from kinetics_tools.download.run import Plan, Summary
+    from kinetics_tools.download.run import DownloadPlan, DownloadSummary
 
 VERBS = {
     "report": (record_cli.report_parser, record_cli.report_main),
@@ -243,9 +243,9 @@ def _read(options: argparse.Namespace) -> _List:
     return _List(manifest, choose_labels(manifest, options.labels))
 
 
-def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> "Plan":
+def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> "DownloadPlan":
     from kinetics_tools.dataset.labels import dataset_of
-    from kinetics_tools.download.run import Plan
+    from kinetics_tools.download.run import DownloadPlan
     from kinetics_tools.download.sources.registry import Settings, make_sources
     from kinetics_tools.media import encode
     from kinetics_tools.media.cut import ClipRecipe
@@ -267,7 +267,7 @@ def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> "Plan":
         cvdf_lists=dict(options.cvdf_list),
         dataset=dataset_of(labels),
     )
-    return Plan(
+    return DownloadPlan(
         out=options.out.absolute(),  # Ray's workers start in other folders
         sources=make_sources(_sources(options), settings),
         recipe=ClipRecipe(
@@ -306,7 +306,7 @@ def _sources(options: argparse.Namespace) -> list[str]:
 
 
 def _estimate(
-    options: argparse.Namespace, segments: "Sequence[Segment]", plan: "Plan"
+    options: argparse.Namespace, segments: "Sequence[Segment]", plan: "DownloadPlan"
 ) -> "tuple[list[Segment], Estimate]":
     """What is still to do, and what that costs."""
     from kinetics_tools.dataset.ledger import read
@@ -323,7 +323,9 @@ def _estimate(
     return todo, expected
 
 
-def _dry_run(options: argparse.Namespace, segments: "Sequence[Segment]", plan: "Plan") -> int:
+def _dry_run(
+    options: argparse.Namespace, segments: "Sequence[Segment]", plan: "DownloadPlan"
+) -> int:
     from kinetics_tools.download.estimate import format_estimate
 
     todo, expected = _estimate(options, segments, plan)
@@ -333,15 +335,15 @@ def _dry_run(options: argparse.Namespace, segments: "Sequence[Segment]", plan: "
     return Exit.COMPLETE
 
 
-def _check(options: argparse.Namespace, segments: "Sequence[Segment]", plan: "Plan") -> int:
-    from kinetics_tools.download.preflight import Job, check, exit_code
+def _check(options: argparse.Namespace, segments: "Sequence[Segment]", plan: "DownloadPlan") -> int:
+    from kinetics_tools.download.preflight import PreflightJob, check, exit_code
     from kinetics_tools.download.sources import ytdlp
-    from kinetics_tools.download.sources.youtube import Web
+    from kinetics_tools.download.sources.youtube import OnlineSource
 
     _, expected = _estimate(options, segments, plan)
-    online = [source for source in plan.sources if isinstance(source, Web)]
+    online = [source for source in plan.sources if isinstance(source, OnlineSource)]
     findings = check(
-        Job(
+        PreflightJob(
             out=plan.out,
             cache=system.cache_dir(options.cache_dir),
             tmp_dir=plan.tmp_dir,
@@ -358,7 +360,7 @@ def _check(options: argparse.Namespace, segments: "Sequence[Segment]", plan: "Pl
     return exit_code(findings)
 
 
-def _warn(options: argparse.Namespace, plan: "Plan") -> None:
+def _warn(options: argparse.Namespace, plan: "DownloadPlan") -> None:
     """Say what yt-dlp lacks for YouTube: its failures would look like the videos'."""
     from kinetics_tools.download.preflight import Level, check_youtube
     from kinetics_tools.download.sources import ytdlp
@@ -371,7 +373,7 @@ def _warn(options: argparse.Namespace, plan: "Plan") -> None:
 
 
 def _download(
-    options: argparse.Namespace, listed: _List, segments: "Sequence[Segment]", plan: "Plan"
+    options: argparse.Namespace, listed: _List, segments: "Sequence[Segment]", plan: "DownloadPlan"
 ) -> int:
     from kinetics_tools.core.files import write_text
     from kinetics_tools.dataset.manifest import format_bad_rows
@@ -398,7 +400,7 @@ def _download(
     return _tell(options, summary)
 
 
-def _tell(options: argparse.Namespace, summary: "Summary") -> int:
+def _tell(options: argparse.Namespace, summary: "DownloadSummary") -> int:
     """Print how the part stands; return the exit code that says so."""
     print(f"{summary.num_done} of {summary.num_expected} clips in {options.out}")
     for reason, count in summary.gaps.items():

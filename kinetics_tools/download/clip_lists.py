@@ -1,7 +1,7 @@
 """The lists of an OUT that other tools read: which clips are there, and which are not and why.
 
 Fields of `clips.csv` and `missing.csv` are exact, whatever a spreadsheet makes of them: 3 % of ids
-begin with `-`, and an id with a quote before it is another id. Only `detail`, where strangers'
+begin with `-`, and an id with a quote before it is another id. Only `detail`, where untracked'
 servers choose the words, is changed where it would be taken for a formula.
 """
 
@@ -14,7 +14,7 @@ from kinetics_tools.core.errors import OutError
 from kinetics_tools.core.files import write_text
 from kinetics_tools.dataset.manifest import manifest_row
 from kinetics_tools.dataset.manifest_formats import COLUMNS
-from kinetics_tools.download.coverage import Coverage, Standing, State, reason_class
+from kinetics_tools.download.coverage import Coverage, SegmentStatus, State, reason_class
 
 CLIPS = "clips.csv"
 MISSING = "missing.csv"
@@ -46,14 +46,14 @@ def write_lists(coverage: Coverage, folder: Path, *, root: Path | None = None) -
             f"{prefix} has a space, at which readers of lists split; leave --absolute out and give "
             "them this folder as the prefix of paths, or move it"
         )
-    clips = [s for s in coverage.standings if s.state is State.PRESENT]
-    gaps = [s for s in coverage.standings if s.state is not State.PRESENT]
+    clips = [s for s in coverage.statuses if s.state is State.PRESENT]
+    gaps = [s for s in coverage.statuses if s.state is not State.PRESENT]
     texts = {
         CLIPS: _csv(CLIP_COLUMNS, (_clip_row(clip, prefix) for clip in clips)),
         MISSING: _csv(GAP_COLUMNS, map(_gap_row, gaps)),
     }
     ids = {label: str(at) for at, label in enumerate(coverage.labels)}
-    for split in sorted({s.segment.split for s in coverage.standings}):
+    for split in sorted({s.segment.split for s in coverage.statuses}):
         own = (clip for clip in clips if clip.segment.split == split)
         texts[f"{split}.txt"] = "".join(
             " ".join((prefix + clip.path, *_label_id(clip, ids))) + "\n" for clip in own
@@ -63,16 +63,16 @@ def write_lists(coverage: Coverage, folder: Path, *, root: Path | None = None) -
     return [folder / name for name in texts]
 
 
-def _label_id(clip: Standing, ids: dict[str, str]) -> tuple[str, ...]:
+def _label_id(clip: SegmentStatus, ids: dict[str, str]) -> tuple[str, ...]:
     return () if clip.segment.label is None else (ids[clip.segment.label],)
 
 
-def _clip_row(clip: Standing, prefix: str) -> Sequence[object]:
+def _clip_row(clip: SegmentStatus, prefix: str) -> Sequence[object]:
     row = manifest_row(clip.segment)
     return (*row, prefix + clip.path, clip.frames, clip.bytes, clip.sha256, clip.source)
 
 
-def _gap_row(gap: Standing) -> Sequence[object]:
+def _gap_row(gap: SegmentStatus) -> Sequence[object]:
     state = gap.state.removesuffix(" gaps")
     told = (gap.segment.key, state, gap.reason, reason_class(gap.reason), gap.source)
     return (*manifest_row(gap.segment), *told, _prose(gap.detail), gap.time)

@@ -30,7 +30,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class SegmentStatus:
     """How one segment stands.
 
     Attributes:
@@ -60,7 +60,7 @@ class Standing:
 
 
 @dataclass(slots=True)
-class Effort:
+class SourceStats:
     """What one source was asked for.
 
     Attributes:
@@ -90,8 +90,8 @@ class Coverage:
 
     Attributes:
         labels: the dataset's full label list; a label's place in it is its id.
-        standings: one a segment, by split and key.
-        efforts: by source, in the order in which they were first asked.
+        statuses: one a segment, by split and key.
+        source_stats: by source, in the order in which they were first asked.
         made: clips made, by minute ("2026-01-01T00:00", UTC).
         refused: rate limits and bot checks, by minute.
         num_files: files where clips lie, whether or not the ledger has them.
@@ -100,8 +100,8 @@ class Coverage:
     """
 
     labels: tuple[str, ...]
-    standings: tuple[Standing, ...]
-    efforts: Mapping[str, Effort]
+    statuses: tuple[SegmentStatus, ...]
+    source_stats: Mapping[str, SourceStats]
     made: Mapping[str, int]
     refused: Mapping[str, int]
     num_files: int
@@ -111,22 +111,22 @@ class Coverage:
     def states(self, group: Callable[[Segment], str]) -> dict[str, Counter[State]]:
         """How many segments of each group are in each state."""
         found: dict[str, Counter[State]] = {}
-        for standing in self.standings:
-            found.setdefault(group(standing.segment), Counter())[standing.state] += 1
+        for status in self.statuses:
+            found.setdefault(group(status.segment), Counter())[status.state] += 1
         return found
 
     @property
     def total(self) -> Counter[State]:
         """How many segments are in each state."""
-        return Counter(standing.state for standing in self.standings)
+        return Counter(status.state for status in self.statuses)
 
     @property
     def reasons(self) -> dict[str, Counter[State]]:
         """How many gaps have each reason, in which state; the most frequent reason first."""
         found: dict[str, Counter[State]] = {}
-        for standing in self.standings:
-            if standing.state is not State.PRESENT:
-                found.setdefault(standing.reason, Counter())[standing.state] += 1
+        for status in self.statuses:
+            if status.state is not State.PRESENT:
+                found.setdefault(status.reason, Counter())[status.state] += 1
         return dict(sorted(found.items(), key=lambda item: (-item[1].total(), item[0])))
 
     @property
@@ -134,11 +134,11 @@ class Coverage:
         """How many clips, and bytes of clips, each source gave of those that are there."""
         clips: Counter[str] = Counter()
         sizes: Counter[str] = Counter()
-        for standing in self.standings:
-            if standing.state is State.PRESENT:
-                clips[standing.source] += 1
-                sizes[standing.source] += standing.bytes
-        return {source: (clips[source], sizes[source]) for source in [*self.efforts, *clips]}
+        for status in self.statuses:
+            if status.state is State.PRESENT:
+                clips[status.source] += 1
+                sizes[status.source] += status.bytes
+        return {source: (clips[source], sizes[source]) for source in [*self.source_stats, *clips]}
 
 
 def reason_class(reason: str) -> str:
@@ -147,7 +147,7 @@ def reason_class(reason: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Word:
+class _LastEvent:
     """What a report keeps of the ledger line that decided how a segment stands."""
 
     source: str
@@ -164,30 +164,30 @@ def survey(out: Path) -> Coverage:
     """
     manifest, labels = read_out(out)
     histories = ledger.read(out)
-    efforts: dict[str, Effort] = {}
+    source_stats: dict[str, SourceStats] = {}
     made: Counter[str] = Counter()
     refused: Counter[str] = Counter()
-    words: dict[str, _Word] = {}
+    words: dict[str, _LastEvent] = {}
     until = ""
     for line in ledger.lines(out):
         until = max(until, line.time)
         if line.source != VERIFY:
-            efforts.setdefault(line.source, Effort(line.time)).add(line)
+            source_stats.setdefault(line.source, SourceStats(line.time)).add(line)
         made[line.time[:MINUTE]] += line.status == DONE
         refused[line.time[:MINUTE]] += line.reason in IDENTITY
         known = words.get(line.key)
         # A run may have added lines since `histories` was read: those decide nothing here.
         if (known is None or known.time <= line.time) and _decides(line, histories.get(line.key)):
-            words[line.key] = _Word(line.source, line.detail, line.time)
+            words[line.key] = _LastEvent(line.source, line.detail, line.time)
     files = clip_files(out)
-    standings = [
-        _standing(segment, histories.get(segment.key), words.get(segment.key), files)
+    statuses = [
+        _segment_status(segment, histories.get(segment.key), words.get(segment.key), files)
         for segment in manifest.segments
     ]
     return Coverage(
         labels=labels,
-        standings=tuple(sorted(standings, key=lambda s: (s.segment.split, s.segment.key))),
-        efforts=dict(sorted(efforts.items(), key=lambda item: (item[1].since, item[0]))),
+        statuses=tuple(sorted(statuses, key=lambda s: (s.segment.split, s.segment.key))),
+        source_stats=dict(sorted(source_stats.items(), key=lambda item: (item[1].since, item[0]))),
         made=+made,
         refused=+refused,
         num_files=len(files),
@@ -205,21 +205,23 @@ def _decides(line: Line, history: History | None) -> bool:
     return line.status != DONE and line.reason == history.main_reason
 
 
-def _standing(
-    segment: Segment, history: History | None, word: _Word | None, files: Mapping[str, int]
-) -> Standing:
+def _segment_status(
+    segment: Segment, history: History | None, word: _LastEvent | None, files: Mapping[str, int]
+) -> SegmentStatus:
     path = clip_name(segment)
     if history is None or word is None:
-        return Standing(segment, path, State.NOT_TRIED, State.NOT_TRIED)
+        return SegmentStatus(segment, path, State.NOT_TRIED, State.NOT_TRIED)
     done = history.done
     if done is None:
         state = State.RETRYABLE if history.is_retryable else State.PERMANENT
         reason = str(history.main_reason)
-        return Standing(segment, path, state, reason, word.source, word.detail, word.time)
+        return SegmentStatus(segment, path, state, reason, word.source, word.detail, word.time)
     if files.get(path) != done.bytes:
         detail = "its file is not there" if path not in files else "its file has another size"
-        return Standing(segment, path, State.RETRYABLE, MISSING, word.source, detail, word.time)
-    return Standing(
+        return SegmentStatus(
+            segment, path, State.RETRYABLE, MISSING, word.source, detail, word.time
+        )
+    return SegmentStatus(
         segment,
         path,
         State.PRESENT,
@@ -277,17 +279,17 @@ def source_table(coverage: Coverage) -> Table:
     """What each source was asked and gave, in the order in which they were first asked."""
     given = coverage.given
     rows = []
-    for source, effort in coverage.efforts.items():
+    for source, stats in coverage.source_stats.items():
         num_clips, num_bytes = given[source]
         rows.append(
             {
                 "source": source,
-                "attempts": f"{effort.attempts:,}",
-                "failed": f"{effort.failures.total():,}",
+                "attempts": f"{stats.attempts:,}",
+                "failed": f"{stats.failures.total():,}",
                 "clips": f"{num_clips:,}",
                 "bytes": size_text(num_bytes),
-                "seconds": f"{effort.seconds:,.0f}",
-                "failed most as": most(effort.failures),
+                "seconds": f"{stats.seconds:,.0f}",
+                "failed most as": most(stats.failures),
             }
         )
     return rows

@@ -20,8 +20,8 @@ from kinetics_tools.core import http_client
 from kinetics_tools.core.errors import ManifestError, SourceError, lookup
 from kinetics_tools.core.files import (
     digest,
-    exclusive,
     file_digest,
+    file_lock,
     read_json,
     scratch_folder,
     write_json,
@@ -89,7 +89,7 @@ class Official:
         """Add to `out/origin.json` where these rows came from."""
         path = out / "origin.json"
         dataset = self.name.partition("/")[0]
-        with exclusive(out / ".lock-manifest"):
+        with file_lock(out / ".lock-manifest"):
             known = read_json(path) if path.exists() else []
             for split, rows in sorted(self.rows.items()):
                 line = {
@@ -138,7 +138,7 @@ def fetch(
     address = official if address is None else address
     home = cache / "manifests"
     folder = home / f"{dataset}-{digest(address)[:8]}"
-    with exclusive(home / f".lock-{folder.name}"):
+    with file_lock(home / f".lock-{folder.name}"):
         kept = _kept(folder)
         if kept is None:
             kept = _fetch(dataset, address, folder, split, pauses_s)

@@ -49,7 +49,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class PreflightJob:
     """What is to be checked.
 
     Attributes:
@@ -75,7 +75,7 @@ class Job:
     lockout: SourceError | None = None
 
 
-def check(job: Job, *, today: date | None = None) -> list[Finding]:
+def check(job: PreflightJob, *, today: date | None = None) -> list[Finding]:
     """Look at everything that a job needs, without asking any source.
 
     Args:
@@ -102,7 +102,7 @@ def exit_code(findings: Sequence[Finding]) -> Exit:
     return Exit.UNUSABLE if is_missing else Exit.COMPLETE
 
 
-def _ffmpeg(job: Job) -> Iterator[Finding]:
+def _ffmpeg(job: PreflightJob) -> Iterator[Finding]:
     """Whether the binary makes a clip: a stranger's build may lack the encoder."""
     what = f"ffmpeg {job.recipe.ffmpeg} ({job.binary})"
     grey = np.full((16, 16, 3), 128, np.uint8)
@@ -130,7 +130,7 @@ def _ffmpeg(job: Job) -> Iterator[Finding]:
     yield Finding(Level.OK, what)
 
 
-def _folders(job: Job) -> Iterator[Finding]:
+def _folders(job: PreflightJob) -> Iterator[Finding]:
     places = {"OUT": job.out, "--cache-dir": job.cache, "--tmp-dir": job.tmp_dir}
     for name, folder in places.items():
         if folder is None:
@@ -152,7 +152,7 @@ def _nearest(folder: Path) -> Path:
     return next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
 
 
-def _space(job: Job) -> Finding:
+def _space(job: PreflightJob) -> Finding:
     free = shutil.disk_usage(_nearest(job.out)).free
     what = f"{size_text(free)} free, about {size_text(job.needed_bytes)} needed at {job.out}"
     if free < job.needed_bytes * SPARE:

@@ -9,7 +9,7 @@ from kinetics_tools.core.cli import Exit, Parser
 
 if TYPE_CHECKING:
     from kinetics_tools.download.coverage import Coverage
-    from kinetics_tools.download.verify import Verdict
+    from kinetics_tools.download.verify import CheckResult
 
 
 def report_parser() -> Parser:
@@ -75,7 +75,7 @@ def verify_main(argv: Sequence[str]) -> int:
     from kinetics_tools.download.verify import verify
 
     found = verify(options.out, splits=options.split or (), jobs=options.jobs, show=_show)
-    for path in found.strangers:
+    for path in found.untracked:
         print(f"{path}: is not in the ledger as done; left alone")
     print(f"{found.num_whole} clips are whole, {found.num_damaged} must be made again")
     if found.num_damaged == 0:
@@ -84,7 +84,7 @@ def verify_main(argv: Sequence[str]) -> int:
     return Exit.RETRYABLE_GAPS
 
 
-def _show(verdicts: Iterator["Verdict"], total: int) -> Iterable["Verdict"]:
+def _show(verdicts: Iterator["CheckResult"], total: int) -> Iterable["CheckResult"]:
     """Print what is damaged when it has been recorded."""
     for verdict in console.progress(verdicts, total=total, what="clips"):
         yield verdict

@@ -96,7 +96,7 @@ def page(coverage: Coverage, lists: list[Path]) -> str:
         reasons=reason_table(coverage),
         reason_picture=_reasons(coverage) if coverage.reasons else None,
         sources=source_table(coverage),
-        source_picture=_sources(coverage) if coverage.efforts else None,
+        source_picture=_sources(coverage) if coverage.source_stats else None,
         rate_picture=_rate(coverage) if coverage.made or coverage.refused else None,
         worst_picture=_worst(classes, order[:NUM_WORST]),
         histogram=_histogram(classes) if len(classes) > NUM_WORST else None,

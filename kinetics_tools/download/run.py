@@ -26,14 +26,14 @@ from kinetics_tools.core.errors import (
 )
 from kinetics_tools.core.files import (
     digest,
-    exclusive,
     file_digest,
-    hold,
+    file_lock,
+    hold_lock,
     move,
-    naming,
+    name_in_errors,
     read_json,
+    remove_leftovers,
     scratch_folder,
-    sweep,
     write_json,
 )
 from kinetics_tools.core.keys import VIDEO_SUFFIXES
@@ -42,7 +42,7 @@ from kinetics_tools.dataset import ledger
 from kinetics_tools.dataset.layout import clip_path, record_selection
 from kinetics_tools.dataset.ledger import DONE, FAILED, History, Line, Writer
 from kinetics_tools.dataset.manifest import Segment
-from kinetics_tools.download.sources.base import Opened, Source, Unit, by_video
+from kinetics_tools.download.sources.base import Opened, Source, SourceUnit, by_video
 from kinetics_tools.download.sources.rate_limit import LockedOut
 from kinetics_tools.media import decode
 from kinetics_tools.media.cut import ClipRecipe, Cut, conform, conforming_frames, cut
@@ -52,7 +52,7 @@ MIN_READY_S = 2  # a ready clip shorter than this is too short to say what it sh
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class DownloadPlan:
     """How a run makes clips. Sent to every worker process.
 
     Attributes:
@@ -84,7 +84,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class DownloadSummary:
     """How a part stands after a run.
 
     Attributes:
@@ -103,7 +103,7 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class UnitResult:
     """What became of a unit.
 
     Attributes:
@@ -135,7 +135,10 @@ def is_done(out: Path, segment: Segment, history: History | None) -> bool:
 
 
 def wanted(
-    segments: Iterable[Segment], source: Source, plan: Plan, histories: Mapping[str, History]
+    segments: Iterable[Segment],
+    source: Source,
+    plan: DownloadPlan,
+    histories: Mapping[str, History],
 ) -> list[Segment]:
     """What to ask a source of the plan for, now that the ledger says this of the segments.
 
@@ -169,7 +172,7 @@ def _is_next(
 
 
 def pending(
-    segments: Sequence[Segment], plan: Plan, histories: Mapping[str, History]
+    segments: Sequence[Segment], plan: DownloadPlan, histories: Mapping[str, History]
 ) -> list[Segment]:
     """The part's segments that this run would ask any source for."""
     own = share(segments, plan.part)
@@ -179,7 +182,7 @@ def pending(
     return [s for s in own if s.key in asked]
 
 
-def claim_recipe(out: Path, recipe: ClipRecipe) -> None:
+def register_recipe(out: Path, recipe: ClipRecipe) -> None:
     """Write `out/recipe.json`, or check that it says the same.
 
     Raises:
@@ -187,7 +190,7 @@ def claim_recipe(out: Path, recipe: ClipRecipe) -> None:
     """
     path = out / "recipe.json"
     values = recipe.as_json()
-    with exclusive(out / ".lock-recipe"):
+    with file_lock(out / ".lock-recipe"):
         if not path.exists():
             write_json(path, {"recipe": values, "hash": digest(values)})
             return
@@ -203,11 +206,11 @@ def claim_recipe(out: Path, recipe: ClipRecipe) -> None:
 def download(
     segments: Sequence[Segment],
     labels: tuple[str, ...],
-    plan: Plan,
+    plan: DownloadPlan,
     *,
     show: Show,
     begin: Callable[[], None] = lambda: None,
-) -> Summary:
+) -> DownloadSummary:
     """Make the clips that are not yet made; safe to call again at any time.
 
     Args:
@@ -224,9 +227,9 @@ def download(
     """
     for source in plan.sources:
         source.check(segments)
-    with hold(plan.out, str(plan.part)):
-        sweep(plan.out)
-        claim_recipe(plan.out, plan.recipe)
+    with hold_lock(plan.out, str(plan.part)):
+        remove_leftovers(plan.out)
+        register_recipe(plan.out, plan.recipe)
         record_selection(plan.out, segments, labels)
         begin()
         with (
@@ -242,7 +245,12 @@ class _Run:
     """One run of one part: what the ledger says by now, and what ends it early."""
 
     def __init__(
-        self, plan: Plan, segments: Sequence[Segment], scratch: Path, record: Writer, show: Show
+        self,
+        plan: DownloadPlan,
+        segments: Sequence[Segment],
+        scratch: Path,
+        record: Writer,
+        show: Show,
     ) -> None:
         self._plan = plan
         self._segments = segments
@@ -277,7 +285,7 @@ class _Run:
                 self._histories.setdefault(line.key, History()).add(line)
         return self._stop
 
-    def _units(self, source: Source, asked: Sequence[Segment]) -> Generator[Unit, None, None]:
+    def _units(self, source: Source, asked: Sequence[Segment]) -> Generator[SourceUnit, None, None]:
         """The source's units, none after a stop: what is under way then ends in peace."""
         with closing(source.units(asked, self._plan.part, self._scratch)) as units:
             for unit in units:
@@ -285,14 +293,14 @@ class _Run:
                     return
                 yield self._own_verdict(unit)
 
-    def _own_verdict(self, unit: Unit) -> Unit:
+    def _own_verdict(self, unit: SourceUnit) -> SourceUnit:
         """What a source lacks, each part records of its own segments: the record has it once."""
         if unit.error is None:
             return unit
         return replace(unit, segments=tuple(s for s in unit.segments if s.key in self._own_keys))
 
     def _lines(
-        self, finished: Iterable[tuple[Unit, Made | Crash]], source: Source
+        self, finished: Iterable[tuple[SourceUnit, UnitResult | Crash]], source: Source
     ) -> Iterator[Line]:
         for unit, made in finished:
             if isinstance(made, Crash):
@@ -302,7 +310,7 @@ class _Run:
                 self._stop = self._stop or made.lockout or self._silence(unit, made)
                 yield from made.lines
 
-    def _silence(self, unit: Unit, made: Made) -> SourceError | None:
+    def _silence(self, unit: SourceUnit, made: UnitResult) -> SourceError | None:
         """A network that is down fails every video alike, at the pace of one that is up."""
         if unit.error is not None or not made.lines:
             return None
@@ -335,8 +343,8 @@ def _failed(
 
 
 def summarise(
-    segments: Sequence[Segment], plan: Plan, stopped: SourceError | None = None
-) -> Summary:
+    segments: Sequence[Segment], plan: DownloadPlan, stopped: SourceError | None = None
+) -> DownloadSummary:
     """How the part stands, from the ledger and the files."""
     histories = ledger.read(plan.out)
     gaps: Counter[str] = Counter()
@@ -351,15 +359,17 @@ def summarise(
         else:
             gaps[history.main_reason] += 1
             num_retryable += history.is_retryable
-    return Summary(
+    return DownloadSummary(
         num_done + gaps.total(), num_done, dict(gaps.most_common()), num_retryable, stopped
     )
 
 
-def make_clips(unit: Unit, *, source: Source, plan: Plan, scratch: Path) -> Made:
+def make_clips(
+    unit: SourceUnit, *, source: Source, plan: DownloadPlan, scratch: Path
+) -> UnitResult:
     """Make a unit's clips. Expected failures are lines; a bug still raises."""
     if unit.error is not None:
-        return Made(tuple(_failed(segment, source, unit.error) for segment in unit.segments))
+        return UnitResult(tuple(_failed(segment, source, unit.error) for segment in unit.segments))
     lines: list[Line] = []
     lockout = None
     with tempfile.TemporaryDirectory(dir=scratch) as name:
@@ -383,11 +393,16 @@ def make_clips(unit: Unit, *, source: Source, plan: Plan, scratch: Path) -> Made
             ready.unlink()
     if any(line.reason in IDENTITY for line in lines):
         lockout = source.lockout()  # asked here: each host has a pace of its own
-    return Made(tuple(lines), lockout)
+    return UnitResult(tuple(lines), lockout)
 
 
 def _make_clip(
-    segment: Segment, ready: Path | None, opened: Opened, folder: Path, source: Source, plan: Plan
+    segment: Segment,
+    ready: Path | None,
+    opened: Opened,
+    folder: Path,
+    source: Source,
+    plan: DownloadPlan,
 ) -> Line:
     """One attempt at one clip from one source.
 
@@ -424,7 +439,7 @@ def _make_clip(
     )
 
 
-def _cut(segment: Segment, opened: Opened, clip: Path, plan: Plan) -> tuple[Cut, str]:
+def _cut(segment: Segment, opened: Opened, clip: Path, plan: DownloadPlan) -> tuple[Cut, str]:
     """Cut the segment out of the first footage from which it can be cut; say what that was."""
     damage = None
     for footage in opened.footage(segment):
@@ -445,10 +460,10 @@ def _cut(segment: Segment, opened: Opened, clip: Path, plan: Plan) -> tuple[Cut,
     raise damage
 
 
-def _pass_ready(ready: Path, clip: Path, plan: Plan) -> Cut:
+def _pass_ready(ready: Path, clip: Path, plan: DownloadPlan) -> Cut:
     """Bring a clip that a source has ready through the same door, from its time 0, all of it."""
     if conforming_frames(ready, plan.recipe):
-        with naming(clip):
+        with name_in_errors(clip):
             shutil.copyfile(ready, clip)
         made = Cut(decode.count_frames(clip))
     else:

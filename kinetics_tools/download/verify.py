@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kinetics_tools.core import engine
 from kinetics_tools.core.errors import MediaError, Reason
-from kinetics_tools.core.files import file_digest, hold
+from kinetics_tools.core.files import file_digest, hold_lock
 from kinetics_tools.core.units import Crash
 from kinetics_tools.dataset import ledger
 from kinetics_tools.dataset.layout import clip_files, clip_name, read_out
@@ -26,7 +26,7 @@ from kinetics_tools.media import decode
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class ExpectedClip:
     """What the ledger says of a clip that is done.
 
     Attributes:
@@ -45,7 +45,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CheckResult:
     """What was found of one clip.
 
     Attributes:
@@ -61,7 +61,7 @@ class Verdict:
     is_new: bool = False
 
 
-Show = Callable[[Iterator[Verdict], int], Iterable[Verdict]]
+Show = Callable[[Iterator[CheckResult], int], Iterable[CheckResult]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +72,13 @@ class Verification:
         num_whole: clips that are as the ledger has them.
         num_damaged: clips that must be made again: damaged, not there, or found damaged by an
             earlier verification and not made since.
-        strangers: files where clips lie that the ledger does not have as done, relative to OUT.
+        untracked: files where clips lie that the ledger does not have as done, relative to OUT.
             They are left alone.
     """
 
     num_whole: int
     num_damaged: int
-    strangers: tuple[str, ...]
+    untracked: tuple[str, ...]
 
 
 def verify(out: Path, *, splits: Sequence[str] = (), jobs: int = 1, show: Show) -> Verification:
@@ -100,29 +100,29 @@ def verify(out: Path, *, splits: Sequence[str] = (), jobs: int = 1, show: Show) 
     """
     manifest, _ = read_out(out)
     segments = select(manifest, splits=splits)
-    with hold(out):
-        claims, known = _claims(segments, ledger.read(out))
+    with hold_lock(out):
+        claims, known = _expected_clips(segments, ledger.read(out))
         recorded_in = ledger.done_in(out)
         num_damaged = 0
-        with closing(_verdicts(out, claims, jobs)) as checked:
+        with closing(_check_all(out, claims, jobs)) as checked:
             for verdict in show(itertools.chain(known, checked), len(known) + len(claims)):
                 num_damaged += verdict.problem is not None
                 if verdict.is_new:
                     _record(verdict, recorded_in[verdict.key])
         mentioned = {claim.path for claim in claims} | {verdict.path for verdict in known}
         folders = {segment.split for segment in segments} if splits else None
-        strangers = tuple(
+        untracked = tuple(
             path
             for path in clip_files(out)
             if path not in mentioned and (folders is None or path.split("/")[1] in folders)
         )
     num_whole = len(claims) + len(known) - num_damaged
-    return Verification(num_whole, num_damaged, strangers)
+    return Verification(num_whole, num_damaged, untracked)
 
 
-def _claims(
+def _expected_clips(
     segments: Iterable[Segment], histories: Mapping[str, History]
-) -> tuple[list[Claim], list[Verdict]]:
+) -> tuple[list[ExpectedClip], list[CheckResult]]:
     """The clips to check, and the verdicts that are known from an earlier verification."""
     claims, known = [], []
     for segment in segments:
@@ -130,33 +130,35 @@ def _claims(
         path = clip_name(segment)
         if history.done is not None:
             done = history.done
-            claims.append(Claim(segment.key, path, done.frames, done.bytes, done.sha256))
+            claims.append(ExpectedClip(segment.key, path, done.frames, done.bytes, done.sha256))
         elif history.is_broken:
             problem = "was found damaged before, and has not been made again since"
-            known.append(Verdict(segment.key, path, problem))
+            known.append(CheckResult(segment.key, path, problem))
     return claims, known
 
 
-def _verdicts(out: Path, claims: Sequence[Claim], jobs: int) -> Generator[Verdict, None, None]:
+def _check_all(
+    out: Path, claims: Sequence[ExpectedClip], jobs: int
+) -> Generator[CheckResult, None, None]:
     work = partial(check, out=out)
     with closing(engine.run(claims, work, jobs=min(jobs, max(len(claims), 1)))) as finished:
         for claim, result in finished:
             if isinstance(result, Crash):
-                yield Verdict(claim.key, claim.path, result.detail, is_new=True)
+                yield CheckResult(claim.key, claim.path, result.detail, is_new=True)
             else:
                 yield result
 
 
-def check(claim: Claim, *, out: Path) -> Verdict:
+def check(claim: ExpectedClip, *, out: Path) -> CheckResult:
     """Compare a clip's file with what the ledger says of it, and decode all of it."""
     try:
         problem = _damage(out / claim.path, claim)
     except (FileNotFoundError, NotADirectoryError):
-        return Verdict(claim.key, claim.path, "is not there")
-    return Verdict(claim.key, claim.path, problem, is_new=problem is not None)
+        return CheckResult(claim.key, claim.path, "is not there")
+    return CheckResult(claim.key, claim.path, problem, is_new=problem is not None)
 
 
-def _damage(clip: Path, claim: Claim) -> str | None:
+def _damage(clip: Path, claim: ExpectedClip) -> str | None:
     try:
         num_bytes = clip.stat().st_size
         if num_bytes != claim.bytes:
@@ -173,7 +175,7 @@ def _damage(clip: Path, claim: Claim) -> str | None:
     return None if num_frames == claim.frames else f"has {num_frames} frames, not {claim.frames}"
 
 
-def _record(verdict: Verdict, path: Path) -> None:
+def _record(verdict: CheckResult, path: Path) -> None:
     # In the file of the line that it takes back, it comes after that line whatever the clocks say.
     # The lock on OUT is on all parts, so nobody else writes there.
     line = Line(

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kinetics_tools.extract.clips import ClipSet
-    from kinetics_tools.extract.plan import Plan, Unit
-    from kinetics_tools.extract.run import Summary
+    from kinetics_tools.extract.plan import ExtractPlan, ShardUnit
+    from kinetics_tools.extract.run import ExtractSummary
 
 EXITS = (
     "exit codes: 0 complete; 2 unusable input; 3 finished with permanent gaps only; "
@@ -117,14 +117,14 @@ def _main(argv: list[str]) -> int:
     method = make_method(options.method)
     devices = _devices(options.device, options.engine, method)
     from kinetics_tools.extract.clips import read_clips
-    from kinetics_tools.extract.plan import Plan
+    from kinetics_tools.extract.plan import ExtractPlan
     from kinetics_tools.extract.run import extract
     from kinetics_tools.media import encode
     from kinetics_tools.media.cut import ClipRecipe
 
     clips = read_clips(options.clips, options.split, out=options.out)
     binary = encode.find_ffmpeg()
-    plan = Plan(
+    plan = ExtractPlan(
         out=options.out,
         labels=clips.labels,
         rgb=ClipRecipe(
@@ -174,11 +174,11 @@ def _devices(name: str, engine: str, method: FlowMethod) -> tuple[str, ...]:
     return (name,)
 
 
-def _say_what_would_be_done(clips: "ClipSet", plan: "Plan") -> int:
+def _say_what_would_be_done(clips: "ClipSet", plan: "ExtractPlan") -> int:
     from kinetics_tools.extract.estimate import estimate_pairs
-    from kinetics_tools.extract.plan import pending, units_of
+    from kinetics_tools.extract.plan import pending, plan_shards
 
-    units = units_of(clips.clips, plan)
+    units = plan_shards(clips.clips, plan)
     todo = pending(units, plan)
     num_clips = sum(len(unit.clips) for unit in todo)
     num_pairs = estimate_pairs(todo, plan)
@@ -191,7 +191,7 @@ def _say_what_would_be_done(clips: "ClipSet", plan: "Plan") -> int:
     return Exit.COMPLETE
 
 
-def _say_how_long(todo: "Sequence[Unit]", num_pairs: int, plan: "Plan") -> None:
+def _say_how_long(todo: "Sequence[ShardUnit]", num_pairs: int, plan: "ExtractPlan") -> None:
     from kinetics_tools.extract.estimate import measure
 
     try:
@@ -222,7 +222,7 @@ def _say_how_long(todo: "Sequence[Unit]", num_pairs: int, plan: "Plan") -> None:
     )
 
 
-def _say_how_it_stands(summary: "Summary", plan: "Plan") -> None:
+def _say_how_it_stands(summary: "ExtractSummary", plan: "ExtractPlan") -> None:
     part = "" if plan.part.count == 1 else f" of part {plan.part}"
     print(f"{summary.num_samples} of {summary.num_expected} samples{part} in {plan.out}")
     print(f"{summary.num_pairs} frame pairs in {plan.stream}")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kinetics_tools.core.errors import MediaError, lookup
 from kinetics_tools.core.files import make_folder
 from kinetics_tools.extract.clips import Clip
-from kinetics_tools.extract.plan import MIN_FRAMES, MIN_SIDE_PX, Plan, Unit
+from kinetics_tools.extract.plan import MIN_FRAMES, MIN_SIDE_PX, ExtractPlan, ShardUnit
 from kinetics_tools.extract.run import prepare
 from kinetics_tools.extract.worker import keep_to_one_thread
 from kinetics_tools.flow.codecs import CODECS, too_large_for
@@ -32,7 +32,7 @@ BUDGET_S = 3.0  # how long flow is timed; one pair of each clip at least
 Fields = Sequence[npt.NDArray[np.float32]]
 
 
-def estimate_pairs(units: Sequence[Unit], plan: Plan) -> int:
+def estimate_pairs(units: Sequence[ShardUnit], plan: ExtractPlan) -> int:
     """About how many frame pairs the clips of some units have.
 
     Frames are as the ledger has them; where it has none, some clips' headers speak for all.
@@ -49,7 +49,7 @@ def estimate_pairs(units: Sequence[Unit], plan: Plan) -> int:
     return known + (round(sum(probed) / len(probed) * len(unknown)) if probed else 0)
 
 
-def _probed_pairs(clip: Clip, plan: Plan) -> float:
+def _probed_pairs(clip: Clip, plan: ExtractPlan) -> float:
     try:
         video = decode.probe(clip.path)
         seconds = video.duration_s
@@ -96,7 +96,7 @@ class Rate:
         return num_pairs * (rgb_s + max(self.flow_s / num_gpus, self.store_s / jobs))
 
 
-def measure(units: Sequence[Unit], plan: Plan) -> Rate | None:
+def measure(units: Sequence[ShardUnit], plan: ExtractPlan) -> Rate | None:
     """Time the first clips of some units, for a few seconds; None if no clip can be decoded.
 
     Their beginnings are made into samples at the recipe's size, in a scratch folder, and their flow
@@ -140,7 +140,7 @@ def measure(units: Sequence[Unit], plan: Plan) -> Rate | None:
     )
 
 
-def _some_flow(frames: Sequence[npt.NDArray[np.uint8]], plan: Plan, device: str) -> Fields:
+def _some_flow(frames: Sequence[npt.NDArray[np.uint8]], plan: ExtractPlan, device: str) -> Fields:
     """The flow of a clip's first pairs: one at least, and no new one after its share of time."""
     end = time.perf_counter() + BUDGET_S / NUM_MEASURED
     fields = []
@@ -152,7 +152,7 @@ def _some_flow(frames: Sequence[npt.NDArray[np.uint8]], plan: Plan, device: str)
 
 
 def _samples(
-    clips: Iterator[Clip], plan: Plan, folder: Path
+    clips: Iterator[Clip], plan: ExtractPlan, folder: Path
 ) -> Iterator[tuple[list[npt.NDArray[np.uint8]], float, float]]:
     """Of each usable clip grey frames, seconds to decode them, seconds to make them of the clip."""
     for clip in clips:
@@ -175,7 +175,7 @@ def _samples(
             yield frames, decoded - made, made - start
 
 
-def _write_beginning(video: Path, sample: Path, plan: Plan) -> None:
+def _write_beginning(video: Path, sample: Path, plan: ExtractPlan) -> None:
     end_s = Fraction(MEASURED_S)
     try:
         cut(video, sample, start_s=Fraction(0), end_s=end_s, recipe=plan.rgb, binary=plan.binary)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kinetics_tools.core import engine
 from kinetics_tools.core.errors import OutError, lookup
-from kinetics_tools.core.files import digest, hold, naming, scratch_folder, write_text
+from kinetics_tools.core.files import digest, hold_lock, name_in_errors, scratch_folder, write_text
 from kinetics_tools.core.keys import label_folder
 from kinetics_tools.core.units import Crash
 from kinetics_tools.media.opencv import encode_jpeg
@@ -104,7 +104,7 @@ def export(
         )
     ]
     counts: Counter[str] = Counter()
-    with hold(folder), scratch_folder(folder) as scratch:
+    with hold_lock(folder), scratch_folder(folder) as scratch:
         todo = [unit for unit in units if not _is_whole(folder, *unit, layout)]
         work = partial(export_clip, folder=folder, scratch=scratch, layout=layout)
         with closing(engine.run(todo, work, jobs=jobs)) as finished:
@@ -154,7 +154,7 @@ def export_clip(unit: tuple[str, Sample], *, folder: Path, scratch: Path, layout
     mine.mkdir(parents=True)
     try:
         for name, jpeg in _pictures(sample, layout):
-            with naming(mine / name):
+            with name_in_errors(mine / name):
                 (mine / name).write_bytes(jpeg)
         (mine / MADE_FROM).write_text(_fingerprint(sample, layout))
         home.parent.mkdir(parents=True, exist_ok=True)

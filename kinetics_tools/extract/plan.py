@@ -23,7 +23,7 @@ CRASHED = "crashed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ExtractPlan:
     """How a run makes shards. Sent to every worker process.
 
     Attributes:
@@ -69,7 +69,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class ShardUnit:
     """One shard to be: its clips, in order."""
 
     split: str
@@ -85,30 +85,30 @@ class Unit:
                 total += clip.path.stat().st_size
         return total
 
-    def shard(self, plan: Plan, name: str) -> Path:
+    def shard(self, plan: ExtractPlan, name: str) -> Path:
         """Where its tar of the stream `name` lies."""
         return shard_path(plan.out, self.split, name, self.number)
 
-    def rgb_inputs(self, plan: Plan) -> str:
+    def rgb_inputs(self, plan: ExtractPlan) -> str:
         """Digest of everything that its RGB is made from."""
         clips = [[c.key, c.label, c.source, c.sha256 or c.reason] for c in self.clips]
         return digest({"recipe": plan.rgb.as_json(), "labels": plan.labels, "clips": clips})
 
-    def flow_inputs(self, plan: Plan, rgb: Sidecar) -> str:
+    def flow_inputs(self, plan: ExtractPlan, rgb: Sidecar) -> str:
         """Digest of everything that its flow is made from."""
         members = [[m.key, m.label, m.frames, m.sha256] for m in rgb.members]
         keys = list(rgb.keys)
         recipe = plan.flow.as_json()
         return digest({"recipe": recipe, "labels": plan.labels, "keys": keys, "rgb": members})
 
-    def current_rgb(self, plan: Plan) -> Sidecar | None:
+    def current_rgb(self, plan: ExtractPlan) -> Sidecar | None:
         """The sidecar of its RGB, if that need not be made."""
         sidecar = Sidecar.read(self.shard(plan, RGB))
         if sidecar is None or not sidecar.is_current(self.shard(plan, RGB), self.rgb_inputs(plan)):
             return None
         return sidecar
 
-    def current_flow(self, plan: Plan, rgb: Sidecar) -> Sidecar | None:
+    def current_flow(self, plan: ExtractPlan, rgb: Sidecar) -> Sidecar | None:
         """The sidecar of its flow, if that need not be made."""
         shard = self.shard(plan, plan.stream)
         sidecar = Sidecar.read(shard)
@@ -116,13 +116,13 @@ class Unit:
             return None
         return sidecar
 
-    def is_done(self, plan: Plan) -> bool:
+    def is_done(self, plan: ExtractPlan) -> bool:
         """Whether RGB and flow are current."""
         rgb = self.current_rgb(plan)
         return rgb is not None and self.current_flow(plan, rgb) is not None
 
 
-def units_of(clips: Iterable[Clip], plan: Plan) -> list[Unit]:
+def plan_shards(clips: Iterable[Clip], plan: ExtractPlan) -> list[ShardUnit]:
     """All shards to be, of all parts.
 
     Which keys share a shard follows from the expected keys alone, so nothing moves when a missing
@@ -135,10 +135,12 @@ def units_of(clips: Iterable[Clip], plan: Plan) -> list[Unit]:
     for split, own in sorted(splits.items()):
         own.sort(key=lambda c: hashlib.sha256(f"{plan.seed}:{c.key}".encode()).digest())
         for number, start in enumerate(range(0, len(own), plan.samples_per_shard)):
-            units.append(Unit(split, number, tuple(own[start : start + plan.samples_per_shard])))
+            units.append(
+                ShardUnit(split, number, tuple(own[start : start + plan.samples_per_shard]))
+            )
     return units
 
 
-def pending(units: Sequence[Unit], plan: Plan) -> list[Unit]:
+def pending(units: Sequence[ShardUnit], plan: ExtractPlan) -> list[ShardUnit]:
     """This part's units that are to be made."""
     return [unit for unit in plan.part.of(units) if plan.force or not unit.is_done(plan)]

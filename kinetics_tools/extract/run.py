@@ -17,11 +17,11 @@ from typing import Any
 
 from kinetics_tools.core import engine, system
 from kinetics_tools.core.errors import OutError
-from kinetics_tools.core.files import digest, hold, scratch_folder, sweep
+from kinetics_tools.core.files import digest, hold_lock, remove_leftovers, scratch_folder
 from kinetics_tools.core.units import Crash, Results
 from kinetics_tools.dataset.layout import MISSING
 from kinetics_tools.extract.clips import ClipSet
-from kinetics_tools.extract.plan import CRASHED, Plan, Unit, pending, units_of
+from kinetics_tools.extract.plan import CRASHED, ExtractPlan, ShardUnit, pending, plan_shards
 from kinetics_tools.extract.worker import make_shard
 from kinetics_tools.flow.methods import make_method
 from kinetics_tools.shards import writer
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
+class ExtractSummary:
     """How a part stands after a run.
 
     Attributes:
@@ -57,12 +57,15 @@ class Summary:
     devices: Mapping[str, int] = field(default_factory=dict)
 
 
-Finished = Iterator[tuple[Unit, Any]]
+Finished = Iterator[tuple[ShardUnit, Any]]
 
 
 def extract(
-    clips: ClipSet, plan: Plan, *, show: Callable[[Finished, int], Iterable[tuple[Unit, Any]]]
-) -> Summary:
+    clips: ClipSet,
+    plan: ExtractPlan,
+    *,
+    show: Callable[[Finished, int], Iterable[tuple[ShardUnit, Any]]],
+) -> ExtractSummary:
     """Make the shards that are not current; safe to call again at any time.
 
     Args:
@@ -76,9 +79,9 @@ def extract(
         ShardError: it holds something that breaks the schema.
     """
     start = time.monotonic()
-    with hold(plan.out, str(plan.part)):
-        units = units_of(clips.clips, plan)
-        sweep(plan.out)
+    with hold_lock(plan.out, str(plan.part)):
+        units = plan_shards(clips.clips, plan)
+        remove_leftovers(plan.out)
         if not plan.force:
             _refuse_other_clips(units, plan)
         counts = _claim(units, plan)
@@ -113,7 +116,7 @@ def extract(
     )
 
 
-def _made(todo: Sequence[Unit], plan: Plan, scratch: Path) -> Results[Unit, int]:
+def _made(todo: Sequence[ShardUnit], plan: ExtractPlan, scratch: Path) -> Results[ShardUnit, int]:
     """Make the shards; yield each when it is made."""
     devices, jobs = plan.devices, plan.jobs
     if plan.engine == "local":
@@ -128,13 +131,13 @@ def _made(todo: Sequence[Unit], plan: Plan, scratch: Path) -> Results[Unit, int]
     return engine.run(todo, work, jobs=jobs, engine=plan.engine, devices=devices)
 
 
-def prepare(plan: Plan) -> None:
+def prepare(plan: ExtractPlan) -> None:
     """Let the method compile what it has to, once: the processes then find it in its cache."""
     if "cpu" in plan.devices:
         make_method(plan.flow.method).prepare("cpu")
 
 
-def _claim(units: Sequence[Unit], plan: Plan) -> dict[str, dict[str, int]]:
+def _claim(units: Sequence[ShardUnit], plan: ExtractPlan) -> dict[str, dict[str, int]]:
     """Write down what OUT will hold; return expected samples and shards by split."""
     counts: dict[str, dict[str, int]] = {}
     for unit in units:
@@ -144,7 +147,7 @@ def _claim(units: Sequence[Unit], plan: Plan) -> dict[str, dict[str, int]]:
     keys: dict[str, list[str]] = {}
     for unit in units:
         keys.setdefault(unit.split, []).extend(clip.key for clip in unit.clips)
-    writer.claim(
+    writer.register_recipes(
         plan.out,
         labels=plan.labels,
         layout={"samples_per_shard": plan.samples_per_shard, "seed": plan.seed},
@@ -154,7 +157,7 @@ def _claim(units: Sequence[Unit], plan: Plan) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _refuse_other_clips(units: Iterable[Unit], plan: Plan) -> None:
+def _refuse_other_clips(units: Iterable[ShardUnit], plan: ExtractPlan) -> None:
     """Raise OutError where shards hold clips that are no longer expected; a set may grow."""
     expected: dict[str, set[str]] = {}
     for unit in units:
@@ -169,7 +172,7 @@ def _refuse_other_clips(units: Iterable[Unit], plan: Plan) -> None:
             )
 
 
-def _say_what_is_made_anew(todo: Iterable[Unit], plan: Plan) -> None:
+def _say_what_is_made_anew(todo: Iterable[ShardUnit], plan: ExtractPlan) -> None:
     shards = [unit.shard(plan, RGB) for unit in todo if unit.current_rgb(plan) is None]
     num_anew = sum(shard.exists() for shard in shards)
     if num_anew and not plan.force:
@@ -181,13 +184,13 @@ def _say_what_is_made_anew(todo: Iterable[Unit], plan: Plan) -> None:
 
 
 def summarise(
-    units: Iterable[Unit],
-    plan: Plan,
+    units: Iterable[ShardUnit],
+    plan: ExtractPlan,
     *,
     num_made: int = 0,
     seconds: float = 0.0,
     is_indexed: bool = False,
-) -> Summary:
+) -> ExtractSummary:
     """How some units stand, from their sidecars."""
     gaps: Counter[str] = Counter()
     devices: Counter[str] = Counter()
@@ -203,7 +206,7 @@ def summarise(
         num_samples += len(flow.members)
         num_pairs += sum(member.frames - 1 for member in flow.members)
         gaps.update(failure["reason"] for failure in rgb.failed.values())
-    return Summary(
+    return ExtractSummary(
         num_expected=num_expected,
         num_samples=num_samples,
         num_pairs=num_pairs,

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kinetics_tools.core.errors import KineticsError, MediaError, Reason, ShardError, lookup
-from kinetics_tools.core.files import digest, file_digest, make_folder, naming
-from kinetics_tools.core.prefetch import read_ahead
-from kinetics_tools.core.units import Crash, Lent
+from kinetics_tools.core.files import digest, file_digest, make_folder, name_in_errors
+from kinetics_tools.core.prefetch import prefetch
+from kinetics_tools.core.units import Crash, WorkerResources
 from kinetics_tools.extract.clips import Clip
-from kinetics_tools.extract.plan import MIN_FRAMES, MIN_SIDE_PX, Plan, Unit
+from kinetics_tools.extract.plan import MIN_FRAMES, MIN_SIDE_PX, ExtractPlan, ShardUnit
 from kinetics_tools.flow.codecs import CODECS, Codec, too_large_for
 from kinetics_tools.flow.methods import FlowRecipe, find_devices, make_method, quantise, stream
 from kinetics_tools.media import decode
@@ -29,7 +29,7 @@ from kinetics_tools.media.cut import conform, conforming_frames
 from kinetics_tools.media.opencv import gray
 from kinetics_tools.shards import writer
 from kinetics_tools.shards.reader import RGB, RGB_EXT, Location
-from kinetics_tools.shards.writer import Content, Member, Sidecar
+from kinetics_tools.shards.writer import SampleContent, ShardMember, Sidecar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,11 +41,13 @@ AHEAD_BYTES = 64 * 2**20
 # What a worker process does
 
 
-class _Unmakeable(Exception):
+class ShardRetryableError(Exception):
     """A shard cannot be made now, for a reason that is not its clips'; the next run may."""
 
 
-def make_shard(unit: Unit, *, plan: Plan, scratch: Path, lent: Lent) -> int | Crash:
+def make_shard(
+    unit: ShardUnit, *, plan: ExtractPlan, scratch: Path, resources: WorkerResources
+) -> int | Crash:
     """Make a unit's RGB, unless it is current, then its flow; return the frame pairs computed.
 
     A Crash says why neither is published: a clip that changed or went away since it was listed, an
@@ -55,7 +57,7 @@ def make_shard(unit: Unit, *, plan: Plan, scratch: Path, lent: Lent) -> int | Cr
         unit: the shard.
         plan: how.
         scratch: folder for files that do not outlive the run.
-        lent: the device, and how many of the shard's clips are worked on at once.
+        resources: the device, and how many of the shard's clips are worked on at once.
 
     Raises:
         KineticsError: this machine has no such device, or another version of the method.
@@ -67,11 +69,11 @@ def make_shard(unit: Unit, *, plan: Plan, scratch: Path, lent: Lent) -> int | Cr
     try:
         rgb = None if plan.force else unit.current_rgb(plan)
         if rgb is None:
-            rgb = _make_rgb(unit, plan, folder, lent)
+            rgb = _make_rgb(unit, plan, folder, resources)
         if not plan.force and unit.current_flow(plan, rgb) is not None:
             return 0
-        return _make_flow(unit, rgb, plan, folder, lent)
-    except _Unmakeable as error:
+        return _make_flow(unit, rgb, plan, folder, resources)
+    except ShardRetryableError as error:
         return Crash(str(error))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -89,11 +91,13 @@ class _Failure:
     detail: str
 
 
-def _make_rgb(unit: Unit, plan: Plan, folder: Path, lent: Lent) -> Sidecar:
+def _make_rgb(
+    unit: ShardUnit, plan: ExtractPlan, folder: Path, resources: WorkerResources
+) -> Sidecar:
     work = partial(_rgb_content, plan=plan, folder=folder)
-    results = _in_order(work, unit.clips, lent.threads)
+    results = _in_order(work, unit.clips, resources.threads)
     shard = unit.shard(plan, RGB)
-    contents = [result for result in results if isinstance(result, Content)]
+    contents = [result for result in results if isinstance(result, SampleContent)]
     size, members = writer.write_shard(shard, contents, ext=RGB_EXT, labels=plan.labels)
     sidecar = Sidecar(
         stream=RGB,
@@ -114,7 +118,7 @@ def _make_rgb(unit: Unit, plan: Plan, folder: Path, lent: Lent) -> Sidecar:
     return sidecar
 
 
-def _rgb_content(clip: Clip, *, plan: Plan, folder: Path) -> Content | _Failure:
+def _rgb_content(clip: Clip, *, plan: ExtractPlan, folder: Path) -> SampleContent | _Failure:
     """A clip as its sample: byte for byte where it conforms, else encoded anew."""
     if clip.sha256 is None:
         return _Failure(clip.reason, f"no file {clip.source}")
@@ -139,7 +143,7 @@ def _rgb_content(clip: Clip, *, plan: Plan, folder: Path) -> Content | _Failure:
     if refusing:
         detail = f"is {video.width}x{video.height} pixels, too large to store its flow as "
         return _Failure(Reason.DAMAGED, detail + ", ".join(refusing))
-    return Content(
+    return SampleContent(
         key=clip.key,
         label=clip.label,
         frames=num_frames,
@@ -156,34 +160,44 @@ def _rgb_content(clip: Clip, *, plan: Plan, folder: Path) -> Content | _Failure:
 
 
 def _refuse_passing(clip: Clip, reason: str, detail: str) -> None:
-    """Raise _Unmakeable where a clip failed for a reason that may pass: no gap may come of it.
+    """Raise ShardRetryableError where a clip failed for a reason that may pass: it leaves no gap.
 
     Raises:
         OSError: the clip cannot be read.
     """
     if reason == Reason.KILLED:
-        raise _Unmakeable(f"{clip.source}: {detail}; if memory was short, give fewer --jobs")
+        raise ShardRetryableError(
+            f"{clip.source}: {detail}; if memory was short, give fewer --jobs"
+        )
     if not clip.path.is_file():
-        raise _Unmakeable(f"{clip.source} is not there any more ({detail})")
+        raise ShardRetryableError(f"{clip.source} is not there any more ({detail})")
     if file_digest(clip.path) != clip.sha256:
-        raise _Unmakeable(
+        raise ShardRetryableError(
             f"{clip.source} is not the file that was listed ({detail}); for clips of "
             "kinetics-download, its verb verify finds what changed on disk"
         )
 
 
-def _make_flow(unit: Unit, rgb: Sidecar, plan: Plan, folder: Path, lent: Lent) -> int:
+def _make_flow(
+    unit: ShardUnit, rgb: Sidecar, plan: ExtractPlan, folder: Path, resources: WorkerResources
+) -> int:
     method = make_method(plan.flow.method)
     _same_as_begun(f"method {plan.flow.method}", method.as_json(), plan.flow.parameters)
-    (device, *_) = find_devices(lent.device, method)
+    (device, *_) = find_devices(resources.device, method)
     keep_to_one_thread(device)
-    desk = _Desk(
+    flow_device = FlowDevice(
         device=device,
-        turn=nullcontext() if device == "cpu" else threading.Lock(),
-        threads=max(lent.threads // max(len(rgb.members), 1), 1),
+        lock=nullcontext() if device == "cpu" else threading.Lock(),
+        threads=max(resources.threads // max(len(rgb.members), 1), 1),
     )
-    work = partial(_flow_content, plan=plan, shard=unit.shard(plan, RGB), folder=folder, desk=desk)
-    contents = _in_order(work, rgb.members, lent.threads)
+    work = partial(
+        _flow_content,
+        plan=plan,
+        shard=unit.shard(plan, RGB),
+        folder=folder,
+        flow_device=flow_device,
+    )
+    contents = _in_order(work, rgb.members, resources.threads)
     shard = unit.shard(plan, plan.stream)
     ext = f"flow.{lookup('flow codec', plan.flow.codec, CODECS).ext}"
     size, members = writer.write_shard(shard, contents, ext=ext, labels=plan.labels)
@@ -223,7 +237,7 @@ def keep_to_one_thread(device: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Desk:
+class FlowDevice:
     """Where the clips of a shard have their flow computed.
 
     Attributes:
@@ -234,11 +248,13 @@ class _Desk:
     """
 
     device: str
-    turn: AbstractContextManager[object]
+    lock: AbstractContextManager[object]
     threads: int
 
 
-def _flow_content(member: Member, *, plan: Plan, shard: Path, folder: Path, desk: _Desk) -> Content:
+def _flow_content(
+    member: ShardMember, *, plan: ExtractPlan, shard: Path, folder: Path, flow_device: FlowDevice
+) -> SampleContent:
     """The flow of one RGB sample, in a scratch file."""
     recipe = plan.flow
     codec = lookup("flow codec", recipe.codec, CODECS)
@@ -247,19 +263,19 @@ def _flow_content(member: Member, *, plan: Plan, shard: Path, folder: Path, desk
     where = f"{shard}, sample {member.key}"
     try:
         data = Location(str(shard), name, member.offset, member.size, member.sha256).read()
-        stored, num_fields = _encoded_flow(data, recipe, codec, desk)
+        stored, num_fields = _encoded_flow(data, recipe, codec, flow_device)
     except ShardError as error:
-        raise _Unmakeable(str(error)) from error
+        raise ShardRetryableError(str(error)) from error
     except MediaError as error:
-        raise _Unmakeable(f"{where}: {error.detail}; remove the shard") from error
+        raise ShardRetryableError(f"{where}: {error.detail}; remove the shard") from error
     if num_fields != member.frames - 1:
-        raise _Unmakeable(
+        raise ShardRetryableError(
             f"{where}: {num_fields + 1} frames, its sidecar says {member.frames}; remove the shard"
         )
     path = folder / f"{member.key}.flow.{codec.ext}"
-    with naming(path):
+    with name_in_errors(path):
         path.write_bytes(stored)
-    return Content(
+    return SampleContent(
         key=member.key,
         label=member.label,
         frames=member.frames,
@@ -276,7 +292,9 @@ def _flow_content(member: Member, *, plan: Plan, shard: Path, folder: Path, desk
     )
 
 
-def _encoded_flow(data: bytes, recipe: FlowRecipe, codec: Codec, desk: _Desk) -> tuple[bytes, int]:
+def _encoded_flow(
+    data: bytes, recipe: FlowRecipe, codec: Codec, flow_device: FlowDevice
+) -> tuple[bytes, int]:
     """The flow of an RGB member as it is stored, and how many fields that is.
 
     Decoding and computing run ahead in a thread each, AHEAD_BYTES at most, and this one encodes, so
@@ -288,8 +306,10 @@ def _encoded_flow(data: bytes, recipe: FlowRecipe, codec: Codec, desk: _Desk) ->
         with closing(_ahead(gray(frame) for frame in decode.frames(data))) as frames:
             first = list(islice(frames, 1))  # it is decoded while others have their turn
             grays = chain(first, frames)
-            with desk.turn:
-                for flow in stream(grays, recipe.method, desk.device, threads=desk.threads):
+            with flow_device.lock:
+                for flow in stream(
+                    grays, recipe.method, flow_device.device, threads=flow_device.threads
+                ):
                     yield quantise(flow, bound=recipe.bound)
 
     def counted() -> Codes:
@@ -308,6 +328,6 @@ Codes = Generator[npt.NDArray[np.uint8], None, None]
 
 
 def _ahead(arrays: Codes) -> Codes:
-    return read_ahead(
+    return prefetch(
         arrays, lambda array: array.nbytes, max_items=sys.maxsize, max_bytes=AHEAD_BYTES
     )

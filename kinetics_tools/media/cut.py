@@ -14,8 +14,8 @@ from typing import Any
 import ffmpeg
 
 from kinetics_tools.core.errors import MediaError, Reason
-from kinetics_tools.media.decode import SEEK_MARGIN_S, Video, _decode, count_frames, probe
-from kinetics_tools.media.encode import _last_words, _raise_if_full
+from kinetics_tools.media.decode import SEEK_MARGIN_S, Video, count_frames, decode_frames, probe
+from kinetics_tools.media.encode import last_words, raise_if_full
 
 SEEK_FROM_S = 5  # an earlier start is decoded from zero: some AVI files lose frames by any seek
 HOLD_S = Fraction(1, 2)  # labels are whole seconds; a video may end this much before its segment
@@ -74,7 +74,7 @@ def conforming_frames(path: Path, recipe: ClipRecipe, *, most: int | None = None
     if video.num_audio > int(recipe.keep_audio):
         return 0
     since_key = num_frames = 0
-    for frame in itertools.islice(_decode(path), most):
+    for frame in itertools.islice(decode_frames(path), most):
         if frame.rotation or (frame.width, frame.height) != wanted or frame.pts is None:
             return 0
         if frame.pts * frame.time_base * recipe.fps != num_frames:
@@ -136,12 +136,12 @@ def cut(
     num_frames = max(round((end_s - start_s) * recipe.fps), 1)
     if start_s > SEEK_FROM_S:
         try:
-            job = _Job(video, facts, recipe, start_s, num_frames, seek=True)
+            job = _FfmpegRun(video, facts, recipe, start_s, num_frames, seek=True)
             if _write(job, clip, binary) == num_frames:
                 return Cut(num_frames)
         except MediaError:
             pass  # decoding from zero decides
-    job = _Job(video, facts, recipe, start_s, num_frames)
+    job = _FfmpegRun(video, facts, recipe, start_s, num_frames)
     written = _write(job, clip, binary)
     missing = num_frames - written
     if missing == 0:
@@ -152,7 +152,7 @@ def cut(
         raise MediaError(
             video, f"{where}, the segment at {float(end_s):.2f} s", reason=Reason.TOO_SHORT
         )
-    job = _Job(video, facts, recipe, start_s, num_frames, hold=missing)
+    job = _FfmpegRun(video, facts, recipe, start_s, num_frames, hold=missing)
     return Cut(_write(job, clip, binary), missing)
 
 
@@ -165,7 +165,7 @@ def _cut_original(
     binary: Path,
 ) -> Cut:
     start_s, end_s = segment
-    job = _Job(video, facts, recipe, start_s, None, end_s=end_s, seek=start_s > SEEK_FROM_S)
+    job = _FfmpegRun(video, facts, recipe, start_s, None, end_s=end_s, seek=start_s > SEEK_FROM_S)
     written = _write(job, clip, binary)
     rate = facts.fps or Fraction(recipe.fps)
     if written < (end_s - start_s - HOLD_S) * rate:
@@ -197,7 +197,7 @@ def conform(
         OSError: the disk is full.
     """
     facts = probe(source)
-    job = _Job(source, facts, recipe, Fraction(start, recipe.fps), num_frames)
+    job = _FfmpegRun(source, facts, recipe, Fraction(start, recipe.fps), num_frames)
     written = _write(job, clip, binary)
     if written == 0 and start:
         length = "" if facts.duration_s is None else f"; it is {float(facts.duration_s):.2f} s long"
@@ -209,7 +209,7 @@ def conform(
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _FfmpegRun:
     """One run of ffmpeg: which frames of which video, written how."""
 
     video: Path
@@ -304,7 +304,7 @@ class _Job:
         } | ({"acodec": "aac"} if self.recipe.keep_audio else {})
 
 
-def _write(job: _Job, clip: Path, binary: Path) -> int:
+def _write(job: _FfmpegRun, clip: Path, binary: Path) -> int:
     """Run the job and count, by decoding, the frames that it wrote (0: ffmpeg found none)."""
     command = ffmpeg.compile(
         job.graph(clip).global_args("-loglevel", "error", "-xerror", "-nostdin"),
@@ -313,14 +313,14 @@ def _write(job: _Job, clip: Path, binary: Path) -> int:
     )
     said = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     words = said.stderr.decode(errors="replace").strip()
-    _raise_if_full(words, clip)
+    raise_if_full(words, clip)
     if said.returncode == -signal.SIGXFSZ:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(clip))
     if said.returncode < 0:
         detail = f"ffmpeg was killed by {signal.Signals(-said.returncode).name}"
         raise MediaError(job.video, detail, reason=Reason.KILLED)
     if said.returncode != 0:
-        raise MediaError(job.video, _last_words(words) or f"ffmpeg ended with {said.returncode}")
+        raise MediaError(job.video, last_words(words) or f"ffmpeg ended with {said.returncode}")
     try:
         return count_frames(clip)
     except MediaError:

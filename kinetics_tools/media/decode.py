@@ -55,10 +55,10 @@ class Video:
     first_tick: int
 
 
-_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+MISSING_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 
-def refuse_no_file(path: Path) -> None:
+def require_regular_file(path: Path) -> None:
     """Raise MediaError where `path` is no file.
 
     Raises:
@@ -67,7 +67,7 @@ def refuse_no_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        if error.errno not in _NOWHERE:
+        if error.errno not in MISSING_ERRNOS:
             raise
         raise MediaError(path, "no such file") from error
     if not stat.S_ISREG(mode):
@@ -75,12 +75,12 @@ def refuse_no_file(path: Path) -> None:
 
 
 # The last touch of a picture, a fifth of the decoder's time: all of the stream is read without it.
-_UNSEEN = {"skip_loop_filter": "all"}
+SKIP_LOOP_FILTER = {"skip_loop_filter": "all"}
 
 
 @contextmanager
-def _video_of(
-    source: Path | bytes, *, strict: bool = True, seen: bool = True
+def open_video(
+    source: Path | bytes, *, strict: bool = True, for_display: bool = True
 ) -> Iterator[tuple[Any, Any]]:
     """Open `source`; yield its container and video stream. Errors of PyAV become MediaErrors.
 
@@ -89,7 +89,7 @@ def _video_of(
     """
     name = source if isinstance(source, Path) else Path("<bytes>")
     if isinstance(source, Path):
-        refuse_no_file(source)
+        require_regular_file(source)
     try:
         # HMDB-51 has metadata that is not UTF-8: a plain open raises UnicodeDecodeError there.
         with av.open(
@@ -101,7 +101,9 @@ def _video_of(
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # parallelism is across clips
             if strict:
-                stream.codec_context.options = {"err_detect": "explode"} | ({} if seen else _UNSEEN)
+                stream.codec_context.options = {"err_detect": "explode"} | (
+                    {} if for_display else SKIP_LOOP_FILTER
+                )
             yield container, stream
     except (av.FFmpegError, UnicodeDecodeError) as error:
         no_memory = isinstance(error, MemoryError)
@@ -109,9 +111,9 @@ def _video_of(
         raise MediaError(name, f"cannot be decoded: {error}", reason=reason) from error
 
 
-def _decode(source: Path | bytes) -> Iterator[Any]:
+def decode_frames(source: Path | bytes) -> Iterator[Any]:
     """Yield PyAV's frames in the order shown."""
-    with _video_of(source) as (container, stream):
+    with open_video(source) as (container, stream):
         yield from container.decode(stream)
 
 
@@ -121,7 +123,7 @@ def probe(path: Path) -> Video:
     Raises:
         MediaError: not a video, or its first frame cannot be decoded.
     """
-    with _video_of(path, strict=False) as (container, stream):
+    with open_video(path, strict=False) as (container, stream):
         first = next(container.decode(stream), None)
         if first is None:
             raise MediaError(path, "holds no frame")
@@ -155,7 +157,7 @@ def count_frames(path: Path) -> int:
     Raises:
         MediaError: damage anywhere in it.
     """
-    with _video_of(path, seen=False) as (container, stream):
+    with open_video(path, for_display=False) as (container, stream):
         return sum(1 for _ in container.decode(stream))
 
 
@@ -165,7 +167,7 @@ def frames(source: Path | bytes) -> Iterator[Frame]:
     Raises:
         MediaError: damage anywhere in it.
     """
-    for frame in _decode(source):
+    for frame in decode_frames(source):
         yield frame.to_ndarray(format="rgb24")
 
 
@@ -189,7 +191,7 @@ def read_frames(source: Path | bytes, indices: Sequence[int] | None = None) -> F
         raise ValueError("no frame was asked for")
     wanted = set(indices)
     found = {}
-    with _video_of(source) as (container, stream):
+    with open_video(source) as (container, stream):
         rate = stream.average_rate
         if min(wanted) > 0:
             container.seek(int(min(wanted) / rate / stream.time_base), stream=stream)

@@ -53,13 +53,14 @@ def ffmpeg_version(binary: Path) -> str:
     return words[2]
 
 
-def _raise_if_full(words: str, path: Path) -> None:
+def raise_if_full(words: str, path: Path) -> None:
+    """Raise OSError where ffmpeg's words say that the disk with `path` takes no more."""
     for text, number in STORAGE_WORDS.items():
         if text in words:
             raise OSError(number, os.strerror(number), str(path))
 
 
-def _last_words(text: str) -> str:
+def last_words(text: str) -> str:
     """The last line of what ffmpeg said was wrong, without addresses (they differ in every run).
 
     Of the parts of it that are named before a line, the innermost stays.
@@ -126,9 +127,9 @@ def write_video(
             with suppress(BrokenPipeError):
                 process.stdin.close()  # or leaving the block tries again to send what is left
         words = process.stderr.read().decode(errors="replace")
-    _raise_if_full(words, path)
+    raise_if_full(words, path)
     if process.returncode != 0:
-        raise MediaError(path, _last_words(words))
+        raise MediaError(path, last_words(words))
 
 
 # swscale makes such colours of RGB unless told otherwise; untagged ones players guess.

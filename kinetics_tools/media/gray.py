@@ -13,7 +13,7 @@ import av.container
 import numpy as np
 
 from kinetics_tools.core.errors import MediaError
-from kinetics_tools.media.decode import Frame, _video_of
+from kinetics_tools.media.decode import Frame, open_video
 
 
 def encode_gray(
@@ -88,7 +88,7 @@ def decode_gray(data: bytes, indices: Sequence[int] | None = None) -> Frame:
 
 
 def _numbered_gray(data: bytes, wanted: Collection[int] | None) -> Iterator[tuple[int, Frame]]:
-    with _video_of(data) as (container, stream):
+    with open_video(data) as (container, stream):
         ticks = 1 / (stream.average_rate * stream.time_base)  # of a frame
         if wanted and min(wanted) > 0:
             container.seek(int(min(wanted) * ticks), stream=stream)

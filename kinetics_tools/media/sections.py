@@ -16,7 +16,7 @@ from kinetics_tools.media.decode import SEEK_MARGIN_S
 from kinetics_tools.media.encode import STORAGE_WORDS
 
 # Enough to know the codecs; more would be fetched for nothing.
-_FIRST_LOOK = {"probesize": "65536", "analyzeduration": "0"}
+PROBE_OPTIONS = {"probesize": "65536", "analyzeduration": "0"}
 
 
 def copy_section(
@@ -51,10 +51,10 @@ def copy_section(
     """
     with ExitStack() as stack, _section_errors(section):
         inputs: list[Any] = [
-            stack.enter_context(av.open(file, metadata_errors="ignore", options=_FIRST_LOOK))
+            stack.enter_context(av.open(file, metadata_errors="ignore", options=PROBE_OPTIONS))
             for file in files
         ]
-        looks, zero_s = _first_look(inputs[0], section)
+        color_properties, zero_s = read_first_frame(inputs[0], section)
         picture = inputs[0].streams.video[0]
         sound = inputs[-1].streams.audio[:1] if with_sound else ()
         window = (zero_s + start_s, zero_s + end_s)
@@ -63,8 +63,8 @@ def copy_section(
         begin_s = begin.pts * begin.time_base
         section_s = _write_packets(packets, (picture, *sound), section)
         with av.open(str(section)) as written:
-            copied_looks, first_s = _first_look(written, section)
-        if copied_looks != looks:
+            copied_colors, first_s = read_first_frame(written, section)
+        if copied_colors != color_properties:
             raise MediaError(section, "a section cannot say what the video's container says")
         return Fraction(first_s - section_s + begin_s - zero_s)
 
@@ -106,7 +106,7 @@ def _section_errors(section: Path) -> Iterator[None]:
         raise MediaError(section, f"no section can be copied: {error.strerror}") from error
 
 
-def _first_look(container: Any, path: Path) -> tuple[tuple[Any, ...], Fraction]:
+def read_first_frame(container: Any, path: Path) -> tuple[tuple[Any, ...], Fraction]:
     """How the first frame is to be shown, which a container may change, and its time in seconds."""
     if not container.streams.video:
         raise MediaError(path, "holds no video")

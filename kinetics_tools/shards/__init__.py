@@ -1,1 +1,10 @@
-"""Shards: their format, read and written."""
+"""Shards of RGB and flow, read.
+
+`read_samples` yields the samples of a split; a `ShardFolder` says what a folder of shards holds.
+Names that are not in `__all__` are private. Importing this package imports neither torch nor
+webdataset.
+"""
+
+from kinetics_tools.shards.reader import RGB, SCHEMA_VERSION, Sample, ShardFolder, read_samples
+
+__all__ = ["RGB", "SCHEMA_VERSION", "Sample", "ShardFolder", "read_samples"]

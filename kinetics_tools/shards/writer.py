@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinetics_tools.core.errors import OutError, ShardError
-from kinetics_tools.core.files import digest, exclusive, publish, read_json, write_json
+from kinetics_tools.core.files import digest, file_lock, publish, read_json, write_json
 from kinetics_tools.shards.reader import (
     NUM_CHECK_DIGITS,
     PLACE_COLUMNS,
@@ -36,7 +36,7 @@ def _shards_present(folder: Path, stream: str, split: str = "*") -> list[Path]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class ShardMember:
     """A sample's media member in a shard.
 
     Attributes:
@@ -82,7 +82,7 @@ class Sidecar:
     recipe: str
     inputs: str
     keys: tuple[str, ...]
-    members: tuple[Member, ...]
+    members: tuple[ShardMember, ...]
     failed: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     device: str = ""
 
@@ -100,7 +100,7 @@ class Sidecar:
             return None
         check_schema(path, value)
         try:
-            members = tuple(Member(**member) for member in value.pop("members"))
+            members = tuple(ShardMember(**member) for member in value.pop("members"))
             return Sidecar(**value | {"keys": tuple(value["keys"]), "members": members})
         except (TypeError, KeyError) as error:
             raise ShardError(
@@ -117,8 +117,8 @@ class Sidecar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Content:
-    """A sample on its way into a shard: `Member` says what the fields are.
+class SampleContent:
+    """A sample on its way into a shard: `ShardMember` says what the fields are.
 
     Attributes:
         path: file with the media member's data.
@@ -134,8 +134,8 @@ class Content:
 
 
 def write_shard(
-    shard: Path, contents: Iterable[Content], *, ext: str, labels: Sequence[str]
-) -> tuple[int, tuple[Member, ...]]:
+    shard: Path, contents: Iterable[SampleContent], *, ext: str, labels: Sequence[str]
+) -> tuple[int, tuple[ShardMember, ...]]:
     """Write a tar, the same bytes for the same contents; return its size and its members.
 
     Args:
@@ -167,7 +167,7 @@ def write_shard(
         return scratch.stat().st_size, tuple(_located(scratch, members, ext))
 
 
-def _about(content: Content, labels: Sequence[str]) -> dict[str, Any]:
+def _about(content: SampleContent, labels: Sequence[str]) -> dict[str, Any]:
     label_id = None if content.label is None else labels.index(content.label)
     return {
         "key": content.key,
@@ -178,8 +178,8 @@ def _about(content: Content, labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _member(content: Content, data: bytes) -> Member:
-    return Member(
+def _member(content: SampleContent, data: bytes) -> ShardMember:
+    return ShardMember(
         key=content.key,
         label=content.label,
         frames=content.frames,
@@ -190,17 +190,17 @@ def _member(content: Content, data: bytes) -> Member:
     )
 
 
-def _located(shard: Path, members: Iterable[Member], ext: str) -> Iterator[Member]:
+def _located(shard: Path, members: Iterable[ShardMember], ext: str) -> Iterator[ShardMember]:
     with tarfile.open(shard, "r:") as tar:
         offsets = {info.name: info.offset_data for info in tar}
     for member in members:
-        yield Member(**asdict(member) | {"offset": offsets[f"{member.key}.{ext}"]})
+        yield ShardMember(**asdict(member) | {"offset": offsets[f"{member.key}.{ext}"]})
 
 
 # What runs must agree on, and what follows from the sidecars
 
 
-def claim(
+def register_recipes(
     folder: Path,
     *,
     labels: Sequence[str],
@@ -222,7 +222,7 @@ def claim(
         ShardError: they are of another schema version.
     """
     path = folder / "recipe.json"
-    with exclusive(folder / ".lock-recipe"):
+    with file_lock(folder / ".lock-recipe"):
         old: dict[str, Any] = {"labels": [], "layout": {}, "recipes": {}, "splits": {}}
         dataset = folder / "dataset.json"
         if dataset.exists():
@@ -306,7 +306,7 @@ def write_index(folder: Path) -> dict[str, Any]:
     path = folder / "recipe.json"
     if not path.exists():
         raise ShardError(f"{folder} holds no shards (no recipe.json); make them with extract-flow")
-    with exclusive(folder / ".lock-index"):
+    with file_lock(folder / ".lock-index"):
         claims = read_json(path)
         check_schema(path, claims)
         splits = {}
@@ -384,7 +384,7 @@ def _sidecar_to_index(
     return sidecar
 
 
-def _columns(sidecar: Sidecar, member: Member) -> dict[str, Any]:
+def _columns(sidecar: Sidecar, member: ShardMember) -> dict[str, Any]:
     name = f"{sidecar.stream}-{sidecar.number:06d}.tar"
     return {
         f"{sidecar.stream}_shard": name,

@@ -96,7 +96,7 @@ def test_features_and_logits_have_a_column_a_time_step(
     assert features.shape[::2] == (2, num_steps)
     assert logits.shape == (2, 7, num_steps)
     assert net(*clips).shape == (2, 7)
-    steps = net.steps(*sizes)
+    steps = net.step_frames(*sizes)
     assert len(steps) == num_steps
     assert all(start < end <= sizes[-1] for start, end in steps)
     assert steps[-1][1] == sizes[-1]
@@ -114,8 +114,8 @@ def test_i3d_has_the_published_time_steps(frames: int, steps: int) -> None:
     with torch.device("meta"):
         net = build("i3d", "rgb", 5)
         assert net.step_logits(torch.empty(1, 3, frames, 32, 32)).shape == (1, 5, steps)
-    assert len(net.steps(frames)) == steps
-    assert net.steps(64)[:2] == [(0, 16), (8, 24)]
+    assert len(net.step_frames(frames)) == steps
+    assert net.step_frames(64)[:2] == [(0, 16), (8, 24)]
 
 
 @pytest.mark.parametrize("name", ARCHS)
@@ -163,7 +163,7 @@ def test_i3ds_last_pool_is_the_published_one_at_the_papers_size(
     grid = torch.randn(2, 1024, 8, 7, 7)
     monkeypatch.setattr(net, "grid", lambda _: grid)  # what the trunk finds
     with torch.inference_mode():
-        found = net.pooled(torch.empty(0))
+        found = net.pool_features(torch.empty(0))
         logits = net.classify(found)
     expected = functional.avg_pool3d(grid, (2, 7, 7), stride=1)
     torch.testing.assert_close(found, expected.flatten(2))
@@ -246,7 +246,7 @@ def test_joint_i3d_adds_the_logits_of_both() -> None:
         assert torch.equal(net(rgb, flow), parts["rgb"](rgb) + parts["flow"](flow))
         # Sixteen fields have one step less than seventeen frames.
         assert net.step_logits(rgb, flow).shape == (1, 5, 1)
-    assert net.steps(17, 16) == [(0, 16)]
+    assert net.step_frames(17, 16) == [(0, 16)]
 
 
 def test_joint_two_stream_averages_the_logits_of_both() -> None:

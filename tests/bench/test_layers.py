@@ -59,7 +59,7 @@ def test_a_convolution_by_twos_gives_the_same_sums(
         return twos(cells)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layers, "BY_TWOS_ON", {"cpu"})
+        patch.setattr(layers, "SPACE_TO_DEPTH_ON", {"cpu"})
         patch.setattr(layers, "_twos", seen)
         found = conv(grid)
     assert len(made) == 2  # input and weight

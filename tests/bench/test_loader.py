@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinetics_bench.archs.registry import CHANNELS, Sampling
-from kinetics_bench.data.loader import Clips, Plan, Reader, eval_items, train_batches
+from kinetics_bench.data.loader import BatchPlan, Clips, Reader, eval_items, train_batches
 from kinetics_bench.data.views import randomness, train_view
 from kinetics_bench.protocols import Extent
 from kinetics_tools.core.errors import ShardError
@@ -35,7 +35,7 @@ def test_an_epoch_is_every_clip_once_over_all_processes(
     num_clips: int, batch_size: int, pass_size: int, num_processes: int
 ) -> None:
     recipe = replace(RECIPE, batch_size=batch_size, pass_size=pass_size)
-    plans = [Plan(num_clips, recipe, 0, rank, num_processes) for rank in range(num_processes)]
+    plans = [BatchPlan(num_clips, recipe, 0, rank, num_processes) for rank in range(num_processes)]
     epochs = [list(plan.steps(4)) for plan in plans]
     assert {len(steps) for steps in epochs} == {plans[0].steps_per_epoch}
     seen = [n for steps in epochs for step in steps for numbers in step.passes for n in numbers]
@@ -50,17 +50,17 @@ def test_an_epoch_is_every_clip_once_over_all_processes(
 
 
 def test_the_order_is_another_each_epoch_and_the_same_each_run() -> None:
-    plan = Plan(50, RECIPE, 0)
+    plan = BatchPlan(50, RECIPE, 0)
     assert list(plan.steps(1)) == list(plan.steps(1))
     assert list(plan.steps(1)) != list(plan.steps(2))
-    assert list(plan.steps(1)) != list(Plan(50, RECIPE, 1).steps(1))
+    assert list(plan.steps(1)) != list(BatchPlan(50, RECIPE, 1).steps(1))
 
 
 @pytest.mark.parametrize("streams", [("rgb",), ("flow",), ("rgb", "flow")])
 def test_views_do_not_depend_on_workers_memory_or_where_the_run_began(
     streams: tuple[str, ...],
 ) -> None:
-    plan = Plan(8, RECIPE, 0)
+    plan = BatchPlan(8, RECIPE, 0)
     read = [
         b.clips
         for b in train_batches(clips(tiny_shards(), *streams), plan, range(3), num_workers=0)
@@ -98,7 +98,7 @@ def test_a_damaged_clip_is_an_item_that_says_so(tmp_path: Path) -> None:
         assert list(failed) == ["ben_left"]
         assert "rgb-000000.tar, sample ben_left" in failed["ben_left"]
         batches = list(
-            train_batches(clips(shards), Plan(8, RECIPE, 0), range(1), num_workers=num_workers)
+            train_batches(clips(shards), BatchPlan(8, RECIPE, 0), range(1), num_workers=num_workers)
         )
         assert [item.key for batch in batches for item in batch.failed] == ["ben_left"]
         assert sum(len(batch.label_ids) for batch in batches) == 7
@@ -111,7 +111,7 @@ def test_a_clip_of_which_one_stream_is_damaged_fails_as_a_whole(tmp_path: Path) 
         dataset = clips(shards, "rgb", "flow")
         if kept:
             assert dataset.keep(2**30)
-        batches = list(train_batches(dataset, Plan(8, RECIPE, 0), range(1), num_workers=0))
+        batches = list(train_batches(dataset, BatchPlan(8, RECIPE, 0), range(1), num_workers=0))
         assert [item.key for batch in batches for item in batch.failed] == ["ben_left"]
         for batch in batches:
             assert batch.clips is not None

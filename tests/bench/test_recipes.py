@@ -8,7 +8,7 @@ import torch
 
 from kinetics_bench.archs.registry import ARCHS, Sampling
 from kinetics_bench.protocols import PROTOCOLS
-from kinetics_bench.recipes import RECIPES, OneCycle, Recipe, Stairs, recipe_for
+from kinetics_bench.recipes import RECIPES, MultiStep, OneCycle, Recipe, recipe_for
 from kinetics_tools.core.errors import EvaluationError, UnknownNameError
 
 ALL = [
@@ -60,7 +60,7 @@ def test_json_tells_the_whole_recipe(arch: str, stream: str, recipe: Recipe) -> 
     assert recipe.streams == ARCHS[arch].clips_of(stream)
     assert Recipe.from_json(json.loads(json.dumps(recipe.as_json()))) == recipe
     assert recipe.protocol in PROTOCOLS
-    assert isinstance(recipe.schedule, OneCycle | Stairs)
+    assert isinstance(recipe.schedule, OneCycle | MultiStep)
 
 
 def test_another_batch_size_is_told_by_the_name() -> None:

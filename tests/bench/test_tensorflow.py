@@ -11,7 +11,7 @@ from kinetics_bench.archs.network import Network
 from kinetics_bench.archs.registry import build
 from kinetics_bench.weights import download
 from kinetics_bench.weights.files import read
-from kinetics_bench.weights.init import start_from
+from kinetics_bench.weights.init import load_init
 from kinetics_tools.core.errors import EvaluationError
 from support import MediaServer
 
@@ -33,7 +33,7 @@ def save(variables: dict[str, Tensor], prefix: Path) -> None:
 
 def logits(prefix: Path, stream: str, clips: Tensor) -> Tensor:
     """What an I3D of five classes that starts from a checkpoint makes of clips."""
-    start = start_from(
+    start = load_init(
         str(prefix), arch="i3d", stream=stream, num_classes=5, cache=prefix.parent / "cache"
     )
     assert start is not None

@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from kinetics_bench.data.loader import train_batches
 from kinetics_bench.device import Machine
-from kinetics_bench.recipes import OneCycle, Stairs
+from kinetics_bench.recipes import MultiStep, OneCycle
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint
-from kinetics_bench.training.trainer import EVENTS, LOG, Job, _Epoch, _Training, train
+from kinetics_bench.training.trainer import EVENTS, LOG, TrainingJob, _Epoch, _Training, train
 from kinetics_tools.core.errors import EvaluationError
 from support import command, environment
 from tiny import copy_of_shards, damage, key_file, tiny_recipe, tiny_shards
@@ -57,7 +57,7 @@ def test_a_resumed_training_gives_the_same_weights(tmp_path: Path) -> None:
 @pytest.mark.full
 def test_a_training_that_saves_memory_gives_the_same_weights(tmp_path: Path) -> None:
     kept = train(job(tmp_path / "kept"), CPU)
-    saving = replace(CPU, saves_memory=True)
+    saving = replace(CPU, activation_checkpointing=True)
 
     twice = train(job(tmp_path / "twice"), saving)
 
@@ -133,7 +133,7 @@ def test_a_clip_left_alone_by_damage_is_no_step_for_batch_norm(tmp_path: Path) -
         train(alone, CPU)
 
 
-def _train_one_epoch(stopped: Job) -> None:
+def _train_one_epoch(stopped: TrainingJob) -> None:
     """Write what a training of `stopped` has written after its first epoch."""
 
     class StopAfterOne(Machine):
@@ -162,7 +162,7 @@ def test_a_finished_training_is_reused_and_another_refused(tmp_path: Path) -> No
 def test_a_batch_in_several_passes_sums_their_gradients(tmp_path: Path) -> None:
     # Without batch statistics that differ, passes of 4 and of 2 would agree; here only the number
     # of steps and the counting can be compared.
-    recipe = replace(RECIPE, batch_size=8, pass_size=2, schedule=Stairs(stairs=((3, 1e-2),)))
+    recipe = replace(RECIPE, batch_size=8, pass_size=2, schedule=MultiStep(stairs=((3, 1e-2),)))
     done = train(job(tmp_path, replace(recipe, optimizer="sgd")), CPU)
     assert [(row["step"], row["clips"], row["lr"]) for row in done.history] == [
         (1, 8, 0.01),

@@ -39,12 +39,12 @@ from kinetics_bench.training.trainer import train
 from kinetics_bench.weights import download, published_example
 from kinetics_bench.weights.files import Weights, find, need_tensorflow, read
 from kinetics_bench.weights.init import (
-    Start,
+    InitWeights,
     for_channels,
-    last_layer_remark,
+    last_layer_warning,
+    load_init,
     placed,
     shapes_of,
-    start_from,
 )
 from kinetics_bench.weights.naming import SCHEMES, scheme_of, units
 from kinetics_tools.core.errors import EvaluationError
@@ -438,7 +438,7 @@ def test_a_joint_checkpoint_is_no_start_of_one_stream(tmp_path: Path) -> None:
     net = {"rgb.Conv2d_1a_7x7.conv_2d.weight": torch.zeros(1)}
     torch.save({"net": net, "arch": "two-stream", "stream": "joint"}, path)
     with pytest.raises(EvaluationError) as caught:
-        start_from(str(path), arch="two-stream", stream="rgb", num_classes=5, cache=tmp_path)
+        load_init(str(path), arch="two-stream", stream="rgb", num_classes=5, cache=tmp_path)
     words = "holds weights of two-stream joint, not of two-stream rgb"
     assert str(caught.value) == f"{path} {words}"
 
@@ -547,7 +547,7 @@ def test_imagenets_network_gives_googlenets_logits_on_our_input(
     weights = download.imagenet(tmp_path / "cache", address=address)
     ours = build("two-stream", "rgb", num_classes=1000).eval()
     state = placed(weights, ours)
-    Start(state=state, source="", sha256="").load(ours)
+    InitWeights(state=state, source="", sha256="").load(ours)
     assert sum(name.endswith(".scale") for name in state) == 57
     random = np.random.default_rng(0)
     frames = random.integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
@@ -591,7 +591,7 @@ def test_imagenet_goes_to_every_inception_of_an_architecture(
     net = build(arch, stream, num_classes=4)
     drawn = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     state = placed(weights, net)
-    Start(state=state, source="it", sha256="").load(net)
+    InitWeights(state=state, source="it", sha256="").load(net)
     now = net.state_dict()
     same = {name for name in state if name in drawn and torch.equal(now[name], drawn[name])}
     assert not same
@@ -599,7 +599,7 @@ def test_imagenet_goes_to_every_inception_of_an_architecture(
     assert len(state) == num_parts * 57 * 5  # kernel, offset, mean, variance, scale; no logits
     has_logits = "Logits" in " ".join(net.last_layers)
     told = "drawn anew: of 1000 classes in it, of 4 here" if has_logits else "of it is left out: he"
-    assert told in last_layer_remark(weights, net, state)
+    assert told in last_layer_warning(weights, net, state)
     for name, tensor in state.items():
         if name.endswith("conv_3d.weight"):  # inflated: the sum over time is the flat kernel
             flat = weights.state[name.replace("3d", "2d")]
@@ -626,7 +626,7 @@ def test_weights_that_are_not_googlenets_are_one_line_before_they_are_reshaped(
         torch.save(state | change, path)
         for arch, stream in (("i3d", "rgb"), ("i3d", "flow"), ("two-stream", "joint")):
             with pytest.raises(EvaluationError, match=words) as caught:
-                start_from(str(path), arch=arch, stream=stream, num_classes=1000, cache=tmp_path)
+                load_init(str(path), arch=arch, stream=stream, num_classes=1000, cache=tmp_path)
             assert str(caught.value).startswith(str(path))
 
 
@@ -640,7 +640,7 @@ def test_imagenet_has_no_place_in_c3d(
         placed(Weights(state=state, source="it", dims=2), net)
     monkeypatch.delattr(download, "imagenet")  # it says so before it fetches anything
     with pytest.raises(EvaluationError, match=r"^--init imagenet is of .* none in c3d; .* PATH"):
-        start_from("imagenet", arch="c3d", stream="rgb", num_classes=4, cache=tmp_path)
+        load_init("imagenet", arch="c3d", stream="rgb", num_classes=4, cache=tmp_path)
 
 
 def test_imagenet_that_cannot_be_fetched_is_one_line_and_leaves_no_file(
@@ -808,7 +808,7 @@ def test_of_a_fetched_checkpoint_that_cannot_be_read_the_folder_is_named(
 
     stand_in(monkeypatch, load)
     with pytest.raises(EvaluationError) as caught:
-        start_from("kinetics", arch="i3d", stream="rgb", num_classes=5, cache=tmp_path)
+        load_init("kinetics", arch="i3d", stream="rgb", num_classes=5, cache=tmp_path)
     assert str(caught.value) == (
         f"{folder}/model.ckpt.index cannot be read: Unable to open table file {folder}/model.ckpt; "
         f"remove {folder} to fetch it anew"
@@ -822,18 +822,18 @@ def test_without_tensorflow_its_package_is_named(
     with pytest.raises(EvaluationError, match=r"not installed; .* with: pip install tensorflow$"):
         need_tensorflow("It")
     with pytest.raises(EvaluationError, match=r"^--init kinetics reads a TensorFlow checkpoint, "):
-        start_from("kinetics", arch="i3d", stream="rgb", num_classes=4, cache=tmp_path)
+        load_init("kinetics", arch="i3d", stream="rgb", num_classes=4, cache=tmp_path)
     for arch, others in (
         ("c3d", "scratch or PATH"),
         ("convnet-lstm", "scratch, imagenet or PATH"),
     ):
         with pytest.raises(EvaluationError, match=rf"authors' i3d; {arch} starts from {others}$"):
-            start_from("kinetics", arch=arch, stream="rgb", num_classes=4, cache=tmp_path)
+            load_init("kinetics", arch=arch, stream="rgb", num_classes=4, cache=tmp_path)
 
 
-def start(path: Path, *, stream: str = "rgb", num_classes: int = 5) -> Start:
+def start(path: Path, *, stream: str = "rgb", num_classes: int = 5) -> InitWeights:
     """The start of an I3D from a file."""
-    found = start_from(
+    found = load_init(
         str(path), arch="i3d", stream=stream, num_classes=num_classes, cache=path.parent
     )
     assert found is not None
@@ -846,9 +846,9 @@ def test_other_classes_replace_the_last_layer_and_nothing_else(
     path = tmp_path / "rgb.pt"
     torch.save(net.state_dict(), path)
     whole = start(path)
-    assert whole.remark == ""
+    assert whole.warning == ""
     got = start(path, num_classes=7)
-    assert got.remark == f"the last layer is drawn anew: of 5 classes in {path}, of 7 here"
+    assert got.warning == f"the last layer is drawn anew: of 5 classes in {path}, of 7 here"
     assert caplog.text == ""  # a training tells it, when it begins
     assert set(whole.state) - set(got.state) == {
         "Logits.Conv3d_0c_1x1.conv_3d.weight",
@@ -894,7 +894,7 @@ def test_weights_that_do_not_fit_are_one_line(net: Network, tmp_path: Path) -> N
     scale = offset.removesuffix("bias") + "scale"
     refused({scale: torch.ones(3)}, rf"{scale} is \(3,\) there, \(64,\) here")
     with pytest.raises(EvaluationError, match=r"Conv3d_1a_7x7\..* not this network's"):
-        start_from(str(path), arch="convnet-lstm", stream="rgb", num_classes=5, cache=tmp_path)
+        load_init(str(path), arch="convnet-lstm", stream="rgb", num_classes=5, cache=tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

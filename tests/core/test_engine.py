@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from kinetics_tools.core import engine, ray_engine, system
 from kinetics_tools.core.errors import KineticsError, MediaError, Reason
-from kinetics_tools.core.units import Crash, Lent, Part, part_from
+from kinetics_tools.core.units import Crash, Part, WorkerResources, part_from
 from support import environment, wait_until
 
 
@@ -60,22 +60,26 @@ def mark_and_wait(number: int, *, folder: Path) -> int:
     return number * number
 
 
-def hold_device(number: int, *, lent: Lent, folder: Path) -> tuple[Lent, int]:
+def hold_device(
+    number: int, *, resources: WorkerResources, folder: Path
+) -> tuple[WorkerResources, int]:
     """Hold the device for a while; fails when somebody else holds it. The unit 2 kills."""
-    held = folder / lent.device
+    held = folder / resources.device
     held.touch(exist_ok=False)
     time.sleep(0.05)
     held.unlink()
     if number == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    return lent, os.getpid()
+    return resources, os.getpid()
 
 
-def say_what_is_seen(number: int, *, lent: Lent, folder: Path) -> tuple[Lent, str]:
+def say_what_is_seen(
+    number: int, *, resources: WorkerResources, folder: Path
+) -> tuple[WorkerResources, str]:
     """Which GPU Ray shows, seen while another unit is at work too."""
     (folder / f"{number}").touch()
     wait_until(lambda: len(list(folder.iterdir())) >= 2)
-    return lent, os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    return resources, os.environ.get("CUDA_VISIBLE_DEVICES", "all")
 
 
 def sleep_with_child(seconds: float, *, pids: Path) -> None:
@@ -117,7 +121,10 @@ def test_each_device_is_lent_to_one_process_at_a_time(tmp_path: Path) -> None:
     assert isinstance(results.pop(2), Crash)  # its device is lent again
     assert set(results) == {*range(12)} - {2}
     held = {result for result in results.values() if not isinstance(result, Crash)}
-    assert {lent for lent, _ in held} == {Lent("one", 2), Lent("two", 3)}
+    assert {resources for resources, _ in held} == {
+        WorkerResources("one", 2),
+        WorkerResources("two", 3),
+    }
     assert 2 <= len({pid for _, pid in held}) <= 3
 
 
@@ -140,7 +147,7 @@ def test_a_process_that_is_ended_while_it_sends_prints_nothing(
 def test_a_run_in_this_process_has_the_first_device(tmp_path: Path) -> None:
     work = partial(hold_device, folder=tmp_path)
     here = list(engine.run([0, 1], work, jobs=0, devices=("one", "two")))
-    assert here == [(n, (Lent("one", 1), os.getpid())) for n in (0, 1)]
+    assert here == [(n, (WorkerResources("one", 1), os.getpid())) for n in (0, 1)]
 
 
 def test_slurm_may_grant_fewer_processors_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -490,7 +497,7 @@ def test_a_cluster_without_gpus_works_on_processors_unless_it_may_not(tmp_path: 
     for word in ("auto", "cpu"):
         ((_, result),) = engine.run([1], work, jobs=1, engine="ray", devices=(word,))
         assert not isinstance(result, Crash)
-        assert result[0] == Lent("cpu", 1)
+        assert result[0] == WorkerResources("cpu", 1)
     with pytest.raises(KineticsError, match="no node of the Ray cluster has a GPU"):
         list(engine.run([1], work, jobs=1, engine="ray", devices=("cuda",)))
 

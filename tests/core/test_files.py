@@ -52,7 +52,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_refused_and_the_message_says_by_whom(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from kinetics_tools.core import files\n"
-        "with files.hold(pathlib.Path(sys.argv[1])):\n"
+        "with files.hold_lock(pathlib.Path(sys.argv[1])):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -64,18 +64,18 @@ def test_a_folder_in_use_is_refused_and_the_message_says_by_whom(tmp_path: Path)
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         said = f"in use by process {other.pid} on"
-        with pytest.raises(OutError, match=said), files.hold(tmp_path):
+        with pytest.raises(OutError, match=said), files.hold_lock(tmp_path):
             pass
         said = "in use by a job of 1 parts, this one is of 2"
-        with pytest.raises(OutError, match=said), files.hold(tmp_path, "1-of-2"):
+        with pytest.raises(OutError, match=said), files.hold_lock(tmp_path, "1-of-2"):
             pass
         other.kill()
-    with files.hold(tmp_path):
+    with files.hold_lock(tmp_path):
         pass  # the lock died with its holder
 
 
 def test_parts_of_one_job_run_together(tmp_path: Path) -> None:
-    with files.hold(tmp_path, "0-of-2"), files.hold(tmp_path, "1-of-2"):
+    with files.hold_lock(tmp_path, "0-of-2"), files.hold_lock(tmp_path, "1-of-2"):
         pass
 
 
@@ -84,7 +84,7 @@ def test_what_killed_processes_were_writing_is_swept_away(tmp_path: Path) -> Non
         mine.touch()
         dead = mine.with_name(mine.name.replace(f"-{os.getpid()}-", "-99999999-"))
         dead.touch()
-        files.sweep(tmp_path)
+        files.remove_leftovers(tmp_path)
         assert mine.exists()
         assert not dead.exists()
 
@@ -92,7 +92,7 @@ def test_what_killed_processes_were_writing_is_swept_away(tmp_path: Path) -> Non
 def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.touch()
-    with pytest.raises(OutError, match="is not a folder"), files.hold(path):
+    with pytest.raises(OutError, match="is not a folder"), files.hold_lock(path):
         pass
 
 

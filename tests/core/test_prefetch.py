@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinetics_tools.core.prefetch import Box, read_ahead, taking
+from kinetics_tools.core.prefetch import Mailbox, background_reader, prefetch
 
 
 def counted(sizes: list[int | None], log: list[int]) -> Generator[int | None, None, None]:
@@ -29,7 +29,7 @@ def test_all_items_come_in_order_and_few_lie_waiting(
 ) -> None:
     log: list[int] = []
     taken: list[int] = []
-    items = read_ahead(
+    items = prefetch(
         counted(sizes, log), lambda size: size, max_items=max_items, max_bytes=max_bytes
     )
     for item in items:
@@ -50,7 +50,7 @@ def test_an_error_comes_after_what_was_made_before_it() -> None:
 
     taken = []
     with pytest.raises(OSError, match="No space"):
-        for item in read_ahead(items(), int, max_items=5, max_bytes=100):
+        for item in prefetch(items(), int, max_items=5, max_bytes=100):
             taken.append(item)
     assert taken == [1, 2]
 
@@ -67,7 +67,7 @@ def test_who_stops_taking_stops_the_making(item: int | None) -> None:
         finally:
             closed.set()
 
-    with closing(read_ahead(items(), int, max_items=2, max_bytes=100)) as ahead:
+    with closing(prefetch(items(), int, max_items=2, max_bytes=100)) as ahead:
         assert next(ahead) == 1
         assert not closed.is_set()
     assert closed.is_set()
@@ -75,28 +75,28 @@ def test_who_stops_taking_stops_the_making(item: int | None) -> None:
 
 def test_a_taker_takes_what_it_is_asked_for_and_no_more() -> None:
     log: list[int] = []
-    with taking(counted([5, 6, 7], log)) as taker:
-        assert not wait([taker.bell], timeout=0.1)
+    with background_reader(counted([5, 6, 7], log)) as taker:
+        assert not wait([taker.wakeup_fd], timeout=0.1)
         assert log == []
         taker.ask()
         taker.ask()  # it is at it
-        wait([taker.bell])
+        wait([taker.wakeup_fd])
         assert taker.take() == (5,)
-        assert not wait([taker.bell], timeout=0.1)
+        assert not wait([taker.wakeup_fd], timeout=0.1)
         assert log == [1]
 
 
 def test_a_taker_says_when_there_are_no_more() -> None:
-    with taking([5]) as taker:
+    with background_reader([5]) as taker:
         for answer in ((5,), ()):
-            assert not taker.is_through
+            assert not taker.exhausted
             taker.ask()
-            wait([taker.bell])
+            wait([taker.wakeup_fd])
             assert taker.take() == answer
-        assert taker.is_through
+        assert taker.exhausted
 
 
 def test_what_comes_too_late_for_a_closed_box_is_dropped() -> None:
-    box: Box[int] = Box()
+    box: Mailbox[int] = Mailbox()
     box.close()
     box.put(1)

@@ -66,7 +66,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_every_segment_stands_as_the_ledger_and_its_file_say(out: Path) -> None:
-    found = {s.segment: s for s in survey(out).standings}
+    found = {s.segment: s for s in survey(out).statuses}
     assert {s: (found[s].state.name, found[s].reason, found[s].source) for s in EVERY} == {
         GIVEN: ("PRESENT", "", "cvdf"),
         TOPPED_UP: ("PRESENT", "", "youtube"),
@@ -85,12 +85,12 @@ def test_every_segment_stands_as_the_ledger_and_its_file_say(out: Path) -> None:
 
 def test_sources_and_times_are_summed(out: Path) -> None:
     coverage = survey(out)
-    assert list(coverage.efforts) == ["cvdf", "youtube"]
-    assert coverage.efforts["cvdf"].attempts == 10
-    assert coverage.efforts["youtube"].failures == Counter(
+    assert list(coverage.source_stats) == ["cvdf", "youtube"]
+    assert coverage.source_stats["cvdf"].attempts == 10
+    assert coverage.source_stats["youtube"].failures == Counter(
         {"terminated": 1, "network": 1, "rate-limited": 1}
     )
-    assert coverage.efforts["youtube"].seconds == 5.0
+    assert coverage.source_stats["youtube"].seconds == 5.0
     assert coverage.given == {"cvdf": (2, 12), "youtube": (1, 5)}
     assert coverage.made == {"2026-01-02T00:00": 4, "2026-01-03T00:00": 1}
     assert coverage.refused == {"2026-01-06T00:00": 1}

@@ -19,7 +19,7 @@ import pytest
 from conftest import MakeVideo
 from kinetics_tools.dataset import ledger
 from kinetics_tools.dataset.manifest import Segment
-from kinetics_tools.download.run import Plan
+from kinetics_tools.download.run import DownloadPlan
 from kinetics_tools.download.run import download as make_clips_of
 from kinetics_tools.download.sources.folder import Folder
 from kinetics_tools.media import decode
@@ -462,7 +462,7 @@ def test_another_recipe_or_a_second_run_in_one_out_is_refused(
 
     from kinetics_tools.core import files
 
-    with files.hold(out):
+    with files.hold_lock(out):
         said = download(table, out, "--source", media_server.template)
         parted = download(table, out, "--source", media_server.template, "--task", "0/2")
     assert said.returncode == parted.returncode == 2
@@ -591,7 +591,7 @@ def test_what_a_run_is_of_is_written_before_anything_is_asked(
         order.append(name.partition(":")[0])
         return lines
 
-    plan = Plan(
+    plan = DownloadPlan(
         out=tmp_path / "out", sources=(Folder(tmp_path),), recipe=recipe, binary=ffmpeg, jobs=0
     )
     make_clips_of([asked], ("a",), plan, show=show, begin=lambda: order.append("begin"))

@@ -31,7 +31,7 @@ from kinetics_tools.dataset import ledger
 from kinetics_tools.dataset.labels import known_labels
 from kinetics_tools.dataset.ledger import FAILED, History, Line
 from kinetics_tools.dataset.manifest import Segment
-from kinetics_tools.download.sources.base import Source, Unit
+from kinetics_tools.download.sources.base import Source, SourceUnit
 from kinetics_tools.download.sources.mirror import (
     CLIPS_AHEAD,
     OFFICIAL,
@@ -84,7 +84,7 @@ class Outcome:
         return {key: reason for key, (reason, _) in self.errors.items()}
 
 
-def collect(units: Iterable[Unit]) -> Outcome:
+def collect(units: Iterable[SourceUnit]) -> Outcome:
     """Take units as the caller does: a clip is used and removed before the next is asked for."""
     outcome = Outcome()
     for unit in units:
@@ -614,7 +614,7 @@ def test_the_mirror_of_another_set_needs_its_lists(tmp_path: Path) -> None:
 def test_there_is_nothing_beyond_the_ready_clip(lab: Lab, tmp_path: Path) -> None:
     for source in lab.sources:
         with pytest.raises(SourceError) as caught:
-            source.open(Unit((segment(0),)), tmp_path).footage(segment(0))
+            source.open(SourceUnit((segment(0),)), tmp_path).footage(segment(0))
         assert caught.value.reason is Reason.GONE
         assert not source.versions()
         assert pickle.loads(pickle.dumps(source)) == source  # it is sent to workers

@@ -13,24 +13,24 @@ import yt_dlp.networking.impersonate
 from kinetics_tools.core.cli import Exit
 from kinetics_tools.core.errors import Reason, SourceError
 from kinetics_tools.download import preflight
-from kinetics_tools.download.preflight import Finding, Job, Level
+from kinetics_tools.download.preflight import Finding, Level, PreflightJob
 from kinetics_tools.download.sources.js_runtime import SOLVER, Solver, release, solver
 from kinetics_tools.media.cut import ClipRecipe
 from support import run_command
 
-MakeJob = Callable[..., Job]
+MakeJob = Callable[..., PreflightJob]
 
 
 @pytest.fixture
 def make_job(tmp_path: Path, ffmpeg: Path, recipe: ClipRecipe) -> MakeJob:
-    def make(**changes: Any) -> Job:
+    def make(**changes: Any) -> PreflightJob:
         usual: dict[str, Any] = {
             "out": tmp_path / "new" / "out",
             "cache": tmp_path / "cache",
             "binary": ffmpeg,
             "recipe": recipe,
         }
-        return Job(**usual | changes)
+        return PreflightJob(**usual | changes)
 
     return make
 

@@ -18,8 +18,8 @@ from kinetics_tools.download.sources.rate_limit import (
     MAX_LOCKOUT_S,
     STRIKES,
     LockedOut,
-    Pace,
-    pace_path,
+    RateLimiter,
+    rate_limit_path,
 )
 from support import wait_until
 
@@ -27,26 +27,28 @@ SPAWN = multiprocessing.get_context("spawn")
 HOUR_S = 3600.0
 
 
-def make_pace(folder: Path, *, interval_s: float = 0.0, lockout_s: float = HOUR_S) -> Pace:
-    return Pace(pace_path(folder, "cookies.txt"), interval_s=interval_s, lockout_s=lockout_s)
+def make_pace(folder: Path, *, interval_s: float = 0.0, lockout_s: float = HOUR_S) -> RateLimiter:
+    return RateLimiter(
+        rate_limit_path(folder, "cookies.txt"), interval_s=interval_s, lockout_s=lockout_s
+    )
 
 
-def state_file(pace: Pace) -> Path:
+def state_file(pace: RateLimiter) -> Path:
     return pace.path.with_name(f"{pace.path.name}-{socket.gethostname()}.json")
 
 
-def edit(pace: Pace, **values: object) -> None:
+def edit(pace: RateLimiter, **values: object) -> None:
     path = state_file(pace)
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def lock_out(pace: Pace) -> None:
+def lock_out(pace: RateLimiter) -> None:
     for _ in range(STRIKES):
         pace.wait()
         pace.refused(Reason.BOT_CHECK, detail="Sign in to confirm you're not a bot")
 
 
-def ask_often(pace: Pace, seconds: float, asked: Path) -> None:
+def ask_often(pace: RateLimiter, seconds: float, asked: Path) -> None:
     """Ask until the time is over; write down when each request could go."""
     end = time.monotonic() + seconds
     with asked.open("a") as file:
@@ -56,13 +58,15 @@ def ask_often(pace: Pace, seconds: float, asked: Path) -> None:
             file.flush()
 
 
-def hold_for_ever(pace: Pace, held: Path) -> None:
+def hold_for_ever(pace: RateLimiter, held: Path) -> None:
     with pace._held():
         held.touch()
         time.sleep(600)
 
 
-def start_asking(pace: Pace, asked: Path, *, count: int, seconds: float) -> list[SpawnProcess]:
+def start_asking(
+    pace: RateLimiter, asked: Path, *, count: int, seconds: float
+) -> list[SpawnProcess]:
     processes = [
         SPAWN.Process(target=ask_often, args=(pace, seconds, asked), daemon=True)
         for _ in range(count)
@@ -128,7 +132,7 @@ def test_three_refusals_in_a_row_lock_the_identity_out(tmp_path: Path) -> None:
     assert str(pace.lockout()) == str(caught.value)
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (type(copy), str(copy)) == (LockedOut, str(caught.value))
-    other = Pace(pace_path(tmp_path, "other cookies"), interval_s=0, lockout_s=HOUR_S)
+    other = RateLimiter(rate_limit_path(tmp_path, "other cookies"), interval_s=0, lockout_s=HOUR_S)
     other.wait()
     assert other.lockout() is None
 

@@ -12,15 +12,15 @@ import pytest
 
 from conftest import MakeVideo
 from kinetics_tools.core.errors import ManifestError, OutError, Reason, UnknownNameError
-from kinetics_tools.core.files import hold
+from kinetics_tools.core.files import hold_lock
 from kinetics_tools.core.units import Part
 from kinetics_tools.dataset import ledger
 from kinetics_tools.dataset.layout import clip_path
 from kinetics_tools.download.coverage import State, survey
 from kinetics_tools.download.record_cli import verify_main
-from kinetics_tools.download.run import Plan, download
+from kinetics_tools.download.run import DownloadPlan, download
 from kinetics_tools.download.sources.folder import Folder
-from kinetics_tools.download.verify import Verdict, verify
+from kinetics_tools.download.verify import CheckResult, verify
 from kinetics_tools.extract.clips import read_clips
 from kinetics_tools.media.cut import ClipRecipe
 from outs import ask, done, failed, put, real, segment, tell
@@ -112,7 +112,7 @@ def test_a_whole_folder_exits_with_0_and_is_not_written_to(
     assert tree(tmp_path) == before
 
 
-def silent(verdicts: Iterator[Verdict], total: int) -> Iterator[Verdict]:  # noqa: ARG001 - a Show
+def silent(verdicts: Iterator[CheckResult], total: int) -> Iterator[CheckResult]:  # noqa: ARG001 - a Show
     return verdicts
 
 
@@ -145,7 +145,7 @@ def test_the_next_run_makes_again_what_was_damaged(
     videos, out = tmp_path / "videos", tmp_path / "out"
     videos.mkdir()
     shutil.copy(make_video(seconds=6), videos / f"{WHOLE.youtube_id}.mp4")
-    plan = Plan(out=out, sources=(Folder(videos),), recipe=recipe, binary=ffmpeg, jobs=0)
+    plan = DownloadPlan(out=out, sources=(Folder(videos),), recipe=recipe, binary=ffmpeg, jobs=0)
 
     def run() -> int:
         return download([WHOLE], ("yoga",), plan, show=lambda lines, *_: lines).num_done
@@ -193,9 +193,9 @@ def test_a_split_is_checked_alone(out: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_it_and_a_run_keep_out_of_each_others_way(out: Path, tmp_path: Path) -> None:
-    with hold(out, "2-of-8"), pytest.raises(OutError, match="in use by a job of 8 parts"):
+    with hold_lock(out, "2-of-8"), pytest.raises(OutError, match="in use by a job of 8 parts"):
         verify(out, show=silent)
-    with hold(out), pytest.raises(OutError, match="in use by process"):
+    with hold_lock(out), pytest.raises(OutError, match="in use by process"):
         verify(out, show=silent)
     with pytest.raises(ManifestError, match=r"holds no manifest\.csv"):
         verify(tmp_path, show=silent)

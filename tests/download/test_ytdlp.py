@@ -30,9 +30,9 @@ from kinetics_tools.dataset.manifest import Segment
 from kinetics_tools.download import cli
 from kinetics_tools.download.sources import youtube as youtube_module
 from kinetics_tools.download.sources import ytdlp, ytdlp_options
-from kinetics_tools.download.sources.base import Footage, Unit
-from kinetics_tools.download.sources.rate_limit import STRIKES, LockedOut, Pace
-from kinetics_tools.download.sources.youtube import Web
+from kinetics_tools.download.sources.base import Footage, SourceUnit
+from kinetics_tools.download.sources.rate_limit import STRIKES, LockedOut, RateLimiter
+from kinetics_tools.download.sources.youtube import OnlineSource
 from kinetics_tools.media.cut import ClipRecipe, cut
 from support import MediaServer
 from youtube_standin import REFUSALS, Format, YouTubeStandIn, youtube
@@ -49,12 +49,12 @@ def segment(youtube_id: str, start: object = 20, end: object = 22) -> Segment:
 
 
 @pytest.fixture
-def pace(tmp_path: Path) -> Pace:
-    return Pace(tmp_path / "pace", interval_s=0, lockout_s=60)
+def pace(tmp_path: Path) -> RateLimiter:
+    return RateLimiter(tmp_path / "pace", interval_s=0, lockout_s=60)
 
 
 @pytest.fixture
-def source(youtube: YouTubeStandIn, pace: Pace) -> Web:
+def source(youtube: YouTubeStandIn, pace: RateLimiter) -> OnlineSource:
     return youtube_module.youtube((*youtube.words, *HASTY), pace, keep_audio=False)
 
 
@@ -65,10 +65,10 @@ Ask = Callable[..., list[Footage]]
 def ask(tmp_path: Path) -> Ask:
     """All footage of segments of a video, as one unit: what each asks for, in order."""
 
-    def ask(source: Web, *segments: Segment, all_of_it: bool = False) -> list[Footage]:
+    def ask(source: OnlineSource, *segments: Segment, all_of_it: bool = False) -> list[Footage]:
         into = tmp_path / f"100% $HOME {segments[0].youtube_id} {time.monotonic_ns()}"
         into.mkdir()
-        opened = source.open(Unit(segments), into)
+        opened = source.open(SourceUnit(segments), into)
         found: list[Footage] = []
         for each in segments:
             footage = opened.footage(each)
@@ -85,7 +85,7 @@ def long_video(make_video: MakeVideo) -> Path:
 
 def test_a_section_makes_the_clip_that_the_whole_video_makes(
     youtube: YouTubeStandIn,
-    source: Web,
+    source: OnlineSource,
     ask: Ask,
     long_video: Path,
     ffmpeg: Path,
@@ -109,7 +109,7 @@ def test_a_section_makes_the_clip_that_the_whole_video_makes(
 
 
 def test_a_video_is_asked_for_once_and_fetched_whole_once_whatever_its_segments(
-    youtube: YouTubeStandIn, source: Web, ask: Ask, long_video: Path
+    youtube: YouTubeStandIn, source: OnlineSource, ask: Ask, long_video: Path
 ) -> None:
     youtube.put("good0000000", long_video, seconds=60)
     wanted = [segment("good0000000", start, start + 2) for start in (5, 20, 40)]
@@ -124,7 +124,7 @@ def test_a_video_is_asked_for_once_and_fetched_whole_once_whatever_its_segments(
 
 def test_a_section_of_a_long_video_costs_little_more_than_its_share(
     youtube: YouTubeStandIn,
-    source: Web,
+    source: OnlineSource,
     ask: Ask,
     make_video: MakeVideo,
     ffmpeg: Path,
@@ -143,11 +143,11 @@ def test_a_section_of_a_long_video_costs_little_more_than_its_share(
 
 
 def test_a_dead_video_is_asked_for_once_whatever_its_segments(
-    youtube: YouTubeStandIn, source: Web, tmp_path: Path
+    youtube: YouTubeStandIn, source: OnlineSource, tmp_path: Path
 ) -> None:
     youtube.put("dead0000000", refusal="removed")
     wanted = (segment("dead0000000", 1, 2), segment("dead0000000", 5, 6))
-    opened = source.open(Unit(wanted), tmp_path)
+    opened = source.open(SourceUnit(wanted), tmp_path)
     for each in wanted:
         with pytest.raises(SourceError, match="removed by the uploader"):
             next(opened.footage(each))
@@ -156,7 +156,7 @@ def test_a_dead_video_is_asked_for_once_whatever_its_segments(
 
 
 def test_sections_that_would_take_all_of_a_video_are_not_tried(
-    youtube: YouTubeStandIn, source: Web, ask: Ask, long_video: Path
+    youtube: YouTubeStandIn, source: OnlineSource, ask: Ask, long_video: Path
 ) -> None:
     youtube.put("good0000000", long_video, seconds=60)
     wanted = [segment("good0000000", start, start + 10) for start in (0, 10, 20, 30)]
@@ -165,7 +165,7 @@ def test_sections_that_would_take_all_of_a_video_are_not_tried(
 
 
 def test_of_the_formats_the_smallest_that_covers_256_is_fetched(
-    youtube: YouTubeStandIn, source: Web, ask: Ask, make_video: MakeVideo
+    youtube: YouTubeStandIn, source: OnlineSource, ask: Ask, make_video: MakeVideo
 ) -> None:
     sizes = {160: (256, 144), 133: (426, 240), 134: (640, 360), 136: (1280, 720), 137: (1920, 1080)}
     content = make_video(seconds=4).read_bytes()
@@ -199,7 +199,7 @@ REASONS = {
 
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_each_refusal_has_its_reason_and_the_sites_last_words(
-    youtube: YouTubeStandIn, source: Web, ask: Ask, refusal: str
+    youtube: YouTubeStandIn, source: OnlineSource, ask: Ask, refusal: str
 ) -> None:
     youtube.put("refused0000", refusal=refusal)
     said = REFUSALS[refusal]
@@ -233,7 +233,7 @@ def test_each_refusal_has_its_reason_and_the_sites_last_words(
 )
 def test_each_failure_of_the_server_has_its_reason(
     youtube: YouTubeStandIn,
-    source: Web,
+    source: OnlineSource,
     ask: Ask,
     long_video: Path,
     behaviour: dict[str, object],
@@ -247,7 +247,7 @@ def test_each_failure_of_the_server_has_its_reason(
 
 
 def test_a_section_from_a_server_that_drips_ends(
-    youtube: YouTubeStandIn, source: Web, ask: Ask, long_video: Path
+    youtube: YouTubeStandIn, source: OnlineSource, ask: Ask, long_video: Path
 ) -> None:
     youtube.put("drips000000", long_video, seconds=60, fault="drips")
     with pytest.raises(SourceError, match="too slow") as caught:
@@ -256,7 +256,9 @@ def test_a_section_from_a_server_that_drips_ends(
     assert youtube.requests.count("/media/drips000000/133") == 1
 
 
-def test_no_ffmpeg_is_let_on_the_network(youtube: YouTubeStandIn, source: Web, ask: Ask) -> None:
+def test_no_ffmpeg_is_let_on_the_network(
+    youtube: YouTubeStandIn, source: OnlineSource, ask: Ask
+) -> None:
     encrypted = (
         "#EXTM3U",
         "#EXT-X-TARGETDURATION:9",
@@ -273,7 +275,7 @@ def test_no_ffmpeg_is_let_on_the_network(youtube: YouTubeStandIn, source: Web, a
 
 
 def test_words_that_are_no_text_can_be_written(
-    youtube: YouTubeStandIn, source: Web, ask: Ask
+    youtube: YouTubeStandIn, source: OnlineSource, ask: Ask
 ) -> None:
     youtube.put("surrogate00", refusal="Video \ud800 removed")
     with pytest.raises(SourceError, match=r"Video \\ud800 removed") as caught:
@@ -283,7 +285,7 @@ def test_words_that_are_no_text_can_be_written(
 
 @pytest.mark.parametrize("fault", ["no-ranges", "page"])
 def test_any_trouble_with_a_section_is_followed_by_the_whole_video(
-    youtube: YouTubeStandIn, source: Web, ask: Ask, long_video: Path, fault: str
+    youtube: YouTubeStandIn, source: OnlineSource, ask: Ask, long_video: Path, fault: str
 ) -> None:
     youtube.put("faulty00000", long_video, seconds=60, fault=fault)
     (footage,) = ask(source, segment("faulty00000"))
@@ -294,14 +296,14 @@ def test_any_trouble_with_a_section_is_followed_by_the_whole_video(
 
 
 def test_a_slow_server_is_waited_for(
-    youtube: YouTubeStandIn, source: Web, ask: Ask, long_video: Path
+    youtube: YouTubeStandIn, source: OnlineSource, ask: Ask, long_video: Path
 ) -> None:
     youtube.put("slow0000000", long_video, seconds=60, fault="slow")
     assert ask(source, segment("slow0000000"))[0].zero_s > 0
 
 
 def test_a_media_address_that_has_aged_is_asked_for_anew_once(
-    youtube: YouTubeStandIn, source: Web, ask: Ask, long_video: Path
+    youtube: YouTubeStandIn, source: OnlineSource, ask: Ask, long_video: Path
 ) -> None:
     youtube.put("aged0000000", long_video, seconds=60, media=[403])
     assert ask(source, segment("aged0000000"))[0].zero_s > 0
@@ -312,7 +314,7 @@ def test_a_media_address_that_has_aged_is_asked_for_anew_once(
     assert youtube.num_asked("barred00000") == 2
 
 
-def refused(source: Web, ask: Ask, youtube_id: str) -> None:
+def refused(source: OnlineSource, ask: Ask, youtube_id: str) -> None:
     with pytest.raises(SourceError) as caught:
         ask(source, segment(youtube_id))
     assert caught.value.reason in IDENTITY
@@ -320,11 +322,11 @@ def refused(source: Web, ask: Ask, youtube_id: str) -> None:
 
 
 def test_a_video_that_is_refused_is_not_asked_for_again_whatever_its_segments(
-    youtube: YouTubeStandIn, source: Web, ask: Ask, long_video: Path, tmp_path: Path
+    youtube: YouTubeStandIn, source: OnlineSource, ask: Ask, long_video: Path, tmp_path: Path
 ) -> None:
     youtube.put("refused0000", long_video, seconds=60, player=[429])
     wanted = [segment("refused0000", start, start + 2) for start in (5, 20, 40)]
-    opened = source.open(Unit(tuple(wanted)), tmp_path)
+    opened = source.open(SourceUnit(tuple(wanted)), tmp_path)
     for each in wanted:
         with pytest.raises(SourceError, match="429") as caught:
             next(opened.footage(each))
@@ -335,7 +337,7 @@ def test_a_video_that_is_refused_is_not_asked_for_again_whatever_its_segments(
 
 
 def test_the_third_refusal_in_a_row_locks_the_visitor_out_and_nothing_more_is_asked(
-    youtube: YouTubeStandIn, source: Web, ask: Ask
+    youtube: YouTubeStandIn, source: OnlineSource, ask: Ask
 ) -> None:
     for number in range(STRIKES):
         assert source.lockout() is None
@@ -361,7 +363,7 @@ def test_the_third_refusal_in_a_row_locks_the_visitor_out_and_nothing_more_is_as
 )
 def test_a_row_of_refusals_ends_with_whatever_else_became_of_a_video(
     youtube: YouTubeStandIn,
-    source: Web,
+    source: OnlineSource,
     ask: Ask,
     long_video: Path,
     behaviour: dict[str, object],
@@ -399,7 +401,7 @@ def test_what_retry_after_says_is_kept(youtube: YouTubeStandIn) -> None:
 )
 def test_media_that_are_refused_to_the_visitor_count_although_the_site_tells_of_the_videos(
     youtube: YouTubeStandIn,
-    source: Web,
+    source: OnlineSource,
     ask: Ask,
     long_video: Path,
     behaviour: dict[str, list[int]],
@@ -418,10 +420,10 @@ def test_media_that_are_refused_to_the_visitor_count_although_the_site_tells_of_
 
 
 def test_a_lockout_while_an_address_is_renewed_is_no_refusal_of_the_video(
-    youtube: YouTubeStandIn, source: Web, long_video: Path, tmp_path: Path
+    youtube: YouTubeStandIn, source: OnlineSource, long_video: Path, tmp_path: Path
 ) -> None:
     youtube.put("aged0000000", long_video, seconds=60)
-    opened = source.open(Unit((segment("aged0000000"),)), tmp_path)
+    opened = source.open(SourceUnit((segment("aged0000000"),)), tmp_path)
     footage = opened.footage(segment("aged0000000"))
     next(footage)
     for _ in range(STRIKES):
@@ -433,7 +435,7 @@ def test_a_lockout_while_an_address_is_renewed_is_no_refusal_of_the_video(
 
 
 def test_a_section_is_read_again_where_the_connection_breaks(
-    youtube: YouTubeStandIn, pace: Pace, ask: Ask, long_video: Path
+    youtube: YouTubeStandIn, pace: RateLimiter, ask: Ask, long_video: Path
 ) -> None:
     source = youtube_module.youtube(
         (*youtube.words, "retries=2"), pace, keep_audio=False, fetch="section"
@@ -446,7 +448,7 @@ def test_a_section_is_read_again_where_the_connection_breaks(
 
 
 def test_a_section_is_read_again_no_sooner_than_the_user_says(
-    youtube: YouTubeStandIn, pace: Pace, ask: Ask, long_video: Path
+    youtube: YouTubeStandIn, pace: RateLimiter, ask: Ask, long_video: Path
 ) -> None:
     words = (*youtube.words, "retries=2", "retry-sleep=linear=0.2::0.2")
     source = youtube_module.youtube(words, pace, keep_audio=False, fetch="section")
@@ -506,14 +508,14 @@ def test_the_innermost_cause_counts() -> None:
 
 
 @pytest.fixture
-def url_source(media_server: MediaServer, pace: Pace) -> Iterator[Web]:
+def url_source(media_server: MediaServer, pace: RateLimiter) -> Iterator[OnlineSource]:
     yield youtube_module.url(
         media_server.template.removeprefix("url:"), ("retries=0",), pace, keep_audio=False
     )
 
 
 def test_an_address_gives_the_video_under_the_name_its_server_gives(
-    media_server: MediaServer, url_source: Web, ask: Ask, make_video: MakeVideo
+    media_server: MediaServer, url_source: OnlineSource, ask: Ask, make_video: MakeVideo
 ) -> None:
     content = make_video().read_bytes()
     media_server.put("-bcdefghijk", content)
@@ -540,7 +542,7 @@ def test_an_address_gives_the_video_under_the_name_its_server_gives(
 )
 def test_each_failure_of_an_address_has_its_reason_and_the_tools_last_words(
     media_server: MediaServer,
-    url_source: Web,
+    url_source: OnlineSource,
     ask: Ask,
     make_video: MakeVideo,
     name: str,
@@ -564,7 +566,7 @@ def test_each_failure_of_an_address_has_its_reason_and_the_tools_last_words(
 
 
 def test_an_address_may_be_redirected_by_its_server(
-    media_server: MediaServer, pace: Pace, ask: Ask, make_video: MakeVideo
+    media_server: MediaServer, pace: RateLimiter, ask: Ask, make_video: MakeVideo
 ) -> None:
     class Redirect(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -587,12 +589,12 @@ def test_an_address_may_be_redirected_by_its_server(
 
 
 def test_what_is_secret_in_an_address_is_sent_and_not_told(
-    media_server: MediaServer, pace: Pace, ask: Ask, make_video: MakeVideo
+    media_server: MediaServer, pace: RateLimiter, ask: Ask, make_video: MakeVideo
 ) -> None:
     host = media_server.address.removeprefix("http://")
     media_server.put("good", make_video())
 
-    def source(query: str, user: str = "me:SECRET@") -> Web:
+    def source(query: str, user: str = "me:SECRET@") -> OnlineSource:
         template = f"http://{user}{host}/{{youtube_id}}.mp4{query}"
         return youtube_module.url(template, ("retries=0",), pace, keep_audio=False)
 
@@ -610,7 +612,7 @@ def test_what_is_secret_in_an_address_is_sent_and_not_told(
     assert "SECRET" not in str(refused.value)
 
 
-def test_a_server_that_does_not_listen_is_the_network(pace: Pace, ask: Ask) -> None:
+def test_a_server_that_does_not_listen_is_the_network(pace: RateLimiter, ask: Ask) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -620,13 +622,13 @@ def test_a_server_that_does_not_listen_is_the_network(pace: Pace, ask: Ask) -> N
     assert caught.value.reason is Reason.NETWORK
 
 
-def test_sources_are_values_with_full_addresses(source: Web) -> None:
+def test_sources_are_values_with_full_addresses(source: OnlineSource) -> None:
     assert pickle.loads(pickle.dumps(source)) == source
     assert source.template == "https://www.youtube.com/watch?v={youtube_id}"
     assert source.versions() == {"yt-dlp": yt_dlp.version.__version__}
 
 
-def test_unusable_sources_are_one_line(pace: Pace) -> None:
+def test_unusable_sources_are_one_line(pace: RateLimiter) -> None:
     for template in ("http://host/fixed.mp4", "ftp://host/{youtube_id}", "/etc/{youtube_id}"):
         with pytest.raises(KineticsError, match="--source url:"):
             youtube_module.url(template, (), pace, keep_audio=False)
@@ -753,7 +755,9 @@ def test_options_of_the_command_line_reach_yt_dlp() -> None:
     assert {name: parameters[name] for name in expected} == expected
 
 
-def test_options_that_yt_dlp_cannot_start_with_are_one_line(pace: Pace, tmp_path: Path) -> None:
+def test_options_that_yt_dlp_cannot_start_with_are_one_line(
+    pace: RateLimiter, tmp_path: Path
+) -> None:
     broken = tmp_path / "cookies.txt"
     broken.write_text("no cookies\n")
     for word in ("impersonate=netscape", f"cookies={broken}", "cookies=/nowhere/cookies.txt"):
@@ -763,7 +767,7 @@ def test_options_that_yt_dlp_cannot_start_with_are_one_line(pace: Pace, tmp_path
 
 
 def test_the_users_cookies_are_sent_and_their_file_stays_as_it_is(
-    youtube: YouTubeStandIn, pace: Pace, ask: Ask, long_video: Path, tmp_path: Path
+    youtube: YouTubeStandIn, pace: RateLimiter, ask: Ask, long_video: Path, tmp_path: Path
 ) -> None:
     jar = tmp_path / "cookies.txt"
     jar.write_text(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from kinetics_tools.core.errors import OutError, ShardError, UnknownNameError
-from kinetics_tools.core.files import hold
+from kinetics_tools.core.files import hold_lock
 from kinetics_tools.extract.export import MADE_FROM, Exported, Finished, Layout, export
 from kinetics_tools.shards.reader import ShardFolder
 from shard_maker import HEIGHT, LABELS, WIDTH, Maker, codes, folder, maker, pictures
@@ -156,7 +156,7 @@ def test_a_folder_of_somebody_else_is_left_alone(folder: Path, tmp_path: Path) -
 
 def test_two_exports_do_not_share_a_folder(folder: Path, tmp_path: Path) -> None:
     with (
-        hold(tmp_path / "out"),
+        hold_lock(tmp_path / "out"),
         pytest.raises(OutError, match="is in use by process"),
     ):
         run(folder, tmp_path / "out")

@@ -27,7 +27,7 @@ from kinetics_tools.core.files import file_digest
 from kinetics_tools.core.units import Part
 from kinetics_tools.dataset import ledger
 from kinetics_tools.extract.clips import read_clips
-from kinetics_tools.extract.plan import pending, units_of
+from kinetics_tools.extract.plan import pending, plan_shards
 from kinetics_tools.extract.run import extract
 from kinetics_tools.flow import methods
 from kinetics_tools.flow.codecs import CODECS
@@ -401,13 +401,13 @@ def test_shards_mix_classes_and_have_each_key_once(tmp_path: Path, clips: Path) 
     many = [replace(found, key=f"{label}{n}", label=label) for n in range(50) for label in "ab"]
     plan = plan_for(clips, tmp_path, samples_per_shard=16)
 
-    units = units_of(many, plan)
+    units = plan_shards(many, plan)
 
     assert [len(unit.clips) for unit in units] == [16] * 6 + [4]
     assert len({c.key for unit in units for c in unit.clips}) == 100
     assert all({c.label for c in unit.clips} == {"a", "b"} for unit in units[:6])
-    assert units != units_of(many, replace(plan, seed=1))
-    assert units == units_of(reversed(many), plan)
+    assert units != plan_shards(many, replace(plan, seed=1))
+    assert units == plan_shards(reversed(many), plan)
 
 
 def test_unusable_clips_are_named_in_one_line(clips: Path, tmp_path: Path) -> None:
@@ -563,7 +563,7 @@ def test_scratch_that_cannot_be_made_is_one_line(clips: Path, tmp_path: Path) ->
 
 def test_a_second_run_in_the_same_folder_is_refused(clips: Path, tmp_path: Path) -> None:
     with (
-        files.hold(tmp_path / "out", "0-of-1"),
+        files.hold_lock(tmp_path / "out", "0-of-1"),
         pytest.raises(OutError, match=rf"is in use by process {os.getpid()} on"),
     ):
         run(clips, tmp_path / "out")
@@ -614,7 +614,7 @@ def test_ten_kills_give_the_same_tree(clips: Path, tmp_path: Path) -> None:
 
 def test_pending_counts_only_what_is_to_do(clips: Path, tmp_path: Path) -> None:
     plan = plan_for(clips, tmp_path / "out")
-    units = units_of(read_clips(clips).clips, plan)
+    units = plan_shards(read_clips(clips).clips, plan)
     assert pending(units, plan) == units
 
     run(clips, tmp_path / "out", part=Part(1, 3))
@@ -629,7 +629,7 @@ def test_clips_that_go_away_during_a_run_make_no_gaps(
     out = tmp_path / "out"
     listed = read_clips(clips)
     plan = plan_for(clips, out)
-    gone, changed = units_of(listed.clips, plan)[0].clips
+    gone, changed = plan_shards(listed.clips, plan)[0].clips
     away = gone.path.rename(tmp_path / "away")
     whole = changed.path.read_bytes()
     changed.path.write_bytes(whole[: len(whole) // 2])
@@ -690,7 +690,7 @@ def test_a_damaged_shard_of_rgb_stops_no_other(
 
 def test_the_largest_shard_is_made_first(clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    units = units_of(read_clips(clips).clips, plan_for(clips, out))
+    units = plan_shards(read_clips(clips).clips, plan_for(clips, out))
     last = units[-1].clips[0].path
     last.write_bytes(last.read_bytes() + bytes(10**6))  # decoders pass over what trails
 

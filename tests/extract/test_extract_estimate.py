@@ -16,7 +16,7 @@ from extractions import plan_for, run
 from kinetics_tools.extract import estimate
 from kinetics_tools.extract.clips import read_clips
 from kinetics_tools.extract.estimate import Rate, estimate_pairs, measure
-from kinetics_tools.extract.plan import Plan, Unit, units_of
+from kinetics_tools.extract.plan import ExtractPlan, ShardUnit, plan_shards
 from kinetics_tools.flow import methods
 from kinetics_tools.flow.methods import FlowRecipe
 from kinetics_tools.media import decode
@@ -39,9 +39,9 @@ def clips(tmp_path: Path, make_video: MakeVideo) -> Path:
     return root
 
 
-def todo(clips: Path, plan: Plan) -> list[Unit]:
+def todo(clips: Path, plan: ExtractPlan) -> list[ShardUnit]:
     """All shards."""
-    return units_of(read_clips(clips).clips, plan)
+    return plan_shards(read_clips(clips).clips, plan)
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Slow:
 
 def slow_plan(
     clips: Path, out: Path, pair_s: float, monkeypatch: pytest.MonkeyPatch, **changes: Any
-) -> Plan:
+) -> ExtractPlan:
     monkeypatch.setitem(methods.METHODS, "slow", lambda: Slow(pair_s))
     return plan_for(
         clips, out, flow=FlowRecipe(method="slow", parameters={}), name="slow", **changes
@@ -168,7 +168,7 @@ def test_a_clip_whose_header_tells_no_length_is_decoded(
     assert decode.probe(bare).duration_s is None
     plan = plan_for(clips, tmp_path / "out", samples_per_shard=7)
     clip = replace(read_clips(clips).clips[0], path=bare)
-    assert estimate_pairs([Unit("all", 0, (clip,))], plan) == 24
+    assert estimate_pairs([ShardUnit("all", 0, (clip,))], plan) == 24
 
 
 def test_time_is_shared_among_processors_and_gpus() -> None:

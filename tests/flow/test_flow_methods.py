@@ -20,8 +20,8 @@ from kinetics_tools.core.errors import KineticsError, UnknownNameError
 from kinetics_tools.flow import methods
 from kinetics_tools.flow.methods import METHODS, compute, dequantise, quantise, stream
 from kinetics_tools.flow.tvl1 import torch_reference
-from kinetics_tools.flow.tvl1.method import BODIES
-from kinetics_tools.flow.tvl1.parameters import Dials
+from kinetics_tools.flow.tvl1.method import BACKENDS
+from kinetics_tools.flow.tvl1.parameters import TVL1Params
 from kinetics_tools.media import opencv
 from support import ROOT, environment
 from textures import texture
@@ -105,7 +105,7 @@ def test_tvl1_agrees_with_opencv_on_textures() -> None:
 
 def test_flow_does_not_depend_on_the_number_of_threads() -> None:
     images = torch.from_numpy(texture(4, 90, 120, (2.3, 1.1))).float()
-    dials = Dials(num_scales=2, num_warps=1, outer_iterations=1)
+    dials = TVL1Params(num_scales=2, num_warps=1, outer_iterations=1)
     one = torch_reference.between(images[:-1], images[1:], dials)
 
     torch.set_num_threads(2)
@@ -115,7 +115,7 @@ def test_flow_does_not_depend_on_the_number_of_threads() -> None:
 
 def test_float32_and_float64_agree() -> None:
     images = torch.from_numpy(texture(2, 48, 64, (1.2, 0.4)))
-    dials = Dials(num_warps=1)
+    dials = TVL1Params(num_warps=1)
 
     single = torch_reference.between(images[:1].float(), images[1:].float(), dials)
     double = torch_reference.between(images[:1].double(), images[1:].double(), dials)
@@ -150,7 +150,7 @@ def test_no_frames_make_flow_that_is_not_a_number(frames: Gray) -> None:
     assert np.isfinite(compute(frames)).all()
 
 
-CPU_BODIES = [("tvl1", {"body": body}) for body in BODIES if body != "triton"]
+CPU_BODIES = [("tvl1", {"body": body}) for body in BACKENDS if body != "triton"]
 QUICK = {"num_scales": 1, "num_warps": 1, "outer_iterations": 1, "inner_iterations": 2}
 STREAMS_AND_SAYS_ITS_PEAKS = """
 import sys
@@ -221,7 +221,7 @@ def test_a_stream_reads_only_a_batch_ahead() -> None:
             read += 1
             yield np.zeros((128, 128), np.uint8)
 
-    fields = stream(endless(), body="torch")
+    fields = stream(endless(), backend="torch")
     for _ in range(3):
         next(fields)
 

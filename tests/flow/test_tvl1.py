@@ -23,8 +23,8 @@ import torch
 
 from kinetics_tools.flow.methods import compute, quantise, stream
 from kinetics_tools.flow.tvl1 import numba_cache, numba_cpu, torch_reference
-from kinetics_tools.flow.tvl1.method import BODIES, FASTEST
-from kinetics_tools.flow.tvl1.parameters import Dials
+from kinetics_tools.flow.tvl1.method import BACKENDS, FASTEST
+from kinetics_tools.flow.tvl1.parameters import TVL1Params
 from kinetics_tools.media import decode, opencv
 from support import environment
 from textures import texture
@@ -59,7 +59,7 @@ def is_slow(body: str) -> bool:
     return body == "triton" and not torch.cuda.is_available()
 
 
-HERE = [body for body in BODIES if available(body)]
+HERE = [body for body in BACKENDS if available(body)]
 OTHERS = [body for body in HERE if body != "torch"]
 QUICK = [body for body in HERE if not is_slow(body)]
 QUICK_OTHERS = [body for body in QUICK if body != "torch"]
@@ -71,7 +71,7 @@ QUICK_FIRST_OTHERS = [each for each in QUICK_FIRST if each.values != ("torch",)]
 def flow_of(body: str, frames: Gray, *, threads: int = 1, **dials: Any) -> Flow:
     """Flow (T-1, H, W, 2) by a body; dials of slow ones ask for less work."""
     device = "cuda" if body == "triton" and torch.cuda.is_available() else "cpu"
-    return compute(frames, device=device, threads=threads, body=body, **dials)
+    return compute(frames, device=device, threads=threads, backend=body, **dials)
 
 
 def real_frames(folder: Path, name: str, start: int, num: int = 2) -> Gray:
@@ -87,7 +87,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def test_the_fastest_bodies_are_bodies() -> None:
-    assert set(FASTEST.values()) <= set(BODIES)
+    assert set(FASTEST.values()) <= set(BACKENDS)
 
 
 @pytest.mark.parametrize("size", [(47, 66), (20, 131), (16, 16), (33, 35)])
@@ -170,7 +170,9 @@ def test_a_body_is_as_near_to_float64_as_the_readable_one_is_in_float32(
     frames = real_frames(shared_data, name, start)
     images = torch.from_numpy(frames).double()
     truth = (
-        torch_reference.between(images[:1], images[1:], Dials(**dials)).permute(0, 2, 3, 1).numpy()
+        torch_reference.between(images[:1], images[1:], TVL1Params(**dials))
+        .permute(0, 2, 3, 1)
+        .numpy()
     )
 
     ours, theirs = (
@@ -221,7 +223,7 @@ def test_a_slow_body_goes_through_all_levels_and_warps_on_a_piece_of_a_real_clip
         difference = abs(flow_of(body, frames, **dials) - flow_of("torch", frames, **dials))
         assert np.percentile(difference, 99.9) <= limit
     rounds = {"outer_iterations": 2, "inner_iterations": 4}
-    assert len(Dials().level_sizes(*frames.shape[1:])) == Dials().num_scales
+    assert len(TVL1Params().level_sizes(*frames.shape[1:])) == TVL1Params().num_scales
 
     assert_same_codes(flow_of(body, frames, **rounds), flow_of("torch", frames, **rounds))
 
@@ -329,7 +331,7 @@ def test_the_numba_body_reads_few_frames_ahead_and_leaves_no_thread(threads: int
             yield np.full((20, 30), read % 256, np.uint8)
 
     before = threading.active_count()
-    fields = stream(endless(), threads=threads, body="numba")
+    fields = stream(endless(), threads=threads, backend="numba")
     for number in range(1, 6):
         next(fields)
         assert read <= number + 1 + threads
@@ -342,7 +344,7 @@ def test_a_function_that_cannot_be_cached_is_compiled_all_the_same() -> None:
     names: dict[str, Any] = {}
     exec("def double(x):\n    return 2 * x", names)  # Numba finds no file to keep its code beside
 
-    assert numba_cache.kept(names["double"])(4) == 8
+    assert numba_cache.compile_cached(names["double"])(4) == 8
 
 
 @pytest.mark.full
@@ -350,7 +352,7 @@ def test_processes_that_compile_at_once_share_a_cache_and_agree(tmp_path: Path) 
     code = (
         "import hashlib, numpy as np; from kinetics_tools.flow.methods import compute; "
         "frames = np.random.default_rng(0).integers(0, 256, (2, 40, 50), np.uint8); "
-        "print(hashlib.sha256(compute(frames, body='numba').tobytes()).hexdigest())"
+        "print(hashlib.sha256(compute(frames, backend='numba').tobytes()).hexdigest())"
     )
     words = [sys.executable, "-c", code]
     own = environment() | {"NUMBA_CACHE_DIR": str(tmp_path)}
@@ -461,7 +463,7 @@ def test_a_pair_that_fails_is_an_error_and_no_hang(threads: int) -> None:
     frames = (np.full((9, 9), number, np.uint8) for number in range(12))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numba_cpu, "Workspace", Broken)
-        fields = stream(frames, threads=threads, body="numba")
+        fields = stream(frames, threads=threads, backend="numba")
 
         assert [next(fields).shape for _ in range(2)] == [(9, 9, 2)] * 2
         with pytest.raises(MemoryError):
@@ -474,7 +476,7 @@ def test_an_error_of_the_frames_comes_after_the_flow_before_it(threads: int) -> 
         yield from texture(4, 20, 30, (1, 0))
         raise OSError("the disk is gone")
 
-    fields = stream(frames(), threads=threads, body="numba")
+    fields = stream(frames(), threads=threads, backend="numba")
 
     assert [next(fields).shape for _ in range(3)] == [(20, 30, 2)] * 3
     with pytest.raises(OSError, match="the disk is gone"):
@@ -494,7 +496,7 @@ def test_an_interrupt_does_not_wait_for_pairs_that_have_not_begun() -> None:
             time.sleep(1)
             return super().solve(before, after)
 
-    fields = stream(texture(40, 20, 30, (1, 0)), threads=2, body="numba")
+    fields = stream(texture(40, 20, 30, (1, 0)), threads=2, backend="numba")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numba_cpu, "Workspace", Interrupting)
         with pytest.raises(KeyboardInterrupt):
@@ -504,7 +506,7 @@ def test_an_interrupt_does_not_wait_for_pairs_that_have_not_begun() -> None:
 
 
 def test_a_workspace_refuses_frames_that_are_not_of_its_size() -> None:
-    space = numba_cpu.Workspace(20, 30, Dials())
+    space = numba_cpu.Workspace(20, 30, TVL1Params())
     good = np.zeros((20, 30), np.uint8)
     for bad in (np.zeros((30, 20), np.uint8), np.zeros((21, 30), np.uint8), good.astype(float)):
         with pytest.raises(ValueError, match=r"uint8 \(20, 30\) is needed, not"):
@@ -514,4 +516,4 @@ def test_a_workspace_refuses_frames_that_are_not_of_its_size() -> None:
 @pytest.mark.parametrize("body", HERE)
 def test_one_frame_has_no_flow_and_none_has_none(body: str) -> None:
     assert flow_of(body, np.zeros((1, 8, 9), np.uint8)).shape == (0, 8, 9, 2)
-    assert list(stream([], body=body)) == []
+    assert list(stream([], backend=body)) == []

@@ -18,7 +18,7 @@ from triton.runtime import interpreter
 from kinetics_tools.core.errors import KineticsError
 from kinetics_tools.flow.methods import compute
 from kinetics_tools.flow.tvl1 import torch_reference, triton_kernels, triton_solver
-from kinetics_tools.flow.tvl1.parameters import Dials
+from kinetics_tools.flow.tvl1.parameters import TVL1Params
 from kinetics_tools.flow.tvl1.triton_solver import Solver, Tile
 from support import ROOT, environment
 from textures import texture
@@ -30,15 +30,17 @@ DEVICE = "cpu" if triton_kernels.INTERPRETED else "cuda"
 FULL = pytest.mark.full
 WHOLE = Tile(width=64, band=64, block=1024)  # one program a pair, of the images below
 SMALL = Tile(steps=2, width=16, band=8, block=128)  # many
-ONE_LEVEL = Dials(num_scales=1, num_warps=1, outer_iterations=2, inner_iterations=5, epsilon=1e-9)
+ONE_LEVEL = TVL1Params(
+    num_scales=1, num_warps=1, outer_iterations=2, inner_iterations=5, epsilon=1e-9
+)
 
 
-def solved(frames: Gray, dials: Dials, tile: Tile) -> Flow:
+def solved(frames: Gray, dials: TVL1Params, tile: Tile) -> Flow:
     solver = Solver(len(frames) - 1, frames.shape[1:], dials, DEVICE, tile)
     return np.stack(list(solver.start(frames)()))
 
 
-def expected(frames: Gray, dials: Dials) -> Flow:
+def expected(frames: Gray, dials: TVL1Params) -> Flow:
     images = torch.from_numpy(frames).float()
     flow = torch_reference.between(images[:-1], images[1:], dials)
     return flow.permute(0, 2, 3, 1).numpy()
@@ -119,7 +121,7 @@ def test_pairs_stop_at_the_very_step_whatever_the_launch_holds(epsilon: float) -
     assert (together[1] == 0).all()
 
 
-def steps_until_settled(frames: Gray, dials: Dials) -> list[int]:
+def steps_until_settled(frames: Gray, dials: TVL1Params) -> list[int]:
     """How many steps each pair takes: the fewest that give the same flow in the readable body."""
     wanted = expected(frames, dials)
     counts = []
@@ -197,11 +199,11 @@ def test_batches_that_follow_each_other_give_every_field_in_order(
 ) -> None:
     frames = texture(6, 9, 12, (0.7, 0.2))
     options = {"num_scales": 1, "num_warps": 1, "outer_iterations": 1, "inner_iterations": 2}
-    whole = compute(frames, "tvl1", DEVICE, body="triton", **options)
+    whole = compute(frames, "tvl1", DEVICE, backend="triton", **options)
 
     monkeypatch.setattr(triton_solver, "BATCH_PX", 2 * 9 * 12)  # batches of 2, 2 and 1
 
-    assert np.array_equal(compute(frames, "tvl1", DEVICE, body="triton", **options), whole)
+    assert np.array_equal(compute(frames, "tvl1", DEVICE, backend="triton", **options), whole)
     assert whole.shape == (5, 9, 12, 2)
 
 
@@ -262,7 +264,7 @@ def test_memory_that_is_full_when_a_batch_starts_makes_batches_smaller(
     monkeypatch.setattr(Solver, "start", full)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert np.array_equal(compute(images, "tvl1", DEVICE, body="triton"), whole)
+            assert np.array_equal(compute(images, "tvl1", DEVICE, backend="triton"), whole)
 
     # The first time 2 are too many as well; later no more are tried than were held.
     assert started == [5, 2, *[1] * 5, *[1] * 5]
@@ -278,7 +280,7 @@ def test_an_error_that_is_not_of_the_memory_stays_one(
 
     monkeypatch.setattr(Solver, "start", broken)
     with pytest.raises(RuntimeError, match="no kernel for 1 of 2"):
-        compute(np.zeros((2, 5, 8), np.uint8), "tvl1", DEVICE, body="triton")
+        compute(np.zeros((2, 5, 8), np.uint8), "tvl1", DEVICE, backend="triton")
     assert not held_px
 
 
@@ -292,7 +294,7 @@ def test_memory_that_holds_no_pair_is_an_error_in_one_line(held_px: dict[str, in
 
 
 def test_the_memory_of_a_pair_is_what_one_more_takes() -> None:
-    size, dials = (60, 80), Dials()
+    size, dials = (60, 80), TVL1Params()
 
     def num_bytes(pairs: int) -> int:
         solver = Solver(pairs, size, dials, DEVICE)
@@ -317,7 +319,7 @@ def test_what_a_launch_reads_and_what_it_writes_are_apart() -> None:
 def test_without_a_gpu_or_the_interpreter_one_line_says_so() -> None:
     code = (
         "import numpy as np; from kinetics_tools.flow.methods import compute; "
-        "compute(np.zeros((2, 8, 8), np.uint8), body='triton')"
+        "compute(np.zeros((2, 8, 8), np.uint8), backend='triton')"
     )
     plain = {k: v for k, v in environment().items() if k != "TRITON_INTERPRET"}
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from kinetics_tools.flow.methods import compute, make_method, stream
-from kinetics_tools.flow.tvl1.method import BODIES
-from kinetics_tools.flow.tvl1.parameters import Dials
+from kinetics_tools.flow.tvl1.method import BACKENDS
+from kinetics_tools.flow.tvl1.parameters import TVL1Params
 
 WHOLE = ("num_scales", "num_warps", "inner_iterations", "outer_iterations")
 
 
-@pytest.mark.parametrize("name", Dials().as_json())
+@pytest.mark.parametrize("name", TVL1Params().as_json())
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "a", None, True])
 def test_a_dial_that_is_no_number_above_0_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be .*{value}"):
@@ -34,13 +34,13 @@ def test_a_number_of_threads_that_cannot_be_is_refused_at_once(threads: Any) -> 
 
 
 def test_levels_are_of_at_least_16_px() -> None:
-    assert Dials().level_sizes(36, 80) == [(36, 80), (29, 64), (23, 51), (18, 41)]
-    assert Dials(num_scales=2).level_sizes(36, 80) == [(36, 80), (29, 64)]
-    assert Dials().level_sizes(1, 5) == [(1, 5)]
+    assert TVL1Params().level_sizes(36, 80) == [(36, 80), (29, 64), (23, 51), (18, 41)]
+    assert TVL1Params(num_scales=2).level_sizes(36, 80) == [(36, 80), (29, 64)]
+    assert TVL1Params().level_sizes(1, 5) == [(1, 5)]
 
 
 def test_levels_end_before_one_that_is_no_smaller() -> None:
-    dials = Dials(scale_step=0.98)
+    dials = TVL1Params(scale_step=0.98)
 
     assert dials.level_sizes(18, 20) == [(18, 20)]
     assert dials.level_sizes(18, 26) == [(18, 26), (18, 25), (18, 24)]
@@ -48,7 +48,7 @@ def test_levels_end_before_one_that_is_no_smaller() -> None:
 
 
 @pytest.mark.parametrize("size", [(18, 20), (18, 26), (30, 18)])
-@pytest.mark.parametrize("body", [body for body in BODIES if body != "torch"])
+@pytest.mark.parametrize("body", [body for body in BACKENDS if body != "torch"])
 def test_bodies_agree_on_levels_that_hardly_differ(body: str, size: tuple[int, int]) -> None:
     noise = np.random.default_rng(0).random((3 + size[0], 3 + size[1]))
     picture = (cv2.GaussianBlur(noise, (0, 0), 1.5) * 255).astype(np.uint8)
@@ -57,6 +57,6 @@ def test_bodies_agree_on_levels_that_hardly_differ(body: str, size: tuple[int, i
     dials |= {"inner_iterations": 3, "outer_iterations": 1}
     device = "cuda" if body == "triton" and torch.cuda.is_available() else "cpu"
 
-    found = compute(frames, device=device, body=body, **dials)
+    found = compute(frames, device=device, backend=body, **dials)
 
-    assert abs(found - compute(frames, body="torch", **dials)).max() <= 1e-3
+    assert abs(found - compute(frames, backend="torch", **dials)).max() <= 1e-3

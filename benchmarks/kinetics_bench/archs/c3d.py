@@ -52,7 +52,7 @@ class C3D(Network):
         self.fc7 = dense(WIDTH, WIDTH, momentum=bn_momentum)
         self.last = linear(WIDTH, num_classes)
 
-    def pooled(self, *clips: Tensor) -> Tensor:
+    def pool_features(self, *clips: Tensor) -> Tensor:
         """What fc7 finds in each window: (B, 4096, n)."""
         (rgb,) = clips
         grid = self.through(self.convs, windows(rgb, WINDOW))
@@ -61,7 +61,7 @@ class C3D(Network):
         found = self.fc7(self.dropout(self.fc6(grid.flatten(1))))
         return in_time(full_precision(found), len(rgb))
 
-    def steps(self, *num_frames: int) -> list[tuple[int, int]]:
+    def step_frames(self, *num_frames: int) -> list[tuple[int, int]]:
         """The sixteen frames of each window."""
         return [(at, at + WINDOW) for at in range(0, num_frames[0], WINDOW)]
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kinetics_bench.archs.inception import NUM_FEATURES, trunk
-from kinetics_bench.archs.layers import linear, refuse_single
+from kinetics_bench.archs.layers import linear, require_multiple_samples
 from kinetics_bench.archs.network import ClipNeed, Network, full_precision, in_time, no_autocast
 from kinetics_bench.archs.streams import CHANNELS
 from kinetics_bench.archs.two_stream import images
@@ -64,7 +64,7 @@ class StepBatchNorm(nn.Module):
         mean, var = self.running_mean[at], self.running_var[at]
         if not self.training:
             return functional.batch_norm(values, mean, var, self.scale, self.bias, eps=EPSILON)
-        refuse_single(values)
+        require_multiple_samples(values)
         # Not left to batch_norm, which keeps the rows for the backward pass, although it has no use
         # for them, and finds their tensor changed by the next step.
         for statistics, new in zip((var, mean), torch.var_mean(values.detach(), 0), strict=True):
@@ -128,7 +128,7 @@ class ConvNetLSTM(Network):
     """Called with rgb (B, 3, T, H, W), every fifth frame of a clip: a time step each."""
 
     title = "ConvNet+LSTM"
-    context = None
+    receptive_steps = None
 
     def __init__(self, num_classes: int, *, dropout: float, bn_momentum: float) -> None:
         super().__init__(ClipNeed("rgb"), dropout=dropout)
@@ -136,7 +136,7 @@ class ConvNetLSTM(Network):
         self.lstm = BatchNormLSTM(NUM_FEATURES, UNITS, momentum=bn_momentum)
         self.last = linear(UNITS, num_classes)
 
-    def pooled(self, *clips: Tensor) -> Tensor:
+    def pool_features(self, *clips: Tensor) -> Tensor:
         """The recurrent layer's state after each frame: (B, 512, T)."""
         (rgb,) = clips
         frames = images(rgb)
@@ -153,7 +153,7 @@ class ConvNetLSTM(Network):
         """Logits of the last step, which has seen all others: (B, K)."""
         return self.step_logits(*clips)[:, :, -1]
 
-    def steps(self, *num_frames: int) -> list[tuple[int, int]]:
+    def step_frames(self, *num_frames: int) -> list[tuple[int, int]]:
         """The frame of each step; its state knows those before."""
         return [(at, at + 1) for at in range(num_frames[0])]
 

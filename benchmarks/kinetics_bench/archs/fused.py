@@ -58,7 +58,7 @@ class Fused(Network):
         super().check(*clips)
         refuse_unequal(self.title, *clips, fields_per_frame=FLOW_STACK)
 
-    def pooled(self, *clips: Tensor) -> Tensor:
+    def pool_features(self, *clips: Tensor) -> Tensor:
         """The fused grid of each window averaged over time, height and width: (B, 512, n)."""
         rgb, flow = clips
         spatial = self.through(self.rgb, images(rgb))
@@ -69,7 +69,7 @@ class Fused(Network):
         fused = self.pool(self.fusion(grids))
         return in_time(full_precision(fused).mean(dim=(2, 3, 4)), len(rgb))
 
-    def steps(self, *num_frames: int) -> list[tuple[int, int]]:
+    def step_frames(self, *num_frames: int) -> list[tuple[int, int]]:
         """The fifty fields of each window."""
         length = NUM_FRAMES * FLOW_STACK
         return [(at, at + length) for at in range(0, num_frames[1], length)]

@@ -30,7 +30,7 @@ class I3D(InceptionNet):
     title = "I3D"
     # Step i is made of frames 8 i - 47 to 8 i + 62. A cell of the last grid sees 99 frames; which,
     # is moved by up to three with the clip's length, as SAME padding goes by it.
-    context = 7
+    receptive_steps = 7
     periods = (STRIDE,)
 
     def __init__(
@@ -39,12 +39,12 @@ class I3D(InceptionNet):
         inflated = trunk(CHANNELS[stream], dims=3, momentum=bn_momentum)
         super().__init__(num_classes, ClipNeed(stream, MIN_FRAMES), inflated, dropout=dropout)
 
-    def pooled(self, *clips: Tensor) -> Tensor:
+    def pool_features(self, *clips: Tensor) -> Tensor:
         """The last grid averaged over height, width and every two neighbours in time."""
         means = full_precision(self.grid(clips[0])).mean(dim=(3, 4))
         return (means[:, :, 1:] + means[:, :, :-1]) / 2
 
-    def steps(self, *num_frames: int) -> list[tuple[int, int]]:
+    def step_frames(self, *num_frames: int) -> list[tuple[int, int]]:
         """The frames [start, end) of the two cells that each step averages."""
         (num,) = num_frames
         num_steps = -(-num // STRIDE) - 1

@@ -21,8 +21,8 @@ Size = tuple[int, ...]
 EPSILON: Final = 1e-3  # of batch norm
 # Tensor cores take channels by eights. Of the two or three of a clip cuDNN computes without them:
 # on an H100 I3D's first layer alone took a third of a step in bfloat16. There, a convolution of
-# stride 2 on fewer channels is computed on `_by_twos`: 1.4 times the clips a second.
-BY_TWOS_ON: Final = frozenset({"cuda"})
+# stride 2 on fewer channels is computed on `_space_to_depth`: 1.4 times the clips a second.
+SPACE_TO_DEPTH_ON: Final = frozenset({"cuda"})
 FEW_CHANNELS: Final = 8
 
 
@@ -41,8 +41,8 @@ class _SameConv(_ConvNd):
     def forward(self, input: Tensor) -> Tensor:
         """Map (B, C, [T,] H, W) to (B, C', [ceil(T/s),] ceil(H/s), ceil(W/s))."""
         few = self.in_channels < FEW_CHANNELS and set(self.stride) == {2}
-        if few and input.device.type in BY_TWOS_ON:
-            return self._by_twos(input)
+        if few and input.device.type in SPACE_TO_DEPTH_ON:
+            return self._space_to_depth(input)
         pads = self._pads(input)
         fronts = tuple(front for front, _ in pads)
         # The convolution pads by itself, without a copy, where it can. In bfloat16 on a CPU oneDNN
@@ -57,7 +57,7 @@ class _SameConv(_ConvNd):
         sizes = zip(input.shape[2:], self.kernel_size, self.stride, strict=True)
         return [same_padding(size, kernel, stride) for size, kernel, stride in sizes]
 
-    def _by_twos(self, input: Tensor) -> Tensor:
+    def _space_to_depth(self, input: Tensor) -> Tensor:
         """The same sums: every 2x2x2 neighbours are channels of one cell, and the stride is 1."""
         device = input.device.type
         if torch.is_autocast_enabled(device):  # before it is copied
@@ -181,7 +181,7 @@ class OffsetBatchNorm(nn.Module):
         """
         mean, var = self.running_mean, self.running_var
         if self.training:
-            refuse_single(input)
+            require_multiple_samples(input)
             if is_recomputing():  # the statistics have this batch already
                 mean, var = mean.clone(), var.clone()
             else:
@@ -202,14 +202,14 @@ class OffsetBatchNorm(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-class LoneClipError(ValueError):
+class BatchNormSingleSampleError(ValueError):
     """Batch norm was to train on one clip, where it has nothing to compare."""
 
 
-def refuse_single(values: Tensor) -> None:
-    """Raise LoneClipError where batch norm would train on one value a channel of (B, C, ...)."""
+def require_multiple_samples(values: Tensor) -> None:
+    """Raise BatchNormSingleSampleError if batch norm has one value per channel of (B, C, ...)."""
     if values.shape[0] * math.prod(values.shape[2:]) == 1:
-        raise LoneClipError(
+        raise BatchNormSingleSampleError(
             "batch norm cannot train on one clip where it sees one value a channel of it; "
             "give at least 2 clips a pass"
         )

@@ -77,7 +77,7 @@ class Network(nn.Module, ABC):
 
     title: str
     last_layers: tuple[str, ...] = ("last",)
-    context: int | None = 0
+    receptive_steps: int | None = 0
     _recomputes = False
 
     def __init__(self, *needs: ClipNeed, dropout: float) -> None:
@@ -86,7 +86,7 @@ class Network(nn.Module, ABC):
         self.dropout = nn.Dropout(dropout)
 
     @property
-    def periods(self) -> tuple[int, ...]:
+    def temporal_strides(self) -> tuple[int, ...]:
         """Frames of each clip from one time step to the next."""
         return tuple(need.multiple for need in self.needs)
 
@@ -112,7 +112,7 @@ class Network(nn.Module, ABC):
         """What modules, one after the other, make of `grid`."""
         for module in modules:
             if self._recomputes and torch.is_grad_enabled():
-                grid = checkpoint(module, grid, use_reentrant=False, context_fn=_twice)
+                grid = checkpoint(module, grid, use_reentrant=False, context_fn=recompute_contexts)
             else:
                 grid = module(grid)
         return grid
@@ -127,7 +127,7 @@ class Network(nn.Module, ABC):
             ValueError: the clips are not what `needs` says.
         """
         self.check(*clips)
-        return self.pooled(*clips)
+        return self.pool_features(*clips)
 
     def step_logits(self, *clips: Tensor) -> Tensor:
         """Logits of each time step: (B, K, T'). Arguments and errors as `features`."""
@@ -140,7 +140,7 @@ class Network(nn.Module, ABC):
         return self.step_logits(*clips).mean(dim=2)
 
     @abstractmethod
-    def steps(self, *num_frames: int) -> list[tuple[int, int]]:
+    def step_frames(self, *num_frames: int) -> list[tuple[int, int]]:
         """The frames [start, end) that each time step stands for: T' of them.
 
         They count the frames of the last clip given: where there are both, the flow's fields, which
@@ -152,7 +152,7 @@ class Network(nn.Module, ABC):
         """
 
     @abstractmethod
-    def pooled(self, *clips: Tensor) -> Tensor:
+    def pool_features(self, *clips: Tensor) -> Tensor:
         """`features` of clips that were checked, in `full_precision`."""
 
     def classify(self, features: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class Joint(Network):
         self.rgb = rgb
         self.flow = flow
         self.share = share
-        self.context = rgb.context
+        self.receptive_steps = rgb.receptive_steps
         self.last_layers = tuple(
             f"{name}.{last}"
             for name, net in self.named_children()
@@ -179,11 +179,11 @@ class Joint(Network):
         )
 
     @property
-    def periods(self) -> tuple[int, ...]:
+    def temporal_strides(self) -> tuple[int, ...]:
         """Frames of either clip from one time step to the next."""
-        return (*self.rgb.periods, *self.flow.periods)
+        return (*self.rgb.temporal_strides, *self.flow.temporal_strides)
 
-    def pooled(self, *clips: Tensor) -> Tensor:
+    def pool_features(self, *clips: Tensor) -> Tensor:
         """Both networks' features, rgb's first: (B, 2 F, T'), for the steps that both have."""
         return torch.cat(_trimmed(self.rgb.features(clips[0]), self.flow.features(clips[1])), dim=1)
 
@@ -199,10 +199,10 @@ class Joint(Network):
         logits: Tensor = self.share * (self.rgb(clips[0]) + self.flow(clips[1]))
         return logits
 
-    def steps(self, *num_frames: int) -> list[tuple[int, int]]:
+    def step_frames(self, *num_frames: int) -> list[tuple[int, int]]:
         """The flow's fields [start, end) that each step stands for."""
-        num_steps = len(self.rgb.steps(num_frames[0]))
-        return self.flow.steps(num_frames[1])[:num_steps]
+        num_steps = len(self.rgb.step_frames(num_frames[0]))
+        return self.flow.step_frames(num_frames[1])[:num_steps]
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:
@@ -236,7 +236,7 @@ def _second() -> Iterator[None]:
         _forward.is_second = False
 
 
-def _twice() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def recompute_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What the first and the second time run in."""
     return nullcontext(), _second()
 

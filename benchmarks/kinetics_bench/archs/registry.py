@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from kinetics_bench.archs.streams import CHANNELS, FLOW_STACK, STREAMS
-from kinetics_tools.core.errors import UnknownNameError, lookup, nearest
+from kinetics_tools.core.errors import UnknownNameError, lookup, unknown_name
 
 if TYPE_CHECKING:
     from kinetics_bench.archs.network import Network
@@ -164,7 +164,7 @@ def build(
     """
     arch = lookup("architecture", name, ARCHS)
     if stream not in arch.streams:
-        raise UnknownNameError(nearest(f"stream of {name}", stream, arch.streams))
+        raise UnknownNameError(unknown_name(f"stream of {name}", stream, arch.streams))
     module = import_module(arch.module)
     net: Network = module.build(stream, num_classes, dropout=dropout, bn_momentum=bn_momentum)
     return net

@@ -46,12 +46,12 @@ class SnapshotNet(InceptionNet):
         super().__init__(num_classes, ClipNeed(stream, stack, stack), flat, dropout=dropout)
         self.stack = stack
 
-    def pooled(self, *clips: Tensor) -> Tensor:
+    def pool_features(self, *clips: Tensor) -> Tensor:
         """The last grid of each step averaged over height and width: (B, 1024, n)."""
         grid = self.grid(images(clips[0], self.stack))
         return in_time(full_precision(grid).mean(dim=(2, 3)), len(clips[0]))
 
-    def steps(self, *num_frames: int) -> list[tuple[int, int]]:
+    def step_frames(self, *num_frames: int) -> list[tuple[int, int]]:
         """The frame, or the ten fields, of each step."""
         return [(at, at + self.stack) for at in range(0, num_frames[0], self.stack)]
 

@@ -195,7 +195,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BatchPlan:
     """Which clips each optimizer step reads: every clip once an epoch, in a new order each time.
 
     A batch is cut into passes, which the processes share out; so the result of a step does not
@@ -234,7 +234,7 @@ class Plan:
 class _Requests(Sampler[list[tuple[int, int]]]):
     """The requests of all passes of the epochs still to do, so that workers never pause between."""
 
-    def __init__(self, plan: Plan, epochs: range) -> None:
+    def __init__(self, plan: BatchPlan, epochs: range) -> None:
         self.plan = plan
         self.epochs = epochs
 
@@ -245,7 +245,9 @@ class _Requests(Sampler[list[tuple[int, int]]]):
                     yield [(epoch, number) for number in numbers]
 
 
-def train_batches(clips: Clips, plan: Plan, epochs: range, *, num_workers: int) -> Iterator[Batch]:
+def train_batches(
+    clips: Clips, plan: BatchPlan, epochs: range, *, num_workers: int
+) -> Iterator[Batch]:
     """The batches of this process's passes, epoch after epoch, in the plan's order."""
     loader: DataLoader[Item] = DataLoader(
         clips,

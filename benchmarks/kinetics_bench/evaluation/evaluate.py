@@ -86,9 +86,9 @@ def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine)
         failed=predictions.failed,
         history={checkpoint.stream: checkpoint.history},
     )
-    if machine.is_first:
+    if machine.is_main:
         result.write(folder, predictions)
-    machine.wait()
+    machine.barrier()
     return result
 
 
@@ -102,7 +102,7 @@ def predict_split(checkpoint: Checkpoint, test: Test, machine: Machine) -> Predi
     mine = range(machine.rank, len(samples), machine.num_processes)
     rows, failed = {}, {}
     items = eval_items(clips, mine, num_workers=num_workers)
-    if machine.is_first:
+    if machine.is_main:
         items = progress(items, total=len(mine), what=f"evaluating {checkpoint.stream}")
     for item in items:
         if item.clips is None:

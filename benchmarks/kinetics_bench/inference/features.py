@@ -59,19 +59,19 @@ def pieces(net: Network, num_frames: Sequence[int]) -> Iterator[Piece]:
         net: in evaluation mode. Of one whose steps depend on all before there is one piece.
         num_frames: of each clip of the view.
     """
-    num_steps = len(net.steps(*num_frames))
-    if net.context is None:
+    num_steps = len(net.step_frames(*num_frames))
+    if net.receptive_steps is None:
         yield Piece(tuple(slice(0, num) for num in num_frames), slice(0, num_steps))
         return
-    at_once = max(AT_ONCE // net.periods[-1], 1)
-    num_periods = num_frames[-1] // net.periods[-1]
+    at_once = max(AT_ONCE // net.temporal_strides[-1], 1)
+    num_periods = num_frames[-1] // net.temporal_strides[-1]
     for first in range(0, num_steps, at_once):
         last = min(first + at_once, num_steps)
-        begin = max(first - net.context, 0)
-        end = min(last + net.context, num_periods)
+        begin = max(first - net.receptive_steps, 0)
+        end = min(last + net.receptive_steps, num_periods)
         frames = tuple(
             slice(period * begin, period * end + num % period)
-            for period, num in zip(net.periods, num_frames, strict=True)
+            for period, num in zip(net.temporal_strides, num_frames, strict=True)
         )
         yield Piece(frames, slice(first - begin, last - begin))
 
@@ -153,7 +153,7 @@ class _Model:
         """Start and end of each row, seconds from the video's start."""
         stride = self.recipe.sampling[self.reader.streams[-1]].stride
         end_s = len(clip.frames) / fps
-        steps = self.net.steps(*self._lengths(view))
+        steps = self.net.step_frames(*self._lengths(view))
         return {
             "start_s": [round(clip.start_s + at * stride / fps, 6) for at, _ in steps],
             "end_s": [round(clip.start_s + min(at * stride / fps, end_s), 6) for _, at in steps],

@@ -10,7 +10,7 @@ from kinetics_bench.recipes import recipe_for
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint
 from kinetics_bench.weights.choices import INITS
 from kinetics_bench.weights.files import labels_of
-from kinetics_bench.weights.init import SCRATCH, shapes_of, start_from
+from kinetics_bench.weights.init import SCRATCH, load_init, shapes_of
 from kinetics_tools.core import system
 from kinetics_tools.core.errors import EvaluationError, KineticsError
 from kinetics_tools.core.files import digest, read_json
@@ -164,7 +164,7 @@ def _refuse_other_labels(path: Path, labels: Sequence[str]) -> None:
 
 def _as_given(init: str, arch: str, stream: str, *, cache: Path, whole: bool) -> Checkpoint:
     labels = known_labels("kinetics400")
-    start = start_from(init, arch=arch, stream=stream, num_classes=len(labels), cache=cache)
+    start = load_init(init, arch=arch, stream=stream, num_classes=len(labels), cache=cache)
     if start is None:
         raise EvaluationError(
             f"--init {SCRATCH} has nothing to show yet; name weights: imagenet, kinetics or PATH"

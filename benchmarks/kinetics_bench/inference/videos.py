@@ -105,7 +105,7 @@ def reading(video: Path) -> Iterator[None]:
     Errors of other files have no place in the block.
     """
     try:
-        decode.refuse_no_file(video)
+        decode.require_regular_file(video)
         yield
     except OSError as error:
         raise MediaError(video, f"cannot be read: {error.strerror}") from error

@@ -13,17 +13,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kinetics_bench.archs.layers import LoneClipError
+from kinetics_bench.archs.layers import BatchNormSingleSampleError
 from kinetics_bench.archs.network import Network
 from kinetics_bench.archs.registry import ARCHS, build
-from kinetics_bench.data.loader import CACHE_BYTES, Batch, Clips, Plan, Reader, Step, train_batches
+from kinetics_bench.data.loader import (
+    CACHE_BYTES,
+    Batch,
+    BatchPlan,
+    Clips,
+    Reader,
+    Step,
+    train_batches,
+)
 from kinetics_bench.data.splits import Selection
 from kinetics_bench.data.views import randomness
 from kinetics_bench.device import Machine
 from kinetics_bench.recipes import Recipe
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint
 from kinetics_bench.weights.files import hush_tensorflow
-from kinetics_bench.weights.init import SCRATCH, Start
+from kinetics_bench.weights.init import SCRATCH, InitWeights
 from kinetics_tools.core.cli import default_jobs
 from kinetics_tools.core.console import progress
 from kinetics_tools.core.errors import EvaluationError
@@ -36,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class TrainingJob:
     """What is trained, from what, on what.
 
     Attributes:
@@ -54,7 +62,7 @@ class Job:
     train: Selection
     seed: int
     folder: Path
-    start: Start | None = None
+    start: InitWeights | None = None
     finetune: str = "all"
     num_workers: int | None = None
 
@@ -90,7 +98,9 @@ class Job:
         }
 
 
-def train(job: Job, machine: Machine, *, resume: bool = False, force: bool = False) -> Checkpoint:
+def train(
+    job: TrainingJob, machine: Machine, *, resume: bool = False, force: bool = False
+) -> Checkpoint:
     """The finished checkpoint of `job`: trained, continued, or reused when it is there already.
 
     The weights follow from the job's identity (on one kind of machine, with one number of
@@ -100,9 +110,9 @@ def train(job: Job, machine: Machine, *, resume: bool = False, force: bool = Fal
     Raises:
         EvaluationError: the folder holds another training, or half of this one without `resume`.
     """
-    if force and machine.is_first:
+    if force and machine.is_main:
         shutil.rmtree(job.folder, ignore_errors=True)
-    machine.wait()
+    machine.barrier()
     before = found(job, resume=resume)
     if before is not None and before.finished:
         logger.info("%s: reused, trained already (%s)", job.stream, job.folder / CHECKPOINT)
@@ -110,7 +120,7 @@ def train(job: Job, machine: Machine, *, resume: bool = False, force: bool = Fal
     return _Training(job, machine, before).run()
 
 
-def found(job: Job, *, resume: bool) -> Checkpoint | None:
+def found(job: TrainingJob, *, resume: bool) -> Checkpoint | None:
     """The checkpoint to reuse or continue for `job`; None where there is none.
 
     Raises:
@@ -137,14 +147,16 @@ def found(job: Job, *, resume: bool) -> Checkpoint | None:
 class _Training:
     """One training under way."""
 
-    def __init__(self, job: Job, machine: Machine, before: Checkpoint | None) -> None:
+    def __init__(self, job: TrainingJob, machine: Machine, before: Checkpoint | None) -> None:
         self.job = job
         self.machine = machine
         recipe = job.recipe
         assert recipe.streams == job.clips, (recipe.streams, job.clips)
         reader = Reader(recipe, job.bound)
         self.clips = Clips.for_training(job.train.samples, reader, seed=job.seed)
-        self.plan = Plan(len(self.clips), recipe, job.seed, machine.rank, machine.num_processes)
+        self.plan = BatchPlan(
+            len(self.clips), recipe, job.seed, machine.rank, machine.num_processes
+        )
         self.num_steps = recipe.schedule.num_steps(self.plan.steps_per_epoch)
         torch.manual_seed(_seed(job.seed, 0, "weights"))
         net = build(
@@ -168,8 +180,8 @@ class _Training:
     def _begin(self) -> Checkpoint:
         job = self.job
         names = ["rgb", *([f"flow-{job.flow}"] if "flow" in job.clips else [])]
-        if job.start is not None and job.start.remark and self.machine.is_first:
-            logger.warning("%s: %s", job.stream, job.start.remark)
+        if job.start is not None and job.start.warning and self.machine.is_main:
+            logger.warning("%s: %s", job.stream, job.start.warning)
         return Checkpoint(
             arch=job.arch,
             stream=job.stream,
@@ -202,7 +214,7 @@ class _Training:
             self.clips, self.plan, epochs, num_workers=self._num_workers(kept=kept)
         )
         steps: Iterator[tuple[int, Step]] = self._steps(epochs)
-        if self.machine.is_first:
+        if self.machine.is_main:
             total = self.num_steps - self.state.step
             steps = progress(steps, total=total, what=f"training {self.job.stream}")
         epoch = _Epoch()
@@ -244,7 +256,7 @@ class _Training:
                 sums += self._forward_backward(batch.clips, batch.label_ids, epoch)
         weights = [weight for weight in self.net.parameters() if weight.requires_grad]
         gradients = [_gradient(weight) for weight in weights]
-        self.machine.add_up([*gradients, sums])
+        self.machine.all_reduce_sum([*gradients, sums])
         num_clips = float(sums[2])
         if num_clips > 0:
             for gradient in gradients:
@@ -260,7 +272,7 @@ class _Training:
         try:
             with self.machine.autocast():
                 logits = self._logits(self.machine.place_clips(clips))
-        except LoneClipError as error:
+        except BatchNormSingleSampleError as error:
             # Nothing to compare it with: others of its pass could not be decoded, or are not there.
             epoch.lone = str(error)
             return torch.zeros(3, device=self.machine.device)
@@ -292,7 +304,7 @@ class _Training:
             why = epoch.lone or next(iter(epoch.failed.values()), "")
             raise EvaluationError(f"{self.job.stream}: no clip could be trained on: {why}")
         statistics = [b for name, b in self.net.named_buffers() if ".running_" in name]
-        self.machine.add_up(statistics)
+        self.machine.all_reduce_sum(statistics)
         for buffer in statistics:
             buffer.div_(self.machine.num_processes)
         for failed in self.machine.gather(epoch.failed):
@@ -302,10 +314,10 @@ class _Training:
         self.state.finished = finished
         self.state.net = self.net.state_dict()
         self.state.optimizer = self.optimizer.state_dict()
-        if self.machine.is_first:
+        if self.machine.is_main:
             self.state.write(self.job.folder / CHECKPOINT)
             self._tell()
-        self.machine.wait()
+        self.machine.barrier()
 
     def _tell(self) -> None:
         # The checkpoint holds the whole history, so that a killed run leaves no line too many.

@@ -25,7 +25,7 @@ from kinetics_bench.weights.files import BROKEN, INDEX, Weights, first_line
 from kinetics_bench.weights.naming import SCHEMES
 from kinetics_tools.core import http_client
 from kinetics_tools.core.errors import EvaluationError, SourceError
-from kinetics_tools.core.files import digest, exclusive, publish
+from kinetics_tools.core.files import digest, file_lock, publish
 
 # The name holds the first digits of the file's SHA-256, by which torch.hub checks it.
 IMAGENET: Final = "https://download.pytorch.org/models/googlenet-1378be20.pth"
@@ -53,7 +53,7 @@ def imagenet(cache: Path, *, address: str = IMAGENET) -> Weights:
     """
     folder = cache / "weights"
     name = address.rpartition("/")[2]
-    with exclusive(folder / f".lock-{name}"), contextlib.redirect_stdout(sys.stderr):
+    with file_lock(folder / f".lock-{name}"), contextlib.redirect_stdout(sys.stderr):
         try:
             tensors = torch.hub.load_state_dict_from_url(
                 address,
@@ -93,7 +93,7 @@ def kinetics(
         EvaluationError: it cannot be fetched, or what came is no such checkpoint; nothing is kept.
     """
     folder = cache / "weights" / f"{stream}_imagenet-{digest(address)[:8]}"
-    with exclusive(folder / ".lock"):
+    with file_lock(folder / ".lock"):
         for name in FILES:
             if not (folder / name).exists():
                 source = f"{address}/{stream}_imagenet/{name}"

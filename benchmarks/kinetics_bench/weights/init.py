@@ -37,27 +37,29 @@ _FIRST: Final = re.compile(r"((?:.*\.)?)Conv([23])d_1a_7x7\.conv_\2d\.weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class InitWeights:
     """What a network starts from.
 
     Attributes:
         state: name -> tensor, which the network of these names takes; what is not in it is drawn.
         source: where it is from, in words.
         sha256: of the weights as they were read, whatever their names and file.
-        remark: what is drawn anew of the last layer although the weights have one; else empty.
+        warning: what is drawn anew of the last layer although the weights have one; else empty.
     """
 
     state: Mapping[str, Tensor]
     source: str
     sha256: str
-    remark: str = ""
+    warning: str = ""
 
     def load(self, net: nn.Module) -> None:
-        """Set the weights of `net`, which was built as it was for `start_from`."""
+        """Set the weights of `net`, which was built as it was for `load_init`."""
         net.load_state_dict(net.state_dict() | dict(self.state))
 
 
-def start_from(init: str, *, arch: str, stream: str, num_classes: int, cache: Path) -> Start | None:
+def load_init(
+    init: str, *, arch: str, stream: str, num_classes: int, cache: Path
+) -> InitWeights | None:
     """What `--init` names, checked against the network; None for `scratch`.
 
     Args:
@@ -95,8 +97,8 @@ def start_from(init: str, *, arch: str, stream: str, num_classes: int, cache: Pa
         path = find(Path(init), stream)
         weights = read(path, net.state_dict(), arch=arch, stream=stream)
     state = placed(weights, net)
-    remark = last_layer_remark(weights, net, state)
-    return Start(state=state, source=weights.source, sha256=weights.sha256, remark=remark)
+    warning = last_layer_warning(weights, net, state)
+    return InitWeights(state=state, source=weights.source, sha256=weights.sha256, warning=warning)
 
 
 def placed(weights: Weights, net: Network) -> dict[str, Tensor]:
@@ -127,7 +129,7 @@ def _no_inception(source: str, what: str) -> EvaluationError:
     )
 
 
-def last_layer_remark(weights: Weights, net: Network, state: Mapping[str, Tensor]) -> str:
+def last_layer_warning(weights: Weights, net: Network, state: Mapping[str, Tensor]) -> str:
     """Why `state`, what of the weights goes into `net`, has no last layer; empty: it has one."""
     last = _tensors_of(net.last_layers)
     if last[0] in state:

@@ -27,7 +27,7 @@ COUNT: Final = ".num_batches_tracked"  # torch keeps it; batch norm with a momen
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class ConvUnit:
     """A convolution and its batch norm: `op` of the stem, or of a branch of a Mixed block.
 
     Attributes:
@@ -48,17 +48,17 @@ class Unit:
         return f"Mixed_{self.mixed}.Branch_{self.branch}.{name}" if self.mixed else name
 
 
-def units() -> Iterator[Unit]:
+def units() -> Iterator[ConvUnit]:
     """All 57, in the order of the network."""
     for op in ("1a_7x7", "2b_1x1", "2c_3x3"):
-        yield Unit(op)
+        yield ConvUnit(op)
     for mixed in MIXED:
         # The published code has one irregular name, and checkpoints keep it.
         third = "0a_3x3" if mixed == "5b" else "0b_3x3"
         branches = (("0a_1x1",), ("0a_1x1", "0b_3x3"), ("0a_1x1", third), ("0b_1x1",))
         for branch, ops in enumerate(branches):
             for place, op in enumerate(ops):
-                yield Unit(op, mixed, branch, place)
+                yield ConvUnit(op, mixed, branch, place)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,7 @@ OURS: Final = (
 
 
 def _names(
-    dims: int, unit: Callable[[Unit], str], words: Sequence[str], last: tuple[str, str]
+    dims: int, unit: Callable[[ConvUnit], str], words: Sequence[str], last: tuple[str, str]
 ) -> dict[str, str]:
     """Their names -> ours.
 
@@ -184,24 +184,24 @@ def _counts(names: Iterable[str]) -> frozenset[str]:
     return frozenset(n.removesuffix(mean) + COUNT for n in names if n.endswith(mean))
 
 
-def _deepmind(unit: Unit) -> str:
+def _deepmind(unit: ConvUnit) -> str:
     return unit.ours(3).replace(".", "/")
 
 
-def _piergiaj(unit: Unit) -> str:
+def _piergiaj(unit: ConvUnit) -> str:
     if not unit.mixed:
         return unit.ours(3)
     letter = ("", "ab"[unit.place], "ab"[unit.place], "b")[unit.branch]
     return f"Mixed_{unit.mixed}.b{unit.branch}{letter}"
 
 
-def _hassony2(unit: Unit) -> str:
+def _hassony2(unit: ConvUnit) -> str:
     if not unit.mixed:
         return unit.ours(3).lower()
     return f"mixed_{unit.mixed}.branch_{unit.branch}{_number(unit)}"
 
 
-def _torchvision(unit: Unit) -> str:
+def _torchvision(unit: ConvUnit) -> str:
     if not unit.mixed:
         return {"1a_7x7": "conv1", "2b_1x1": "conv2", "2c_3x3": "conv3"}[unit.op]
     # There a stage's blocks begin with a, here with b; and branches are counted from 1.
@@ -209,7 +209,7 @@ def _torchvision(unit: Unit) -> str:
     return f"inception{block}.branch{unit.branch + 1}{_number(unit)}"
 
 
-def _number(unit: Unit) -> str:
+def _number(unit: ConvUnit) -> str:
     """A unit's number in a branch of several modules, of which the last branch's pool is one."""
     return ("", f".{unit.place}", f".{unit.place}", ".1")[unit.branch]
 

@@ -26,7 +26,7 @@ FETCHES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class SourceUnit:
     """The smallest share of a source's work: a video's segments, or one ready clip.
 
     Attributes:
@@ -102,7 +102,7 @@ class Source(Protocol):
 
     def units(
         self, segments: Sequence[Segment], part: Part, scratch: Path
-    ) -> Generator[Unit, None, None]:
+    ) -> Generator[SourceUnit, None, None]:
         """Divide the segments that are wanted of this source.
 
         Args:
@@ -115,7 +115,7 @@ class Source(Protocol):
             KineticsError: it cannot be used as it was asked for.
         """
 
-    def open(self, unit: Unit, into: Path) -> Opened:
+    def open(self, unit: SourceUnit, into: Path) -> Opened:
         """Begin to fetch a unit's video into the empty folder `into`."""
 
     def versions(self) -> Mapping[str, str]:

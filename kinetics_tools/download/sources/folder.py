@@ -9,7 +9,7 @@ from kinetics_tools.core.keys import VIDEO_SUFFIXES
 from kinetics_tools.core.units import Part
 from kinetics_tools.dataset.ledger import History
 from kinetics_tools.dataset.manifest import Segment
-from kinetics_tools.download.sources.base import Footage, Opened, Unit, by_video
+from kinetics_tools.download.sources.base import Footage, Opened, SourceUnit, by_video
 
 AT_ONCE = 4  # segments of a video: nothing is fetched, so its units may be small
 
@@ -45,14 +45,14 @@ class Folder:
         segments: Sequence[Segment],
         part: Part,  # noqa: ARG002 - the caller has shared the videos out
         scratch: Path,  # noqa: ARG002 - files are read where they lie
-    ) -> Generator[Unit, None, None]:
+    ) -> Generator[SourceUnit, None, None]:
         """Some segments of a video, with what the folder has for them."""
         files = self._by_stem()
         for own in by_video(segments):
             for start in range(0, len(own), AT_ONCE):
                 some = tuple(own[start : start + AT_ONCE])
                 ready = {s.key: files[s.key] for s in some if s.key in files}
-                yield Unit(some, ready, files.get(some[0].youtube_id))
+                yield SourceUnit(some, ready, files.get(some[0].youtube_id))
 
     def _by_stem(self) -> Mapping[str, Path]:
         """All video files below the folder, by name without suffix."""
@@ -61,7 +61,7 @@ class Folder:
         )
         return {path.stem: path for path in reversed(files)}  # the first of equal names wins
 
-    def open(self, unit: Unit, into: Path) -> Opened:  # noqa: ARG002 - files are read in place
+    def open(self, unit: SourceUnit, into: Path) -> Opened:  # noqa: ARG002 - files are read in place
         """The video where it lies."""
         return _InPlace(self.path, unit)
 
@@ -73,7 +73,7 @@ class Folder:
 @dataclass(frozen=True, slots=True)
 class _InPlace:
     folder: Path
-    unit: Unit
+    unit: SourceUnit
 
     def footage(self, segment: Segment) -> Iterator[Footage]:
         if self.unit.video is None:

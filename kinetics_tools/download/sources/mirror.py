@@ -28,11 +28,11 @@ from kinetics_tools.core.console import size_text
 from kinetics_tools.core.errors import KineticsError, Reason, SourceError
 from kinetics_tools.core.http_client import Remote
 from kinetics_tools.core.keys import is_key
-from kinetics_tools.core.prefetch import read_ahead
+from kinetics_tools.core.prefetch import prefetch
 from kinetics_tools.core.units import Part
 from kinetics_tools.dataset.ledger import History
 from kinetics_tools.dataset.manifest import Segment
-from kinetics_tools.download.sources.base import Footage, Opened, Source, Unit
+from kinetics_tools.download.sources.base import Footage, Opened, Source, SourceUnit
 from kinetics_tools.download.sources.mirror_index import (
     NOT_SAID,
     Contents,
@@ -41,7 +41,7 @@ from kinetics_tools.download.sources.mirror_index import (
     of_tar,
     short_hash,
 )
-from kinetics_tools.download.sources.tar_stream import Member, videos
+from kinetics_tools.download.sources.tar_stream import TarVideo, videos
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ class Mirror:
 
     def units(
         self, segments: Sequence[Segment], part: Part, scratch: Path
-    ) -> Generator[Unit, None, None]:
+    ) -> Generator[SourceUnit, None, None]:
         """Yield each wanted clip as it comes, then what the mirror does not have.
 
         Shares are of the path list: those segments that only another task's tars can still hold
@@ -197,14 +197,14 @@ class Mirror:
         searches = []
         for split, tars in lists.items():
             if isinstance(tars, SourceError):
-                yield Unit(tuple(by_split[split].values()), error=tars)
+                yield SourceUnit(tuple(by_split[split].values()), error=tars)
                 continue
             answers = self._ask(part.of(tars))
             searches.append(Search(split, by_split[split], tars, part, answers, memory))
         self._announce(searches)
         yield from _ahead(self._read(searches, scratch))
 
-    def open(self, unit: Unit, into: Path) -> Opened:  # noqa: ARG002 - the clip lies there
+    def open(self, unit: SourceUnit, into: Path) -> Opened:  # noqa: ARG002 - the clip lies there
         """Nothing beyond the ready clip."""
         return _NoFootage()
 
@@ -260,7 +260,7 @@ class Mirror:
 
     def _read(
         self, searches: Iterable[Search], scratch: Path
-    ) -> Generator[Unit | None, None, None]:
+    ) -> Generator[SourceUnit | None, None, None]:
         """Read what has to be read; None for a member that is not wanted."""
         for search in searches:
             failures: list[SourceError] = []  # in a row
@@ -275,7 +275,7 @@ class Mirror:
 
     def _read_tar(
         self, search: Search, address: str, scratch: Path
-    ) -> Generator[Unit | None, None, None]:
+    ) -> Generator[SourceUnit | None, None, None]:
         seen: list[str] = []
         remote = NOT_SAID
         is_complete = False
@@ -301,7 +301,7 @@ class Mirror:
             contents = Contents(remote, is_complete, tuple(seen), error, num_given=len(seen))
             search.learn(address, contents)
 
-    def _rest(self, search: Search) -> Iterator[Unit]:
+    def _rest(self, search: Search) -> Iterator[SourceUnit]:
         """What was not found, once all own tars had their turn."""
         missing, num_waiting = search.rest()
         if num_waiting:
@@ -312,7 +312,7 @@ class Mirror:
                 search.split,
             )
         for error, segments in missing:
-            yield Unit(segments, error=error)
+            yield SourceUnit(segments, error=error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,7 +346,7 @@ class Replacement:
         segments: Sequence[Segment],
         part: Part,  # noqa: ARG002 - the caller shares videos out
         scratch: Path,
-    ) -> Generator[Unit, None, None]:
+    ) -> Generator[SourceUnit, None, None]:
         """Yield each wanted clip as it comes, then what is not in the tar.
 
         Raises:
@@ -355,7 +355,7 @@ class Replacement:
         if segments:
             yield from _ahead(self._read(segments, scratch))
 
-    def open(self, unit: Unit, into: Path) -> Opened:  # noqa: ARG002 - the clip lies there
+    def open(self, unit: SourceUnit, into: Path) -> Opened:  # noqa: ARG002 - the clip lies there
         """Nothing beyond the ready clip."""
         return _NoFootage()
 
@@ -365,7 +365,7 @@ class Replacement:
 
     def _read(
         self, segments: Sequence[Segment], scratch: Path
-    ) -> Generator[Unit | None, None, None]:
+    ) -> Generator[SourceUnit | None, None, None]:
         wanted = {segment.key: segment for segment in segments}
         error = SourceError(Reason.GONE, "not among the replacements")
         try:
@@ -384,7 +384,7 @@ class Replacement:
                             return
         except SourceError as broken:
             error = of_tar(self.address, broken)
-        yield Unit(tuple(wanted.values()), error=error)
+        yield SourceUnit(tuple(wanted.values()), error=error)
 
 
 def _matcher(segments: Sequence[Segment]) -> Callable[[str], str]:
@@ -413,23 +413,23 @@ class _NoFootage:
         raise SourceError(Reason.GONE, f"the mirror has no video of {segment.key}")
 
 
-def _ahead(units: Generator[Unit | None, None, None]) -> Generator[Unit, None, None]:
+def _ahead(units: Generator[SourceUnit | None, None, None]) -> Generator[SourceUnit, None, None]:
     """Units, read in a thread within the bounds that this module states."""
     with closing(
-        read_ahead(units, _num_bytes, max_items=CLIPS_AHEAD, max_bytes=BYTES_AHEAD)
+        prefetch(units, _num_bytes, max_items=CLIPS_AHEAD, max_bytes=BYTES_AHEAD)
     ) as ahead:
         yield from ahead
 
 
-def _num_bytes(unit: Unit) -> int:
+def _num_bytes(unit: SourceUnit) -> int:
     return sum(path.stat().st_size for path in unit.ready.values())
 
 
-def _saved(segment: Segment, member: Member, scratch: Path) -> Unit:
+def _saved(segment: Segment, member: TarVideo, scratch: Path) -> SourceUnit:
     """A clip, brought to the scratch folder under a name of ours."""
     path = scratch / f"{segment.key}{member.suffix}"
     member.save(path)
-    return Unit((segment,), ready={segment.key: path})
+    return SourceUnit((segment,), ready={segment.key: path})
 
 
 def _is_long(remote: Remote, position: int) -> bool:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kinetics_tools.core.errors import Reason, SourceError
-from kinetics_tools.core.files import digest, exclusive
+from kinetics_tools.core.files import digest, file_lock
 
 STRIKES = 3  # so many refusals in a row: the site has locked us out
 COOL_DOWN_INTERVALS = 10  # after the first refusal; twice that after the second
@@ -35,7 +35,7 @@ class LockedOut(SourceError):
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class RateLimiter:
     """How often an identity may ask. A value: sent to workers, on any host.
 
     `wait()` before asking for a video; then `refused()` where the site, at whatever step, turned
@@ -140,7 +140,7 @@ class Pace:
     @contextmanager
     def _held(self) -> Iterator["_State"]:
         """Yield the state under the lock, and keep what the block made of it."""
-        with exclusive(self._file(".lock")):
+        with file_lock(self._file(".lock")):
             kept = self._read()
             state = self._mended(kept)
             try:
@@ -190,8 +190,8 @@ class Pace:
         return self.path.with_name(f"{self.path.name}-{socket.gethostname()}{suffix}")
 
 
-def pace_path(cache: Path, identity: str) -> Path:
-    """What `Pace.path` is for an identity, in a user's cache folder. Its name says no secret."""
+def rate_limit_path(cache: Path, identity: str) -> Path:
+    """`RateLimiter.path` of an identity, in the user's cache folder. Its name tells no secret."""
     return cache / "pace" / digest(identity)[:16]
 
 

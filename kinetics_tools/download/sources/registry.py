@@ -9,7 +9,7 @@ from kinetics_tools.core.errors import KineticsError, lookup
 from kinetics_tools.download.sources import mirror, youtube
 from kinetics_tools.download.sources.base import Source
 from kinetics_tools.download.sources.folder import Folder
-from kinetics_tools.download.sources.rate_limit import Pace, pace_path
+from kinetics_tools.download.sources.rate_limit import RateLimiter, rate_limit_path
 from kinetics_tools.download.sources.ytdlp_options import identity
 
 HOUR_S = 3600
@@ -47,8 +47,8 @@ class Settings:
 def _youtube(argument: str, settings: Settings) -> tuple[Source, ...]:
     if argument:
         raise KineticsError(f"--source youtube takes nothing behind a colon, not {argument!r}")
-    pace = Pace(
-        path=pace_path(settings.cache, f"youtube\n{identity(settings.ytdlp)}"),
+    pace = RateLimiter(
+        path=rate_limit_path(settings.cache, f"youtube\n{identity(settings.ytdlp)}"),
         interval_s=HOUR_S / settings.videos_per_hour,
         lockout_s=HOUR_S,
     )
@@ -57,8 +57,8 @@ def _youtube(argument: str, settings: Settings) -> tuple[Source, ...]:
 
 
 def _url(argument: str, settings: Settings) -> tuple[Source, ...]:
-    pace = Pace(
-        path=pace_path(settings.cache, f"{argument}\n{identity(settings.ytdlp)}"),
+    pace = RateLimiter(
+        path=rate_limit_path(settings.cache, f"{argument}\n{identity(settings.ytdlp)}"),
         interval_s=0,
         lockout_s=URL_LOCKOUT_S,
     )

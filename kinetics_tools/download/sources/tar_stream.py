@@ -30,7 +30,7 @@ BUFFER_BYTES = 2**18
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class TarVideo:
     """A video in a tar. It can be saved until the next one is asked for.
 
     Attributes:
@@ -55,7 +55,7 @@ class Member:
             shutil.copyfileobj(self._content, file, BUFFER_BYTES)
 
 
-def videos(stream: io.RawIOBase) -> Iterator[Member]:
+def videos(stream: io.RawIOBase) -> Iterator[TarVideo]:
     """Yield the videos of a tar, plain or compressed, which its first bytes say.
 
     An archive that ends before its end mark, or whose checksum is wrong, is broken: what came
@@ -75,7 +75,7 @@ def videos(stream: io.RawIOBase) -> Iterator[Member]:
                     continue
                 content = archive.extractfile(info)
                 assert content is not None  # it is a file
-                yield Member(stem, suffix, info.size, content)
+                yield TarVideo(stem, suffix, info.size, content)
         file.finish()
 
 

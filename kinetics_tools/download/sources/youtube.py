@@ -25,8 +25,8 @@ from kinetics_tools.core.units import Part
 from kinetics_tools.dataset.ledger import History
 from kinetics_tools.dataset.manifest import Segment
 from kinetics_tools.download.sources import base
-from kinetics_tools.download.sources.base import FETCHES, Footage, Unit
-from kinetics_tools.download.sources.rate_limit import LockedOut, Pace
+from kinetics_tools.download.sources.base import FETCHES, Footage, SourceUnit
+from kinetics_tools.download.sources.rate_limit import LockedOut, RateLimiter
 from kinetics_tools.download.sources.ytdlp_options import redacted, settle
 from kinetics_tools.media import encode, sections
 
@@ -39,7 +39,7 @@ SECTION_OVERHEAD_S = 5  # of video that a section takes besides its segment, wit
 
 
 @dataclass(frozen=True, slots=True)
-class Web:
+class OnlineSource:
     """A source that yt-dlp fetches: YouTube, or any HTTP address.
 
     Attributes:
@@ -54,7 +54,7 @@ class Web:
     name: str
     template: str
     words: tuple[str, ...]
-    pace: Pace
+    pace: RateLimiter
     fetch: str = "auto"
     keep_audio: bool = False
 
@@ -79,12 +79,12 @@ class Web:
         segments: Sequence[Segment],
         part: Part,  # noqa: ARG002 - the segments are the part's already
         scratch: Path,  # noqa: ARG002 - nothing is fetched before it is opened
-    ) -> Generator[Unit, None, None]:
+    ) -> Generator[SourceUnit, None, None]:
         """A unit a video."""
         for own in base.by_video(segments):
-            yield Unit(tuple(own))
+            yield SourceUnit(tuple(own))
 
-    def open(self, unit: Unit, into: Path) -> "Video":
+    def open(self, unit: SourceUnit, into: Path) -> "Video":
         """Begin with a unit's video; nothing is asked before its first footage is."""
         return Video(self, unit, into)
 
@@ -93,7 +93,9 @@ class Web:
         return {"yt-dlp": importlib.metadata.version("yt-dlp")}
 
 
-def youtube(words: Sequence[str], pace: Pace, *, keep_audio: bool, fetch: str = "auto") -> Web:
+def youtube(
+    words: Sequence[str], pace: RateLimiter, *, keep_audio: bool, fetch: str = "auto"
+) -> OnlineSource:
     """The source `youtube`.
 
     Args:
@@ -115,12 +117,14 @@ def youtube(words: Sequence[str], pace: Pace, *, keep_audio: bool, fetch: str = 
         f"ffmpeg-location={encode.find_ffmpeg()}",
     )
     address = "https://www.youtube.com/watch?v={youtube_id}"
-    return _checked(Web("youtube", address, (*own, *settle(words)), pace, fetch, keep_audio))
+    return _checked(
+        OnlineSource("youtube", address, (*own, *settle(words)), pace, fetch, keep_audio)
+    )
 
 
 def url(
-    template: str, words: Sequence[str], pace: Pace, *, keep_audio: bool, fetch: str = "auto"
-) -> Web:
+    template: str, words: Sequence[str], pace: RateLimiter, *, keep_audio: bool, fetch: str = "auto"
+) -> OnlineSource:
     """The source `url:TEMPLATE`.
 
     Args:
@@ -139,7 +143,7 @@ def url(
         )
     own = ("force-generic-extractor", "use-extractors=generic")
     name = f"url:{_public(template)}"
-    return _checked(Web(name, template, (*own, *settle(words)), pace, fetch, keep_audio))
+    return _checked(OnlineSource(name, template, (*own, *settle(words)), pace, fetch, keep_audio))
 
 
 def _public(template: str) -> str:
@@ -148,7 +152,7 @@ def _public(template: str) -> str:
     return shown if shown == template else f"{shown}#{digest(template)[:8]}"
 
 
-def _checked(web: Web) -> Web:
+def _checked(web: OnlineSource) -> OnlineSource:
     from kinetics_tools.download.sources import ytdlp  # 0.3 s; --help does without it
 
     lookup("--fetch", web.fetch, FETCHES)
@@ -162,7 +166,7 @@ class Video:
     A refusal of the visitor ends all of them: others' videos show whether it was meant for all.
     """
 
-    def __init__(self, web: Web, unit: Unit, into: Path) -> None:
+    def __init__(self, web: OnlineSource, unit: SourceUnit, into: Path) -> None:
         from kinetics_tools.download.sources import ytdlp
 
         self._session = ytdlp.session(web.words)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kinetics_tools.core.errors import KineticsError, nearest
+from kinetics_tools.core.errors import KineticsError, unknown_name
 
 # Options of our own commands too: each with what its value is called there; None takes none.
 PASSED_THROUGH: Mapping[str, str | None] = {
@@ -99,7 +99,7 @@ def refuse_unsafe(words: Sequence[str]) -> None:
     for word in words:
         name = name_of(word)
         if name not in PASSED_THROUGH and name not in FREE:
-            known = nearest("option of yt-dlp", name, [*PASSED_THROUGH, *FREE])
+            known = unknown_name("option of yt-dlp", name, [*PASSED_THROUGH, *FREE])
             raise KineticsError(f"--ytdlp-option {name} does not pass through; {known}")
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kinetics_tools.core.errors import KineticsError, lookup
-from kinetics_tools.flow.tvl1.parameters import Dials
+from kinetics_tools.flow.tvl1.parameters import TVL1Params
 
 Frames = Iterator[npt.NDArray[np.uint8]]
 Flows = Iterator[npt.NDArray[np.float32]]
 
 
-def _torch(frames: Frames, dials: Dials, device: str, threads: int) -> Flows:  # noqa: ARG001 - torch has threads of its own
+def _torch(frames: Frames, dials: TVL1Params, device: str, threads: int) -> Flows:  # noqa: ARG001 - torch has threads of its own
     from kinetics_tools.flow.tvl1 import (
         torch_reference,  # it brings torch, which Numba does without
     )
@@ -27,18 +27,18 @@ def _torch(frames: Frames, dials: Dials, device: str, threads: int) -> Flows:  #
     return torch_reference.flows(frames, dials, device)
 
 
-def _triton(frames: Frames, dials: Dials, device: str, threads: int) -> Flows:  # noqa: ARG001 - a GPU has its own
+def _triton(frames: Frames, dials: TVL1Params, device: str, threads: int) -> Flows:  # noqa: ARG001 - a GPU has its own
     try:
         from kinetics_tools.flow.tvl1 import triton_solver
     except ModuleNotFoundError as error:
         raise KineticsError(
             "TV-L1 on a GPU needs the package triton: pip install triton, or use device cpu (or, "
-            "from Python, body='torch')"
+            "from Python, backend='torch')"
         ) from error
     return triton_solver.flows(frames, dials, device)
 
 
-def _numba(frames: Frames, dials: Dials, device: str, threads: int) -> Flows:
+def _numba(frames: Frames, dials: TVL1Params, device: str, threads: int) -> Flows:
     if device != "cpu":
         raise ValueError(f"body 'numba' of tvl1 runs on a CPU, not on {device}")
     from kinetics_tools.flow.tvl1 import numba_cpu
@@ -46,13 +46,13 @@ def _numba(frames: Frames, dials: Dials, device: str, threads: int) -> Flows:
     return numba_cpu.flows(frames, dials, threads)
 
 
-BODIES = {"torch": _torch, "numba": _numba, "triton": _triton}
+BACKENDS = {"torch": _torch, "numba": _numba, "triton": _triton}
 # The fastest body on each kind of device.
 FASTEST: Mapping[str, str] = {"cpu": "numba", "cuda": "triton"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TVL1(Dials):
+class TVL1(TVL1Params):
     """The method: its dials, and which body computes it.
 
     Attributes:
@@ -61,7 +61,7 @@ class TVL1(Dials):
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
 
-    body: str | None = None
+    backend: str | None = None
 
     def flows(self, frames: Frames, device: str, threads: int) -> Flows:
         """Yield the flow from each frame to the next: float32 (H, W, 2).
@@ -74,7 +74,9 @@ class TVL1(Dials):
         Raises:
             UnknownNameError: no such body.
         """
-        return lookup("body of tvl1", self._body_on(device), BODIES)(frames, self, device, threads)
+        return lookup("body of tvl1", self._backend_on(device), BACKENDS)(
+            frames, self, device, threads
+        )
 
     def prepare(self, device: str) -> None:
         """Do what is done once on a machine, so that processes started later need not: compile.
@@ -84,10 +86,10 @@ class TVL1(Dials):
         Args:
             device: torch's name of it.
         """
-        if self._body_on(device) == "numba":
+        if self._backend_on(device) == "numba":
             from kinetics_tools.flow.tvl1 import numba_cpu
 
             numba_cpu.prepare()
 
-    def _body_on(self, device: str) -> str:
-        return self.body or FASTEST[device.partition(":")[0]]
+    def _backend_on(self, device: str) -> str:
+        return self.backend or FASTEST[device.partition(":")[0]]

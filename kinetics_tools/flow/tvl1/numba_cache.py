@@ -27,13 +27,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 DAMAGED = (OSError, EOFError, pickle.UnpicklingError)
 
 
-def compiled(function: F) -> F:
+def compile_inline(function: F) -> F:
     """Compile a function when it is first called; threads run it side by side."""
     dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
     return cast("F", dispatcher)  # to type checkers it is what it was before
 
 
-def kept(function: Callable[..., Any]) -> Any:
+def compile_cached(function: Callable[..., Any]) -> Any:
     """The same, and keep the machine code where a folder can be written.
 
     Call it with arguments of the same Numba types always: each other type is compiled anew.
@@ -41,7 +41,7 @@ def kept(function: Callable[..., Any]) -> Any:
     Returns:
         Numba's dispatcher, which is called as the function is.
     """
-    dispatcher: Any = compiled(function)
+    dispatcher: Any = compile_inline(function)
     try:
         dispatcher._cache = _Cache(function)  # type: ignore[no-untyped-call]  # where enable_caching puts Numba's own
     except RuntimeError:

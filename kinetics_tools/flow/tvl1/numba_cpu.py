@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kinetics_tools.flow.tvl1.numba_cache import compiled, kept
+from kinetics_tools.flow.tvl1.numba_cache import compile_cached, compile_inline
 from kinetics_tools.flow.tvl1.numba_simd import (
     LANES,
     count_from,
@@ -55,7 +55,7 @@ from kinetics_tools.flow.tvl1.numba_simd import (
     unzip,
     zip_4,
 )
-from kinetics_tools.flow.tvl1.parameters import Dials
+from kinetics_tools.flow.tvl1.parameters import TVL1Params
 
 Gray = npt.NDArray[np.uint8]
 Flow = npt.NDArray[np.float32]
@@ -114,7 +114,7 @@ class _Numbers(NamedTuple):
     reach: np.float32
 
 
-@compiled
+@compile_inline
 def _primal(s: Floats, here: int, term: int, level: _Level, numbers: _Numbers) -> Any:
     """Return u, v, their changes, and the part along y of both dual fields one row up."""
     n = level.stride
@@ -132,7 +132,7 @@ def _primal(s: Floats, here: int, term: int, level: _Level, numbers: _Numbers) -
     return u, v, fma(gx, step, du), fma(gy, step, dv), uy_above, vy_above
 
 
-@compiled
+@compile_inline
 def _dual(s: Floats, here: int, below: Any, p_y: Any, n: int, numbers: _Numbers) -> None:
     """Move a dual field: up along the gradient of its flow, then back towards the unit ball.
 
@@ -150,7 +150,7 @@ def _dual(s: Floats, here: int, below: Any, p_y: Any, n: int, numbers: _Numbers)
     store(s, here + 2 * n, fma(tau, down, p_y) * shrink)
 
 
-@compiled
+@compile_inline
 def _row_step(
     s: Floats, here: int, term: int, level: _Level, numbers: _Numbers, first: bool
 ) -> Any:
@@ -179,7 +179,7 @@ def _row_step(
     return total(change)
 
 
-@compiled
+@compile_inline
 def _step(s: Floats, places: _Places, level: _Level, numbers: _Numbers) -> float:
     """Do one inner step; return the sum of the squared changes of the flow."""
     n = level.stride
@@ -195,7 +195,7 @@ def _step(s: Floats, places: _Places, level: _Level, numbers: _Numbers) -> float
     return change
 
 
-@compiled
+@compile_inline
 def _sort_row(s: Floats, row: int, line: int, fives: int, level: _Level) -> None:
     """Sort each five neighbours in a row; `line` is where it gets its borders, which repeat."""
     for x in range(0, level.width, LANES):
@@ -207,7 +207,7 @@ def _sort_row(s: Floats, row: int, line: int, fives: int, level: _Level) -> None
         sort_fives(s, line + x, fives + x, level.stride)
 
 
-@compiled
+@compile_inline
 def _median(s: Floats, plane: int, level: _Level, scratch: int) -> None:
     """Replace a plane of the state by its 5x5 median, two rows at a time. Borders repeat.
 
@@ -233,7 +233,7 @@ def _median(s: Floats, plane: int, level: _Level, scratch: int) -> None:
             merge_fives(s, odd + x, even + x, tens + k % 2 * 10 * n + x, n)
 
 
-@compiled
+@compile_inline
 def _make_movable(s: Floats, level: _Level, movable: int) -> None:
     """Lay `after`, its slopes along x and y, and a 0 beside each other for each pixel."""
     step = (level.width + 2 * MARGIN) * 4
@@ -253,7 +253,7 @@ def _make_movable(s: Floats, level: _Level, movable: int) -> None:
             zip_4(s, to + 4 * x, keep(load(s, row + x), left), keep(gx, left), keep(gy, left))
 
 
-@compiled
+@compile_inline
 def _warp_row(s: Floats, y: int, places: _Places, level: _Level) -> None:
     """Warp a row along the flow, and make its data term."""
     n = level.stride
@@ -291,7 +291,7 @@ def _warp_row(s: Floats, y: int, places: _Places, level: _Level) -> None:
         store(s, term + 3 * n + x, splat(np.float32(-1)) / squared)
 
 
-@compiled
+@compile_inline
 def _resize(
     s: Floats, old: _Plane, new: _Plane, steps: tuple[float, float], factor: float, scratch: int
 ) -> None:
@@ -320,7 +320,7 @@ def _resize(
             s[to + x] = np.float32(factor) * interpolate(s, line, columns + x, ways + x)
 
 
-@compiled
+@compile_inline
 def _refine(s: Floats, level: _Level, places: _Places, numbers: _Numbers) -> int:
     """Refine the flow on one level; return how many inner steps that took."""
     limit = numbers.epsilon**2 * level.height * level.width
@@ -343,7 +343,7 @@ def _refine(s: Floats, level: _Level, places: _Places, numbers: _Numbers) -> int
     return num_steps
 
 
-@compiled
+@compile_inline
 def _enlarge(s: Floats, small: _Level, level: _Level, places: _Places, scale_step: float) -> None:
     """Bring the flow from one level to the next finer one, whose dual field starts at 0."""
     num = small.height * small.stride
@@ -361,20 +361,20 @@ def _enlarge(s: Floats, small: _Level, level: _Level, places: _Places, scale_ste
         _resize(s, old, new, steps, 1 / scale_step, places.scratch)
 
 
-@compiled
+@compile_inline
 def _level(levels: npt.NDArray[np.int64], number: int) -> _Level:
     row = levels[number]
     return _Level(row[0], row[1], row[2], row[3], row[4])
 
 
-@compiled
+@compile_inline
 def _read(frame: Gray, s: Floats, place: int, stride: int) -> None:
     for y in range(frame.shape[0]):
         for x in range(frame.shape[1]):
             s[place + y * stride + x] = frame[y, x]
 
 
-@compiled
+@compile_inline
 def _make_pyramid(s: Floats, fine: _Level, coarse: _Level, scratch: int, scale_step: float) -> None:
     """Make the images of a level from those of the next finer one."""
     steps = (1 / scale_step, 1 / scale_step)
@@ -384,7 +384,7 @@ def _make_pyramid(s: Floats, fine: _Level, coarse: _Level, scratch: int, scale_s
         _resize(s, old, new, steps, 1.0, scratch)
 
 
-@kept
+@compile_cached
 def _solve(
     pair: tuple[Gray, Gray],
     s: Floats,
@@ -422,7 +422,7 @@ class Workspace:
         work: pixels times inner steps of the last pair, over all levels.
     """
 
-    def __init__(self, height: int, width: int, dials: Dials) -> None:
+    def __init__(self, height: int, width: int, dials: TVL1Params) -> None:
         end = 0
 
         def take(num: int) -> int:
@@ -500,12 +500,12 @@ def prepare() -> None:
     """
     start = perf_counter()
     frame = np.zeros((1, 1), np.uint8)
-    Workspace(1, 1, Dials())._solve(frame, frame)
+    Workspace(1, 1, TVL1Params())._solve(frame, frame)
     if _solve.stats.cache_misses:
         logger.info("compiled TV-L1 in %.0f s", perf_counter() - start)
 
 
-def flows(frames: Iterator[Gray], dials: Dials, threads: int) -> Iterator[Flow]:
+def flows(frames: Iterator[Gray], dials: TVL1Params, threads: int) -> Iterator[Flow]:
     """Yield the flow from each frame to the next; a pair is computed by one thread.
 
     Memory: 80 bytes a pixel and thread, and `threads` + 2 frames and fields.

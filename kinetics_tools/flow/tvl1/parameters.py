@@ -8,7 +8,7 @@ MIN_LEVEL_PX = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dials:
+class TVL1Params:
     """The parameters of TV-L1. The defaults are those of OpenCV's `DualTVL1OpticalFlow`.
 
     All are finite numbers above 0, counts are whole.
@@ -40,14 +40,14 @@ class Dials:
     outer_iterations: int = 10
 
     def __post_init__(self) -> None:
-        for field in fields(Dials):
+        for field in fields(TVL1Params):
             _check(field.name, getattr(self, field.name), whole=field.type is int)
         if self.scale_step >= 1:
             raise ValueError(f"scale_step must be under 1, not {self.scale_step}")
 
     def as_json(self) -> dict[str, Any]:
         """The dials as plain JSON values."""
-        return {field.name: getattr(self, field.name) for field in fields(Dials)}
+        return {field.name: getattr(self, field.name) for field in fields(TVL1Params)}
 
     def level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Height and width of each level of the pyramid, from the frames' own to the coarsest."""

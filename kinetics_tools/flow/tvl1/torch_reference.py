@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kinetics_tools.flow.tvl1.parameters import Dials
+from kinetics_tools.flow.tvl1.parameters import TVL1Params
 
 # Below this a squared gradient counts as none (float32's epsilon, in both precisions).
 MIN_SQUARED_GRADIENT = 2.0**-23
@@ -39,7 +39,7 @@ BATCH_PX = {"cpu": 2**16, "cuda": 2**23}
 
 
 def flows(
-    frames: Iterator[npt.NDArray[np.uint8]], dials: Dials, device: str
+    frames: Iterator[npt.NDArray[np.uint8]], dials: TVL1Params, device: str
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Yield the flow from each frame to the next, in batches that follow from the frame's area.
 
@@ -60,7 +60,7 @@ def flows(
 
 
 @torch.inference_mode()
-def between(before: Tensor, after: Tensor, dials: Dials) -> Tensor:
+def between(before: Tensor, after: Tensor, dials: TVL1Params) -> Tensor:
     """Return the flow of each pair: (B, 2, H, W), x then y, pixels, +x right, +y down.
 
     Args:
@@ -96,7 +96,7 @@ def _keep_freed_memory() -> None:
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
-def _pyramid(images: Tensor, dials: Dials) -> list[Tensor]:
+def _pyramid(images: Tensor, dials: TVL1Params) -> list[Tensor]:
     """Levels from fine to coarse, each (B, 2, h, w)."""
     levels = [images]
     for size in dials.level_sizes(images.shape[2], images.shape[3])[1:]:
@@ -123,7 +123,7 @@ def _resize(images: Tensor, size: tuple[int, int], step: float | None = None) ->
     return images
 
 
-def _refine(before: Tensor, after: Tensor, u: Tensor, dials: Dials) -> None:
+def _refine(before: Tensor, after: Tensor, u: Tensor, dials: TVL1Params) -> None:
     """Refine the flow `u` (B, 2, H, W), in place, on one pyramid level."""
     p_x, p_y = torch.zeros_like(u), torch.zeros_like(u)
     # The three things that a warp moves: the grey values and their two slopes.
@@ -218,7 +218,7 @@ class _Scratch:
         self.one = u.new_ones(())
 
 
-def _solve(pairs: _Pairs, dials: Dials) -> None:
+def _solve(pairs: _Pairs, dials: TVL1Params) -> None:
     """Do the outer rounds and inner steps of one warp, in place; pairs leave as they settle."""
     area = pairs.u.shape[-2] * pairs.u.shape[-1]
     limit = dials.epsilon**2 * area
@@ -238,7 +238,7 @@ def _solve(pairs: _Pairs, dials: Dials) -> None:
     pairs.put_back(index, moving)
 
 
-def _step(pairs: _Pairs, scratch: _Scratch, dials: Dials) -> Tensor:
+def _step(pairs: _Pairs, scratch: _Scratch, dials: TVL1Params) -> Tensor:
     """Do one inner step in place; return each pair's squared change of the flow, float64 (B,)."""
     u, delta, step = pairs.u, scratch.delta, scratch.step
     # Data term: go along the gradient until the brightness error is 0, but only so far.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kinetics_tools.core.errors import KineticsError
 from kinetics_tools.flow.tvl1 import triton_kernels
-from kinetics_tools.flow.tvl1.parameters import Dials
+from kinetics_tools.flow.tvl1.parameters import TVL1Params
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,9 @@ class Tile:
         return _parts(width, self.width - 2 * self.steps), _parts(height, self.band)
 
 
-def flows(frames: Iterator[npt.NDArray[np.uint8]], dials: Dials, device: str) -> Iterator[Flow]:
+def flows(
+    frames: Iterator[npt.NDArray[np.uint8]], dials: TVL1Params, device: str
+) -> Iterator[Flow]:
     """Yield the flow from each frame to the next, in batches that follow from the free memory.
 
     While the flow of one batch is read, the next one is computed: the host holds the frames of one
@@ -110,7 +112,7 @@ def flows(frames: Iterator[npt.NDArray[np.uint8]], dials: Dials, device: str) ->
         yield from under_way()
 
 
-def batch_size(height: int, width: int, dials: Dials, device: str) -> int:
+def batch_size(height: int, width: int, dials: TVL1Params, device: str) -> int:
     """How many pairs to try at once: as the free memory and the bounds above allow; 1 or more."""
     most = min(BATCH_PAIRS, _held_px.get(device, BATCH_PX) // (height * width))
     if torch.device(device).type == "cuda":
@@ -120,7 +122,7 @@ def batch_size(height: int, width: int, dials: Dials, device: str) -> int:
     return max(1, most)
 
 
-def pair_bytes(height: int, width: int, dials: Dials) -> int:
+def pair_bytes(height: int, width: int, dials: TVL1Params) -> int:
     """Memory on the device that one more pair of a batch takes, but for some KiB."""
     area = height * width
     levels = sum(h * w for h, w in dials.level_sizes(height, width))
@@ -224,7 +226,12 @@ class Solver:
     """
 
     def __init__(
-        self, pairs: int, size: tuple[int, int], dials: Dials, device: str, tile: Tile | None = None
+        self,
+        pairs: int,
+        size: tuple[int, int],
+        dials: TVL1Params,
+        device: str,
+        tile: Tile | None = None,
     ) -> None:
         self.pairs, self.size, self.dials, self.tile = pairs, size, dials, tile or Tile()
         self.device = torch.device(device)
@@ -280,7 +287,7 @@ class Solver:
                 raise
             raise KineticsError(
                 "Triton needs a C compiler here, for what launches the kernels: install gcc or set "
-                "CC, or use device cpu (or, from Python, body='torch')"
+                "CC, or use device cpu (or, from Python, backend='torch')"
             ) from error
 
     def solve(self, frames: Tensor) -> Tensor:

@@ -1,0 +1,43 @@
+"""What users may import: a change of this list is a change of the interface."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from support import environment
+
+PUBLIC = {
+    "kinetics_tools.flow": (
+        "BOUND_PX CODECS Codec FlowMethod FlowRecipe METHODS compute dequantise find_devices "
+        "make_method quantise stream"
+    ),
+    "kinetics_tools.shards": "RGB SCHEMA_VERSION Sample ShardFolder read_samples",
+    "kinetics_bench.archs": "ARCHS Arch CHANNELS STREAMS Sampling build",
+    "kinetics_bench.weights": "FINETUNES INITS InitWeights SCHEMES Weights load_init read",
+    "kinetics_bench.data": (
+        "Batch BatchPlan Clips Reader Selection View eval_items eval_view select train_batches "
+        "train_view whole_view"
+    ),
+}
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_each_package_exports_just_these_names(package: str) -> None:
+    module = import_module(package)
+    assert sorted(module.__all__) == sorted(PUBLIC[package].split())
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError, match="nothing_of_this_name"):
+        _ = module.nothing_of_this_name
+
+
+@pytest.mark.parametrize("package", ["kinetics_tools", *PUBLIC])
+def test_importing_a_package_is_light(package: str) -> None:
+    heavy = ("torch", "numpy", "pandas", "cv2", "av", "webdataset", "yt_dlp", "numba", "matplotlib")
+    code = f"import sys, {package}; print(sorted({{*{heavy}}} & sys.modules.keys()))"
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert said.stdout == "[]\n"
