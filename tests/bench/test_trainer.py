@@ -137,7 +137,7 @@ def _train_one_epoch(stopped: TrainingJob) -> None:
     """Write what a training of `stopped` has written after its first epoch."""
 
     class StopAfterOne(Machine):
-        def wait(self) -> None:
+        def barrier(self) -> None:
             if (stopped.folder / CHECKPOINT).exists():
                 raise Killed
 

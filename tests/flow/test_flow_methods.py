@@ -150,7 +150,7 @@ def test_no_frames_make_flow_that_is_not_a_number(frames: Gray) -> None:
     assert np.isfinite(compute(frames)).all()
 
 
-CPU_BODIES = [("tvl1", {"body": body}) for body in BACKENDS if body != "triton"]
+CPU_BODIES = [("tvl1", {"backend": backend}) for backend in BACKENDS if backend != "triton"]
 QUICK = {"num_scales": 1, "num_warps": 1, "outer_iterations": 1, "inner_iterations": 2}
 STREAMS_AND_SAYS_ITS_PEAKS = """
 import sys

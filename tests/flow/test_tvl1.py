@@ -374,7 +374,8 @@ cpu.prepare()
 signatures = list(cpu._solve.signatures)
 frames = np.random.default_rng(0).integers(0, 256, (4, 40, 50), np.uint8)
 read_only = np.frombuffer(frames[2].tobytes(), np.uint8).reshape(40, 50)
-flows = [*cpu.flows(iter([frames[0], frames[1, ::-1, ::-1], read_only, frames[3]]), cpu.Dials(), 1)]
+odd = [frames[0], frames[1, ::-1, ::-1], read_only, frames[3]]
+flows = [*cpu.flows(iter(odd), cpu.TVL1Params(), 1)]
 assert list(cpu._solve.signatures) == signatures and len(signatures) == 1
 print(sum(cpu._solve.stats.cache_hits.values()), cpu._solve.stats.cache_path)
 """

@@ -31,7 +31,7 @@ class I3D(InceptionNet):
     # Step i is made of frames 8 i - 47 to 8 i + 62. A cell of the last grid sees 99 frames; which,
     # is moved by up to three with the clip's length, as SAME padding goes by it.
     receptive_steps = 7
-    periods = (STRIDE,)
+    temporal_strides = (STRIDE,)
 
     def __init__(
         self, num_classes: int, stream: str, *, dropout: float, bn_momentum: float

@@ -69,10 +69,10 @@ class Network(nn.Module, ABC):
         needs: what it needs of each clip that it is called with, in order.
         last_layers: dotted names of the layers that end in the classes: replace these, each with
             one of other `out_channels` or `out_features`, for another number of classes.
-        context: how many steps before and after a time step, and as many frames as lie between
-            those, decide about its value; None: all the steps before it. In a test, features of a
+        receptive_steps: how many steps before and after a time step, with the frames between them,
+            decide about its value; None: all the steps before it. In a test, features of a
             piece of a clip are those of the whole clip but for so many steps at either cut, if
-            pieces begin at `periods` and their length leaves the same rest.
+            pieces begin at `temporal_strides` and their length leaves the same rest.
     """
 
     title: str
