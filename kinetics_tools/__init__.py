@@ -1,3 +1,3 @@
 """The dataset toolkit: from a manifest of YouTube ids to clips, and from clips to flow shards."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
