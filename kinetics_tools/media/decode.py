@@ -168,7 +168,13 @@ def frames(source: Path | bytes) -> Iterator[Frame]:
         MediaError: damage anywhere in it.
     """
     for frame in decode_frames(source):
-        yield frame.to_ndarray(format="rgb24")
+        yield _rgb(frame)
+
+
+def _rgb(frame: Any) -> Frame:
+    # Without `threads`, each frame's conversion would start one thread per processor.
+    pixels: Frame = frame.to_ndarray(format="rgb24", threads=1)
+    return pixels
 
 
 def read_frames(source: Path | bytes, indices: Sequence[int] | None = None) -> Frame:
@@ -198,7 +204,7 @@ def read_frames(source: Path | bytes, indices: Sequence[int] | None = None) -> F
         for frame in container.decode(stream):
             number = round(frame.pts * frame.time_base * rate)
             if number in wanted:
-                found[number] = frame.to_ndarray(format="rgb24")
+                found[number] = _rgb(frame)
             if number >= max(wanted):
                 break
     if len(found) < len(wanted):
