@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, distributed, nn
 
 from kinetics_bench.archs.network import Network
 from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.core.system import cpu_flags
 
 T = TypeVar("T")
 CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -136,6 +136,4 @@ def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # A CPU without these instructions emulates bfloat16, slower than float32.
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text(errors="replace") if cpuinfo.exists() else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})

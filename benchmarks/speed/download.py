@@ -17,7 +17,6 @@ import http.server
 import itertools
 import json
 import multiprocessing
-import os
 import platform
 import re
 import socket
@@ -36,6 +35,7 @@ from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
 from typing import Any
 
+from kinetics_tools.core.system import num_processors
 from kinetics_tools.dataset.manifest import Segment
 from kinetics_tools.download.run import DownloadPlan, download
 from kinetics_tools.download.sources.base import SourceUnit
@@ -78,7 +78,7 @@ class _Raw(argparse.RawDescriptionHelpFormatter):
 
 def _machine() -> dict[str, Any]:
     return {
-        "processors": len(os.sched_getaffinity(0)),
+        "processors": num_processors(),
         "machine": platform.machine(),
         "python": platform.python_version(),
         "ffmpeg": ffmpeg_version(find_ffmpeg()),
@@ -181,7 +181,7 @@ def measure_mirror(clips: Sequence[Path], copies: int) -> Iterator[dict[str, Any
     """A part of the mirror to clips, against ffmpeg alone on as many processors."""
     binary = find_ffmpeg()
     recipe = ClipRecipe(ffmpeg=ffmpeg_version(binary))
-    jobs = len(os.sched_getaffinity(0))
+    jobs = num_processors()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         served = folder / "served" / "400" / "val"

@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kinetics_tools.core.system import num_processors
 from kinetics_tools.flow.methods import compute, quantise, stream
 from kinetics_tools.flow.tvl1 import torch_reference
 from kinetics_tools.flow.tvl1.numba_cpu import Workspace
@@ -98,7 +99,7 @@ class _Raw(argparse.RawDescriptionHelpFormatter):
 
 
 def _machine() -> dict[str, Any]:
-    return {"processors": len(os.sched_getaffinity(0)), "machine": platform.machine()}
+    return {"processors": num_processors(), "machine": platform.machine()}
 
 
 def take_turns(

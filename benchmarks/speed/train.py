@@ -25,7 +25,6 @@ TF32, and so those of its product here.
 import argparse
 import json
 import multiprocessing
-import os
 import platform
 import shutil
 import statistics
@@ -44,6 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kinetics_bench.archs.network import Network
 from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
 from kinetics_bench.device import Machine, open_machine
+from kinetics_tools.core.system import num_processors
 
 # A product is to last long beside its launch.
 PRODUCT_SIDES = {"cpu": 4096, "cuda": 8192}
@@ -105,7 +105,7 @@ def _about(machine: Machine) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(machine.device) if on_cuda else machine.device.type,
         "threads": torch.get_num_threads(),
-        "processors": len(os.sched_getaffinity(0)),
+        "processors": num_processors(),
         "machine": platform.machine(),
         "torch": torch.__version__,
     }

@@ -18,7 +18,6 @@ import kinetics_tools
 from kinetics_tools.core.engine import ENGINES
 from kinetics_tools.core.errors import KineticsError, lookup, unknown_name
 from kinetics_tools.core.files import FULL_ERRNOS, PATH_ERRNOS, STORAGE_ERRNOS
-from kinetics_tools.core.system import num_processors
 
 
 class Exit(IntEnum):
@@ -139,11 +138,6 @@ def take_verb(argv: list[str], verbs: Iterable[str]) -> tuple[str | None, list[s
     if argv and argv[0] in set(verbs):
         return argv[0], argv[1:]
     return None, argv
-
-
-def default_jobs() -> int:
-    """How many processors this process may use."""
-    return num_processors()
 
 
 def add_short_side(group: argparse._ActionsContainer) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_tools.core.errors import OutError
+from kinetics_tools.core.system import is_running
 
 # What a full, read-only or foreign disk answers. Anything else is a bug and stays a crash.
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -50,7 +51,7 @@ def remove_leftovers(folder: Path) -> None:
     prefix = _scratch_prefix()
     for leftover in folder.rglob(f"{prefix}*"):
         pid = leftover.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdecimal() and not Path("/proc", pid).exists():
+        if pid.isdecimal() and not is_running(int(pid)):
             leftover.unlink(missing_ok=True)
 
 

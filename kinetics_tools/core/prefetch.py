@@ -26,7 +26,7 @@ class Mailbox(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self.wakeup_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+        self.wakeup_fd, self._ring_fd = os.pipe()  # holds one byte per item
         self._items: deque[T] = deque()
         self._is_open = True
         self._changing = threading.Lock()
@@ -36,17 +36,18 @@ class Mailbox(Generic[T]):
         with self._changing:
             if self._is_open:
                 self._items.append(item)
-                os.eventfd_write(self.wakeup_fd, 1)
+                os.write(self._ring_fd, b"\0")
 
     def take(self) -> T:
         """The next item, when the wakeup_fd has rung."""
-        os.eventfd_read(self.wakeup_fd)
+        os.read(self.wakeup_fd, 1)
         return self._items.popleft()
 
     def close(self) -> None:
         """Take no more."""
         with self._changing:
             self._is_open = False
+            os.close(self._ring_fd)
             os.close(self.wakeup_fd)
 
 

@@ -318,7 +318,7 @@ def _estimate(
         todo,
         _sources(options),
         videos_per_hour=options.videos_per_hour,
-        jobs=options.jobs or cli.default_jobs(),
+        jobs=options.jobs or system.num_processors(),
     )
     return todo, expected
 

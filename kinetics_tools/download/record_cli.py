@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinetics_tools.core import cli, console
+from kinetics_tools.core import cli, console, system
 from kinetics_tools.core.cli import Exit, Parser
 
 if TYPE_CHECKING:
@@ -63,7 +63,11 @@ def verify_parser() -> Parser:
     parser.add_argument("out", metavar="OUT", type=Path, help="a folder of kinetics-download's")
     parser.add_argument("--split", type=cli.names, help="only these splits: train,val")
     parser.add_argument(
-        "--jobs", type=cli.positive, default=cli.default_jobs(), metavar="N", help="clips at once"
+        "--jobs",
+        type=cli.positive,
+        default=system.num_processors(),
+        metavar="N",
+        help="clips at once",
     )
     parser.add_common()
     return parser

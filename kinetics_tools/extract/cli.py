@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from kinetics_tools.core import cli, console, keys
+from kinetics_tools.core import cli, console, keys, system
 from kinetics_tools.core.cli import Exit, Parser
 from kinetics_tools.core.errors import KineticsError, OutError
 from kinetics_tools.core.units import part_from
@@ -202,7 +202,7 @@ def _say_how_long(todo: "Sequence[ShardUnit]", num_pairs: int, plan: "ExtractPla
     if rate is None:
         print("time: not measured, none of the clips tried can be decoded")
         return
-    jobs = plan.jobs or cli.default_jobs()
+    jobs = plan.jobs or system.num_processors()
     num_gpus = sum(device != "cpu" for device in plan.devices)
     without_rgb = [unit for unit in todo if plan.force or unit.current_rgb(plan) is None]
     rgb_share = sum(len(u.clips) for u in without_rgb) / sum(len(u.clips) for u in todo)

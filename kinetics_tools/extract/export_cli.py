@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from kinetics_tools.core import cli, console
+from kinetics_tools.core import cli, console, system
 from kinetics_tools.core.cli import Exit, Parser
 from kinetics_tools.core.errors import OutError
 
@@ -38,7 +38,11 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--quality", type=_quality, default=95, metavar="Q", help="of JPEG, to 100")
     parser.add_argument(
-        "--jobs", type=cli.positive, default=cli.default_jobs(), metavar="N", help="clips at once"
+        "--jobs",
+        type=cli.positive,
+        default=system.num_processors(),
+        metavar="N",
+        help="clips at once",
     )
     parser.add_common()
     return parser

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from kinetics_tools.core import cli, console
+from kinetics_tools.core import cli, console, system
 from kinetics_tools.core.cli import Exit, Parser
 from kinetics_tools.core.errors import OutError
 from kinetics_tools.core.files import make_folder
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
                 part=part,
                 methods=options.method,
                 device=options.device,
-                threads=cli.default_jobs(),
+                threads=system.num_processors(),
             ),
             options.file,
             full_px=options.full,

@@ -6,12 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from kinetics_tools import __version__
-from kinetics_tools.core import cli, console, system
+from kinetics_tools.core import cli, console
 from kinetics_tools.core.cli import Parser
 from kinetics_tools.extract.cli import build_parser
 from support import environment, run_command
@@ -117,16 +116,3 @@ def test_an_engine_that_is_none_is_one_line_with_the_nearest_name() -> None:
     assert said.returncode == 2
     assert "Did you mean 'ray'?" in said.stderr
     assert said.stderr.count("\n") == 1
-
-
-def test_the_cache_is_where_the_user_keeps_caches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert system.cache_dir() == tmp_path / "kinetics-tools"
-    assert system.cache_dir(Path("here")) == Path("here")
-    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
-    assert system.cache_dir() == Path("/home/me/.cache/kinetics-tools")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert system.cache_dir() == Path("/home/me/.cache/kinetics-tools")

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinetics_tools.core import engine, ray_engine, system
+from kinetics_tools.core import engine, ray_engine
 from kinetics_tools.core.errors import KineticsError, MediaError, Reason
 from kinetics_tools.core.units import Crash, Part, WorkerResources, part_from
 from support import environment, wait_until
@@ -148,13 +148,6 @@ def test_a_run_in_this_process_has_the_first_device(tmp_path: Path) -> None:
     work = partial(hold_device, folder=tmp_path)
     here = list(engine.run([0, 1], work, jobs=0, devices=("one", "two")))
     assert here == [(n, (WorkerResources("one", 1), os.getpid())) for n in (0, 1)]
-
-
-def test_slurm_may_grant_fewer_processors_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    bound = len(os.sched_getaffinity(0))
-    for granted, number in (("1", 1), ("1000", bound), ("", bound)):
-        monkeypatch.setenv("SLURM_CPUS_PER_TASK", granted)
-        assert system.num_processors() == number
 
 
 def test_units_are_read_as_they_are_needed() -> None:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from kinetics_bench.demo.videos import serve, write_sample
-from kinetics_tools.core import cli
+from kinetics_tools.core import cli, system
 from kinetics_tools.core.errors import KineticsError
 
 logger = logging.getLogger("kinetics_bench.demo.run")
@@ -42,7 +42,7 @@ def demo(folder: Path, *, seed: int) -> None:
     videos = folder / "videos"
     clips, shards, run = folder / "clips", folder / "shards", folder / "run"
     start = time.monotonic()
-    manifest = write_sample(folder, seed=seed, jobs=cli.default_jobs())
+    manifest = write_sample(folder, seed=seed, jobs=system.num_processors())
     logger.info("videos of the sample made in %.0f s: %s", time.monotonic() - start, videos)
     with serve(videos) as address:
         source = f"url:{address}/{{youtube_id}}.mp4"

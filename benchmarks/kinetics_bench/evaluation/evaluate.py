@@ -22,10 +22,10 @@ from kinetics_bench.evaluation.results import RESULT, Predictions, Result, origi
 from kinetics_bench.protocols import EvalProtocol, Extents
 from kinetics_bench.recipes import Recipe
 from kinetics_bench.training.checkpoint import Checkpoint
-from kinetics_tools.core.cli import default_jobs
 from kinetics_tools.core.console import progress
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.files import digest
+from kinetics_tools.core.system import num_processors
 from kinetics_tools.shards.reader import ShardFolder
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def predict_split(checkpoint: Checkpoint, test: Test, machine: Machine) -> Predi
     samples = test.selection.samples
     reader = Reader(Recipe.from_json(checkpoint.recipe), checkpoint.data["bound"])
     clips = Clips.for_evaluation(samples, reader, extents_of(checkpoint, test.protocol))
-    num_workers = default_jobs() if test.num_workers is None else test.num_workers
+    num_workers = num_processors() if test.num_workers is None else test.num_workers
     mine = range(machine.rank, len(samples), machine.num_processes)
     rows, failed = {}, {}
     items = eval_items(clips, mine, num_workers=num_workers)

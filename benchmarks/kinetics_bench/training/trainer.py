@@ -32,10 +32,10 @@ from kinetics_bench.recipes import Recipe
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint
 from kinetics_bench.weights.files import hush_tensorflow
 from kinetics_bench.weights.init import SCRATCH, InitWeights
-from kinetics_tools.core.cli import default_jobs
 from kinetics_tools.core.console import progress
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.files import digest, write_text
+from kinetics_tools.core.system import num_processors
 from kinetics_tools.shards.reader import ShardFolder
 
 LOG = "log.jsonl"
@@ -230,7 +230,7 @@ class _Training:
     def _num_workers(self, *, kept: bool) -> int:
         if self.job.num_workers is not None:
             return self.job.num_workers
-        return 0 if kept else default_jobs()
+        return 0 if kept else num_processors()
 
     def _steps(self, epochs: range) -> Iterator[tuple[int, Step]]:
         left = self.num_steps - self.state.step

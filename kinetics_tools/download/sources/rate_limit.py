@@ -20,12 +20,12 @@ from pathlib import Path
 
 from kinetics_tools.core.errors import Reason, SourceError
 from kinetics_tools.core.files import digest, file_lock
+from kinetics_tools.core.system import boot_id, boot_time_s
 
 STRIKES = 3  # so many refusals in a row: the site has locked us out
 COOL_DOWN_INTERVALS = 10  # after the first refusal; twice that after the second
 MAX_LOCKOUT_S = 86_400.0  # whatever a site asks for
 LOOK_AGAIN_S = 5.0  # a sleeper hears so soon of a lock-out
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # Of its own: a seed that somebody sets must not wake all workers at the same moment.
 _JITTER = random.Random()
 
@@ -82,7 +82,7 @@ class RateLimiter:
         """
         asked_s = max(retry_after_s or 0.0, 0.0)
         with self._held() as state:
-            now = _now_s()
+            now = boot_time_s()
             if now < state.paused_until_s:
                 # Asked before the pause began, so it is the same refusal once more.
                 if not state.is_locked:
@@ -104,7 +104,7 @@ class RateLimiter:
         """Say that the site gave what was asked: refusals after this begin a new row."""
         with self._held() as state:
             # While everybody is held: asked before the refusal, so it says nothing after it.
-            if _now_s() >= state.paused_until_s:
+            if boot_time_s() >= state.paused_until_s:
                 state.num_refused = 0
 
     def locked_s(self) -> float:
@@ -119,7 +119,7 @@ class RateLimiter:
 
     def _take(self, state: "_State") -> float:
         """Take the slot that is free, and return 0; else return the seconds until there is one."""
-        now = _now_s()
+        now = boot_time_s()
         if now < state.paused_until_s:
             if state.is_locked:
                 raise state.lockout()
@@ -132,8 +132,8 @@ class RateLimiter:
 
     def _pause(self, state: "_State", seconds: float) -> None:
         """Hold everybody for `seconds` from now at least; then one may try, not a whole burst."""
-        state.paused_until_s = max(state.paused_until_s, _now_s() + seconds)
-        state.paused_until_wall_s = time.time() + state.paused_until_s - _now_s()
+        state.paused_until_s = max(state.paused_until_s, boot_time_s() + seconds)
+        state.paused_until_wall_s = time.time() + state.paused_until_s - boot_time_s()
         drained_s = state.paused_until_s + (self.burst - 1) * self.interval_s
         state.full_at_s = max(state.full_at_s, drained_s)
 
@@ -158,15 +158,15 @@ class RateLimiter:
         try:
             return _parse(self._file(".json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError, TypeError, KeyError, OverflowError):
-            return _State(_boot_id())
+            return _State(boot_id())
 
     def _mended(self, state: "_State") -> "_State":
         """As it holds now: in this boot, and nobody held longer than we would hold him ourselves.
 
         A longer time is of a damaged file, or of a run with a longer interval.
         """
-        now = _now_s()
-        if state.boot_id != _boot_id():
+        now = boot_time_s()
+        if state.boot_id != boot_id():
             return self._after_reboot(state, now)
         longest_s = max(self.lockout_s, MAX_LOCKOUT_S) if state.is_locked else self.lockout_s
         paused_until_s = min(state.paused_until_s, now + longest_s)
@@ -177,7 +177,7 @@ class RateLimiter:
 
     def _after_reboot(self, state: "_State", now: float) -> "_State":
         """What outlives a reboot: a lock-out, by the wall clock as far as it can be trusted."""
-        fresh = _State(_boot_id())
+        fresh = _State(boot_id())
         if state.is_locked:
             left_s = min(state.paused_until_wall_s - time.time(), self.lockout_s)
             if left_s > 0:
@@ -221,7 +221,7 @@ class _State:
 
     def locked_s(self) -> float:
         """Seconds that are left of a lock-out."""
-        return max(self.paused_until_s - _now_s(), 0.0) if self.is_locked else 0.0
+        return max(self.paused_until_s - boot_time_s(), 0.0) if self.is_locked else 0.0
 
     def lockout(self) -> LockedOut:
         """The error that says until when."""
@@ -247,11 +247,3 @@ def _parse(text: str) -> _State:
     if not all(map(math.isfinite, times)):
         raise ValueError("not a time")
     return state
-
-
-def _now_s() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _boot_id() -> str:
-    return _BOOT_ID.read_text(encoding="ascii").strip()
