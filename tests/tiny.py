@@ -69,7 +69,7 @@ def tiny_recipe(arch: str = "i3d", stream: str = "rgb", **changes: Any) -> Recip
         "short_side": 36,
         "crop_px": 32,
         "batch_size": 4,
-        "pass_size": 4,
+        "micro_batch_size": 4,
         "schedule": OneCycle(epochs=2, peak_lr=1e-3),
     }
     return replace(RECIPES["small"]["i3d"]["rgb"], **(values | changes))

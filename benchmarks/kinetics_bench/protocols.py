@@ -1,5 +1,7 @@
 """Evaluation protocols: which frames of a clip one prediction sees."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -7,19 +9,21 @@ from typing import TYPE_CHECKING, Any, Final
 from kinetics_bench.archs.registry import ARCHS, Sampling
 from kinetics_tools.core.files import digest
 
+__all__ = ["PROTOCOLS", "EvalProtocol", "Extent"]
+
 if TYPE_CHECKING:
     from kinetics_bench.archs.network import ClipNeed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """How much of a clip one stream of a network sees, from the clip's start.
+    """Which frames of a clip one stream of a network sees in evaluation, from the clip's start.
 
     Attributes:
-        stride: every which frame (rgb) or field (flow).
-        num: so many of them, shorter clips looped; None: as many as the clip has.
-        least: where `num` is None: shorter clips are looped to as many.
-        multiple: where `num` is None: a multiple of this, what is over at the end left out.
+        stride: every `stride`-th frame (rgb) or field (flow).
+        num: number of frames or fields; shorter clips are looped. None: all that the clip has.
+        least: if `num` is None: the minimum; shorter clips are looped to it.
+        multiple: if `num` is None: the number is a multiple of this, the remainder is left out.
     """
 
     stride: int
@@ -33,13 +37,14 @@ Extents = Mapping[str, Extent]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalProtocol:
-    """One centre crop over time; the network makes one prediction of its time steps.
+    """One view per clip, centre crop; the logits are averaged over the network's time steps.
 
     Attributes:
         name: as given on the command line.
         title: one line for tables.
-        source: where it comes from.
-        whole: every frame of the clip at the training's stride. If not: the paper's Table 1, test.
+        source: the paper or code that it comes from.
+        whole: True: all frames of the clip at the training stride; False: the test column of the
+            paper's Table 1.
     """
 
     name: str
@@ -48,33 +53,33 @@ class EvalProtocol:
     whole: bool
 
     def extents(
-        self, arch: str, needs: Sequence["ClipNeed"], trained: Mapping[str, Sampling]
+        self, arch: str, needs: Sequence[ClipNeed], trained: Mapping[str, Sampling]
     ) -> dict[str, Extent]:
-        """What a network sees of a clip, by stream.
+        """Stream -> the frames or fields that a network sees.
 
         Args:
             arch: its name in ARCHS.
-            needs: what it is called with, in order.
-            trained: what it saw in training, by stream.
+            needs: the network's inputs, in order.
+            trained: stream -> sampling of the training.
         """
         return {need.stream: self._extent(arch, need, trained[need.stream]) for need in needs}
 
-    def _extent(self, arch: str, need: "ClipNeed", trained: Sampling) -> Extent:
+    def _extent(self, arch: str, need: ClipNeed, trained: Sampling) -> Extent:
         if self.whole:
             return Extent(
                 stride=trained.stride, num=None, least=trained.num, multiple=need.multiple
             )
         test = ARCHS[arch].test[need.stream]
-        # 250 frames have 249 fields. I3D takes any number and sees those; a network that needs
-        # stacks of ten sees the first field again, at the end.
+        # 250 frames have 249 fields. I3D takes any number and sees 249; a network that takes stacks
+        # of ten sees 250, the last one looped.
         fewer = 1 if need.stream == "flow" and need.multiple == 1 else 0
         return Extent(stride=test.stride, num=test.num - fewer)
 
     def as_json(self) -> dict[str, Any]:
         """The protocol and its hash as plain JSON values."""
         values = asdict(self)
-        told = {"name", "title", "source"}
-        return values | {"hash": digest({k: v for k, v in values.items() if k not in told})}
+        unhashed = {"name", "title", "source"}
+        return values | {"hash": digest({k: v for k, v in values.items() if k not in unhashed})}
 
 
 PROTOCOLS: Final[Mapping[str, EvalProtocol]] = {

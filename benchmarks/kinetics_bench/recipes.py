@@ -1,5 +1,7 @@
 """Training recipes: every parameter that changes a weight, except the seed."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -9,13 +11,25 @@ from kinetics_bench.archs.registry import ARCHS, CHANNELS, Sampling
 from kinetics_tools.core.errors import EvaluationError, UnknownNameError, lookup, unknown_name
 from kinetics_tools.core.files import digest
 
+__all__ = ["RECIPES", "MultiStep", "OneCycle", "Recipe", "recipe_for"]
+
+# Names that files and hashes keep, where ours have changed since: checkpoints stay readable, and
+# a recipe keeps its hash.
+_STORED: Final[Mapping[str, str]] = {"micro_batch_size": "pass_size", "milestones": "stairs"}
+_UNHASHED: Final = frozenset({"name", "source", "protocol"})  # they change no weight
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneCycle:
-    """The rate climbs to `peak_lr` over the first `warmup` of all steps, then falls to nothing.
+    """Cosine warm-up to `peak_lr`, then cosine decay to 0, once per training.
 
-    Both along a cosine, from a 25th of the peak and to a 250,000th of it: torch's OneCycleLR with
-    its defaults, momentum left alone.
+    It is torch's OneCycleLR with its defaults and `cycle_momentum=False`: the learning rate begins
+    at `peak_lr` / 25 and ends at `peak_lr` / 250,000.
+
+    Attributes:
+        epochs: length of the training.
+        peak_lr: the highest learning rate.
+        warmup: share of all steps before it, from 0 to 1.
     """
 
     epochs: int
@@ -27,7 +41,7 @@ class OneCycle:
         return self.epochs * steps_per_epoch
 
     def lr(self, step: int, num_steps: int) -> float:
-        """Learning rate of a step, counted from 0."""
+        """Learning rate of step `step` (from 0) of a training of `num_steps`."""
         top = self.warmup * num_steps - 1
         first, last = self.peak_lr / 25, self.peak_lr / 250_000
         if step < top:
@@ -37,17 +51,30 @@ class OneCycle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultiStep:
-    """Constant rates in turn: `stairs` holds (the step at which it ends, learning rate)."""
+    """Step decay: the learning rate is constant between milestones, as in torch's MultiStepLR.
 
-    stairs: tuple[tuple[int, float], ...]
+    MultiStepLR multiplies by one factor at each milestone. Here each milestone comes with the rate
+    before it, so that a rate may rise again, and the last milestone ends the training.
 
-    def num_steps(self, steps_per_epoch: int) -> int:  # noqa: ARG002 - counted in steps
-        """Optimizer steps of the whole training."""
-        return self.stairs[-1][0]
+    Attributes:
+        milestones: (optimizer step, learning rate until that step), in order.
+    """
 
-    def lr(self, step: int, num_steps: int) -> float:  # noqa: ARG002 - as above
-        """Learning rate of a step, counted from 0."""
-        return next(lr for end, lr in self.stairs if step < end)
+    milestones: tuple[tuple[int, float], ...]
+
+    def num_steps(self, steps_per_epoch: int) -> int:  # noqa: ARG002 - milestones are steps
+        """Optimizer steps of the whole training: the last milestone."""
+        return self.milestones[-1][0]
+
+    def lr(self, step: int, num_steps: int) -> float:  # noqa: ARG002 - milestones are steps
+        """Learning rate of step `step` (from 0)."""
+        return next(lr for milestone, lr in self.milestones if step < milestone)
+
+
+def _ours(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored values under the names that we use now."""
+    ours = {stored: name for name, stored in _STORED.items()}
+    return {ours.get(name, name): value for name, value in values.items()}
 
 
 def _cosine(start: float, end: float, share: float) -> float:
@@ -59,23 +86,24 @@ class Recipe:
     """How a network is trained.
 
     Attributes:
-        name: as given on the command line; `+batch-N`, `+epochs-N` where that was overridden.
-        source: where the values come from.
-        protocol: the evaluation protocol that fits, a name in PROTOCOLS. Changes no weight.
-        sampling: frames or fields of a training view and their stride, of each stream that the
-            network is called with.
-        short_side: pixels of the shorter side, to which the whole frame is resized.
-        crop_px: height and width of the square that is cut out of it.
-        flip: share of training views that are mirrored.
-        batch_size: clips an optimizer step, over all processes.
-        pass_size: clips a forward pass: batch norm's statistics come from so many. A batch is
-            several passes where it is larger, on one process or shared out over many.
-        schedule: length of the training and learning rates.
+        name: as given on the command line, with `+batch-N`, `+epochs-N` where these were given.
+        source: the paper, code or measurement that the values come from.
+        protocol: the default evaluation protocol, a name in PROTOCOLS. It changes no weight.
+        sampling: stream -> number and stride of the frames or fields of a training view, for each
+            stream of the network's input.
+        short_side: the shorter side of the frame after resizing, pixels.
+        crop_px: height and width of the random crop, pixels.
+        flip: probability of a horizontal flip.
+        batch_size: clips per optimizer step, over all processes.
+        micro_batch_size: clips per forward pass. Batch norm's statistics come from one micro-batch.
+            A larger batch is several micro-batches, whose gradients are accumulated on one process
+            or summed over several.
+        schedule: learning rates and length of the training.
         optimizer: `sgd` (momentum 0.9) or `adamw`.
-        weight_decay: of convolution kernels; offsets and biases have none.
-        bn_momentum: weight of a new batch in batch norm's moving statistics.
-        dropout: share of features dropped before the last layer.
-        label_smoothing: share of each label spread over all classes.
+        weight_decay: of kernels and matrices; batch norm and biases have none.
+        bn_momentum: weight of a new batch in batch norm's running statistics.
+        dropout: probability that a feature before the last layer is dropped.
+        label_smoothing: as in torch's cross_entropy, from 0 to 1.
     """
 
     name: str
@@ -86,7 +114,7 @@ class Recipe:
     crop_px: int
     flip: float
     batch_size: int
-    pass_size: int
+    micro_batch_size: int
     schedule: OneCycle | MultiStep
     optimizer: str
     weight_decay: float
@@ -96,35 +124,43 @@ class Recipe:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """What the network is called with, in order: `rgb`, `flow` or both."""
+        """The network's inputs, in order: `rgb`, `flow` or both."""
         return tuple(stream for stream in CHANNELS if stream in self.sampling)
 
     @property
     def hash(self) -> str:
-        """SHA-256 over what changes a weight: two recipes with equal hashes train alike."""
-        told = {"name", "source", "protocol"}
-        return digest({key: value for key, value in asdict(self).items() if key not in told})
+        """SHA-256 of what changes a weight, hex: recipes of equal hash train the same network."""
+        values = self._stored()
+        return digest({key: value for key, value in values.items() if key not in _UNHASHED})
 
     def as_json(self) -> dict[str, Any]:
-        """The recipe and its hash as plain JSON values."""
-        return asdict(self) | {"hash": self.hash}
+        """The recipe and its `hash` as JSON values, under the names that checkpoints keep."""
+        return self._stored() | {"hash": self.hash}
+
+    def _stored(self) -> dict[str, Any]:
+        return asdict(
+            self, dict_factory=lambda items: {_STORED.get(name, name): v for name, v in items}
+        )
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Recipe":
-        """The recipe that `as_json` told, from a checkpoint."""
-        own = ("hash", "schedule", "sampling")
-        told = {key: value for key, value in values.items() if key not in own}
-        told["sampling"] = {name: Sampling(**each) for name, each in values["sampling"].items()}
-        schedule = values["schedule"]
-        if "stairs" in schedule:
-            stairs = MultiStep(
-                stairs=tuple((int(end), float(lr)) for end, lr in schedule["stairs"])
-            )
-            return cls(**told, schedule=stairs)
-        return cls(**told, schedule=OneCycle(**schedule))
+    def from_json(cls, values: Mapping[str, Any]) -> Recipe:
+        """The recipe that `as_json` wrote.
 
-    def with_batch_size(self, batch_size: int | None) -> "Recipe":
-        """The recipe with another batch size, which its name says; itself for None."""
+        Raises:
+            KeyError, TypeError: a field is missing or unknown.
+        """
+        fields = _ours(values)
+        del fields["hash"]
+        fields["sampling"] = {name: Sampling(**each) for name, each in values["sampling"].items()}
+        schedule = _ours(values["schedule"])
+        if "milestones" in schedule:
+            pairs = schedule["milestones"]
+            schedule["milestones"] = tuple((int(step), float(lr)) for step, lr in pairs)
+        fields["schedule"] = (MultiStep if "milestones" in schedule else OneCycle)(**schedule)
+        return cls(**fields)
+
+    def with_batch_size(self, batch_size: int | None) -> Recipe:
+        """The recipe with another batch size, which its name then says; None changes nothing."""
         if batch_size in (None, self.batch_size):
             return self
         assert batch_size is not None
@@ -132,14 +168,14 @@ class Recipe:
             self,
             name=f"{self.name}+batch-{batch_size}",
             batch_size=batch_size,
-            pass_size=min(self.pass_size, batch_size),
+            micro_batch_size=min(self.micro_batch_size, batch_size),
         )
 
-    def with_epochs(self, epochs: int | None) -> "Recipe":
-        """The recipe with another length, which its name says; itself for None.
+    def with_epochs(self, epochs: int | None) -> Recipe:
+        """The recipe with another number of epochs, which its name then says; None changes nothing.
 
         Raises:
-            EvaluationError: it is as long as so many steps, whatever they are of.
+            EvaluationError: the length of this recipe is counted in steps.
         """
         if epochs is None:
             return self
@@ -154,14 +190,14 @@ class Recipe:
         return replace(self, name=f"{self.name}+epochs-{epochs}", schedule=schedule)
 
 
-def _of(
+def _per_network(
     arch: str, base: Recipe, sampling: Mapping[str, Sampling] | None = None
 ) -> dict[str, Recipe]:
-    """`base` for each network of an architecture; `sampling` None: as in Table 1."""
+    """`base` for each network of an architecture; the default `sampling` is that of Table 1."""
     known = ARCHS[arch]
-    each = sampling or known.train
+    samplings = sampling or known.train
     return {
-        stream: replace(base, sampling={name: each[name] for name in known.clips_of(stream)})
+        stream: replace(base, sampling={name: samplings[name] for name in known.clips_of(stream)})
         for stream in known.networks
     }
 
@@ -175,8 +211,8 @@ _PAPER = Recipe(
     crop_px=224,
     flip=0.5,
     batch_size=384,  # 64 replicas with 6 clips each
-    pass_size=6,
-    schedule=MultiStep(stairs=((97_000, 1e-1), (108_000, 1e-2), (115_000, 1e-3))),
+    micro_batch_size=6,
+    schedule=MultiStep(milestones=((97_000, 1e-1), (108_000, 1e-2), (115_000, 1e-3))),
     optimizer="sgd",
     weight_decay=1e-7,
     bn_momentum=0.001,
@@ -184,7 +220,7 @@ _PAPER = Recipe(
 _PAPER_FLOW = replace(
     _PAPER,
     schedule=MultiStep(
-        stairs=(
+        milestones=(
             (97_000, 1e-1),
             (104_500, 1e-2),
             (115_000, 1e-3),
@@ -194,24 +230,24 @@ _PAPER_FLOW = replace(
         )
     ),
 )
-# Of the baselines the paper says: SGD with momentum 0.9 for 110,000 steps, the rate divided by 10
-# when the validation loss saturates; 32 GPUs, 64 for the 3D-ConvNet. The rest is ours: rates, and
-# the share of steps of each, as released for I3D's rgb stream (97, 108 and 115 thousand, scaled),
-# its weight decay and dropout; clips a GPU as said below.
+# For the baselines the paper gives: SGD with momentum 0.9 for 110,000 steps, the rate divided by 10
+# when the validation loss saturates; 32 GPUs, 64 for the 3D-ConvNet. It does not give a batch size.
+# The rest is our choice: rates and milestones in proportion to those released for I3D's rgb stream
+# (97, 108 and 115 thousand), I3D's weight decay and dropout, and the clips per GPU given below.
 _BASELINE = replace(
     _PAPER,
     source="arXiv 1705.07750 v3, section 4: SGD, 110k steps, 32 GPUs; not published and chosen: "
     "batch (8 clips a GPU), rates and their steps in I3D's proportion, weight decay and dropout "
     "of I3D",
-    schedule=MultiStep(stairs=((93_000, 1e-1), (103_000, 1e-2), (110_000, 1e-3))),
+    schedule=MultiStep(milestones=((93_000, 1e-1), (103_000, 1e-2), (110_000, 1e-3))),
     batch_size=32 * 8,
-    pass_size=8,
+    micro_batch_size=8,
 )
-_SNAPSHOTS = replace(
+_TWO_STREAM = replace(
     _BASELINE,
     source=_BASELINE.source.replace("8 clips", "32 clips, as a view is one image a stream"),
     batch_size=32 * 32,
-    pass_size=32,
+    micro_batch_size=32,
 )
 _PAPER_C3D = replace(
     _BASELINE,
@@ -221,7 +257,7 @@ _PAPER_C3D = replace(
     short_side=128,
     crop_px=112,
     batch_size=64 * 15,
-    pass_size=15,
+    micro_batch_size=15,
 )
 _SMALL = Recipe(
     name="small",
@@ -232,7 +268,7 @@ _SMALL = Recipe(
     crop_px=112,
     flip=0.5,
     batch_size=6,
-    pass_size=6,
+    micro_batch_size=6,
     schedule=OneCycle(epochs=40, peak_lr=1e-3),
     optimizer="adamw",
     weight_decay=0.01,
@@ -241,12 +277,12 @@ _SMALL = Recipe(
 _SMALL_BASELINE = replace(
     _SMALL, source="that of i3d, which was measured on Weizmann; frames as in the paper's Table 1"
 )
-# Some of their batch norm has one value a clip to compare, so they see more clips at once.
+# Some of their batch norms see one value per clip and channel, so micro-batches are larger.
 _SMALL_DENSE = replace(
     _SMALL_BASELINE,
     source=_SMALL_BASELINE.source + "; twice the clips a batch, for batch norm",
     batch_size=12,
-    pass_size=12,
+    micro_batch_size=12,
 )
 _SMALL_LSTM = replace(
     _SMALL_DENSE,
@@ -260,28 +296,31 @@ _SAMPLE_FLOW = replace(
     sampling={"flow": Sampling(12, 2)},
     short_side=64,
     crop_px=56,
-    flip=0.0,  # its classes left and right would change places
+    flip=0.0,  # a flip would exchange the classes left and right
     schedule=OneCycle(epochs=20, peak_lr=1e-3),
 )
-# In so few clips RGB learns textures by heart; smoothing keeps it from outshouting flow when the
-# logits of both are added.
+# With so few clips the rgb network overfits to textures. Label smoothing keeps its logits small, so
+# that they do not dominate those of flow when both are added.
 _SAMPLE_RGB = replace(_SAMPLE_FLOW, sampling={"rgb": Sampling(16)}, label_smoothing=0.2)
 
 # Name -> architecture -> stream.
 RECIPES: Final[Mapping[str, Mapping[str, Mapping[str, Recipe]]]] = {
     "paper": {
-        "i3d": {"rgb": _of("i3d", _PAPER)["rgb"], "flow": _of("i3d", _PAPER_FLOW)["flow"]},
-        "convnet-lstm": _of("convnet-lstm", _BASELINE),
-        "c3d": _of("c3d", _PAPER_C3D),
-        "two-stream": _of("two-stream", _SNAPSHOTS),
-        "3d-fused": _of("3d-fused", _BASELINE),
+        "i3d": {
+            "rgb": _per_network("i3d", _PAPER)["rgb"],
+            "flow": _per_network("i3d", _PAPER_FLOW)["flow"],
+        },
+        "convnet-lstm": _per_network("convnet-lstm", _BASELINE),
+        "c3d": _per_network("c3d", _PAPER_C3D),
+        "two-stream": _per_network("two-stream", _TWO_STREAM),
+        "3d-fused": _per_network("3d-fused", _BASELINE),
     },
     "small": {
-        "i3d": _of("i3d", _SMALL, {"rgb": Sampling(16, 2), "flow": Sampling(16, 2)}),
-        "convnet-lstm": _of("convnet-lstm", _SMALL_LSTM, {"rgb": Sampling(12, 3)}),
-        "c3d": _of("c3d", _SMALL_DENSE),
-        "two-stream": _of("two-stream", _SMALL_BASELINE),
-        "3d-fused": _of("3d-fused", _SMALL_BASELINE),
+        "i3d": _per_network("i3d", _SMALL, {"rgb": Sampling(16, 2), "flow": Sampling(16, 2)}),
+        "convnet-lstm": _per_network("convnet-lstm", _SMALL_LSTM, {"rgb": Sampling(12, 3)}),
+        "c3d": _per_network("c3d", _SMALL_DENSE),
+        "two-stream": _per_network("two-stream", _SMALL_BASELINE),
+        "3d-fused": _per_network("3d-fused", _SMALL_BASELINE),
     },
     "sample": {"i3d": {"rgb": _SAMPLE_RGB, "flow": _SAMPLE_FLOW}},
 }
@@ -296,8 +335,8 @@ def recipe_for(name: str, arch: str, stream: str) -> Recipe:
         stream: one of `ARCHS[arch].networks`.
 
     Raises:
-        UnknownNameError: no such recipe, or no such network of the architecture.
-        EvaluationError: the recipe is not for that architecture.
+        UnknownNameError: the recipe, or this network of the architecture, does not exist.
+        EvaluationError: the recipe is not for this architecture.
     """
     archs = lookup("recipe", name, RECIPES)
     if arch not in archs:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_bench.archs.registry import ARCHS
-from kinetics_bench.data.splits import Selection, refuse_overlap, select
+from kinetics_bench.data.splits import Selection, require_disjoint, select
 from kinetics_bench.device import Machine
 from kinetics_bench.evaluation.evaluate import Test, add_streams, evaluate
 from kinetics_bench.evaluation.results import EVALUATION, PREDICTIONS, Predictions, Result
@@ -64,7 +64,7 @@ def benchmark(
         recipe = recipe_for(request.recipe, request.arch, stream)
         recipe = recipe.with_batch_size(request.batch_size).with_epochs(request.epochs)
         selected = _select(data, request, stream)
-        refuse_overlap(selected["train"], selected["test"])
+        require_disjoint(selected["train"], selected["test"])
         job = TrainingJob(
             arch=request.arch,
             stream=stream,

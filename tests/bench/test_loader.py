@@ -1,5 +1,6 @@
 """The loader: exact epochs, and the same views however they are read."""
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,41 +13,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinetics_bench.archs.registry import CHANNELS, Sampling
-from kinetics_bench.data.loader import BatchPlan, Clips, Reader, eval_items, train_batches
-from kinetics_bench.data.views import randomness, train_view
+from kinetics_bench.data.loader import BatchPlan, ClipDataset, Reader, eval_items, train_batches
+from kinetics_bench.data.views import seeded_rng, train_view
 from kinetics_bench.protocols import Extent
 from kinetics_tools.core.errors import ShardError
 from kinetics_tools.shards.reader import Sample, ShardFolder
 from tiny import copy_of_shards, damage, tiny_recipe, tiny_shards
 
-RECIPE = tiny_recipe(sampling={"rgb": Sampling(9, 2)}, batch_size=3, pass_size=3)
+RECIPE = tiny_recipe(sampling={"rgb": Sampling(9, 2)}, batch_size=3, micro_batch_size=3)
 WHOLE = {"rgb": Extent(stride=2, num=None, least=9)}
 
 
-def clips(shards: Path, *streams: str) -> Clips:
+def clips(shards: Path, *streams: str) -> ClipDataset:
     """Training views of 9 frames, fields or both."""
     recipe = replace(RECIPE, sampling={s: Sampling(9, 2) for s in streams or ("rgb",)})
     samples = ShardFolder(shards).samples("all", recipe.streams, flow="opencv-tvl1")
-    return Clips.for_training(samples, Reader(recipe, 20.0), seed=0)
+    return ClipDataset.for_training(samples, Reader(recipe, 20.0), seed=0)
 
 
 @given(st.integers(1, 50), st.integers(1, 20), st.integers(1, 7), st.integers(1, 5))
 def test_an_epoch_is_every_clip_once_over_all_processes(
-    num_clips: int, batch_size: int, pass_size: int, num_processes: int
+    num_clips: int, batch_size: int, micro_batch_size: int, num_processes: int
 ) -> None:
-    recipe = replace(RECIPE, batch_size=batch_size, pass_size=pass_size)
+    recipe = replace(RECIPE, batch_size=batch_size, micro_batch_size=micro_batch_size)
     plans = [BatchPlan(num_clips, recipe, 0, rank, num_processes) for rank in range(num_processes)]
     epochs = [list(plan.steps(4)) for plan in plans]
     assert {len(steps) for steps in epochs} == {plans[0].steps_per_epoch}
-    seen = [n for steps in epochs for step in steps for numbers in step.passes for n in numbers]
-    assert sorted(seen) == list(range(num_clips))
-    sizes = [len(numbers) for steps in epochs for step in steps for numbers in step.passes]
-    if num_clips > 1 and batch_size > 1 and pass_size > 2:
-        assert 1 not in sizes  # batch norm has nothing to compare with
+    parts = [part for steps in epochs for step in steps for part in step.micro_batches]
+    assert sorted(number for part in parts for number in part) == list(range(num_clips))
+    if num_clips > 1 and batch_size > 1 and micro_batch_size > 2:
+        assert all(len(part) > 1 for part in parts)  # batch norm cannot train on one clip
+    assert all(len(part) <= micro_batch_size for part in parts)
     for steps in zip(*epochs, strict=True):
-        batch = [n for step in steps for numbers in step.passes for n in numbers]
+        batch = [n for step in steps for part in step.micro_batches for n in part]
         assert {step.num_clips for step in steps} == {len(batch)}
-        assert all(len(numbers) <= pass_size for step in steps for numbers in step.passes)
+        assert all(
+            len(numbers) <= micro_batch_size for step in steps for numbers in step.micro_batches
+        )
 
 
 def test_the_order_is_another_each_epoch_and_the_same_each_run() -> None:
@@ -65,9 +68,9 @@ def test_views_do_not_depend_on_workers_memory_or_where_the_run_began(
         b.clips
         for b in train_batches(clips(tiny_shards(), *streams), plan, range(3), num_workers=0)
     ]
-    kept = clips(tiny_shards(), *streams)
-    assert kept.keep(2**30)
-    from_memory = [b.clips for b in train_batches(kept, plan, range(3), num_workers=0)]
+    cached = clips(tiny_shards(), *streams)
+    assert cached.cache_in_memory(2**30)
+    from_memory = [b.clips for b in train_batches(cached, plan, range(3), num_workers=0)]
     by_workers = [
         b.clips
         for b in train_batches(clips(tiny_shards(), *streams), plan, range(1, 3), num_workers=2)
@@ -81,10 +84,10 @@ def test_views_do_not_depend_on_workers_memory_or_where_the_run_began(
             assert one.abs().max() <= 1
 
 
-def test_clips_that_do_not_fit_in_memory_are_not_kept() -> None:
+def test_clips_that_do_not_fit_in_memory_are_not_cached() -> None:
     dataset = clips(tiny_shards())
-    assert not dataset.keep(10_000)
-    assert dataset.kept == {}
+    assert not dataset.cache_in_memory(10_000)
+    assert dataset.cache == {}
 
 
 def test_a_damaged_clip_is_an_item_that_says_so(tmp_path: Path) -> None:
@@ -92,7 +95,7 @@ def test_a_damaged_clip_is_an_item_that_says_so(tmp_path: Path) -> None:
     damage(shards, "ben_left")
     for num_workers in (0, 2):
         samples = ShardFolder(shards).samples("all", ("rgb",))
-        dataset = Clips.for_evaluation(samples, Reader(RECIPE, 1.0), WHOLE)
+        dataset = ClipDataset.for_evaluation(samples, Reader(RECIPE, 1.0), WHOLE)
         items = list(eval_items(dataset, range(8), num_workers=num_workers))
         failed = {item.key: item.failure for item in items if item.clips is None}
         assert list(failed) == ["ben_left"]
@@ -107,10 +110,10 @@ def test_a_damaged_clip_is_an_item_that_says_so(tmp_path: Path) -> None:
 def test_a_clip_of_which_one_stream_is_damaged_fails_as_a_whole(tmp_path: Path) -> None:
     shards = copy_of_shards(tmp_path)
     damage(shards, "ben_left")  # its rgb; its flow is as it was
-    for kept in (False, True):
+    for cached in (False, True):
         dataset = clips(shards, "rgb", "flow")
-        if kept:
-            assert dataset.keep(2**30)
+        if cached:
+            assert dataset.cache_in_memory(2**30)
         batches = list(train_batches(dataset, BatchPlan(8, RECIPE, 0), range(1), num_workers=0))
         assert [item.key for batch in batches for item in batch.failed] == ["ben_left"]
         for batch in batches:
@@ -134,7 +137,7 @@ def test_both_streams_of_a_view_have_one_crop_and_one_mirror() -> None:
     reader = Reader(replace(recipe, short_side=40), 127.5)
     flips = set()
     for seed in range(8):
-        view = train_view(12, reader.recipe, randomness(seed, 0, "key"))
+        view = train_view(12, reader.recipe, seeded_rng(seed, 0, "key"))
         rgb, flow = reader.clips(Copied(), view)
         flips.add(view.flip)
         signs = torch.tensor([-1.0 if view.flip else 1.0, 1.0]).reshape(2, 1, 1, 1)
@@ -149,7 +152,17 @@ def test_a_broken_shard_stops_the_run_in_one_line(tmp_path: Path, num_workers: i
     samples: list[Sample] = list(ShardFolder(shards).samples("all", ("rgb",)))
     tar = shards / "all" / "rgb-000000.tar"
     tar.write_bytes(tar.read_bytes()[:4000])
-    dataset = Clips.for_evaluation(samples, Reader(RECIPE, 1.0), WHOLE)
+    dataset = ClipDataset.for_evaluation(samples, Reader(RECIPE, 1.0), WHOLE)
     with pytest.raises(ShardError, match="does not hold") as caught:
         list(eval_items(dataset, range(8), num_workers=num_workers))
     assert "\n" not in str(caught.value)
+
+
+def test_a_dataset_can_be_sent_to_spawned_workers() -> None:
+    training = clips(tiny_shards())
+    evaluation = ClipDataset.for_evaluation(training.samples, training.reader, WHOLE)
+    for dataset in (training, evaluation):
+        sent = pickle.loads(pickle.dumps(dataset))
+        one, other = dataset[2, 5].clips, sent[2, 5].clips
+        assert one is not None and other is not None
+        assert torch.equal(one[0], other[0])

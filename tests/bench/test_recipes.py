@@ -1,7 +1,9 @@
 """Recipes: schedules, hashes, and what they name."""
 
 import json
+import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ import torch
 from kinetics_bench.archs.registry import ARCHS, Sampling
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import RECIPES, MultiStep, OneCycle, Recipe, recipe_for
+from kinetics_bench.training.checkpoint import Checkpoint
 from kinetics_tools.core.errors import EvaluationError, UnknownNameError
+from support import ROOT
 
 ALL = [
     pytest.param(arch, stream, recipe, id=f"{name}-{arch}-{stream}")
@@ -18,6 +22,7 @@ ALL = [
     for stream, recipe in streams.items()
 ]
 SMALL = RECIPES["small"]["i3d"]["rgb"]
+SMALL_FLOW = RECIPES["small"]["i3d"]["flow"]
 PAPER = RECIPES["paper"]["i3d"]
 
 
@@ -36,7 +41,7 @@ def test_one_cycle_is_torchs(num_steps: int) -> None:
             theirs.step()
 
 
-def test_the_papers_stairs() -> None:
+def test_the_papers_step_decay() -> None:
     rgb, flow = PAPER["rgb"].schedule, PAPER["flow"].schedule
     assert [rgb.lr(step, 0) for step in (0, 96_999, 97_000, 108_000, 114_999)] == [
         *(0.1, 0.1, 0.01, 0.001, 0.001)
@@ -55,6 +60,50 @@ def test_a_hash_follows_from_what_changes_a_weight() -> None:
     assert replace(recipe, schedule=OneCycle(epochs=1, peak_lr=1e-3)).hash != recipe.hash
 
 
+# The first digits: results and checkpoints that were written with them stay comparable.
+HASHES = {
+    ("paper", "i3d", "rgb"): "7d8c4943538ae204",
+    ("paper", "i3d", "flow"): "ed6bad202a5b4861",
+    ("paper", "convnet-lstm", "rgb"): "a87604e396e02cf4",
+    ("paper", "c3d", "rgb"): "a6e6c7c1b149d838",
+    ("paper", "two-stream", "joint"): "0fe94b9747f153d5",
+    ("paper", "two-stream", "rgb"): "4a82b3e903f7a424",
+    ("paper", "two-stream", "flow"): "c4eb928fc0639fa4",
+    ("paper", "3d-fused", "joint"): "105634f70b288fda",
+    ("small", "i3d", "rgb"): "5c215d4d8496c483",
+    ("small", "i3d", "flow"): "327e204571397fd5",
+    ("small", "convnet-lstm", "rgb"): "5e519436bd573258",
+    ("small", "c3d", "rgb"): "84af303b873aff34",
+    ("small", "two-stream", "joint"): "d5d85d3f41066bff",
+    ("small", "two-stream", "rgb"): "aad3547d32052538",
+    ("small", "two-stream", "flow"): "d3681a62fceefb44",
+    ("small", "3d-fused", "joint"): "a262b3f0437ee498",
+    ("sample", "i3d", "rgb"): "aa006003bc708b4d",
+    ("sample", "i3d", "flow"): "eb9e4f2c6f501423",
+}
+
+
+def test_the_hashes_are_those_of_version_0_1() -> None:
+    found = {
+        (name, arch, stream): recipe.hash[:16]
+        for name, archs in RECIPES.items()
+        for arch, streams in archs.items()
+        for stream, recipe in streams.items()
+    }
+    assert found == HASHES
+
+
+def test_a_checkpoint_of_version_0_1_holds_a_recipe_that_reads(tmp_path: Path) -> None:
+    name = "./run/flow/checkpoint.pt"
+    with tarfile.open(ROOT / "tests" / "golden" / "written_by_0.1.tar.xz") as members:
+        members.extract(name, tmp_path, filter="data")
+    stored = Checkpoint.read(tmp_path / name).recipe
+    assert stored["pass_size"] == 4
+    recipe = Recipe.from_json(stored)
+    assert recipe == SMALL_FLOW.with_batch_size(4).with_epochs(1)
+    assert recipe.as_json() == stored
+
+
 @pytest.mark.parametrize(("arch", "stream", "recipe"), ALL)
 def test_json_tells_the_whole_recipe(arch: str, stream: str, recipe: Recipe) -> None:
     assert recipe.streams == ARCHS[arch].clips_of(stream)
@@ -66,10 +115,10 @@ def test_json_tells_the_whole_recipe(arch: str, stream: str, recipe: Recipe) -> 
 def test_another_batch_size_is_told_by_the_name() -> None:
     recipe = SMALL
     changed = recipe.with_batch_size(4)
-    assert (changed.name, changed.batch_size, changed.pass_size) == ("small+batch-4", 4, 4)
+    assert (changed.name, changed.batch_size, changed.micro_batch_size) == ("small+batch-4", 4, 4)
     assert changed.hash != recipe.hash
     assert recipe.with_batch_size(None) is recipe
-    assert PAPER["rgb"].with_batch_size(12).pass_size == 6
+    assert PAPER["rgb"].with_batch_size(12).micro_batch_size == 6
 
 
 def test_another_number_of_epochs_is_told_by_the_name() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kinetics_bench.data.splits import Selection, refuse_overlap, select
+from kinetics_bench.data.splits import Selection, require_disjoint, select
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.shards.reader import ShardFolder
 from tiny import LABELS, SUBJECTS, key_file, tiny_shards
@@ -51,7 +51,7 @@ def test_training_and_test_may_not_share_a_clip(tmp_path: Path) -> None:
         for name, patterns in (("a.txt", ("ann_*", "ben_*")), ("b.txt", ("ben_*",)))
     )
     with pytest.raises(EvaluationError, match=r"share 2 keys, such as ben_left"):
-        refuse_overlap(train, test)
+        require_disjoint(train, test)
 
 
 def test_an_official_list_takes_what_is_there_and_counts_the_rest(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_the_loss_is_of_all_steps_of_the_recurrent_network_and_of_the_average_of
 def test_a_clip_left_alone_by_damage_is_no_step_for_batch_norm(tmp_path: Path) -> None:
     shards = copy_of_shards(tmp_path)
     damage(shards, "ben_left")
-    recipe = tiny_recipe("convnet-lstm", batch_size=2, pass_size=2)
+    recipe = tiny_recipe("convnet-lstm", batch_size=2, micro_batch_size=2)
     given = job(tmp_path / "run", recipe, shards=shards, arch="convnet-lstm")
     done = train(given, CPU)
     assert [(row["clips"], row["failed"]) for row in done.history] == [(6, 1)] * 2  # of 8
@@ -162,7 +162,9 @@ def test_a_finished_training_is_reused_and_another_refused(tmp_path: Path) -> No
 def test_a_batch_in_several_passes_sums_their_gradients(tmp_path: Path) -> None:
     # Without batch statistics that differ, passes of 4 and of 2 would agree; here only the number
     # of steps and the counting can be compared.
-    recipe = replace(RECIPE, batch_size=8, pass_size=2, schedule=MultiStep(stairs=((3, 1e-2),)))
+    recipe = replace(
+        RECIPE, batch_size=8, micro_batch_size=2, schedule=MultiStep(milestones=((3, 1e-2),))
+    )
     done = train(job(tmp_path, replace(recipe, optimizer="sgd")), CPU)
     assert [(row["step"], row["clips"], row["lr"]) for row in done.history] == [
         (1, 8, 0.01),

@@ -1,7 +1,19 @@
 """Samples in shards as the views that networks are trained and tested on.
 
-`select` reads a split, also an official one; `Clips` are views of samples as a torch dataset,
-`Reader` says how. Names that are not in `__all__` are private.
+    from kinetics_bench.data import ClipDataset, Reader, select
+    from kinetics_bench.recipes import recipe_for
+    from kinetics_tools.shards import ShardFolder
+
+    shards = ShardFolder("shards")
+    train = select(shards, "ucf101/1", role="train", streams=("rgb",), splits=Path("lists"))
+    reader = Reader(recipe_for("paper", "i3d", "rgb"), bound=20.0)
+    dataset = ClipDataset.for_training(train.samples, reader, seed=0)
+    item = dataset[0, 17]  # epoch 0, sample 17: item.clips[0] is float32 (3, 64, 224, 224)
+
+`select` reads a split, also an official one or a file of keys. `Reader` says how frames become
+network input. A `ClipDataset` is a torch dataset of views, `train_batches` and `eval_items` iterate
+over one as `run-benchmark` does. `train_view`, `eval_view` and `whole_view` compute single views.
+Names that are not in `__all__` are private.
 """
 
 from importlib import import_module
@@ -11,8 +23,10 @@ if TYPE_CHECKING:
     from kinetics_bench.data.loader import (
         Batch,
         BatchPlan,
-        Clips,
+        ClipDataset,
+        Item,
         Reader,
+        Step,
         eval_items,
         train_batches,
     )
@@ -22,9 +36,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "BatchPlan",
-    "Clips",
+    "ClipDataset",
+    "Item",
     "Reader",
     "Selection",
+    "Step",
     "View",
     "eval_items",
     "eval_view",
@@ -33,24 +49,16 @@ __all__ = [
     "train_view",
     "whole_view",
 ]
-_HOMES = {
-    "Batch": "kinetics_bench.data.loader",
-    "BatchPlan": "kinetics_bench.data.loader",
-    "Clips": "kinetics_bench.data.loader",
-    "Reader": "kinetics_bench.data.loader",
-    "eval_items": "kinetics_bench.data.loader",
-    "train_batches": "kinetics_bench.data.loader",
-    "Selection": "kinetics_bench.data.splits",
-    "select": "kinetics_bench.data.splits",
-    "View": "kinetics_bench.data.views",
-    "eval_view": "kinetics_bench.data.views",
-    "train_view": "kinetics_bench.data.views",
-    "whole_view": "kinetics_bench.data.views",
+_MODULES = {
+    "loader": ("Batch BatchPlan ClipDataset Item Reader Step eval_items train_batches"),
+    "splits": "Selection select",
+    "views": "View eval_view train_view whole_view",
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name where it is used: command lines must start without torch."""
+    """Import a public name at its first use: command lines must start without torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

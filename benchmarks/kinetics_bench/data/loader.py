@@ -1,8 +1,11 @@
 """Samples into batches: exact epochs, the same views for any number of workers or processes."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final, Protocol
 
@@ -20,7 +23,7 @@ from kinetics_tools.core.console import progress
 from kinetics_tools.core.errors import MediaError, ShardError
 from kinetics_tools.shards.reader import Sample
 
-CACHE_BYTES: Final = 4 * 2**30  # decoded training clips stay in memory where all fit in this
+CACHE_BYTES: Final = 4 * 2**30  # decoded training clips are cached where all of them fit in this
 logger = logging.getLogger(__name__)
 
 Frames = npt.NDArray[Any]
@@ -28,26 +31,27 @@ Streams = Mapping[str, Frames]
 
 
 class Readable(Protocol):
-    """What has frames and flow by number: a Sample, or a video that is not in a shard."""
+    """Frames and flow fields by number: a Sample, or a video that is not in a shard."""
 
     def rgb(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.uint8]:
-        """uint8 (T, H, W, 3)."""
+        """Frames, all or those at `indices`: uint8 (T, H, W, 3)."""
 
     def flow(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
-        """float32 (T, H, W, 2), pixels per frame."""
+        """Flow fields, all or those at `indices`: float32 (T, H, W, 2), pixels per frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One view of a clip, or why its clip could not be decoded.
+    """One view of a clip, or why the clip could not be decoded.
 
     Attributes:
-        key: of the clip.
-        label_id: of the clip.
-        clips: of each stream of the view, float32 (C, T, H, W); None where one of them failed.
-        failure: why.
-        stop: an error that ends the run. It travels as a value: raised in a worker process, it
-            would arrive wrapped in that process's traceback.
+        key: key of the clip.
+        label_id: label of the clip, its rank in the dataset's label list.
+        clips: the network's inputs in order, each float32 (C, T, H, W) in [-1, 1]; None where the
+            clip could not be decoded.
+        failure: why it could not be decoded; else empty.
+        stop: an error that ends the run. It is passed on as a value, since an exception from a
+            worker process arrives with that process's traceback as its message.
     """
 
     key: str
@@ -59,31 +63,48 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Views of several clips; those that could not be decoded stand in `failed`, not in `clips`."""
+    """Views of several clips: the micro-batch of one forward pass.
 
-    clips: tuple[Tensor, ...] | None  # of each stream, float32 (B, C, T, H, W); None: all failed
-    label_ids: Tensor  # int64 (B,)
+    Attributes:
+        clips: the network's inputs in order, each float32 (B, C, T, H, W) in [-1, 1]; None where
+            no clip could be decoded.
+        label_ids: int64 (B,).
+        failed: the clips that could not be decoded. They are not among the B.
+        stop: as in `Item`.
+    """
+
+    clips: tuple[Tensor, ...] | None
+    label_ids: Tensor
     failed: tuple[Item, ...]
     stop: ShardError | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How clips become network input. `bound`: the flow, in pixels, that becomes 1."""
+    """How the frames of a clip become the input of a network.
+
+    Attributes:
+        recipe: gives streams, sizes and crop.
+        bound: flow of so many pixels per frame becomes 1 in the input.
+    """
 
     recipe: Recipe
     bound: float
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """What the network is called with, in order."""
+        """The network's inputs, in order: `rgb`, `flow` or both."""
         return self.recipe.streams
 
     def decode(self, sample: Readable, stream: str, indices: Sequence[int] | None = None) -> Frames:
-        """The sample's frames or fields, all or those asked for, resized as the recipe says.
+        """Frames or fields of a sample, all or those at `indices`, resized to the short side.
 
-        uint8 (T, H, W, 3) or float16 (T, H, W, 2): half precision keeps flow to 0.01 pixels, a
-        fifteenth of the step in which shards hold it.
+        Returns:
+            uint8 (T, H, W, 3) for rgb. float16 (T, H, W, 2), pixels per frame, for flow: half
+            precision is exact to 0.01 pixels, a fifteenth of the shards' quantisation step.
+
+        Raises:
+            ShardError: the shard is not what the index says, or the sample cannot be decoded.
         """
         if stream == "rgb":
             return views.resize_rgb(sample.rgb(indices), self.recipe.short_side)
@@ -91,23 +112,27 @@ class Reader:
         return flow.astype(np.float16)
 
     def clips(
-        self, sample: Readable, view: View, kept: Streams | None = None
+        self, sample: Readable, view: View, decoded: Streams | None = None
     ) -> tuple[Tensor, ...]:
-        """What the network is called with for one view, each float32 (C, T, h, w) in [-1, 1].
+        """The network's inputs for one view, in order, each float32 (C, T, h, w) in [-1, 1].
 
         Args:
-            sample: what the view is of.
-            view: which frames and fields of it, which part of them.
-            kept: all of the sample's frames and fields, where `decode` gave them before.
-        """
-        return tuple(self._clip(sample, stream, view, kept) for stream in self.streams)
+            sample: the clip.
+            view: frames, fields, crop and flip.
+            decoded: what `decode` returned for all frames and fields of the sample, by stream;
+                None: they are decoded now.
 
-    def _clip(self, sample: Readable, stream: str, view: View, kept: Streams | None) -> Tensor:
+        Raises:
+            ShardError: as in `decode`.
+        """
+        return tuple(self._clip(sample, stream, view, decoded) for stream in self.streams)
+
+    def _clip(self, sample: Readable, stream: str, view: View, decoded: Streams | None) -> Tensor:
         indices = view.indices[stream]
-        if kept is not None:
-            frames = kept[stream][indices]
+        if decoded is not None:
+            frames = decoded[stream][indices]
         else:
-            # A looped view asks for frames more than once; they are decoded once, in order.
+            # A looped view repeats frames. Each is decoded once, in order.
             numbers, places = np.unique(indices, return_inverse=True)
             frames = self.decode(sample, stream, numbers.tolist())[places]
         if stream == "rgb":
@@ -115,38 +140,41 @@ class Reader:
         return views.flow_clip(frames, view, self.recipe.crop_px, bound=self.bound)
 
 
-class Clips(Dataset[Item]):
-    """Views of samples, asked for by (epoch, number of the sample)."""
+class ClipDataset(Dataset[Item]):
+    """A map-style torch dataset of views. An index is a pair: epoch, number of the sample."""
 
     def __init__(
         self, samples: Sequence[Sample], reader: Reader, view_of: Callable[[int, Sample], View]
     ) -> None:
+        """A dataset of any views.
+
+        Args:
+            samples: the clips; each has a label.
+            reader: decodes and crops.
+            view_of: (epoch, sample) -> the view of it.
+        """
         self.samples = samples
         self.reader = reader
         self.view_of = view_of
-        self.kept: dict[str, Streams | ShardError] = {}
+        self.cache: dict[str, Streams | ShardError] = {}
 
     @classmethod
-    def for_training(cls, samples: Sequence[Sample], reader: Reader, *, seed: int) -> "Clips":
-        """Random views, which follow from (seed, epoch, key)."""
-
-        def view_of(epoch: int, sample: Sample) -> View:
-            random = views.randomness(seed, epoch, sample.key)
-            return views.train_view(sample.num_frames, reader.recipe, random)
-
-        return cls(samples, reader, view_of)
+    def for_training(cls, samples: Sequence[Sample], reader: Reader, *, seed: int) -> ClipDataset:
+        """Random views, which depend on seed, epoch and key alone."""
+        return cls(samples, reader, partial(_train_view, reader.recipe, seed))
 
     @classmethod
-    def for_evaluation(cls, samples: Sequence[Sample], reader: Reader, extents: Extents) -> "Clips":
-        """The view of each sample that a protocol's `extents` ask for."""
+    def for_evaluation(
+        cls, samples: Sequence[Sample], reader: Reader, extents: Extents
+    ) -> ClipDataset:
+        """The centre view of each sample, with frames and fields as `extents` says."""
+        return cls(samples, reader, partial(_eval_view, extents))
 
-        def view_of(_: int, sample: Sample) -> View:
-            return views.eval_view(sample.num_frames, extents)
+    def cache_in_memory(self, limit_bytes: int) -> bool:
+        """Decode all clips now and keep them, if all fit in `limit_bytes`; return whether they do.
 
-        return cls(samples, reader, view_of)
-
-    def keep(self, limit_bytes: int) -> bool:
-        """Decode every clip now and keep it, if all fit in `limit_bytes`; say whether they do."""
+        The size is estimated from the first clip. If that cannot be decoded, nothing is cached.
+        """
         if not self.samples:
             return False
         first = self._decode(self.samples[0])
@@ -157,7 +185,7 @@ class Clips(Dataset[Item]):
         if frame_bytes * num_frames > limit_bytes:
             return False
         for sample in progress(self.samples, total=len(self.samples), what="reading clips"):
-            self.kept[sample.key] = self._decode(sample)
+            self.cache[sample.key] = self._decode(sample)
         return True
 
     def _decode(self, sample: Sample) -> Streams | ShardError:
@@ -169,40 +197,62 @@ class Clips(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, request: tuple[int, int]) -> Item:
-        epoch, number = request
+    def __getitem__(self, index: tuple[int, int]) -> Item:
+        epoch, number = index
         sample = self.samples[number]
-        assert sample.label_id is not None  # splits.select saw to it
+        assert sample.label_id is not None  # splits.select refuses samples without a label
         view = self.view_of(epoch, sample)
         try:
-            kept = self.kept.get(sample.key)
-            if isinstance(kept, ShardError):
-                raise kept
-            clips = self.reader.clips(sample, view, kept)
+            decoded = self.cache.get(sample.key)
+            if isinstance(decoded, ShardError):
+                raise decoded
+            clips = self.reader.clips(sample, view, decoded)
         except ShardError as error:
-            if not isinstance(error.__cause__, MediaError):  # the shards are broken, not one clip
+            if not isinstance(error.__cause__, MediaError):  # the shard is broken, not one clip
                 return Item(sample.key, sample.label_id, None, stop=ShardError(str(error)))
             return Item(sample.key, sample.label_id, None, str(error))
         return Item(sample.key, sample.label_id, clips)
 
 
+# Not closures: where workers are spawned, the dataset is pickled.
+def _train_view(recipe: Recipe, seed: int, epoch: int, sample: Sample) -> View:
+    return views.train_view(sample.num_frames, recipe, views.seeded_rng(seed, epoch, sample.key))
+
+
+def _eval_view(extents: Extents, _epoch: int, sample: Sample) -> View:
+    return views.eval_view(sample.num_frames, extents)
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step: clips of its batch over all processes, and this process's passes."""
+    """One optimizer step.
+
+    Attributes:
+        num_clips: clips of the batch, over all processes.
+        micro_batches: of this process: for each forward pass the numbers of its samples.
+    """
 
     num_clips: int
-    passes: tuple[tuple[int, ...], ...]
+    micro_batches: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """Which clips each optimizer step reads: every clip once an epoch, in a new order each time.
+    """Which clips each optimizer step reads: every clip once per epoch, each epoch in a new order.
 
-    A batch is cut into passes, which the processes share out; so the result of a step does not
-    depend on how many processes there are, but for the statistics of batch norm where a batch has
-    fewer passes than there are processes and is cut smaller. Batch norm compares the clips of a
-    pass: passes are cut evenly, of two clips at least where they may have two, and a last batch of
-    one clip joins the one before.
+    A batch is cut into micro-batches, which the processes share. The result of a step then does not
+    depend on the number of processes. Exception: where a batch has fewer micro-batches than there
+    are processes, it is cut smaller, which changes batch norm's statistics.
+
+    Batch norm needs several clips per micro-batch. So micro-batches are cut evenly, with at least
+    two clips where `micro_batch_size` allows two. A last batch of one clip joins the one before.
+
+    Attributes:
+        num_clips: size of the dataset.
+        recipe: gives the sizes of batch and micro-batch.
+        seed: decides the order, together with the epoch.
+        rank: this process.
+        num_processes: all processes.
     """
 
     num_clips: int
@@ -213,26 +263,27 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps an epoch; the last batch may be smaller, or one clip larger."""
+        """Optimizer steps per epoch. The last batch may be smaller, or one clip larger."""
         size = self.recipe.batch_size
         joined = size > 1 and self.num_clips > size and self.num_clips % size == 1
         return -(-self.num_clips // size) - int(joined)
 
     def steps(self, epoch: int) -> Iterator[Step]:
         """The steps of an epoch, in order."""
-        order = views.randomness(self.seed, epoch, "order of the clips").permutation(self.num_clips)
+        rng = views.seeded_rng(self.seed, epoch, "order of the clips")
+        order = rng.permutation(self.num_clips)
         cuts = [self.recipe.batch_size * number for number in range(self.steps_per_epoch)]
         for start, end in pairwise([*cuts, self.num_clips]):
             batch = order[start:end].tolist()
-            least = -(-len(batch) // self.recipe.pass_size)
-            num = max(least, min(self.num_processes, len(batch) // 2))
+            fewest = -(-len(batch) // self.recipe.micro_batch_size)
+            num = max(fewest, min(self.num_processes, len(batch) // 2))
             ends = [len(batch) * number // num for number in range(num + 1)]
-            passes = [tuple(batch[first:last]) for first, last in pairwise(ends)]
-            yield Step(len(batch), tuple(passes[self.rank :: self.num_processes]))
+            micro_batches = [tuple(batch[first:last]) for first, last in pairwise(ends)]
+            yield Step(len(batch), tuple(micro_batches[self.rank :: self.num_processes]))
 
 
-class _Requests(Sampler[list[tuple[int, int]]]):
-    """The requests of all passes of the epochs still to do, so that workers never pause between."""
+class _MicroBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Indices of all micro-batches of the remaining epochs: workers do not wait between epochs."""
 
     def __init__(self, plan: BatchPlan, epochs: range) -> None:
         self.plan = plan
@@ -241,21 +292,31 @@ class _Requests(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for epoch in self.epochs:
             for step in self.plan.steps(epoch):
-                for numbers in step.passes:
+                for numbers in step.micro_batches:
                     yield [(epoch, number) for number in numbers]
 
 
 def train_batches(
-    clips: Clips, plan: BatchPlan, epochs: range, *, num_workers: int
+    dataset: ClipDataset, plan: BatchPlan, epochs: range, *, num_workers: int
 ) -> Iterator[Batch]:
-    """The batches of this process's passes, epoch after epoch, in the plan's order."""
+    """The micro-batches of this process, epoch after epoch, in the plan's order.
+
+    Args:
+        dataset: the training views.
+        plan: their order and batches.
+        epochs: the epochs to read.
+        num_workers: processes that decode; 0: this one.
+
+    Raises:
+        ShardError: a shard is not what the index says.
+    """
     loader: DataLoader[Item] = DataLoader(
-        clips,
-        batch_sampler=_Requests(plan, epochs),
+        dataset,
+        batch_sampler=_MicroBatchSampler(plan, epochs),
         collate_fn=_collate,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
-        # Without one, the loader would draw from the generator that decides about dropout.
+        # By default the loader draws a seed from the global generator, on which dropout depends.
         generator=torch.Generator(),
     )
     for batch in loader:
@@ -264,12 +325,20 @@ def train_batches(
         yield batch
 
 
-def eval_items(clips: Clips, numbers: Sequence[int], *, num_workers: int) -> Iterator[Item]:
-    """One item a clip, in order: clips differ in length, so each is a batch of its own."""
-    requests = [(0, number) for number in numbers]
+def eval_items(dataset: ClipDataset, numbers: Sequence[int], *, num_workers: int) -> Iterator[Item]:
+    """The views of the samples at `numbers`, in order, one at a time: their lengths differ.
+
+    Args:
+        dataset: the evaluation views.
+        numbers: places in `dataset.samples`.
+        num_workers: processes that decode; 0: this one.
+
+    Raises:
+        ShardError: a shard is not what the index says.
+    """
     loader: DataLoader[Item] = DataLoader(
-        clips,
-        sampler=requests,
+        dataset,
+        sampler=[(0, number) for number in numbers],
         batch_size=None,
         num_workers=num_workers,
     )
@@ -281,9 +350,9 @@ def eval_items(clips: Clips, numbers: Sequence[int], *, num_workers: int) -> Ite
 
 def _collate(items: Sequence[Item]) -> Batch:
     good = [(item.label_id, item.clips) for item in items if item.clips is not None]
-    streams = zip(*(clips for _, clips in good), strict=True)
+    inputs = zip(*(clips for _, clips in good), strict=True)
     return Batch(
-        tuple(torch.stack(each) for each in streams) if good else None,
+        tuple(torch.stack(each) for each in inputs) if good else None,
         torch.tensor([label_id for label_id, _ in good], dtype=torch.int64),
         tuple(item for item in items if item.clips is None),
         next((item.stop for item in items if item.stop is not None), None),

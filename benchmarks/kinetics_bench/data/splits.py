@@ -1,6 +1,7 @@
 """Which samples a split names: a stored split, an official list, or a file of keys."""
 
-import logging
+from __future__ import annotations
+
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,18 @@ from kinetics_tools.core.files import digest
 from kinetics_tools.core.keys import file_keys
 from kinetics_tools.shards.reader import Sample, ShardFolder
 
-logger = logging.getLogger(__name__)
 _OFFICIAL = re.compile(r"(ucf101|hmdb51)/([123])")
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The samples of a split, and the keys that belong to it but are not there, with the reason."""
+    """The samples of a split.
+
+    Attributes:
+        name: the split.
+        samples: those that the shards hold, all with a label.
+        missing: key -> reason, of those that belong to the split and are not in the shards.
+    """
 
     name: str
     samples: Sequence[Sample]
@@ -26,12 +32,12 @@ class Selection:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Keys of the samples, sorted."""
+        """Keys of `samples`, sorted."""
         return tuple(sorted(sample.key for sample in self.samples))
 
     @property
     def keys_sha256(self) -> str:
-        """One hash for the set of samples."""
+        """SHA-256 of the sorted keys, hex: equal for equal sets of samples."""
         return digest(self.keys)
 
 
@@ -40,8 +46,8 @@ def select(
     split: str,
     *,
     role: str,
-    streams: Sequence[str],
-    flow: str,
+    streams: Sequence[str] = ("rgb", "flow"),
+    flow: str = "tvl1",
     splits: Path | None = None,
 ) -> Selection:
     """The samples that `split` names.
@@ -49,15 +55,18 @@ def select(
     Args:
         data: the shards.
         split: a split stored there; `ucf101/1` to `/3` or `hmdb51/1` to `/3`; or the path of a file
-            of keys, one a line, `*` and `?` allowed, empty lines and lines from `#` ignored.
-        role: `train` or `test`: which half of an official split.
+            of keys: one per line, `*` and `?` allowed, empty lines and lines from `#` ignored.
+        role: `train` or `test`: which list of an official split.
         streams: `rgb`, `flow` or both: the shards to read.
-        flow: name of the flow.
-        splits: folder with the official lists in their own layout.
+        flow: name of the flow, one of `data.flows`.
+        splits: folder of the official lists under their published file names, or the folder above
+            `ucf101/` and `hmdb51/`.
 
     Raises:
-        EvaluationError: no such split, a line that matches nothing, or a sample without a label.
-        ShardError: the shards do not hold the stream.
+        EvaluationError: the split does not exist, is empty, a line of the file matches nothing, or
+            a sample has no label.
+        ShardError: some samples lack a stream.
+        UnknownNameError: there is no such flow.
     """
     if split in data.splits:
         chosen = Selection(split, *_stored(data, [split], streams, flow))
@@ -77,7 +86,7 @@ def select(
     unlabelled = next((sample.key for sample in chosen.samples if sample.label_id is None), None)
     if unlabelled is not None:
         raise EvaluationError(
-            f"split {split!r} cannot {role} anything: sample {unlabelled} has no label"
+            f"split {split!r} cannot be used for --{role}-split: sample {unlabelled} has no label"
         )
     if not chosen.samples:
         raise EvaluationError(
@@ -86,13 +95,13 @@ def select(
     return chosen
 
 
-def refuse_overlap(train: Selection, test: Selection) -> None:
-    """Raise EvaluationError when a key stands in both."""
+def require_disjoint(train: Selection, test: Selection) -> None:
+    """Raise EvaluationError if a key is in both."""
     shared = sorted(set(train.keys) & set(test.keys))
     if shared:
         raise EvaluationError(
             f"--train-split {train.name} and --test-split {test.name} share {len(shared)} keys, "
-            f"such as {shared[0]}: a number measured on training clips would mean nothing"
+            f"such as {shared[0]}: an accuracy on training clips would be meaningless"
         )
 
 
@@ -136,7 +145,7 @@ def _matching(path: Path, samples: Sequence[Sample], missing: Mapping[str, str])
 def _hits(pattern: str, keys: frozenset[str]) -> set[str]:
     if not set(pattern) & set("*?"):
         return {pattern} if pattern in keys else set()
-    # Keys hold no brackets, so a bracket in a pattern is a character like any other.
+    # Keys have no brackets: a bracket in a pattern is an ordinary character.
     plain = pattern.replace("[", "[[]")
     return {key for key in keys if fnmatchcase(key, plain)}
 
@@ -152,7 +161,7 @@ def _official(splits: Path | None, dataset: str, number: int, role: str) -> set[
 
 
 def _ucf101(folder: Path, number: int) -> dict[str, list[PurePosixPath]]:
-    """`trainlist01.txt`: lines `Class/file.avi label`; `testlist01.txt`: the same without label."""
+    """Role -> files. `trainlist01.txt`: lines `Class/file.avi label`; testlists have no label."""
     return {
         role: [
             PurePosixPath(line.split()[0])
@@ -164,7 +173,7 @@ def _ucf101(folder: Path, number: int) -> dict[str, list[PurePosixPath]]:
 
 
 def _hmdb51(folder: Path, number: int) -> dict[str, list[PurePosixPath]]:
-    """`<class>_test_split1.txt`: lines `file.avi N`, N = 1 for training, 2 for test, 0 unused."""
+    """Role -> files. `<class>_test_split1.txt`: lines `file.avi N`, 1 train, 2 test, 0 unused."""
     lists = sorted(folder.glob(f"*_test_split{number}.txt"))
     if not lists:
         raise EvaluationError(f"{folder} holds no HMDB-51 list *_test_split{number}.txt")

@@ -1,10 +1,12 @@
-"""Views: what a network sees of a sample. Pure functions of numbers, then one transform of arrays.
+"""Views: what a network sees of a sample. Pure functions of numbers, then transforms of arrays.
 
 Shapes: T frames, H height, W width, C channels; (h, w) after the crop. A clip of T frames has T-1
-flow fields, and field t leads from frame t to frame t+1. A view of both takes its numbers from the
-T-1 pairs, and so does every training view: rgb and flow then show the same moments, also where a
-short clip is looped.
+flow fields; field t is the flow from frame t to frame t+1. A view of both streams takes its indices
+from the T-1 fields, and so does every training view: rgb and flow then show the same moments, also
+where a short clip is looped.
 """
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
@@ -26,12 +28,12 @@ Number = TypeVar("Number", bound=np.generic)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What is seen of one clip.
+    """Frames, crop and flip of one clip.
 
     Attributes:
-        indices: by stream (rgb, flow), the numbers of the frames or fields.
-        top, left: where the crop lies: 0 is the top or left end, 1 the bottom or right.
-        flip: whether it is mirrored.
+        indices: stream (rgb, flow) -> numbers of its frames or fields, int64 (T,).
+        top, left: place of the crop, from 0 (at the top or left edge) to 1 (bottom or right).
+        flip: whether the clip is flipped horizontally.
     """
 
     indices: Mapping[str, IndexArray]
@@ -41,38 +43,38 @@ class View:
 
     @property
     def is_looped(self) -> bool:
-        """Whether the clip was too short: more than the one field of `_in_steps` comes again."""
+        """Whether the clip was too short: more is repeated than the one field of `_in_steps`."""
         for each in self.indices.values():
-            begins = np.flatnonzero(np.diff(each) <= 0)  # where the clip begins anew
-            if len(begins) and len(each) - 1 - begins[0] > 1:
+            restarts = np.flatnonzero(np.diff(each) <= 0)  # the clip starts over after these
+            if len(restarts) and len(each) - 1 - restarts[0] > 1:
                 return True
         return False
 
 
-def randomness(seed: int, epoch: int, key: str) -> np.random.Generator:
-    """A generator that follows from these three alone: not from workers, order or resume."""
+def seeded_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
+    """A generator seeded by these three alone, so not by workers, order or a resumed run."""
     name = f"{seed}/{epoch}/{key}".encode()
     return np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "big"))
 
 
 def looped(start: int, num: int, *, stride: int, length: int) -> IndexArray:
-    """`num` frame numbers from `start` on, every `stride`-th, of a clip repeated without end."""
+    """`num` frame numbers from `start` on, every `stride`-th, of a clip of `length` that loops."""
     indices: IndexArray = (start + stride * np.arange(num, dtype=np.int64)) % length
     return indices
 
 
-def train_view(num_frames: int, recipe: Recipe, random: np.random.Generator) -> View:
-    """A random view of a clip of `num_frames` RGB frames.
+def train_view(num_frames: int, recipe: Recipe, rng: np.random.Generator) -> View:
+    """A random view of a clip of `num_frames` RGB frames: start, crop and flip are drawn.
 
-    It starts early enough to have all its frames. A clip too short for that is looped as often as
-    needed, and the view starts anywhere in it.
+    The start leaves room for all frames of the view. A clip that is too short is looped, and the
+    start is any of its frames.
     """
     length = max(num_frames - 1, 1)
     samplings = recipe.sampling
     span = max((each.num - 1) * each.stride + 1 for each in samplings.values())
     num_starts = length - span + 1 if length >= span else length
-    start = int(random.integers(num_starts))
-    top, left, flip = random.random(3)
+    start = int(rng.integers(num_starts))
+    top, left, flip = rng.random(3)
     indices = {
         stream: looped(start, each.num, stride=each.stride, length=length)
         for stream, each in samplings.items()
@@ -81,7 +83,12 @@ def train_view(num_frames: int, recipe: Recipe, random: np.random.Generator) -> 
 
 
 def eval_view(num_frames: int, extents: Extents) -> View:
-    """The view by which a clip of `num_frames` RGB frames is evaluated: centre crop, no flip."""
+    """The evaluation view of a clip of `num_frames` RGB frames: centre crop, no flip.
+
+    Args:
+        num_frames: of the clip; it has one flow field less.
+        extents: stream -> how many frames or fields of which stride.
+    """
     length = max(num_frames - 1, 1) if "flow" in extents else num_frames
     in_steps = any(extent.multiple > 1 for extent in extents.values())
     indices = {}
@@ -99,10 +106,10 @@ def eval_view(num_frames: int, extents: Extents) -> View:
 
 
 def whole_view(num_frames: int, extents: Extents) -> View:
-    """All of a clip of `num_frames` RGB frames, nothing twice; centre crop, no flip.
+    """All of a clip of `num_frames` RGB frames, nothing looped; centre crop, no flip.
 
-    Where a network takes whole steps of several frames or fields, the last one of which a frame or
-    a field is missing is left out: of both streams, so that they have the same.
+    A network whose time steps have several frames or fields gets whole steps: an incomplete last
+    step is left out, in both streams, so that they have the same steps.
     """
     length = num_frames - 1 if "flow" in extents else num_frames
     in_steps = any(extent.multiple > 1 for extent in extents.values())
@@ -114,28 +121,28 @@ def whole_view(num_frames: int, extents: Extents) -> View:
 
 
 def _in_steps(num_frames: int, extent: Extent) -> int:
-    """Frames or fields of all steps that a clip has room for; the same steps for both streams.
+    """Number of frames or fields of all whole time steps of a clip, equal for both streams.
 
-    They are counted in frames, as in the paper: 250 frames are 25 stacks of ten fields, of which
-    the very last is the first one again.
+    Steps are counted in frames, as in the paper: 250 frames give 25 stacks of ten fields, although
+    there are 249 fields. The last field is then the first one, looped.
     """
     num_steps = num_frames // (extent.multiple * extent.stride)
     return extent.multiple * max(num_steps, -(-extent.least // extent.multiple))
 
 
 def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width with the shorter one `short_side` and the aspect kept, rounded."""
+    """Height and width after resizing the shorter side to `short_side`, aspect ratio kept."""
     scale = short_side / min(height, width)
     return max(round(height * scale), short_side), max(round(width * scale), short_side)
 
 
 def resize_rgb(frames: npt.NDArray[np.uint8], short_side: int) -> npt.NDArray[np.uint8]:
-    """uint8 (T, H, W, 3) resized to the short side, bilinear, antialiased when it shrinks."""
+    """Resize uint8 (T, H, W, 3) to the short side: bilinear, antialiased where it shrinks."""
     return _resize(frames, short_side)
 
 
 def resize_flow(flow: npt.NDArray[np.float32], short_side: int) -> npt.NDArray[np.float32]:
-    """float32 (T, H, W, 2), pixels per frame, resized; the vectors are scaled with their axis."""
+    """Resize float32 (T, H, W, 2), pixels per frame; x and y are scaled as width and height."""
     height, width = flow.shape[1:3]
     resized = _resize(flow, short_side)
     if resized.shape == flow.shape:
@@ -146,14 +153,14 @@ def resize_flow(flow: npt.NDArray[np.float32], short_side: int) -> npt.NDArray[n
 
 
 def rgb_clip(frames: npt.NDArray[np.uint8], view: View, crop_px: int) -> Tensor:
-    """uint8 (T, H, W, 3), the view's frames, to float32 (3, T, h, w) in [-1, 1]."""
+    """Crop and flip a view's frames, uint8 (T, H, W, 3), to float32 (3, T, h, w) in [-1, 1]."""
     return _crop(frames, view, crop_px).float().div_(127.5).sub_(1)
 
 
 def flow_clip(flow: npt.NDArray[np.floating], view: View, crop_px: int, *, bound: float) -> Tensor:
-    """(T, H, W, 2) pixels per frame, the view's fields, to float32 (2, T, h, w) in [-1, 1].
+    """Crop and flip a view's fields, (T, H, W, 2) pixels per frame, to float32 (2, T, h, w).
 
-    A mirrored view negates x. Vectors beyond `bound` pixels are clamped to it.
+    Flow is divided by `bound` and clamped to [-1, 1]. A flip negates x.
     """
     clip = _crop(flow, view, crop_px).float().div_(bound).clamp_(-1, 1)
     if view.flip:

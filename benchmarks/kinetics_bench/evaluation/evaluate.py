@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kinetics_bench.archs.network import ClipNeed
 from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
 from kinetics_bench.archs.table import count
-from kinetics_bench.data.loader import Clips, Reader, eval_items
+from kinetics_bench.data.loader import ClipDataset, Reader, eval_items
 from kinetics_bench.data.splits import Selection
 from kinetics_bench.data.views import eval_view
 from kinetics_bench.device import Machine
@@ -97,7 +97,7 @@ def predict_split(checkpoint: Checkpoint, test: Test, machine: Machine) -> Predi
     net = machine.place(checkpoint.network())
     samples = test.selection.samples
     reader = Reader(Recipe.from_json(checkpoint.recipe), checkpoint.data["bound"])
-    clips = Clips.for_evaluation(samples, reader, extents_of(checkpoint, test.protocol))
+    clips = ClipDataset.for_evaluation(samples, reader, extents_of(checkpoint, test.protocol))
     num_workers = num_processors() if test.num_workers is None else test.num_workers
     mine = range(machine.rank, len(samples), machine.num_processes)
     rows, failed = {}, {}

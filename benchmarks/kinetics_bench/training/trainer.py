@@ -20,13 +20,13 @@ from kinetics_bench.data.loader import (
     CACHE_BYTES,
     Batch,
     BatchPlan,
-    Clips,
+    ClipDataset,
     Reader,
     Step,
     train_batches,
 )
 from kinetics_bench.data.splits import Selection
-from kinetics_bench.data.views import randomness
+from kinetics_bench.data.views import seeded_rng
 from kinetics_bench.device import Machine
 from kinetics_bench.recipes import Recipe
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint
@@ -153,7 +153,7 @@ class _Training:
         recipe = job.recipe
         assert recipe.streams == job.clips, (recipe.streams, job.clips)
         reader = Reader(recipe, job.bound)
-        self.clips = Clips.for_training(job.train.samples, reader, seed=job.seed)
+        self.clips = ClipDataset.for_training(job.train.samples, reader, seed=job.seed)
         self.plan = BatchPlan(
             len(self.clips), recipe, job.seed, machine.rank, machine.num_processes
         )
@@ -207,11 +207,11 @@ class _Training:
         )
 
     def run(self) -> Checkpoint:
-        kept = self.clips.keep(CACHE_BYTES // self.machine.num_processes)
+        cached = self.clips.cache_in_memory(CACHE_BYTES // self.machine.num_processes)
         first = self.state.epoch
         epochs = range(first, -(-self.num_steps // self.plan.steps_per_epoch))
         batches = train_batches(
-            self.clips, self.plan, epochs, num_workers=self._num_workers(kept=kept)
+            self.clips, self.plan, epochs, num_workers=self._num_workers(cached=cached)
         )
         steps: Iterator[tuple[int, Step]] = self._steps(epochs)
         if self.machine.is_main:
@@ -227,10 +227,10 @@ class _Training:
         self._close(epoch, finished=True)
         return self.state
 
-    def _num_workers(self, *, kept: bool) -> int:
+    def _num_workers(self, *, cached: bool) -> int:
         if self.job.num_workers is not None:
             return self.job.num_workers
-        return 0 if kept else num_processors()
+        return 0 if cached else num_processors()
 
     def _steps(self, epochs: range) -> Iterator[tuple[int, Step]]:
         left = self.num_steps - self.state.step
@@ -247,7 +247,7 @@ class _Training:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(3, device=self.machine.device)  # loss, right ones, clips
-        for _ in step.passes:
+        for _ in step.micro_batches:
             asked = time.monotonic()
             batch = next(batches)
             epoch.waited_s += time.monotonic() - asked
@@ -410,4 +410,4 @@ def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _seed(seed: int, epoch: int, what: str) -> int:
-    return int(randomness(seed, epoch, what).integers(2**62))
+    return int(seeded_rng(seed, epoch, what).integers(2**62))
