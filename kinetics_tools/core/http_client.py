@@ -1,9 +1,11 @@
 """HTTP: sizes, small files, and long streams that survive breaks. The only importer of requests.
 
-What may pass within seconds (no answer, a broken connection, a server in trouble) is tried again
-after a pause; what remains is a SourceError with its reason. Proxies are the environment's
-(`http_proxy`, `https_proxy`, `no_proxy`).
+Failures that may be over within seconds (no answer, a broken connection, a server in trouble) are
+tried again after a pause; one that stays is a SourceError with its reason. Proxies come from the
+environment (`http_proxy`, `https_proxy`, `no_proxy`).
 """
+
+from __future__ import annotations
 
 import io
 import logging
@@ -19,6 +21,16 @@ from urllib.parse import urlsplit
 import kinetics_tools
 from kinetics_tools.core.errors import KineticsError, Reason, SourceError
 from kinetics_tools.core.files import publish
+from kinetics_tools.core.http_answers import (
+    FIRST_ERROR,
+    FIRST_SERVER_ERROR,
+    PARTIAL_CONTENT,
+    TOO_MANY_REQUESTS,
+    StallGuard,
+    content_range,
+    retry_after_s,
+    status_reason,
+)
 
 if TYPE_CHECKING:
     import requests
@@ -28,23 +40,11 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 60.0  # without a byte
 CONNECT_S = 15.0
-PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each further try
-SLOW_S = 60.0  # of waiting for bytes, after which a server that drips is given up
-MIN_BYTES_PER_S = 1000.0
-MAX_PAUSE_S = 60.0  # of what a server asks for with Retry-After
+PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each retry
+STALL_WINDOW_S = 60.0  # of waiting for bytes, over which throughput is measured
+MAX_PAUSE_S = 60.0  # a server that asks for more with Retry-After is tried again after this
 MAX_FETCHED_BYTES = 2**30
 CHUNK_BYTES = 2**18
-
-_FIRST_ERROR = 400
-_FIRST_SERVER_ERROR = 500
-_PARTIAL = 206
-_TOO_MANY = 429
-_REASONS: Mapping[int, Reason] = {
-    404: Reason.GONE,
-    410: Reason.GONE,
-    _TOO_MANY: Reason.RATE_LIMITED,
-    451: Reason.GEO_BLOCKED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +53,22 @@ class Remote:
 
     Attributes:
         size: in bytes; None where it does not say.
-        etag: its word for this version of the file: the ETag, else the date of the last change,
-            else empty.
+        etag: names this version of the file: the ETag, else the date of the last change, else
+            empty.
     """
 
     size: int | None
     etag: str
 
 
-class _PassingError(SourceError):
-    """A failure that may be over in seconds."""
+class _RetryableError(SourceError):
+    """A failure that may be over in seconds.
 
-    wanted_pause_s = 0.0  # what the server asked for
+    Attributes:
+        retry_after_s: how long the server asks to wait; 0 where it does not say.
+    """
+
+    retry_after_s = 0.0
 
 
 def size_of(
@@ -74,14 +78,14 @@ def size_of(
 
     Raises:
         SourceError: it cannot be had; `detail` names the address.
-        KineticsError: `address` is none of HTTP.
+        KineticsError: `address` is not an HTTP address.
     """
 
     def ask() -> Remote:
         with _translated(address), _ask("HEAD", address, timeout_s) as answer:
             return _remote(answer)
 
-    return _patiently(ask, pauses_s)
+    return _retried(ask, pauses_s)
 
 
 def fetch(
@@ -91,11 +95,11 @@ def fetch(
     timeout_s: float = TIMEOUT_S,
     pauses_s: Sequence[float] = PAUSES_S,
 ) -> None:
-    """Fetch a small file (of at most 1 GiB) to `path`, which is there only when it is complete.
+    """Fetch a small file (at most 1 GiB) to `path`, which exists only when it is complete.
 
     Raises:
         SourceError: it cannot be had; `detail` names the address.
-        KineticsError: `address` is none of HTTP.
+        KineticsError: `address` is not an HTTP address.
         OSError: the disk is full.
     """
     with (
@@ -112,60 +116,32 @@ def fetch(
 
 def open_stream(
     address: str, *, timeout_s: float = TIMEOUT_S, pauses_s: Sequence[float] = PAUSES_S
-) -> "Stream":
-    """Begin to read a file of any length.
+) -> Stream:
+    """Start to read a file of any length.
 
     Args:
-        address: of HTTP.
+        address: an HTTP address.
         timeout_s: how long to wait for an answer and, in it, for the next byte.
-        pauses_s: seconds to wait before each further try; a byte more than ever before starts
-            the row anew.
+        pauses_s: seconds to wait before each retry; the retries start over when a new byte comes.
 
     Raises:
         SourceError: it cannot be had; `detail` names the address.
-        KineticsError: `address` is none of HTTP.
+        KineticsError: `address` is not an HTTP address.
     """
     return Stream(address, timeout_s, pauses_s)
-
-
-class _Speed:
-    """Of a server's answers to one who waits for them; what the reader does between is not counted.
-
-    A byte a minute would otherwise keep a connection alive for ever.
-    """
-
-    def __init__(self) -> None:
-        self._begin()
-
-    def _begin(self) -> None:
-        self._waited_s = 0.0
-        self._num_bytes = 0
-
-    def read(self, answer: "requests.Response", most: int, address: str) -> bytes:
-        """The next bytes of an answer, at least one, or none at its end."""
-        start = time.monotonic()
-        piece: bytes = answer.raw.read1(most, decode_content=False)
-        self._waited_s += time.monotonic() - start
-        self._num_bytes += len(piece)
-        if piece and self._waited_s >= SLOW_S:
-            if self._num_bytes < MIN_BYTES_PER_S * self._waited_s:
-                detail = f"{_shown(address)}: {self._num_bytes} bytes in {self._waited_s:.0f} s"
-                raise SourceError(Reason.NETWORK, detail)
-            self._begin()
-        return piece
 
 
 class Stream(io.RawIOBase):
     """A file on a server, read once from its start to its end, in constant memory.
 
-    A break is mended behind `read`: the file is asked for from the byte where it broke, or, where
-    the server knows no ranges, from its start, and what was read before is skipped. Reading raises
-    SourceError when that fails for good, when the file is another one by then, or when the server
-    drips: less than MIN_BYTES_PER_S in SLOW_S of waiting.
+    A broken connection is repaired inside `read`: the file is requested again from the byte where
+    it broke, or, where the server has no ranges, from its start, skipping what was read before.
+    Reading raises SourceError when the retries fail, when the file has changed meanwhile, or when
+    the server stays below minimum throughput for STALL_WINDOW_S.
 
     Attributes:
         remote: what the server said of the file when it was opened.
-        position: how many bytes were read.
+        position: how many bytes were read so far.
     """
 
     def __init__(self, address: str, timeout_s: float, pauses_s: Sequence[float]) -> None:
@@ -173,25 +149,25 @@ class Stream(io.RawIOBase):
         self._address = address
         self._timeout_s = timeout_s
         self._pauses_s = pauses_s
-        self._speed = _Speed()
+        self._guard = StallGuard(STALL_WINDOW_S)
         self.position = 0
         self._answer: requests.Response | None = None
-        self._answer = _patiently(self._begin, pauses_s)
+        self._answer = _retried(self._begin, pauses_s)
 
-    def _begin(self) -> "requests.Response":
+    def _begin(self) -> requests.Response:
         with _translated(self._address):
             answer = _ask("GET", self._address, self._timeout_s)
         self.remote = _remote(answer)
         return answer
 
     def readable(self) -> bool:
-        """True."""
+        """Inherited: always true."""
         return True
 
     def readinto(self, buffer: Any) -> int:
         """Read at least one byte into `buffer`, none only at the file's end."""
         view = memoryview(buffer).cast("B")
-        piece = _patiently(lambda: self._piece(len(view)), self._pauses_s)
+        piece = _retried(lambda: self._piece(len(view)), self._pauses_s)
         if self.position == 0 and _is_page(piece):
             raise SourceError(Reason.SERVER, f"{_shown(self._address)} is an HTML page")
         view[: len(piece)] = piece
@@ -199,53 +175,64 @@ class Stream(io.RawIOBase):
         return len(piece)
 
     def close(self) -> None:
-        """Hang up."""
-        self._hang_up()
+        """Close the connection."""
+        self._disconnect()
         super().close()
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         if self._answer is not None:
             self._answer.close()
             self._answer = None
 
     def _piece(self, most: int) -> bytes:
-        """The next bytes; on any break the connection is given up, and the next call asks anew."""
+        """The next bytes. A failure closes the connection, and the next call opens another."""
         try:
             with _translated(self._address):
                 if self._answer is None:
                     self._answer = self._resume()
-                piece = self._speed.read(self._answer, most, self._address)
+                piece = self._read(self._answer, most)
             if not piece and self.position < (self.remote.size or 0):
-                raise _PassingError(
+                raise _RetryableError(
                     Reason.NETWORK,
                     f"{_shown(self._address)} broke off after {self.position} of "
                     f"{self.remote.size} bytes",
                 )
         except SourceError:
-            self._hang_up()
+            self._disconnect()
             raise
         return piece
 
-    def _resume(self) -> "requests.Response":
-        """The file from `position` on."""
-        logger.debug("%s: going on at byte %d", self._address, self.position)
+    def _read(self, answer: requests.Response, most: int) -> bytes:
+        def read() -> bytes:
+            piece: bytes = answer.raw.read1(most, decode_content=False)
+            return piece
+
+        def error(said: str) -> SourceError:
+            return SourceError(Reason.NETWORK, f"{_shown(self._address)}: {said}")
+
+        return self._guard.read(read, error)
+
+    def _resume(self) -> requests.Response:
+        """Request the file from `position` on."""
+        logger.debug("%s: resuming at byte %d", self._address, self.position)
         wanted = {"Range": f"bytes={self.position}-"} if self.position else {}
         if wanted and self.remote.etag and not self.remote.etag.startswith("W/"):
             wanted["If-Range"] = self.remote.etag
         with ExitStack() as if_refused:
             answer = if_refused.enter_context(_ask("GET", self._address, self._timeout_s, wanted))
             self._check_same(answer)
-            if answer.status_code != _PARTIAL:
+            if answer.status_code != PARTIAL_CONTENT:
                 self._skip(answer)
             if_refused.pop_all()  # it stays open
         return answer
 
-    def _check_same(self, answer: "requests.Response") -> None:
+    def _check_same(self, answer: requests.Response) -> None:
         now = _remote(answer)
         start: int | None = self.position
-        if answer.status_code == _PARTIAL:
-            start, size = _content_range(answer)
-            now = Remote(size, now.etag)
+        if answer.status_code == PARTIAL_CONTENT:
+            part = content_range(answer.headers.get("Content-Range"))
+            start = part.first if part else None
+            now = Remote(part.size if part else None, now.etag)
         differs = any(
             new and old and new != old
             for new, old in ((now.size, self.remote.size), (now.etag, self.remote.etag))
@@ -253,24 +240,24 @@ class Stream(io.RawIOBase):
         if differs or start != self.position:
             raise SourceError(Reason.SERVER, f"{_shown(self._address)} changed while it was read")
 
-    def _skip(self, answer: "requests.Response") -> None:
+    def _skip(self, answer: requests.Response) -> None:
         left = self.position
         while left:
-            piece = self._speed.read(answer, min(left, CHUNK_BYTES), self._address)
+            piece = self._read(answer, min(left, CHUNK_BYTES))
             if not piece:
-                raise _PassingError(
+                raise _RetryableError(
                     Reason.NETWORK, f"{_shown(self._address)} broke off before byte {self.position}"
                 )
             left -= len(piece)
 
 
-def _patiently(attempt: Callable[[], T], pauses_s: Sequence[float]) -> T:
-    """The first success of `attempt`, after failures that pass; the last of them is raised."""
+def _retried(attempt: Callable[[], T], pauses_s: Sequence[float]) -> T:
+    """The first success of `attempt`, which is tried again after each pause."""
     for pause_s in pauses_s:
         try:
             return attempt()
-        except _PassingError as error:
-            wanted_s = max(pause_s, min(error.wanted_pause_s, MAX_PAUSE_S))
+        except _RetryableError as error:
+            wanted_s = max(pause_s, min(error.retry_after_s, MAX_PAUSE_S))
             logger.info("%s; trying again in %.0f s", error.detail, wanted_s)
             time.sleep(wanted_s)
     return attempt()
@@ -278,9 +265,9 @@ def _patiently(attempt: Callable[[], T], pauses_s: Sequence[float]) -> T:
 
 def _ask(
     method: str, address: str, timeout_s: float, headers: Mapping[str, str] | None = None
-) -> "requests.Response":
-    """One request. Its answer is a file's, or else it is raised as a SourceError."""
-    import requests  # 0.15 s; the commands' --help does without it
+) -> requests.Response:
+    """Send one request. An answer that does not hold a file is raised as a SourceError."""
+    import requests  # takes 0.15 s, which --help does not need
 
     ours = {
         "Accept-Encoding": "identity",  # the bytes as they are stored
@@ -301,36 +288,26 @@ def _ask(
     return answer
 
 
-def _problem(answer: "requests.Response", address: str) -> SourceError | None:
-    """Why an answer is no file's, or None."""
+def _problem(answer: requests.Response, address: str) -> SourceError | None:
+    """Why an answer does not hold a file, or None."""
     status = answer.status_code
-    if status < _FIRST_ERROR:
+    if status < FIRST_ERROR:
         if answer.headers.get("Content-Type", "").lower().startswith("text/html"):
             return SourceError(Reason.SERVER, f"{_shown(address)} is an HTML page")
         return None
-    reason = _REASONS.get(status, Reason.SERVER)
+    reason = status_reason(status)
     detail = f"{_shown(address)}: HTTP {status} {answer.reason or ''}".strip()
-    if status < _FIRST_SERVER_ERROR and status != _TOO_MANY:
+    if status < FIRST_SERVER_ERROR and status != TOO_MANY_REQUESTS:
         return SourceError(reason, detail)
-    error = _PassingError(reason, detail)
-    asked = answer.headers.get("Retry-After", "")
-    error.wanted_pause_s = float(asked) if asked.isdecimal() else 0.0
+    error = _RetryableError(reason, detail)
+    error.retry_after_s = retry_after_s(answer.headers.get("Retry-After")) or 0.0
     return error
 
 
-def _remote(answer: "requests.Response") -> Remote:
+def _remote(answer: requests.Response) -> Remote:
     size = answer.headers.get("Content-Length", "")
     version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
     return Remote(int(size) if size.isdecimal() else None, version)
-
-
-def _content_range(answer: "requests.Response") -> tuple[int | None, int | None]:
-    """Where a part of a file begins, and how long the whole file is."""
-    said = answer.headers.get("Content-Range", "")
-    found = re.fullmatch(r"bytes (\d+)-\d+/(?:(\d+)|\*)", said)
-    if found is None:
-        return None, None
-    return int(found[1]), int(found[2]) if found[2] else None
 
 
 def _is_page(start: bytes) -> bool:
@@ -338,7 +315,7 @@ def _is_page(start: bytes) -> bool:
 
 
 def _shown(address: str) -> str:
-    """An address as it may stand in a ledger that is passed on: without passwords and tokens."""
+    """An address without passwords and tokens: ledgers that hold it are passed on."""
     parts = urlsplit(address)
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}"
@@ -346,7 +323,7 @@ def _shown(address: str) -> str:
 
 @contextmanager
 def _translated(address: str) -> Iterator[None]:
-    """In this block the errors of requests, and of urllib3 below it, become ours."""
+    """In this block errors of requests, and of urllib3 below it, become KineticsErrors."""
     import requests
     import urllib3
 
@@ -362,11 +339,11 @@ def _translated(address: str) -> Iterator[None]:
         ) from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         detail = f"{_shown(address)}: {_words(error)}"
-        raise _PassingError(Reason.NETWORK, detail) from error
+        raise _RetryableError(Reason.NETWORK, detail) from error
 
 
 def _words(error: BaseException) -> str:
-    """What an error says at its core: requests wraps urllib3, which wraps the system's."""
+    """The innermost error's message: requests wraps urllib3's errors, which wrap the system's."""
     inner = error
     while True:
         deeper = getattr(inner, "reason", None) or next(

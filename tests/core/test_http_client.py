@@ -203,7 +203,7 @@ def test_what_is_no_address_is_one_line(address: str) -> None:
 def test_a_server_that_drips_is_given_up(
     mirror_server: MirrorServer, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    monkeypatch.setattr(http_client, "SLOW_S", 0.2)
+    monkeypatch.setattr(http_client, "STALL_WINDOW_S", 0.2)
     served = mirror_server.put("/a", CONTENT, drips_s=0.01)
     if where == "in what is read again":
         served.ranges, served.drips_s, served.breaks = False, 0, [300_000]
@@ -212,7 +212,9 @@ def test_a_server_that_drips_is_given_up(
     ) as stream:
         stream.read(10)
         served.drips_s = 0.01
-        with pytest.raises(SourceError, match=r"/a: \d+ bytes in 0 s") as caught:
+        with pytest.raises(
+            SourceError, match=r"/a: \d+ bytes in 0 s, below minimum throughput"
+        ) as caught:
             stream.readall()
     assert caught.value.reason is Reason.NETWORK
 
@@ -220,7 +222,7 @@ def test_a_server_that_drips_is_given_up(
 def test_a_reader_who_takes_his_time_is_not_the_servers_fault(
     mirror_server: MirrorServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_client, "SLOW_S", 0.2)
+    monkeypatch.setattr(http_client, "STALL_WINDOW_S", 0.2)
     mirror_server.put("/a", CONTENT[:300])
     with http_client.open_stream(mirror_server.address + "/a") as stream:
         for number in range(3):

@@ -223,7 +223,7 @@ def test_each_refusal_has_its_reason_and_the_sites_last_words(
         ({"fault": "truncated"}, Reason.DAMAGED, "bytes read"),
         ({"fault": "lies"}, Reason.NETWORK, "never came"),
         ({"fault": "silent"}, Reason.NETWORK, "timed out"),
-        ({"fault": "drips"}, Reason.NETWORK, "too slow"),
+        ({"fault": "drips"}, Reason.NETWORK, "below minimum throughput"),
         ({"media": [500], "media_stays": True}, Reason.SERVER, "HTTP Error 500"),
         ({"adaptive": ["x", 5]}, Reason.NO_FORMATS, "stumbled over the answer"),
         ({"oddities": {"url": 5}}, Reason.NO_FORMATS, "stumbled over the answer"),
@@ -250,7 +250,7 @@ def test_a_section_from_a_server_that_drips_ends(
     youtube: YouTubeStandIn, source: OnlineSource, ask: Ask, long_video: Path
 ) -> None:
     youtube.put("drips000000", long_video, seconds=60, fault="drips")
-    with pytest.raises(SourceError, match="too slow") as caught:
+    with pytest.raises(SourceError, match="below minimum throughput") as caught:
         ask(replace(source, fetch="section"), segment("drips000000"))
     assert caught.value.reason is Reason.NETWORK
     assert youtube.requests.count("/media/drips000000/133") == 1

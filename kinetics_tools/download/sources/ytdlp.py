@@ -15,8 +15,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, partial
 from optparse import OptParseError
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,14 @@ from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
 
 from kinetics_tools.core.errors import KineticsError, Reason, SourceError
 from kinetics_tools.core.files import STORAGE_ERRNOS
+from kinetics_tools.core.http_answers import (
+    FIRST_ERROR,
+    PARTIAL_CONTENT,
+    StallGuard,
+    content_range,
+    retry_after_s,
+    status_reason,
+)
 from kinetics_tools.download.sources.js_runtime import Silent
 from kinetics_tools.download.sources.ytdlp_options import name_of, redacted, refuse_unsafe
 
@@ -35,9 +42,8 @@ FIRST_BLOCK = 64 * 1024  # bytes asked for where nothing was read before
 LARGEST_BLOCK = 128 * 1024  # of a longer read; what lies in it behind its end was read for nothing
 RANGE_RETRIES = 3  # at most: the whole video has all that the user allows
 MOST_ASKED = 100  # times for the same bytes, one after the other
-SLOWEST = 1000  # bytes a second: a server that gives fewer for as long as SOCKET_TIMEOUT_S is dead
-FORBIDDEN = 403
-_PARTIAL = 206
+FORBIDDEN = 403  # of media addresses: they age, and a new one may do
+_PAYMENT_REQUIRED = 402  # YouTube's answer to an address that asks too often
 _NO_PROGRAM = "/dev/null/none"  # a path where none can be
 
 Facts = dict[str, Any]  # yt-dlp's "info dictionary" of a video or of a format
@@ -142,7 +148,7 @@ class _Downloader(yt_dlp.YoutubeDL):  # type: ignore[misc]  # yt-dlp ships no ty
             raise
         if self.reached is None or self.reached == asked:
             self.reached = response.url
-        response.fp = _Brisk(response.fp, self.params["socket_timeout"])
+        response.fp = _GuardedBody(response.fp, self.params["socket_timeout"])
         return response
 
     def dl(self, *arguments: Any, **options: Any) -> Any:
@@ -171,16 +177,12 @@ class _Downloader(yt_dlp.YoutubeDL):  # type: ignore[misc]  # yt-dlp ships no ty
         self.warnings.append(str(message))
 
 
-class _Brisk:
-    """The body of an answer, in which a server that drips is given up.
+class _GuardedBody:
+    """The body of an answer, read below a StallGuard."""
 
-    A socket's timeout begins anew with every byte.
-    """
-
-    def __init__(self, body: Any, patience_s: float) -> None:
+    def __init__(self, body: Any, window_s: float) -> None:
         self._body = body
-        self._patience_s = patience_s
-        self._num_read, self._waited_s = 0, 0.0
+        self._guard = StallGuard(window_s)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._body, name)
@@ -189,29 +191,21 @@ class _Brisk:
         """Up to `count` bytes, all without it; fewer only at the end.
 
         Raises:
-            TransportError: they come too slowly.
+            TransportError: they come below minimum throughput.
         """
         if not hasattr(self._body, "read1"):  # curl's
             data: bytes = self._body.read(count, **options)
             return data
         pieces = []
         left = math.inf if count is None else count
-        while left > 0 and (piece := self._piece(int(min(left, LARGEST_BLOCK)), options)):
+        while left > 0:
+            read = partial(self._body.read1, int(min(left, LARGEST_BLOCK)), **options)
+            piece = self._guard.read(read, TransportError)
+            if not piece:
+                break
             pieces.append(piece)
             left -= len(piece)
         return b"".join(pieces)
-
-    def _piece(self, most: int, options: Mapping[str, Any]) -> bytes:
-        asked_s = time.monotonic()
-        piece: bytes = self._body.read1(most, **options)
-        # Only the time in here counts: between the reads it is we who are slow, as --limit-rate is.
-        self._waited_s += time.monotonic() - asked_s
-        self._num_read += len(piece)
-        if self._waited_s > self._patience_s:
-            if self._num_read < SLOWEST * self._waited_s:
-                raise TransportError(f"{self._num_read} bytes in {self._waited_s:.0f} s: too slow")
-            self._num_read, self._waited_s = 0, 0.0
-        return piece
 
 
 @cache
@@ -352,16 +346,15 @@ class Session:
             "Range": f"bytes={start}-{start + count - 1}",
         }
         with closing(self._ydl.urlopen(Request(chosen["url"], headers=headers))) as response:
-            named = re.fullmatch(
-                r"bytes (\d+)-(\d+)/(\d+)", response.get_header("Content-Range") or ""
-            )
-            if response.status != _PARTIAL or named is None or int(named[1]) != start:
+            part = content_range(response.get_header("Content-Range"))
+            is_partial = response.status == PARTIAL_CONTENT
+            if not is_partial or part is None or part.size is None or part.first != start:
                 raise FetchError(Reason.SERVER, "the server does not give parts of a file")
-            last, size = int(named[2]), int(named[3])
             data: bytes = response.read(count)
-        if len(data) != last - start + 1:
-            raise RequestError(f"{len(data)} bytes read of {last - start + 1}")
-        return data, size
+        expected = part.last - start + 1
+        if len(data) != expected:
+            raise RequestError(f"{len(data)} bytes read of {expected}")
+        return data, part.size
 
     @contextmanager
     def _translated(self, into: Path) -> Iterator[None]:
@@ -392,7 +385,11 @@ class Session:
             _reason(said, cause),
             said,
             status=status if isinstance(status, int) else None,
-            retry_after_s=_retry_after_s(cause),
+            retry_after_s=(
+                retry_after_s(cause.response.get_header("Retry-After"))
+                if isinstance(cause, HTTPError)
+                else None
+            ),
         )
 
 
@@ -499,19 +496,6 @@ def _words(said: str) -> str:
     return " ".join(redacted(text).split())[:400]
 
 
-def _retry_after_s(cause: BaseException) -> float | None:
-    """What a server's header says, in either of its forms: seconds, or a date."""
-    if not isinstance(cause, HTTPError):
-        return None
-    text = cause.response.get_header("Retry-After") or ""
-    if text.isdecimal():
-        return float(text)
-    try:
-        return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
-    except ValueError:
-        return None
-
-
 # YouTube's words through yt-dlp. The first match counts: a terminated account's video is gone too.
 _MESSAGES: tuple[tuple[str, Reason], ...] = (
     (r"not a bot|captcha|IP is likely being blocked", Reason.BOT_CHECK),
@@ -552,22 +536,13 @@ _MESSAGES: tuple[tuple[str, Reason], ...] = (
 _OF_NETWORK = (TransportError, OSError, http.client.HTTPException)
 _GIVEN_UP = "Got error: "  # yt-dlp's download, after all retries; the exception is lost by then
 _BROKEN_OFF = r"empty|Did not get any data|expected \d+ bytes|bytes read|incomplete"
-_STATUSES: Mapping[int, Reason] = {
-    402: Reason.RATE_LIMITED,
-    FORBIDDEN: Reason.SERVER,  # of media addresses: they age, and a new one may do
-    404: Reason.GONE,
-    410: Reason.GONE,
-    429: Reason.RATE_LIMITED,
-    451: Reason.GEO_BLOCKED,
-}
-_FIRST_ERROR = 400
 
 
 def _reason(said: str, cause: BaseException) -> Reason:
     """The class of a failure: from the HTTP status where there is one, else from the words."""
     status = getattr(cause, "status", None)
-    if isinstance(status, int) and status >= _FIRST_ERROR:
-        return _STATUSES.get(status, Reason.SERVER)
+    if isinstance(status, int) and status >= FIRST_ERROR:
+        return Reason.RATE_LIMITED if status == _PAYMENT_REQUIRED else status_reason(status)
     if re.search(_BROKEN_OFF, said, re.IGNORECASE):
         return Reason.DAMAGED
     if _GIVEN_UP in said and re.search(r"HTTP Error 5\d\d", said):
