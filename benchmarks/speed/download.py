@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_tools.core.system import num_processors
+from kinetics_tools.dataset.ledger import DONE
 from kinetics_tools.dataset.manifest import Segment
 from kinetics_tools.download.run import DownloadPlan, download
 from kinetics_tools.download.sources.base import SourceUnit
@@ -229,8 +230,9 @@ def measure_mirror(clips: Sequence[Path], copies: int) -> Iterator[dict[str, Any
 
 def _build(segments: Sequence[Segment], settings: Settings, plan: DownloadPlan) -> None:
     chain = make_sources(["cvdf"], settings)
-    made = download(segments, (), replace(plan, sources=chain), show=lambda lines, *_: lines)
-    assert made.num_done == len(segments), made
+    with download(segments, (), replace(plan, sources=chain)) as run:
+        lines = list(run)
+    assert [line.status for line in lines] == [DONE] * len(segments), lines
 
 
 def _encode_all(

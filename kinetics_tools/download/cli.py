@@ -1,4 +1,6 @@
-"""`kinetics-download`: clips from a manifest."""
+"""`kinetics-download`: clips from a manifest, and what such a folder holds."""
+
+from __future__ import annotations
 
 import argparse
 import os
@@ -14,83 +16,89 @@ from kinetics_tools.core import cli, console, system
 from kinetics_tools.core.cli import Exit, Parser
 from kinetics_tools.core.errors import IDENTITY, REASON_CLASSES, KineticsError, Reason, lookup
 from kinetics_tools.core.units import part_from
-from kinetics_tools.download import record_cli
 from kinetics_tools.download.sources.base import FETCHES
 from kinetics_tools.download.sources.mirror import OFFICIAL
 from kinetics_tools.download.sources.ytdlp_options import PASSED_THROUGH, settle
 
 if TYPE_CHECKING:
     from kinetics_tools.dataset.manifest import Manifest, Segment
+    from kinetics_tools.download.coverage import Coverage
     from kinetics_tools.download.estimate import Estimate
-    from kinetics_tools.download.official_lists import Official
+    from kinetics_tools.download.official_lists import OfficialList
     from kinetics_tools.download.run import DownloadPlan, DownloadSummary
 
-VERBS = {
-    "report": (record_cli.report_parser, record_cli.report_main),
-    "verify": (record_cli.verify_parser, record_cli.verify_main),
-}
 YTDLP_REPEATED = ("retry-sleep", "extractor-args", "js-runtimes")
 
 
 def build_parser() -> Parser:
-    """The command's options."""
+    """The parser of `kinetics-download MANIFEST OUT`."""
     parser = Parser(
         "kinetics-download",
         "Build frame-exact, verified clips from a manifest of YouTube ids, from the best source "
-        "for each clip, and keep the record of every clip that could not be had. Give the same "
-        "command again to go on where it stopped. `kinetics-download report OUT` shows the record, "
+        "for each clip, and record why each missing clip could not be downloaded. The same command "
+        "again continues where it stopped. `kinetics-download report OUT` shows what OUT has, "
         "`kinetics-download verify OUT` decodes every clip again.",
-        "exit codes: 0 complete; 2 unusable input; 3 finished with permanent gaps only; "
-        "4 finished with gaps that may close when asked again; 75 stopped by rate limit or bot "
-        "check; 130 interrupted; 143 terminated",
+        "exit codes: 0 complete; 2 unusable input; 3 finished, the missing clips are permanently "
+        "unavailable; 4 finished, some missing clips may succeed if you rerun; 75 stopped by a "
+        "rate limit or bot check; 130 interrupted; 143 terminated",
     )
     parser.add_argument(
         "manifest",
         metavar="MANIFEST",
         help="CSV with label,youtube_id,time_start,time_end,split; or an official list by name: "
-        "kinetics400, kinetics600, kinetics700, kinetics700-2020, or one split of it: "
+        "kinetics400, kinetics600, kinetics700, kinetics700-2020; or one split of it: "
         "kinetics400/val",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to fill")
-    what = parser.add_argument_group("what to make")
+    what = parser.add_argument_group("which clips")
     what.add_argument("--split", help="only these splits: train,val", type=cli.names)
     what.add_argument("--classes", help="only these labels: abseiling,yoga", type=cli.names)
     what.add_argument("--limit", type=cli.positive, metavar="N", help="only the first N segments")
     what.add_argument(
         "--labels",
         metavar="NAME|FILE",
-        help="the dataset's full label list: kinetics400, or a file with one label a line; needed "
-        "when the manifest has only some of a known dataset's labels",
+        help="the dataset's full label list: kinetics400, or a file with one label per line; "
+        "needed when the manifest has only some of a known dataset's labels",
     )
-    what.add_argument("--skip-bad-rows", action="store_true", help="leave bad rows out and go on")
+    what.add_argument(
+        "--skip-bad-rows", action="store_true", help="skip bad rows of MANIFEST and list them"
+    )
     what.add_argument(
         "--manifest-address",
         metavar="ADDRESS",
-        help="fetch a list given by name from here: a .tar.gz as the official one, or a CSV",
+        help="fetch a list given by name from here: a .tar.gz like the official one, or a CSV",
     )
     _add_sources(parser)
     _add_youtube(parser)
-    clips = parser.add_argument_group("the clips")
+    clips = parser.add_argument_group("format of the clips")
     clips.add_argument("--fps", type=cli.positive, default=25, help="constant frame rate")
     clips.add_argument(
-        "--short-side", type=cli.positive, default=256, help="pixels; smaller videos keep theirs"
+        "--short-side",
+        type=cli.positive,
+        default=256,
+        help="pixels of the shorter side; smaller videos keep their size",
     )
     clips.add_argument("--keep-original", action="store_true", help="keep size and frame rate")
     clips.add_argument("--keep-audio", action="store_true", help="keep the sound, as AAC")
-    clips.add_argument("--ffmpeg", type=Path, metavar="PATH", help="another ffmpeg than our own")
+    clips.add_argument(
+        "--ffmpeg", type=Path, metavar="PATH", help="use this ffmpeg instead of the included one"
+    )
     run = parser.add_run(
-        jobs="videos or clips at once (default: as many as there are processors)", made="clip"
+        jobs="videos or clips at once (default: the number of processors)", made="clip"
     )
     run.add_argument(
         "--retry",
         type=_retry,
         default="identity,tool,transient",
         metavar="TOKENS",
-        help="ask again where an earlier run failed so: reasons or their classes "
-        f"({', '.join(REASON_CLASSES)}), or none",
+        help="try a source again that failed before with one of these reasons, or classes of "
+        f"reasons ({', '.join(REASON_CLASSES)}); none: never",
     )
     run.add_argument(
-        "--check", action="store_true", help="say what is missing or old before a long job, and end"
+        "--check",
+        action="store_true",
+        help="only check that nothing a long job needs is missing or outdated: programs, options, "
+        "folders, disk space",
     )
     cli.add_cache_dir(run)
     parser.add_common()
@@ -103,9 +111,9 @@ def _add_sources(parser: Parser) -> None:
         "--source",
         action="append",
         metavar="SOURCE",
-        help="asked in the order given, for each clip: youtube (default); cvdf, the mirror of "
-        "ready clips; url:TEMPLATE, an http address with {youtube_id}; dir:PATH, where <key>.* is "
-        "a clip and <youtube_id>.* a video",
+        help="may be repeated; for each clip sources are tried in this order: youtube (default); "
+        "cvdf, the mirror of ready clips; url:TEMPLATE, an http address with {youtube_id}; "
+        "dir:PATH, where <key>.* is a clip and <youtube_id>.* a video",
     )
     where.add_argument(
         "--fetch",
@@ -113,12 +121,11 @@ def _add_sources(parser: Parser) -> None:
         default="auto",
         help="; ".join(f"{name}: {what}" for name, what in FETCHES.items()),
     )
-    where.add_argument("--keep-videos", action="store_true", help="keep whole videos in OUT/videos")
     where.add_argument(
-        "--cvdf-base",
-        metavar="ADDRESS",
-        default=OFFICIAL,
-        help="of the mirror",
+        "--keep-videos", action="store_true", help="fetch whole videos, and keep them in OUT/videos"
+    )
+    where.add_argument(
+        "--cvdf-base", metavar="ADDRESS", default=OFFICIAL, help="address of the mirror"
     )
     where.add_argument(
         "--cvdf-list",
@@ -126,18 +133,20 @@ def _add_sources(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="SPLIT=ADDRESS",
-        help="the mirror's list of tar files of a split; needed for any set but Kinetics-400",
+        help="address of the mirror's list of a split's tar files; needed for datasets other than "
+        "Kinetics-400",
     )
 
 
 def _add_youtube(parser: Parser) -> None:
-    youtube = parser.add_argument_group("YouTube, and yt-dlp's own options")
+    youtube = parser.add_argument_group("YouTube, and options passed to yt-dlp")
     youtube.add_argument(
         "--videos-per-hour",
         type=cli.positive,
         default=240,
         metavar="N",
-        help="asked of YouTube by one identity (cookies, proxy, address), all workers together",
+        help="rate limit of requests to YouTube, for all workers on this host that share cookies, "
+        "proxy and source address",
     )
     for name, takes in PASSED_THROUGH.items():
         if takes is None:
@@ -150,8 +159,8 @@ def _add_youtube(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="another option of yt-dlp, such as force-ipv4 or http-chunk-size=1M; none that runs "
-        "programs",
+        help="another option of yt-dlp, such as force-ipv4 or http-chunk-size=1M; options that run "
+        "programs are refused",
     )
 
 
@@ -173,6 +182,45 @@ def _retry(text: str) -> frozenset[Reason]:
     except KineticsError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return frozenset().union(*chosen)
+
+
+def report_parser() -> Parser:
+    """The parser of `kinetics-download report OUT`."""
+    parser = Parser(
+        "kinetics-download report",
+        "Show which clips OUT has and why the others are missing, and write OUT/report: a page "
+        "with plots (report.html), one list of `path label_id` per split, clips.csv and "
+        "missing.csv. It can also be used while a run fills OUT.",
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="a folder that this command filled")
+    parser.add_argument(
+        "--absolute", action="store_true", help="absolute paths in the lists, not relative to OUT"
+    )
+    parser.add_common()
+    return parser
+
+
+def verify_parser() -> Parser:
+    """The parser of `kinetics-download verify OUT`."""
+    parser = Parser(
+        "kinetics-download verify",
+        "Decode every finished clip of OUT, and compare its bytes and frames with the ledger. "
+        "Damaged clips are recorded, and made again by the next kinetics-download of the same "
+        "manifest; nothing is deleted.",
+        "exit codes: 0 every clip is whole; 2 unusable input; 4 some must be made again; "
+        "130 interrupted",
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="a folder that this command filled")
+    parser.add_argument("--split", type=cli.names, help="only these splits: train,val")
+    parser.add_argument(
+        "--jobs",
+        type=cli.positive,
+        default=system.num_processors(),
+        metavar="N",
+        help="clips at once",
+    )
+    parser.add_common()
+    return parser
 
 
 def main() -> NoReturn:
@@ -204,11 +252,11 @@ def _main(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class _List:
-    """What MANIFEST is: its rows, the dataset's labels, and where it was fetched, if it was."""
+    """What MANIFEST names: its rows, the dataset's labels, and the official list if it is one."""
 
-    manifest: "Manifest"
+    manifest: Manifest
     labels: tuple[str, ...]
-    official: "Official | None" = None
+    official: OfficialList | None = None
 
 
 def _read(options: argparse.Namespace) -> _List:
@@ -230,7 +278,7 @@ def _read(options: argparse.Namespace) -> _List:
         )
         return _List(found.manifest, labels, found)
     if not Path(options.manifest).exists() and "/" not in options.manifest:
-        # A mistyped verb or name is more likely than a file that went away.
+        # A mistyped verb or name is more likely than a missing file.
         near = get_close_matches(
             options.manifest, [*VERBS, *official_lists.ADDRESSES], n=1, cutoff=0.7
         )
@@ -243,7 +291,7 @@ def _read(options: argparse.Namespace) -> _List:
     return _List(manifest, choose_labels(manifest, options.labels))
 
 
-def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> "DownloadPlan":
+def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> DownloadPlan:
     from kinetics_tools.dataset.labels import dataset_of
     from kinetics_tools.download.run import DownloadPlan
     from kinetics_tools.download.sources.registry import Settings, make_sources
@@ -252,14 +300,14 @@ def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> "DownloadPlan
 
     if options.engine != "local" and options.tmp_dir is not None:
         raise KineticsError(
-            f"--tmp-dir {options.tmp_dir} is not seen by every node of --engine {options.engine}; "
-            "leave it out: scratch files then lie in OUT"
+            f"--tmp-dir {options.tmp_dir} may not exist on every node of --engine "
+            f"{options.engine}; leave it out: scratch files are then in OUT"
         )
     binary = encode.find_ffmpeg(options.ffmpeg)
     settings = Settings(
         cache=system.cache_dir(options.cache_dir).absolute(),
         out=options.out.absolute(),
-        ytdlp=settle(_ytdlp_words(options)),
+        ytdlp=_ytdlp_options(options),
         keep_audio=options.keep_audio,
         fetch="full" if options.keep_videos else options.fetch,
         videos_per_hour=options.videos_per_hour,
@@ -288,8 +336,8 @@ def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> "DownloadPlan
     )
 
 
-def _ytdlp_words(options: argparse.Namespace) -> list[str]:
-    """The options that pass through, in yt-dlp's own words."""
+def _ytdlp_options(options: argparse.Namespace) -> tuple[str, ...]:
+    """The options that are passed to yt-dlp, under its own names."""
     words = []
     for name in PASSED_THROUGH:
         given = getattr(options, name.replace("-", "_"))
@@ -298,7 +346,7 @@ def _ytdlp_words(options: argparse.Namespace) -> list[str]:
         elif given:
             values = given if isinstance(given, list) else [given]
             words += [f"{name}={value}" for value in values]
-    return [*words, *options.ytdlp_option]
+    return settle([*words, *options.ytdlp_option])
 
 
 def _sources(options: argparse.Namespace) -> list[str]:
@@ -306,8 +354,8 @@ def _sources(options: argparse.Namespace) -> list[str]:
 
 
 def _estimate(
-    options: argparse.Namespace, segments: "Sequence[Segment]", plan: "DownloadPlan"
-) -> "tuple[list[Segment], Estimate]":
+    options: argparse.Namespace, segments: Sequence[Segment], plan: DownloadPlan
+) -> tuple[list[Segment], Estimate]:
     """What is still to do, and what that costs."""
     from kinetics_tools.dataset.ledger import read
     from kinetics_tools.download.estimate import estimate
@@ -323,9 +371,7 @@ def _estimate(
     return todo, expected
 
 
-def _dry_run(
-    options: argparse.Namespace, segments: "Sequence[Segment]", plan: "DownloadPlan"
-) -> int:
+def _dry_run(options: argparse.Namespace, segments: Sequence[Segment], plan: DownloadPlan) -> int:
     from kinetics_tools.download.estimate import format_estimate
 
     todo, expected = _estimate(options, segments, plan)
@@ -335,8 +381,8 @@ def _dry_run(
     return Exit.COMPLETE
 
 
-def _check(options: argparse.Namespace, segments: "Sequence[Segment]", plan: "DownloadPlan") -> int:
-    from kinetics_tools.download.preflight import PreflightJob, check, exit_code
+def _check(options: argparse.Namespace, segments: Sequence[Segment], plan: DownloadPlan) -> int:
+    from kinetics_tools.download.preflight import PreflightJob, check, is_ready
     from kinetics_tools.download.sources import ytdlp
     from kinetics_tools.download.sources.youtube import OnlineSource
 
@@ -350,74 +396,112 @@ def _check(options: argparse.Namespace, segments: "Sequence[Segment]", plan: "Do
             binary=plan.binary,
             recipe=plan.recipe,
             needed_bytes=expected.disk_bytes,
-            ytdlp=ytdlp.parse(settle(_ytdlp_words(options))) if online else None,
+            ytdlp=ytdlp.parse(_ytdlp_options(options)) if online else None,
             is_youtube=any(source.name == "youtube" for source in online),
-            lockout=next(filter(None, (source.pace.lockout() for source in online)), None),
+            lockout=next(filter(None, (source.lockout() for source in online)), None),
         )
     )
     for finding in findings:
         print(finding)
-    return exit_code(findings)
+    return Exit.COMPLETE if is_ready(findings) else Exit.UNUSABLE
 
 
-def _warn(options: argparse.Namespace, plan: "DownloadPlan") -> None:
-    """Say what yt-dlp lacks for YouTube: its failures would look like the videos'."""
+def _warn(options: argparse.Namespace, plan: DownloadPlan) -> None:
+    """Print what yt-dlp lacks for YouTube: without it videos fail as if they were at fault."""
     from kinetics_tools.download.preflight import Level, check_youtube
     from kinetics_tools.download.sources import ytdlp
 
     if all(source.name != "youtube" for source in plan.sources):
         return
-    for finding in check_youtube(ytdlp.parse(settle(_ytdlp_words(options)))):
+    for finding in check_youtube(ytdlp.parse(_ytdlp_options(options))):
         if finding.level is not Level.OK:
             print(f"warning: {finding}", file=sys.stderr)
 
 
 def _download(
-    options: argparse.Namespace, listed: _List, segments: "Sequence[Segment]", plan: "DownloadPlan"
+    options: argparse.Namespace, listed: _List, segments: Sequence[Segment], plan: DownloadPlan
 ) -> int:
     from kinetics_tools.core.files import write_text
     from kinetics_tools.dataset.manifest import format_bad_rows
     from kinetics_tools.download.run import download
 
     bad_rows = listed.manifest.bad_rows
-
-    def begin() -> None:
+    with download(segments, listed.labels, plan) as run:
         _warn(options, plan)
         if listed.official is not None:
             listed.official.record(options.out)
         if bad_rows:
             write_text(options.out / "bad-rows.csv", format_bad_rows(bad_rows))
-
-    summary = download(
-        segments,
-        listed.labels,
-        plan,
-        show=lambda lines, total, name: console.progress(lines, total=total, what=name),
-        begin=begin,
-    )
+        for tried in run.by_source():
+            for _ in console.progress(tried.lines, total=tried.num_wanted, what=tried.source):
+                pass
+        summary = run.summary()
     if bad_rows:
         print(f"{len(bad_rows)} bad rows left out: {options.out}/bad-rows.csv")
-    return _tell(options, summary)
+    return _print_summary(options, summary)
 
 
-def _tell(options: argparse.Namespace, summary: "DownloadSummary") -> int:
-    """Print how the part stands; return the exit code that says so."""
+def _print_summary(options: argparse.Namespace, summary: DownloadSummary) -> int:
+    """Print what the part has; return the exit code that says so."""
     print(f"{summary.num_done} of {summary.num_expected} clips in {options.out}")
     for reason, count in summary.gaps.items():
         print(f"  {reason:14} {count}")
     if summary.gaps:
-        print(f"the record of each clip: kinetics-download report {options.out}")
+        print(f"why each clip is missing: kinetics-download report {options.out}")
         if summary.num_retryable < sum(summary.gaps.values()):
-            print("permanent gaps are asked again only with --retry permanent")
+            print("permanent gaps are tried again only with --retry permanent")
     if summary.stopped is not None:
-        is_refused = summary.stopped.reason in IDENTITY
+        is_blocked = summary.stopped.reason in IDENTITY
         advice = (
-            "give the same command again then, or use another --source, --cookies or --proxy"
-            if is_refused
-            else "give the same command again when the network is up"
+            "rerun the same command then, or use another --source, --cookies or --proxy"
+            if is_blocked
+            else "rerun the same command when the network is up"
         )
         print(f"error: stopped: {summary.stopped}; {advice}", file=sys.stderr)
-        return Exit.STOPPED if is_refused else Exit.RETRYABLE_GAPS
+        return Exit.STOPPED if is_blocked else Exit.RETRYABLE_GAPS
     if summary.num_retryable:
         return Exit.RETRYABLE_GAPS
     return Exit.PERMANENT_GAPS if summary.gaps else Exit.COMPLETE
+
+
+def report_main(argv: Sequence[str]) -> int:
+    """Run `kinetics-download report`, and return the exit code."""
+    options = report_parser().parse_args(argv)
+    from kinetics_tools.download.report import write_report
+
+    coverage, written = write_report(options.out, absolute=options.absolute)
+    _print_coverage(coverage)
+    print("\nwritten:")
+    for path in written:
+        print(f"  {path}")
+    return Exit.COMPLETE
+
+
+def _print_coverage(coverage: Coverage) -> None:
+    from kinetics_tools.download.coverage import reason_table, source_table, split_table
+
+    for rows in (split_table(coverage), reason_table(coverage), source_table(coverage)):
+        if rows:
+            print(console.text_table(rows) + "\n")
+    print(f"on disk: {coverage.num_files:,} clips, {console.size_text(coverage.num_bytes)}")
+
+
+def verify_main(argv: Sequence[str]) -> int:
+    """Run `kinetics-download verify`, and return the exit code."""
+    options = verify_parser().parse_args(argv)
+    from kinetics_tools.download.verify import verify
+
+    with verify(options.out, splits=options.split or (), jobs=options.jobs) as run:
+        for result in console.progress(run, total=len(run), what="clips"):
+            if result.problem is not None:
+                print(f"{result.path}: {result.problem}", flush=True)
+        for path in run.untracked():
+            print(f"{path}: is not in the ledger as done; left alone")
+    print(f"{run.num_whole} clips are whole, {run.num_damaged} must be made again")
+    if run.num_damaged == 0:
+        return Exit.COMPLETE
+    print("to make them again, rerun the kinetics-download command that filled this folder")
+    return Exit.RETRYABLE_GAPS
+
+
+VERBS = {"report": (report_parser, report_main), "verify": (verify_parser, verify_main)}

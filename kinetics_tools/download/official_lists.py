@@ -66,7 +66,7 @@ _DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Official:
+class OfficialList:
     """An official list, or one split of it.
 
     Attributes:
@@ -116,7 +116,7 @@ def fetch(
     address: str | None = None,
     skip_bad_rows: bool = False,
     pauses_s: Sequence[float] = http_client.PAUSES_S,
-) -> Official:
+) -> OfficialList:
     """An official list: from the cache, else fetched, checked and cached.
 
     Args:
@@ -146,7 +146,7 @@ def fetch(
         raise ManifestError(f"{address} has no {split} list; it has {', '.join(kept.splits)}")
     names = sorted(kept.splits, key=_rank) if split is None else [split]
     chosen = {name: kept.splits[name] for name in names}
-    return Official(
+    return OfficialList(
         name=name,
         manifest=_read(folder, dataset, chosen, skip_bad_rows=skip_bad_rows),
         labels=kept.labels,

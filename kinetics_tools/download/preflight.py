@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from kinetics_tools.core.cli import Exit
 from kinetics_tools.core.console import size_text
 from kinetics_tools.core.errors import MediaError, SourceError
 from kinetics_tools.download.sources import js_runtime
@@ -96,10 +95,9 @@ def check_youtube(parameters: Mapping[str, Any], *, today: date | None = None) -
     return [_release(today), _js_runtime(parameters), _solver(parameters)]
 
 
-def exit_code(findings: Sequence[Finding]) -> Exit:
-    """0 where nothing is missing, else 2."""
-    is_missing = any(finding.level is Level.MISSING for finding in findings)
-    return Exit.UNUSABLE if is_missing else Exit.COMPLETE
+def is_ready(findings: Sequence[Finding]) -> bool:
+    """Whether nothing is missing, so that the job can run."""
+    return all(finding.level is not Level.MISSING for finding in findings)
 
 
 def _ffmpeg(job: PreflightJob) -> Iterator[Finding]:

@@ -1,21 +1,21 @@
-"""The stage from manifest to clips: the source chain, the ledger, resume.
+"""The stage from manifest to clips: the chain of sources, the ledger, resuming.
 
-The sources are asked one after another. Each is asked for the segments that no clip has yet and
-that every source before it has failed to give; what it gives must pass one door (cut or conformed,
-decoded once more, frames counted) to become a clip. Every answer is a ledger line.
+Sources are tried one after another, each for the segments that have no clip yet and that every
+source before it has failed to give. Whatever a source gives becomes a clip in one way: cut or
+conformed, decoded once more, its frames counted. Every attempt is a ledger line.
 """
 
 import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from kinetics_tools.core import engine as engine_module
+from kinetics_tools.core import engine
 from kinetics_tools.core.errors import (
     IDENTITY,
     RETRYABLE,
@@ -42,13 +42,13 @@ from kinetics_tools.dataset import ledger
 from kinetics_tools.dataset.layout import clip_path, record_selection
 from kinetics_tools.dataset.ledger import DONE, FAILED, History, Line, Writer
 from kinetics_tools.dataset.manifest import Segment
-from kinetics_tools.download.sources.base import Opened, Source, SourceUnit, by_video
+from kinetics_tools.download.sources.base import Opened, Source, SourceUnit, group_by_video
 from kinetics_tools.download.sources.rate_limit import LockedOut
 from kinetics_tools.media import decode
 from kinetics_tools.media.cut import ClipRecipe, Cut, conform, conforming_frames, cut
 
-MAX_SILENT = 10  # videos in a row for which no answer came: the network is down
-MIN_READY_S = 2  # a ready clip shorter than this is too short to say what it shows
+MAX_UNANSWERED = 10  # videos in a row: the network is down
+MIN_READY_S = 2  # a shorter ready clip does not show its action
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,17 +57,17 @@ class DownloadPlan:
 
     Attributes:
         out: the folder to fill.
-        sources: in the order in which each clip's are asked.
+        sources: in the order in which they are tried for each clip.
         recipe: of the clips.
         binary: the ffmpeg program.
-        retry: reasons for which a source that failed before is asked again.
+        retry: a source that failed before is tried again where its reason is one of these.
         keep_videos: keep fetched videos in `out/videos`.
-        force: make every clip anew.
+        force: make every clip again.
         part: which share of the work.
         jobs: how many units at once (None: as many as the engine has processors); the clips' bytes
             do not depend on it.
         engine: a name in `engine.ENGINES`.
-        tmp_dir: where videos go while they are cut; None for beside the clips.
+        tmp_dir: where videos are stored while they are cut; None for beside the clips.
     """
 
     out: Path
@@ -85,14 +85,14 @@ class DownloadPlan:
 
 @dataclass(frozen=True, slots=True)
 class DownloadSummary:
-    """How a part stands after a run.
+    """What a part has after a run.
 
     Attributes:
         num_expected: segments of this part.
-        num_done: of them, clips in place.
-        gaps: of the others, how many by reason.
-        num_retryable: of the others, how many may succeed when asked again.
-        stopped: why the run was ended early (a lock-out, a network that is down), or None.
+        num_done: how many of them have their clip.
+        gaps: how many of the others, by reason.
+        num_retryable: how many of the others may succeed if they are tried again.
+        stopped: why the run ended early (a site that blocks us, a network that is down), or None.
     """
 
     num_expected: int
@@ -104,28 +104,24 @@ class DownloadSummary:
 
 @dataclass(frozen=True, slots=True)
 class UnitResult:
-    """What became of a unit.
+    """What a worker made of a unit.
 
     Attributes:
-        lines: one for each segment that was asked for.
-        lockout: why nothing more may be asked of the source; of the segments without a line,
-            nothing was.
+        lines: one for each segment that was tried.
+        lockout: why the source may not be tried any more; segments without a line were not tried.
     """
 
     lines: tuple[Line, ...]
     lockout: LockedOut | None = None
 
 
-Show = Callable[[Iterator[Line], int, str], Iterable[Line]]
-
-
 def share(segments: Sequence[Segment], part: Part) -> list[Segment]:
     """The part's segments: those of every N-th video, in manifest order."""
-    return [segment for own in part.of(by_video(segments)) for segment in own]
+    return [segment for own in part.of(group_by_video(segments)) for segment in own]
 
 
 def is_done(out: Path, segment: Segment, history: History | None) -> bool:
-    """Whether the ledger has the clip as done and the file is there with the size it had."""
+    """Whether the ledger has the clip as done, and its file exists with the recorded size."""
     if history is None or history.done is None:
         return False
     try:
@@ -140,10 +136,10 @@ def wanted(
     plan: DownloadPlan,
     histories: Mapping[str, History],
 ) -> list[Segment]:
-    """What to ask a source of the plan for, now that the ledger says this of the segments.
+    """The segments for which a source of the plan is to be tried, by what the ledger says of them.
 
-    Those for which it refused us last time come last: were it to refuse us for them again, and lock
-    us out, nothing else would ever be asked.
+    Those at which the site blocked us last time come last: if it blocks us again, all others have
+    been tried.
     """
     before = plan.sources[: plan.sources.index(source)]
     found = [
@@ -153,17 +149,17 @@ def wanted(
         and not is_done(plan.out, s, histories.get(s.key))
     ]
 
-    def is_refused(segment: Segment) -> bool:
+    def was_blocked(segment: Segment) -> bool:
         history = histories.get(segment.key)
         return history is not None and history.failed_with(source.name) in IDENTITY
 
-    return sorted(found, key=is_refused)
+    return sorted(found, key=was_blocked)
 
 
 def _is_next(
     source: Source, before: Sequence[Source], history: History, retry: frozenset[Reason]
 ) -> bool:
-    """Whether every source before has failed, and this one is worth asking."""
+    """Whether every source before has failed, and this one may succeed."""
     return (
         source.wants(history)
         and history.may_try(source.name, retry)
@@ -174,52 +170,53 @@ def _is_next(
 def pending(
     segments: Sequence[Segment], plan: DownloadPlan, histories: Mapping[str, History]
 ) -> list[Segment]:
-    """The part's segments that this run would ask any source for."""
+    """The part's segments for which this run would try any source."""
     own = share(segments, plan.part)
     if plan.force:
         return own
-    asked = {s.key for source in plan.sources for s in wanted(own, source, plan, histories)}
-    return [s for s in own if s.key in asked]
+    keys = {s.key for source in plan.sources for s in wanted(own, source, plan, histories)}
+    return [s for s in own if s.key in keys]
 
 
 def register_recipe(out: Path, recipe: ClipRecipe) -> None:
-    """Write `out/recipe.json`, or check that it says the same.
+    """Write `out/recipe.json`, or check that it holds this recipe.
 
     Raises:
         OutError: OUT holds clips of another recipe; the message names what differs.
     """
     path = out / "recipe.json"
-    values = recipe.as_json()
+    own = recipe.as_json()
     with file_lock(out / ".lock-recipe"):
         if not path.exists():
-            write_json(path, {"recipe": values, "hash": digest(values)})
+            write_json(path, {"recipe": own, "hash": digest(own)})
             return
-    old = read_json(path).get("recipe", {})
-    for name in sorted(old.keys() | values.keys()):
-        if old.get(name) != values.get(name):
+    recorded = read_json(path).get("recipe", {})
+    for name in sorted(recorded.keys() | own.keys()):
+        if recorded.get(name) != own.get(name):
             raise OutError(
-                f"{path}: the clips there were made with {name} = {old.get(name)}, this run has "
-                f"{name} = {values.get(name)}; use the same, or choose another folder"
+                f"{path}: the clips there were made with {name} = {recorded.get(name)}, this run "
+                f"has {name} = {own.get(name)}; use the same, or choose another folder"
             )
 
 
+@contextmanager
 def download(
-    segments: Sequence[Segment],
-    labels: tuple[str, ...],
-    plan: DownloadPlan,
-    *,
-    show: Show,
-    begin: Callable[[], None] = lambda: None,
-) -> DownloadSummary:
-    """Make the clips that are not yet made; safe to call again at any time.
+    segments: Sequence[Segment], labels: tuple[str, ...], plan: DownloadPlan
+) -> Iterator["DownloadRun"]:
+    """Begin to make the clips that are not yet made; safe to call again at any time.
+
+    The clips are made while the run is iterated over, inside the block. At the end of the block no
+    worker is left, whether or not the run came to its end.
+
+        with download(segments, labels, plan) as run:
+            for line in run:
+                print(line.key, line.status)
+            print(run.summary())
 
     Args:
-        segments: what OUT is to hold after this run, beside what it was asked to hold before.
+        segments: what OUT is to hold after this run, beside what earlier runs were to make.
         labels: the dataset's full label list, sorted.
         plan: how.
-        show: wraps the iterator of a source's ledger lines, given how many there may be and the
-            source's name, to show progress.
-        begin: called when OUT is this run's, before anything is asked.
 
     Raises:
         OutError: OUT is in use, or holds another recipe or another label list.
@@ -231,95 +228,143 @@ def download(
         remove_leftovers(plan.out)
         register_recipe(plan.out, plan.recipe)
         record_selection(plan.out, segments, labels)
-        begin()
         with (
             scratch_folder(plan.tmp_dir or plan.out) as scratch,
             ledger.writer(ledger.ledger_path(plan.out, plan.part)) as record,
+            closing(DownloadRun(plan, segments, scratch, record)) as run,
         ):
-            run = _Run(plan, segments, scratch, record, show)
-            stopped = next(filter(None, map(run.ask, plan.sources)), None)
-        return summarise(segments, plan, stopped)
+            yield run
 
 
-class _Run:
-    """One run of one part: what the ledger says by now, and what ends it early."""
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """What a run tries with one source.
+
+    Attributes:
+        source: its name.
+        num_wanted: segments for which it is tried; there are at most so many lines.
+        lines: each is in the ledger already when it is yielded.
+    """
+
+    source: str
+    num_wanted: int
+    lines: Generator[Line, None, None]
+
+
+class DownloadRun:
+    """A run of one part. Iterating over it makes the clips and yields each attempt's ledger line.
+
+    Attributes:
+        stopped: why the run ended early, or None.
+    """
 
     def __init__(
-        self,
-        plan: DownloadPlan,
-        segments: Sequence[Segment],
-        scratch: Path,
-        record: Writer,
-        show: Show,
+        self, plan: DownloadPlan, segments: Sequence[Segment], scratch: Path, record: Writer
     ) -> None:
+        self.stopped: SourceError | None = None
         self._plan = plan
         self._segments = segments
         self._own = share(segments, plan.part)
         self._own_keys = {segment.key for segment in self._own}
         self._scratch = scratch
         self._record = record
-        self._show = show
         self._histories = {} if plan.force else ledger.read(plan.out)
-        self._stop: SourceError | None = None
-        self._num_silent = 0  # videos in a row for which no answer came
+        self._lines: Generator[Line, None, None] | None = None
+        self._num_unanswered = 0  # videos in a row
 
-    def ask(self, source: Source) -> SourceError | None:
-        """Ask one source for all that is wanted of it; return what stops the run."""
+    def __iter__(self) -> Iterator[Line]:
+        """Try all sources, one after another."""
+        for attempts in self.by_source():
+            yield from attempts.lines
+
+    def by_source(self) -> Iterator[Attempts]:
+        """The same, for callers who show how far each source is."""
         plan = self._plan
-        if plan.part.count > 1 and not plan.force:
-            self._histories = ledger.read(plan.out)  # other parts may have served this one's clips
-        pool = self._own if source.by_video else self._segments
-        asked = wanted(pool, source, plan, self._histories)
-        if not asked:
-            return None
-        lockout = source.lockout()
-        if lockout is not None:
-            return lockout
+        for source in plan.sources:
+            if plan.part.count > 1 and not plan.force:
+                self._histories = ledger.read(plan.out)  # other parts may have made clips of ours
+            pool = self._own if source.by_video else self._segments
+            segments = wanted(pool, source, plan, self._histories)
+            if not segments:
+                continue
+            self.stopped = source.lockout()
+            if self.stopped is None:
+                with closing(self._try(source, segments)) as self._lines:
+                    yield Attempts(source.name, len(segments), self._lines)
+            if self.stopped is not None:
+                return
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._lines is not None:
+            self._lines.close()
+
+    def summary(self) -> DownloadSummary:
+        """What the part has now, from the ledger and the files."""
+        histories = ledger.read(self._plan.out)
+        gaps: Counter[str] = Counter()
+        num_done = num_retryable = 0
+        for segment in self._own:
+            history = histories.get(segment.key)
+            if is_done(self._plan.out, segment, history):
+                num_done += 1
+            elif history is None or not (history.failures or history.is_broken):
+                gaps["not tried"] += 1
+                num_retryable += 1
+            else:
+                gaps[history.main_reason] += 1
+                num_retryable += history.is_retryable
+        num_expected = num_done + gaps.total()
+        reasons = dict(gaps.most_common())
+        return DownloadSummary(num_expected, num_done, reasons, num_retryable, self.stopped)
+
+    def _try(self, source: Source, segments: Sequence[Segment]) -> Generator[Line, None, None]:
+        """Try one source for all that is wanted of it."""
+        plan = self._plan
         work = partial(make_clips, source=source, plan=plan, scratch=self._scratch)
-        units = self._units(source, asked)  # the engine closes them
-        with closing(
-            engine_module.run(units, work, jobs=plan.jobs, engine=plan.engine)
-        ) as finished:
-            for line in self._show(self._lines(finished, source), len(asked), source.name):
-                self._record.add(line)
-                self._histories.setdefault(line.key, History()).add(line)
-        return self._stop
+        units = self._units(source, segments)  # the engine closes them
+        with closing(engine.run(units, work, jobs=plan.jobs, engine=plan.engine)) as finished:
+            for unit, result in finished:
+                for line in self._lines_of(unit, result, source):
+                    self._record.add(line)
+                    self._histories.setdefault(line.key, History()).add(line)
+                    yield line
 
-    def _units(self, source: Source, asked: Sequence[Segment]) -> Generator[SourceUnit, None, None]:
-        """The source's units, none after a stop: what is under way then ends in peace."""
-        with closing(source.units(asked, self._plan.part, self._scratch)) as units:
+    def _units(
+        self, source: Source, segments: Sequence[Segment]
+    ) -> Generator[SourceUnit, None, None]:
+        """The source's units; none after the run was stopped, so that it ends with those begun."""
+        with closing(source.units(segments, self._plan.part, self._scratch)) as units:
             for unit in units:
-                if self._stop is not None:
+                if self.stopped is not None:
                     return
-                yield self._own_verdict(unit)
+                yield unit if unit.error is None else self._own_share(unit)
 
-    def _own_verdict(self, unit: SourceUnit) -> SourceUnit:
-        """What a source lacks, each part records of its own segments: the record has it once."""
-        if unit.error is None:
-            return unit
+    def _own_share(self, unit: SourceUnit) -> SourceUnit:
+        """The unit with this part's segments only: each part records its own gaps."""
         return replace(unit, segments=tuple(s for s in unit.segments if s.key in self._own_keys))
 
-    def _lines(
-        self, finished: Iterable[tuple[SourceUnit, UnitResult | Crash]], source: Source
-    ) -> Iterator[Line]:
-        for unit, made in finished:
-            if isinstance(made, Crash):
-                error = SourceError(Reason.KILLED, made.detail)
-                yield from (_failed(segment, source, error) for segment in unit.segments)
-            else:
-                self._stop = self._stop or made.lockout or self._silence(unit, made)
-                yield from made.lines
+    def _lines_of(
+        self, unit: SourceUnit, result: UnitResult | Crash, source: Source
+    ) -> Iterable[Line]:
+        """The unit's ledger lines; also notes what ends the run."""
+        if isinstance(result, Crash):
+            error = SourceError(Reason.KILLED, result.detail)
+            return [_failed(segment, source, error) for segment in unit.segments]
+        self.stopped = self.stopped or result.lockout or self._no_network(unit, result)
+        return result.lines
 
-    def _silence(self, unit: SourceUnit, made: UnitResult) -> SourceError | None:
-        """A network that is down fails every video alike, at the pace of one that is up."""
-        if unit.error is not None or not made.lines:
+    def _no_network(self, unit: SourceUnit, result: UnitResult) -> SourceError | None:
+        """Why the run ends where the network is down: every further video would fail as well."""
+        if unit.error is not None or not result.lines:
             return None
-        last = made.lines[-1]
-        self._num_silent = self._num_silent + 1 if last.reason is Reason.NETWORK else 0
-        if self._num_silent < MAX_SILENT:
+        last = result.lines[-1]
+        self._num_unanswered = self._num_unanswered + 1 if last.reason is Reason.NETWORK else 0
+        if self._num_unanswered < MAX_UNANSWERED:
             return None
         return SourceError(
-            Reason.NETWORK, f"{MAX_SILENT} videos in a row got no answer, the last: {last.detail}"
+            Reason.NETWORK,
+            f"{MAX_UNANSWERED} videos in a row got no answer, the last: {last.detail}",
         )
 
 
@@ -342,32 +387,10 @@ def _failed(
     )
 
 
-def summarise(
-    segments: Sequence[Segment], plan: DownloadPlan, stopped: SourceError | None = None
-) -> DownloadSummary:
-    """How the part stands, from the ledger and the files."""
-    histories = ledger.read(plan.out)
-    gaps: Counter[str] = Counter()
-    num_done = num_retryable = 0
-    for segment in share(segments, plan.part):
-        history = histories.get(segment.key)
-        if is_done(plan.out, segment, history):
-            num_done += 1
-        elif history is None or not (history.failures or history.is_broken):
-            gaps["not tried"] += 1
-            num_retryable += 1
-        else:
-            gaps[history.main_reason] += 1
-            num_retryable += history.is_retryable
-    return DownloadSummary(
-        num_done + gaps.total(), num_done, dict(gaps.most_common()), num_retryable, stopped
-    )
-
-
 def make_clips(
     unit: SourceUnit, *, source: Source, plan: DownloadPlan, scratch: Path
 ) -> UnitResult:
-    """Make a unit's clips. Expected failures are lines; a bug still raises."""
+    """Make a unit's clips. An expected failure is a ledger line; a bug raises."""
     if unit.error is not None:
         return UnitResult(tuple(_failed(segment, source, unit.error) for segment in unit.segments))
     lines: list[Line] = []
@@ -392,7 +415,7 @@ def make_clips(
         if ready.is_relative_to(scratch):
             ready.unlink()
     if any(line.reason in IDENTITY for line in lines):
-        lockout = source.lockout()  # asked here: each host has a pace of its own
+        lockout = source.lockout()  # here, because each host has its own rate limit
     return UnitResult(tuple(lines), lockout)
 
 
@@ -407,7 +430,7 @@ def _make_clip(
     """One attempt at one clip from one source.
 
     Raises:
-        LockedOut: it was not asked for.
+        LockedOut: the clip was not tried.
     """
     start = time.monotonic()
     scratch = folder / f"{segment.key}.mp4"
@@ -416,7 +439,7 @@ def _make_clip(
         made, detail = (
             _cut(segment, opened, scratch, plan)
             if ready is None
-            else (_pass_ready(ready, scratch, plan), "as-found")
+            else (_check_ready(ready, scratch, plan), "as-found")
         )
     except LockedOut:
         raise
@@ -440,7 +463,7 @@ def _make_clip(
 
 
 def _cut(segment: Segment, opened: Opened, clip: Path, plan: DownloadPlan) -> tuple[Cut, str]:
-    """Cut the segment out of the first footage from which it can be cut; say what that was."""
+    """Cut the segment out of the first footage from which it can be cut; return its detail too."""
     damage = None
     for footage in opened.footage(segment):
         try:
@@ -456,12 +479,12 @@ def _cut(segment: Segment, opened: Opened, clip: Path, plan: DownloadPlan) -> tu
             damage = error
         else:
             return made, footage.detail
-    assert damage is not None, "a source gives footage or says why not"
+    assert damage is not None, "a source yields footage or raises"
     raise damage
 
 
-def _pass_ready(ready: Path, clip: Path, plan: DownloadPlan) -> Cut:
-    """Bring a clip that a source has ready through the same door, from its time 0, all of it."""
+def _check_ready(ready: Path, clip: Path, plan: DownloadPlan) -> Cut:
+    """Make `clip` of a ready clip, from its time 0 to its end; a conforming one is copied."""
     if conforming_frames(ready, plan.recipe):
         with name_in_errors(clip):
             shutil.copyfile(ready, clip)

@@ -13,8 +13,8 @@ from kinetics_tools.core.units import Part
 from kinetics_tools.dataset import ledger
 from kinetics_tools.dataset.ledger import VERIFY, Line
 from kinetics_tools.dataset.manifest import Segment, read_manifest
+from kinetics_tools.download.cli import report_main
 from kinetics_tools.download.coverage import State, share, split_table, survey
-from kinetics_tools.download.record_cli import report_main
 from kinetics_tools.download.report import MAX_BINS, rebin, write_report
 from outs import ask, done, failed, put, segment, tell
 from support import tree

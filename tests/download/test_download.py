@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -10,7 +11,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -581,18 +583,42 @@ def test_real_videos_end_as_exact_clips_or_with_their_reason_even_when_killed(
     assert not (tmp_path / "torn" / ".scratch").exists()
 
 
-def test_what_a_run_is_of_is_written_before_anything_is_asked(
+SEGMENT = Segment(youtube_id="v", start_s=Fraction(0), end_s=Fraction(2), label="a", split="val")
+
+
+def test_out_is_a_runs_own_before_any_source_is_tried_and_its_lines_are_pulled(
     recipe: ClipRecipe, ffmpeg: Path, tmp_path: Path
 ) -> None:
-    asked = Segment(youtube_id="v", start_s=Fraction(0), end_s=Fraction(2), label="a", split="val")
-    order: list[str] = []
+    out = tmp_path / "out"
+    plan = DownloadPlan(out=out, sources=(Folder(tmp_path),), recipe=recipe, binary=ffmpeg, jobs=0)
+    with make_clips_of([SEGMENT], ("a",), plan) as run:
+        assert (out / "manifest.csv").exists()
+        assert ledger.read(out) == {}
+        (attempts,) = run.by_source()
+    assert (attempts.source, attempts.num_wanted) == (f"dir:{tmp_path}", 1)
+    assert list(attempts.lines) == []  # the block has ended, and with it the run
+    with make_clips_of([SEGMENT], ("a",), plan) as run:
+        for line in run:
+            assert ledger.read(out)[line.key].main_reason == line.reason == "gone"
+        assert (run.summary().num_expected, run.summary().gaps) == (1, {"gone": 1})
 
-    def show(lines: Iterator[ledger.Line], _: int, name: str) -> Iterator[ledger.Line]:
-        order.append(name.partition(":")[0])
-        return lines
 
-    plan = DownloadPlan(
-        out=tmp_path / "out", sources=(Folder(tmp_path),), recipe=recipe, binary=ffmpeg, jobs=0
-    )
-    make_clips_of([asked], ("a",), plan, show=show, begin=lambda: order.append("begin"))
-    assert order == ["begin", "dir"]
+def test_a_run_that_is_left_leaves_no_worker_and_no_scratch_file(
+    recipe: ClipRecipe, ffmpeg: Path, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    asked = []
+    for number in range(6):
+        (videos / f"v{number}.mp4").write_bytes(make_video(seconds=4).read_bytes())
+        asked.append(replace(SEGMENT, youtube_id=f"v{number}"))
+    plan = DownloadPlan(out=out, sources=(Folder(videos),), recipe=recipe, binary=ffmpeg, jobs=2)
+    with make_clips_of(asked, ("a",), plan) as run:
+        lines = iter(run)
+        first = next(lines)
+    assert multiprocessing.active_children() == []
+    assert not (out / ".scratch").exists()
+    assert first.key in ledger.read(out)
+    with make_clips_of(asked, ("a",), plan) as run:
+        assert first.key not in {line.key for line in run}
+        assert run.summary().num_done == 6

@@ -33,7 +33,7 @@ from kinetics_tools.dataset.ledger import FAILED, History, Line
 from kinetics_tools.dataset.manifest import Segment
 from kinetics_tools.download.sources.base import Source, SourceUnit
 from kinetics_tools.download.sources.mirror import (
-    CLIPS_AHEAD,
+    MAX_WAITING_CLIPS,
     OFFICIAL,
     Mirror,
     Replacement,
@@ -478,7 +478,7 @@ def test_few_clips_lie_waiting_for_a_slow_taker(lab: Lab) -> None:
         most = max(most, len(list(lab.scratch.iterdir())))
         for path in unit.ready.values():
             path.unlink()
-    assert 1 <= most <= CLIPS_AHEAD + 3  # waiting, being written (two names), in our hands
+    assert 1 <= most <= MAX_WAITING_CLIPS + 3  # waiting, being written (two names), in our hands
 
 
 def test_who_stops_taking_leaves_no_reader_behind(lab: Lab) -> None:
@@ -487,7 +487,7 @@ def test_who_stops_taking_leaves_no_reader_behind(lab: Lab) -> None:
     next(units)
     units.close()
     assert "read-ahead" not in {thread.name for thread in threading.enumerate()}
-    assert len(tree(lab.scratch)) <= CLIPS_AHEAD + 2
+    assert len(tree(lab.scratch)) <= MAX_WAITING_CLIPS + 2
     (known,) = (lab.folder / "cache" / "cvdf").glob("*.json")
     assert json.loads(known.read_text())["complete"] is False
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yt_dlp.networking.impersonate
 
-from kinetics_tools.core.cli import Exit
 from kinetics_tools.core.errors import Reason, SourceError
 from kinetics_tools.download import preflight
 from kinetics_tools.download.preflight import Finding, Level, PreflightJob
@@ -61,7 +60,7 @@ def test_a_job_that_lacks_nothing_is_well_and_nothing_is_written(
 ) -> None:
     findings = preflight.check(make_job())
     assert [finding.level for finding in findings] == [Level.OK] * 4
-    assert preflight.exit_code(findings) == Exit.COMPLETE
+    assert preflight.is_ready(findings)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,7 +75,7 @@ def test_folders_that_cannot_be_written_are_missing(make_job: MakeJob, tmp_path:
     assert about(findings, "OUT").level is Level.MISSING
     assert "Not a directory" in about(findings, "OUT").what
     assert about(findings, "--cache-dir").level is Level.MISSING
-    assert preflight.exit_code(findings) == Exit.UNUSABLE
+    assert not preflight.is_ready(findings)
 
 
 def test_too_small_a_disk_is_missing(make_job: MakeJob) -> None:
@@ -106,7 +105,7 @@ def test_an_old_release_of_ytdlp_is_old_but_no_reason_to_stop(make_job: MakeJob)
     for days, level in ((90, Level.OK), (91, Level.OLD)):
         findings = preflight.check(make_job(ytdlp={}), today=released + timedelta(days=days))
         assert about(findings, f"yt-dlp {version}").level is level
-        assert preflight.exit_code(findings) == Exit.COMPLETE
+        assert preflight.is_ready(findings)
     assert "91 days old" in about(findings, "yt-dlp").what
 
 

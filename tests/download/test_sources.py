@@ -10,7 +10,7 @@ from kinetics_tools.core.errors import KineticsError, Reason, SourceError, Unkno
 from kinetics_tools.core.units import WHOLE
 from kinetics_tools.dataset.ledger import History
 from kinetics_tools.dataset.manifest import Segment
-from kinetics_tools.download.sources.base import by_video
+from kinetics_tools.download.sources.base import group_by_video
 from kinetics_tools.download.sources.registry import Settings, make_sources
 
 
@@ -31,7 +31,7 @@ def settings(tmp_path: Path) -> Settings:
 
 def test_segments_come_by_video_in_the_order_of_the_first() -> None:
     given = [segment("b"), segment("a"), segment("b", 20)]
-    assert by_video(given) == [[given[0], given[2]], [given[1]]]
+    assert group_by_video(given) == [[given[0], given[2]], [given[1]]]
 
 
 def test_a_folder_has_clips_by_key_and_videos_by_id(tmp_path: Path, settings: Settings) -> None:

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,11 @@ from kinetics_tools.core.files import hold_lock
 from kinetics_tools.core.units import Part
 from kinetics_tools.dataset import ledger
 from kinetics_tools.dataset.layout import clip_path
+from kinetics_tools.download.cli import verify_main
 from kinetics_tools.download.coverage import State, survey
-from kinetics_tools.download.record_cli import verify_main
 from kinetics_tools.download.run import DownloadPlan, download
 from kinetics_tools.download.sources.folder import Folder
-from kinetics_tools.download.verify import CheckResult, verify
+from kinetics_tools.download.verify import Verification, verify
 from kinetics_tools.extract.clips import read_clips
 from kinetics_tools.media.cut import ClipRecipe
 from outs import ask, done, failed, put, real, segment, tell
@@ -112,8 +112,11 @@ def test_a_whole_folder_exits_with_0_and_is_not_written_to(
     assert tree(tmp_path) == before
 
 
-def silent(verdicts: Iterator[CheckResult], total: int) -> Iterator[CheckResult]:  # noqa: ARG001 - a Show
-    return verdicts
+def verified(out: Path, *, splits: Sequence[str] = (), jobs: int = 1) -> Verification:
+    """A verification that has come to its end."""
+    with verify(out, splits=splits, jobs=jobs) as run:
+        assert len(list(run)) == len(run)
+    return run
 
 
 def test_what_decodes_otherwise_than_it_should_is_damaged(
@@ -133,9 +136,9 @@ def test_damage_after_damage_is_found_and_mended_each_time(tmp_path: Path, video
     ask(tmp_path, [WHOLE])
     for day in range(1, 3 + ledger.MAX_DAMAGED):
         tell(tmp_path, [real(tmp_path, WHOLE, video, time=f"2026-01-{day:02}")])
-        assert verify(tmp_path, jobs=0, show=silent).num_whole == 1
+        assert verified(tmp_path, jobs=0).num_whole == 1
         flip(clip_path(tmp_path, WHOLE))
-        assert verify(tmp_path, jobs=0, show=silent).num_damaged == 1
+        assert verified(tmp_path, jobs=0).num_damaged == 1
         assert ledger.read(tmp_path)[WHOLE.key].may_try("cvdf", frozenset())
 
 
@@ -148,16 +151,18 @@ def test_the_next_run_makes_again_what_was_damaged(
     plan = DownloadPlan(out=out, sources=(Folder(videos),), recipe=recipe, binary=ffmpeg, jobs=0)
 
     def run() -> int:
-        return download([WHOLE], ("yoga",), plan, show=lambda lines, *_: lines).num_done
+        with download([WHOLE], ("yoga",), plan) as going:
+            list(going)
+            return going.summary().num_done
 
     assert run() == 1
     first = tree(out, without=("ledger",))
     flip(clip_path(out, WHOLE))
-    assert verify(out, jobs=0, show=silent).num_damaged == 1
+    assert verified(out, jobs=0).num_damaged == 1
     assert survey(out).total == {State.RETRYABLE: 1}
     assert run() == 1
     assert tree(out, without=("ledger",)) == first
-    assert verify(out, jobs=0, show=silent).num_damaged == 0
+    assert verified(out, jobs=0).num_damaged == 0
     assert survey(out).total == {State.PRESENT: 1}
 
 
@@ -165,7 +170,7 @@ def test_a_clock_that_runs_ahead_does_not_hide_damage(tmp_path: Path, video: Pat
     ask(tmp_path, [WHOLE])
     tell(tmp_path, [real(tmp_path, WHOLE, video, time="2099-01-01")], Part(3, 8))
     flip(clip_path(tmp_path, WHOLE))
-    verify(tmp_path, jobs=0, show=silent)
+    verified(tmp_path, jobs=0)
     assert undone(tmp_path) == {WHOLE.key}
     tell(tmp_path, [real(tmp_path, WHOLE, video)], Part(3, 8))
     assert undone(tmp_path) == set()
@@ -194,11 +199,11 @@ def test_a_split_is_checked_alone(out: Path, capsys: pytest.CaptureFixture[str])
 
 def test_it_and_a_run_keep_out_of_each_others_way(out: Path, tmp_path: Path) -> None:
     with hold_lock(out, "2-of-8"), pytest.raises(OutError, match="in use by a job of 8 parts"):
-        verify(out, show=silent)
+        verified(out)
     with hold_lock(out), pytest.raises(OutError, match="in use by process"):
-        verify(out, show=silent)
+        verified(out)
     with pytest.raises(ManifestError, match=r"holds no manifest\.csv"):
-        verify(tmp_path, show=silent)
+        verified(tmp_path)
 
 
 def test_a_clip_that_cannot_be_reached_stops_it_and_is_not_called_damaged(out: Path) -> None:
@@ -206,7 +211,7 @@ def test_a_clip_that_cannot_be_reached_stops_it_and_is_not_called_damaged(out: P
     clip.unlink()
     clip.symlink_to(clip)
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
-        verify(out, splits=("val",), jobs=0, show=silent)
+        verified(out, splits=("val",), jobs=0)
     assert WHOLE.key not in undone(out)
 
 
@@ -218,8 +223,7 @@ def test_a_killed_verification_loses_nothing(tmp_path: Path, video: Path) -> Non
     for each in segments[::2]:
         flip(clip_path(out, each))
     code = (
-        "import sys; from kinetics_tools.download.record_cli import verify_main; "
-        "verify_main(sys.argv[1:])"
+        "import sys; from kinetics_tools.download.cli import verify_main; verify_main(sys.argv[1:])"
     )
     started = subprocess.Popen(
         [sys.executable, "-c", code, str(out), "--jobs", "1"],
@@ -234,17 +238,17 @@ def test_a_killed_verification_loses_nothing(tmp_path: Path, video: Path) -> Non
     assert problems(first).keys() <= {s.youtube_id for s in segments[::2]}
     assert undone(out) >= {f"{video}_000003_000005" for video in problems(first)}
     assert undone(out) <= {s.key for s in segments[::2]}
-    found = verify(out, jobs=1, show=silent)
+    found = verified(out, jobs=1)
     assert (found.num_whole, found.num_damaged) == (20, 20)
     assert undone(out) == {s.key for s in segments[::2]}
 
 
 def test_a_folder_without_clips_is_told(tmp_path: Path, video: Path) -> None:
     ask(tmp_path, [WHOLE])
-    assert verify(tmp_path, show=silent).num_damaged == 0
+    assert verified(tmp_path).num_damaged == 0
     tell(tmp_path, [real(tmp_path, WHOLE, video)])
     shutil.rmtree(tmp_path / "clips")
-    assert verify(tmp_path, show=silent).num_damaged == 1
+    assert verified(tmp_path).num_damaged == 1
 
 
 def test_the_command_has_both_verbs_and_tells_what_it_cannot_do_in_one_line(
@@ -252,7 +256,7 @@ def test_the_command_has_both_verbs_and_tells_what_it_cannot_do_in_one_line(
 ) -> None:
     said = run_command("kinetics-download", "verify", out, "--split", "train")
     assert (said.returncode, said.stderr) == (4, "")
-    assert said.stdout.endswith("that filled this folder again\n")
+    assert said.stdout.endswith("that filled this folder\n")
     said = run_command("kinetics-download", "report", out)
     assert (said.returncode, said.stderr) == (0, "")
     assert re.search(r"^damaged +transient +2 +2$", said.stdout, re.MULTILINE)

@@ -427,7 +427,7 @@ def test_a_lockout_while_an_address_is_renewed_is_no_refusal_of_the_video(
     footage = opened.footage(segment("aged0000000"))
     next(footage)
     for _ in range(STRIKES):
-        source.pace.refused(Reason.BOT_CHECK)
+        source.limiter.refused(Reason.BOT_CHECK)
     youtube.put("aged0000000", long_video, seconds=60, media=[403])
     with pytest.raises(LockedOut):
         next(footage)
@@ -711,9 +711,11 @@ def test_what_yt_dlp_does_not_take_is_one_line(word: str, said: str) -> None:
     assert f"--{ytdlp_options.name_of(word)}:" in str(caught.value)
 
 
-def test_options_of_the_command_line_reach_yt_dlp() -> None:
+def test_options_of_the_command_line_reach_yt_dlp(tmp_path: Path) -> None:
+    jar = tmp_path / "jar.txt"
+    jar.touch()
     values: dict[str, list[str | None]] = {
-        "cookies": ["jar.txt"],
+        "cookies": [str(jar)],
         "cookies-from-browser": ["firefox"],
         "proxy": ["http://127.0.0.1:9"],
         "source-address": ["127.0.0.1"],
@@ -733,13 +735,13 @@ def test_options_of_the_command_line_reach_yt_dlp() -> None:
     for name, given in values.items():
         for value in given:
             argv += [f"--{name}"] if value is None else [f"--{name}", value]
-    words = cli._ytdlp_words(cli.build_parser().parse_args(argv))
+    words = cli._ytdlp_options(cli.build_parser().parse_args(argv))
     parameters = ytdlp.parse(words)
     sleeps = parameters.pop("retry_sleep_functions")
     assert (sleeps["http"](n=0), sleeps["fragment"](n=0)) == (2, 5)
     assert str(parameters.pop("impersonate")) == "chrome"
     expected = {
-        "cookiefile": "jar.txt",
+        "cookiefile": str(jar),
         "cookiesfrombrowser": ("firefox", None, None, None),
         "proxy": "http://127.0.0.1:9",
         "ratelimit": 51200,

@@ -1,15 +1,16 @@
-"""What a source is: it divides what is wanted of it into units, and gives footage for each.
+"""What a source is: it divides the segments that a run wants into units, and has videos for each.
 
-A run asks its sources one after another. Of each it wants the segments that every earlier source
-has failed to give. `units` runs in the process that leads the run and may read from the network as
-it goes; `open` runs in worker processes.
+A run tries its sources one after another, each for the segments that every earlier source has
+failed to give. `units` runs in the process that leads the run, and may download as it goes; `open`
+runs in worker processes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from kinetics_tools.core.errors import SourceError
 from kinetics_tools.core.units import Part
@@ -17,9 +18,9 @@ from kinetics_tools.dataset.ledger import History
 from kinetics_tools.dataset.manifest import Segment
 from kinetics_tools.download.sources.rate_limit import LockedOut
 
-# How a source that has whole videos gives a segment of one.
+# How a source of whole videos gives a segment of one.
 FETCHES: Mapping[str, str] = {
-    "auto": "sections where that saves something, all of the video where that fails",
+    "auto": "sections where that downloads less, the whole video where a section fails",
     "section": "sections only",
     "full": "whole videos only",
 }
@@ -27,14 +28,14 @@ FETCHES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class SourceUnit:
-    """The smallest share of a source's work: a video's segments, or one ready clip.
+    """The smallest share of a source's work: segments of one video, or one ready clip.
 
     Attributes:
         segments: what it may give.
-        ready: the file of a ready clip, by key. One that lies in the run's scratch folder is
-            removed when its clip is made.
-        video: the file of the video, where the source has it at hand.
-        error: the source already knows that it has none of these segments.
+        ready: the file of a ready clip, by key. A file in the run's scratch folder is removed when
+            its clip is made.
+        video: the file of the whole video, where the source has one on disk.
+        error: why the source has none of these segments, where that is known already.
     """
 
     segments: tuple[Segment, ...]
@@ -49,8 +50,8 @@ class Footage:
 
     Attributes:
         path: the file.
-        zero_s: time of the file's first frame, in seconds, counted from the video's first frame.
-        detail: what it is, for the record, such as "section of 134, 640x360".
+        zero_s: time of the file's first frame, in seconds from the video's first frame.
+        detail: what the file is, for the ledger, such as "section of 134, 640x360".
     """
 
     path: Path
@@ -59,70 +60,81 @@ class Footage:
 
 
 class Opened(Protocol):
-    """A unit in the hands of a worker: its video is asked for once, whatever its segments."""
+    """A unit that a worker has opened: its video is requested once, for all its segments."""
 
     def footage(self, segment: Segment) -> Iterator[Footage]:
-        """Yield files that show the segment, the cheapest first; the next one is fetched only
-        when the last one could not be cut.
+        """Yield files that show the segment, the cheapest first.
+
+        The next file is fetched only when the last one could not be cut.
 
         Raises:
-            SourceError: there is none, or no further one.
-            LockedOut: it was not asked for.
+            SourceError: there is no file, or no further one.
+            LockedOut: the site was not asked, because it blocks this address or account.
             OSError: the disk is full.
         """
 
 
-class Source(Protocol):
-    """One place to ask. Instances are values: they are sent to worker processes."""
+class Source(ABC):
+    """One place to get clips from. Instances are values: they are sent to worker processes.
 
-    @property
-    def name(self) -> str:
-        """The ledger's word for it: as named on the command line, without secrets."""
+    The defaults are those of a source that may have any segment, can always be tried, and uses no
+    tool of its own.
 
-    @property
-    def by_video(self) -> bool:
-        """Whether parts share its work by video; otherwise `units` itself shares it out, and is
-        given what all parts want."""
+    Attributes:
+        name: of the source in the ledger: as given on the command line, without secrets.
+        by_video: True where the run shares the source's work among parts by video. False where
+            `units` does, so that it is given what all parts want.
+    """
 
-    def wants(self, history: History) -> bool:
-        """Whether this source could have a segment, after what earlier sources said of it."""
+    __slots__ = ()
+    name: str
+    by_video: ClassVar[bool] = True
 
-    def check(self, segments: Sequence[Segment]) -> None:
-        """Before any source is asked: find out, without asking, what makes this one unusable.
-
-        Args:
-            segments: all of the job's.
-
-        Raises:
-            KineticsError: it cannot be used as it was asked for.
-        """
-
-    def lockout(self) -> LockedOut | None:
-        """Why nothing may be asked of it now; None where it may be asked."""
-
+    @abstractmethod
     def units(
         self, segments: Sequence[Segment], part: Part, scratch: Path
     ) -> Generator[SourceUnit, None, None]:
         """Divide the segments that are wanted of this source.
 
         Args:
-            segments: in manifest order, but last those for which it refused us last time.
-            part: which share of the job this run does.
+            segments: in manifest order, but last those for which the site blocked us last time.
+            part: the share of the job that this run does.
             scratch: a folder for files that units carry.
 
         Raises:
-            SourceError: it cannot be reached at all.
-            KineticsError: it cannot be used as it was asked for.
+            SourceError: the source cannot be reached at all.
+            KineticsError: it cannot be used as the command line says.
+            OSError: the disk is full.
         """
 
+    @abstractmethod
     def open(self, unit: SourceUnit, into: Path) -> Opened:
         """Begin to fetch a unit's video into the empty folder `into`."""
 
+    def wants(self, history: History) -> bool:  # noqa: ARG002 - for those that choose
+        """Whether this source may have a segment with this history."""
+        return True
+
+    def check(self, segments: Sequence[Segment]) -> None:  # noqa: B027 - most need no check
+        """Find out before the run, without any request, whether the source can be used.
+
+        Args:
+            segments: all of the job's.
+
+        Raises:
+            KineticsError: it cannot be used as the command line says.
+        """
+
+    def lockout(self) -> LockedOut | None:
+        """Why the source may not be tried now; None where it may."""
+        return None
+
     def versions(self) -> Mapping[str, str]:
-        """Of the tools that fetch."""
+        """Versions of the tools that fetch, by name."""
+        return {}
 
 
-def by_video(segments: Sequence[Segment]) -> list[list[Segment]]:
+def group_by_video(segments: Sequence[Segment]) -> list[list[Segment]]:
     """The segments of each video, videos in the order of their first segment."""
     videos: dict[str, list[Segment]] = {}
     for segment in segments:

@@ -1,56 +1,45 @@
-"""`dir:PATH`: videos and ready clips that lie in a folder."""
+"""`dir:PATH`: videos and ready clips in a local folder."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kinetics_tools.core.errors import Reason, SourceError
 from kinetics_tools.core.keys import VIDEO_SUFFIXES
 from kinetics_tools.core.units import Part
-from kinetics_tools.dataset.ledger import History
 from kinetics_tools.dataset.manifest import Segment
-from kinetics_tools.download.sources.base import Footage, Opened, SourceUnit, by_video
+from kinetics_tools.download.sources.base import (
+    Footage,
+    Opened,
+    Source,
+    SourceUnit,
+    group_by_video,
+)
 
-AT_ONCE = 4  # segments of a video: nothing is fetched, so its units may be small
+UNIT_SEGMENTS = 4  # of a video: nothing is fetched, so its units may be small
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class Folder(Source):
     """`<key>.*` anywhere below the folder is a ready clip, `<youtube_id>.*` a video."""
 
     path: Path
+    name: str = field(init=False)
 
-    @property
-    def name(self) -> str:
-        """As named on the command line."""
-        return f"dir:{self.path}"
-
-    @property
-    def by_video(self) -> bool:
-        """Parts share it by video."""
-        return True
-
-    def wants(self, history: History) -> bool:  # noqa: ARG002 - it may have any clip
-        """Whatever earlier sources lack."""
-        return True
-
-    def check(self, segments: Sequence[Segment]) -> None:
-        """The folder was looked at when it was named."""
-
-    def lockout(self) -> None:
-        """Never: a folder is always open."""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"dir:{self.path}")  # the instance is frozen
 
     def units(
         self,
         segments: Sequence[Segment],
-        part: Part,  # noqa: ARG002 - the caller has shared the videos out
-        scratch: Path,  # noqa: ARG002 - files are read where they lie
+        part: Part,  # noqa: ARG002 - these are the part's segments already
+        scratch: Path,  # noqa: ARG002 - files are read in place
     ) -> Generator[SourceUnit, None, None]:
-        """Some segments of a video, with what the folder has for them."""
+        """Yield a few segments of a video at a time, with the files that exist for them."""
         files = self._by_stem()
-        for own in by_video(segments):
-            for start in range(0, len(own), AT_ONCE):
-                some = tuple(own[start : start + AT_ONCE])
+        for own in group_by_video(segments):
+            for start in range(0, len(own), UNIT_SEGMENTS):
+                some = tuple(own[start : start + UNIT_SEGMENTS])
                 ready = {s.key: files[s.key] for s in some if s.key in files}
                 yield SourceUnit(some, ready, files.get(some[0].youtube_id))
 
@@ -62,12 +51,8 @@ class Folder:
         return {path.stem: path for path in reversed(files)}  # the first of equal names wins
 
     def open(self, unit: SourceUnit, into: Path) -> Opened:  # noqa: ARG002 - files are read in place
-        """The video where it lies."""
+        """The unit's video in place."""
         return _InPlace(self.path, unit)
-
-    def versions(self) -> Mapping[str, str]:
-        """No tool is used."""
-        return {}
 
 
 @dataclass(frozen=True, slots=True)

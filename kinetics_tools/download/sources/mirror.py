@@ -1,16 +1,16 @@
 """The CVDF mirror: Kinetics' clips, cut and packed into tars of about a thousand each.
 
-A path list names the tars of a split. Nothing says which clip is in which tar but the tars
-themselves, so the members of every tar that was read are remembered, and a tar that is known to
-hold nothing wanted is not read again. Tars are streamed, each once, and never stored: a clip goes
-to the scratch folder when it comes, and from there to a worker, while the next ones come.
+A path list names the tars of a split. Only the tars themselves say which clip is in which tar, so
+the members of every tar that was read are remembered, and a tar that is known to hold nothing
+wanted is not read again. Tars are streamed, each once, and never stored: a clip is written to the
+scratch folder when it arrives, and goes from there to a worker while the next clips arrive.
 
-The tasks of a job share the tars out. What each saw in its own, and which of them it could not
-read, the others find in OUT: a clip that is in nobody's tars can go on to the next source.
+The tasks of a job share the tars. Each task writes to OUT what it found in its tars, and which of
+them it could not read: a clip that is in no task's tars can go on to the next source.
 
-What this needs, whatever is wanted: on disk, 32 clips or 256 MiB of clips that wait for a worker
-(one clip at least, and one that is being written; none is larger than 1 GiB), beside those in the
-workers' hands; in memory, one connection's buffers, the keys of one tar, and the wanted segments.
+Limits, whatever is wanted: on disk, 32 clips or 256 MiB of clips that wait for a worker (at least
+one clip, and one that is being written; none is larger than 1 GiB), beside those that workers have;
+in memory, the buffers of one connection, the keys of one tar, and the wanted segments.
 """
 
 import logging
@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import urljoin, urlsplit
 
 from kinetics_tools.core import http_client
@@ -47,13 +48,13 @@ logger = logging.getLogger(__name__)
 
 OFFICIAL = "https://s3.amazonaws.com/kinetics"
 SPLITS = ("train", "val", "test")
-CLIPS_AHEAD = 32
-BYTES_AHEAD = 2**28
-SHORT_REST_BYTES = 2**24
-ASKED_AT_ONCE = 8  # sizes
-GIVE_UP_AFTER = 3  # tars in a row that could not be had: the mirror is down
+MAX_WAITING_CLIPS = 32
+MAX_WAITING_BYTES = 2**28
+MIN_SAVED_BYTES = 2**24
+PARALLEL_REQUESTS = 8  # for sizes
+MAX_FAILURES = 3  # tars in a row that could not be read: the mirror is down
 ID_LENGTH = 11
-SHARED = ".mirror"  # in OUT: what tasks tell each other of tars
+SHARED = ".mirror"  # in OUT: what each task found in its tars, for the others
 _OFFICIAL = re.compile(r"^https?://s3\.amazonaws\.com/kinetics/")
 _OTHER_KEY = re.compile(r".{11}_\d{6}_\d{6}")
 _DOWN = frozenset({Reason.NETWORK, Reason.SERVER, Reason.RATE_LIMITED})
@@ -67,17 +68,17 @@ def make(
     lists: Mapping[str, str] | None = None,
     is_kinetics400: bool = True,
 ) -> tuple[Source, ...]:
-    """The sources that `--source cvdf` names: the mirror and, for Kinetics-400, its replacements.
+    """The sources that `--source cvdf` means: the mirror and, for Kinetics-400, its replacements.
 
     Args:
         cache: the user's cache folder.
         out: the folder to fill.
-        base: the mirror's address, of which `400/...` are the files of Kinetics-400.
-        lists: addresses of path lists by split, beside or instead of those of Kinetics-400.
-        is_kinetics400: whether the lists of Kinetics-400 are those of the manifest.
+        base: the mirror's address; the files of Kinetics-400 are below its `400/`.
+        lists: addresses of path lists by split; they replace or extend those of Kinetics-400.
+        is_kinetics400: whether the manifest is of Kinetics-400, whose path lists are known.
 
     Raises:
-        KineticsError: `base` is no address.
+        KineticsError: `base` is not an http(s) address.
     """
     base = base.rstrip("/")
     if urlsplit(base).scheme not in ("http", "https"):
@@ -98,12 +99,12 @@ def parse_list(content: bytes, address: str, base: str = OFFICIAL) -> list[str]:
     """The addresses in a path list, each once.
 
     Args:
-        content: of the list: an address a line, absolute or relative to the list's own.
-        address: the list's own.
-        base: takes the place of the official address at the beginning of a line.
+        content: the list's bytes: one address per line, absolute or relative to `address`.
+        address: of the list.
+        base: replaces the official address at the beginning of a line.
 
     Raises:
-        KineticsError: a line is no address, or there is none.
+        KineticsError: a line is not an address, or the list is empty.
     """
     found: dict[str, None] = {}
     lines = content.decode("utf-8-sig", "replace").splitlines()
@@ -114,11 +115,11 @@ def parse_list(content: bytes, address: str, base: str = OFFICIAL) -> list[str]:
         if whole is None:
             raise KineticsError(
                 f"{address}, line {number}: {line[:80]!r} is not an address; "
-                "a path list has the address of one tar a line"
+                "a path list has the address of one tar per line"
             )
         found[whole] = None
     if not found:
-        raise KineticsError(f"{address} names no tar; give a path list with one address a line")
+        raise KineticsError(f"{address} names no tar; give a path list with one address per line")
     return list(found)
 
 
@@ -135,36 +136,45 @@ def _absolute(line: str, address: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mirror:
+class _ReadyClips(Source):
+    """A source of ready clips in tars.
+
+    Attributes:
+        timeout_s: how long to wait for a byte.
+        pauses_s: before each further try.
+    """
+
+    timeout_s: float = http_client.TIMEOUT_S
+    pauses_s: Sequence[float] = http_client.PAUSES_S
+
+    def open(self, unit: SourceUnit, into: Path) -> Opened:  # noqa: ARG002 - the clip is ready
+        """The unit's ready clip is all that there is."""
+        return _NoFootage()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirror(_ReadyClips):
     """`cvdf`: the tars that the path lists name.
 
     Attributes:
         cache: the user's cache folder.
         out: the folder to fill, which all tasks of a job see.
         lists: the path list's address, by split.
-        base: stands in for the official address in the lists' lines.
-        timeout_s: how long to wait for a byte.
-        pauses_s: before each further try.
+        base: replaces the official address in the lists' lines.
     """
 
+    by_video: ClassVar[bool] = False
+    name: str = field(default="cvdf", init=False)
     cache: Path
     out: Path
     lists: Mapping[str, str]
     base: str = OFFICIAL
-    timeout_s: float = http_client.TIMEOUT_S
-    pauses_s: Sequence[float] = http_client.PAUSES_S
-    name: str = field(default="cvdf", init=False)
-    by_video: bool = field(default=False, init=False)
-
-    def wants(self, history: History) -> bool:  # noqa: ARG002 - it may have any clip
-        """True: it may have any clip."""
-        return True
 
     def check(self, segments: Sequence[Segment]) -> None:
-        """Look for a split of which no path list is known.
+        """See that every split has a path list.
 
         Raises:
-            KineticsError: there is one.
+            KineticsError: one has none.
         """
         for split in {segment.split: None for segment in segments}:
             if split not in self.lists:
@@ -173,19 +183,16 @@ class Mirror:
                     f"--cvdf-list {split}=ADDRESS, or --labels kinetics400 if it is of that"
                 )
 
-    def lockout(self) -> None:
-        """Never: who is refused by the mirror is told so at each of its files."""
-
     def units(
         self, segments: Sequence[Segment], part: Part, scratch: Path
     ) -> Generator[SourceUnit, None, None]:
-        """Yield each wanted clip as it comes, then what the mirror does not have.
+        """Yield each wanted clip as it arrives, then the segments that the mirror does not have.
 
-        Shares are of the path list: those segments that only another task's tars can still hold
-        get no unit.
+        A part reads its share of the path list. Segments that only another part's tars may still
+        hold get no unit.
 
         Raises:
-            KineticsError: no path list for a split, or what is there is none.
+            KineticsError: a split has no path list, or the file at its address is not one.
             OSError: the disk is full.
         """
         self.check(segments)
@@ -199,23 +206,15 @@ class Mirror:
             if isinstance(tars, SourceError):
                 yield SourceUnit(tuple(by_split[split].values()), error=tars)
                 continue
-            answers = self._ask(part.of(tars))
+            answers = self._request_sizes(part.of(tars))
             searches.append(Search(split, by_split[split], tars, part, answers, memory))
         self._announce(searches)
-        yield from _ahead(self._read(searches, scratch))
-
-    def open(self, unit: SourceUnit, into: Path) -> Opened:  # noqa: ARG002 - the clip lies there
-        """Nothing beyond the ready clip."""
-        return _NoFootage()
-
-    def versions(self) -> Mapping[str, str]:
-        """None that matter."""
-        return {}
+        yield from _prefetched(self._read(searches, scratch))
 
     def _announce(self, searches: Sequence[Search]) -> None:
         turns = [(search, address) for search in searches for address in search]
         sizes = [search.size(address) for search, address in turns]
-        unsaid = sizes.count(None)
+        num_unknown = sizes.count(None)
         logger.info(
             "%s: %d clips wanted; %d of %d tars to read, at most %s%s",
             self.name,
@@ -223,11 +222,11 @@ class Mirror:
             len(turns),
             sum(len(search.own) for search in searches),
             size_text(sum(size or 0 for size in sizes)),
-            f" and {unsaid} tars that do not say their size" if unsaid else "",
+            f" and {num_unknown} tars of unknown size" if num_unknown else "",
         )
 
     def _list(self, split: str) -> list[str] | SourceError:
-        """The addresses of a split's tars, or why they cannot be had now."""
+        """The addresses of a split's tars, or why they cannot be fetched now."""
         address = self.lists[split]
         path = self.cache / "cvdf" / f"{short_hash(address)}.txt"
         try:
@@ -236,16 +235,19 @@ class Mirror:
             if not path.exists():
                 failure = of_tar(address, error)
                 return SourceError(failure.reason, f"no path list: {failure.detail}")
-            logger.warning("%s; going on with the copy of an earlier run", error.detail)
+            logger.warning("%s; using the copy of an earlier run", error.detail)
         return parse_list(path.read_bytes(), address, self.base)
 
-    def _ask(self, addresses: Sequence[str]) -> dict[str, Remote | SourceError]:
-        """What the mirror says of tars, or why it says nothing; the network is given up once."""
+    def _request_sizes(self, addresses: Sequence[str]) -> dict[str, Remote | SourceError]:
+        """Size and version of each tar, or why they are unknown.
+
+        After the first tar for which no answer comes, no other is requested.
+        """
         is_down = threading.Event()
 
-        def ask(address: str) -> Remote | SourceError:
+        def request(address: str) -> Remote | SourceError:
             if is_down.is_set():
-                return SourceError(Reason.NETWORK, "not asked: the mirror does not answer")
+                return SourceError(Reason.NETWORK, "not requested: the mirror does not answer")
             try:
                 return http_client.size_of(
                     address, timeout_s=self.timeout_s, pauses_s=tuple(self.pauses_s)[:1]
@@ -255,17 +257,17 @@ class Mirror:
                     is_down.set()
                 return error
 
-        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-            return dict(zip(addresses, pool.map(ask, addresses), strict=True))
+        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+            return dict(zip(addresses, pool.map(request, addresses), strict=True))
 
     def _read(
         self, searches: Iterable[Search], scratch: Path
     ) -> Generator[SourceUnit | None, None, None]:
-        """Read what has to be read; None for a member that is not wanted."""
+        """Read the tars; None for a member that is not wanted."""
         for search in searches:
             failures: list[SourceError] = []  # in a row
             for address in search:
-                if len(failures) >= GIVE_UP_AFTER:
+                if len(failures) >= MAX_FAILURES:
                     search.learn(address, Contents(error=_given_up(failures)))
                     continue
                 yield from self._read_tar(search, address, scratch)
@@ -287,12 +289,12 @@ class Mirror:
                 remote = stream.remote
                 for member in videos(stream):
                     segment = search.wanted.get(member.stem)
-                    yield None if segment is None else _saved(segment, member, scratch)
+                    yield None if segment is None else _save(segment, member, scratch)
                     if is_key(member.stem):
                         seen.append(member.stem)
                     if segment is not None:
                         search.found(segment.key)
-                    if not search.may_be_in(address) and _is_long(remote, stream.position):
+                    if not search.may_be_in(address) and _has_long_rest(remote, stream.position):
                         return
                 is_complete = True
         except SourceError as failure:
@@ -302,7 +304,7 @@ class Mirror:
             search.learn(address, contents)
 
     def _rest(self, search: Search) -> Iterator[SourceUnit]:
-        """What was not found, once all own tars had their turn."""
+        """The segments that were not found, after all of this task's tars."""
         missing, num_waiting = search.rest()
         if num_waiting:
             logger.info(
@@ -316,52 +318,33 @@ class Mirror:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replacement:
-    """`cvdf-replacement`: CVDF's second edition of the clips that came corrupt in its tars.
+class Replacement(_ReadyClips):
+    """`cvdf-replacement`: CVDF's replacements for the clips that are corrupt in its tars.
 
     Attributes:
         address: of the tar. Its members are named by key, or by video alone.
-        timeout_s: how long to wait for a byte.
-        pauses_s: before each further try.
     """
 
-    address: str
-    timeout_s: float = http_client.TIMEOUT_S
-    pauses_s: Sequence[float] = http_client.PAUSES_S
     name: str = field(default="cvdf-replacement", init=False)
-    by_video: bool = field(default=True, init=False)
+    address: str
 
     def wants(self, history: History) -> bool:
-        """Whether the mirror's clip came damaged."""
+        """Whether the mirror's clip was damaged."""
         return history.failed_with("cvdf") is Reason.DAMAGED
-
-    def check(self, segments: Sequence[Segment]) -> None:
-        """Nothing can be wrong."""
-
-    def lockout(self) -> None:
-        """Never: who is refused by the mirror is told so at each of its files."""
 
     def units(
         self,
         segments: Sequence[Segment],
-        part: Part,  # noqa: ARG002 - the caller shares videos out
+        part: Part,  # noqa: ARG002 - these are the part's segments already
         scratch: Path,
     ) -> Generator[SourceUnit, None, None]:
-        """Yield each wanted clip as it comes, then what is not in the tar.
+        """Yield each wanted clip as it arrives, then the segments that are not in the tar.
 
         Raises:
             OSError: the disk is full.
         """
         if segments:
-            yield from _ahead(self._read(segments, scratch))
-
-    def open(self, unit: SourceUnit, into: Path) -> Opened:  # noqa: ARG002 - the clip lies there
-        """Nothing beyond the ready clip."""
-        return _NoFootage()
-
-    def versions(self) -> Mapping[str, str]:
-        """None that matter."""
-        return {}
+            yield from _prefetched(self._read(segments, scratch))
 
     def _read(
         self, segments: Sequence[Segment], scratch: Path
@@ -377,7 +360,7 @@ class Replacement:
                 match = _matcher(segments)
                 for member in videos(stream):
                     segment = wanted.get(match(member.stem))
-                    yield None if segment is None else _saved(segment, member, scratch)
+                    yield None if segment is None else _save(segment, member, scratch)
                     if segment is not None:
                         del wanted[segment.key]
                         if not wanted:
@@ -388,9 +371,9 @@ class Replacement:
 
 
 def _matcher(segments: Sequence[Segment]) -> Callable[[str], str]:
-    """Tells the key of the segment that a replacement's name means; empty for none.
+    """A function from a replacement's name to the key of its segment, "" where it has none.
 
-    A name that is no key means the one segment that its video has among `segments`.
+    A name that is only a video's id means the one segment of that video, where it has one.
     """
     keys = {segment.key for segment in segments}
     by_video: dict[str, set[str]] = {}
@@ -413,28 +396,30 @@ class _NoFootage:
         raise SourceError(Reason.GONE, f"the mirror has no video of {segment.key}")
 
 
-def _ahead(units: Generator[SourceUnit | None, None, None]) -> Generator[SourceUnit, None, None]:
-    """Units, read in a thread within the bounds that this module states."""
+def _prefetched(
+    units: Generator[SourceUnit | None, None, None],
+) -> Generator[SourceUnit, None, None]:
+    """Units, read in a thread within the limits that this module states."""
     with closing(
-        prefetch(units, _num_bytes, max_items=CLIPS_AHEAD, max_bytes=BYTES_AHEAD)
-    ) as ahead:
-        yield from ahead
+        prefetch(units, _num_bytes, max_items=MAX_WAITING_CLIPS, max_bytes=MAX_WAITING_BYTES)
+    ) as waiting:
+        yield from waiting
 
 
 def _num_bytes(unit: SourceUnit) -> int:
     return sum(path.stat().st_size for path in unit.ready.values())
 
 
-def _saved(segment: Segment, member: TarVideo, scratch: Path) -> SourceUnit:
-    """A clip, brought to the scratch folder under a name of ours."""
+def _save(segment: Segment, member: TarVideo, scratch: Path) -> SourceUnit:
+    """Write a clip to the scratch folder; its name there is its key."""
     path = scratch / f"{segment.key}{member.suffix}"
     member.save(path)
     return SourceUnit((segment,), ready={segment.key: path})
 
 
-def _is_long(remote: Remote, position: int) -> bool:
-    """Whether the rest of a tar is worth saving; else it is read, and all of the tar known."""
-    return remote.size is None or remote.size - position > SHORT_REST_BYTES
+def _has_long_rest(remote: Remote, position: int) -> bool:
+    """Whether it is worth not to read the rest of a tar; a short rest completes what is known."""
+    return remote.size is None or remote.size - position > MIN_SAVED_BYTES
 
 
 def _given_up(failures: Sequence[SourceError]) -> SourceError:

@@ -1,14 +1,17 @@
-"""`youtube` and `url:TEMPLATE`: videos that yt-dlp fetches, a section or all of them.
+"""`youtube` and `url:TEMPLATE`: videos that yt-dlp fetches, as a section or whole.
 
-A site is asked in its own time: under the pace that everything on this host shares which it takes
-for one visitor. A refusal of the visitor says nothing about the video: a later run asks again.
+A site counts the requests of an address or account, whichever worker sends them, so everything on
+this host that uses the same one shares a rate limiter. Where the site blocks the address or
+account, that says nothing about the video: a later run tries it again.
 """
+
+from __future__ import annotations
 
 import importlib.metadata
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,16 +25,20 @@ from kinetics_tools.core.errors import (
 )
 from kinetics_tools.core.files import digest
 from kinetics_tools.core.units import Part
-from kinetics_tools.dataset.ledger import History
 from kinetics_tools.dataset.manifest import Segment
-from kinetics_tools.download.sources import base
-from kinetics_tools.download.sources.base import FETCHES, Footage, SourceUnit
+from kinetics_tools.download.sources.base import (
+    FETCHES,
+    Footage,
+    Source,
+    SourceUnit,
+    group_by_video,
+)
 from kinetics_tools.download.sources.rate_limit import LockedOut, RateLimiter
 from kinetics_tools.download.sources.ytdlp_options import redacted, settle
 from kinetics_tools.media import encode, sections
 
 if TYPE_CHECKING:
-    from kinetics_tools.download.sources import ytdlp
+    from kinetics_tools.download.sources.ytdlp import RemoteVideo
 
 T = TypeVar("T")
 
@@ -39,14 +46,14 @@ SECTION_OVERHEAD_S = 5  # of video that a section takes besides its segment, wit
 
 
 @dataclass(frozen=True, slots=True)
-class OnlineSource:
+class OnlineSource(Source):
     """A source that yt-dlp fetches: YouTube, or any HTTP address.
 
     Attributes:
-        name: the ledger's, without secrets.
+        name: of the source in the ledger, without secrets.
         template: the address, with {youtube_id}. Always a full address: 3 % of ids begin with `-`.
         words: options of yt-dlp, as `ytdlp.parse` takes them.
-        pace: of the identity that these options make.
+        limiter: of the address or account that these options name.
         fetch: a name in FETCHES.
         keep_audio: whether sections have sound.
     """
@@ -54,53 +61,41 @@ class OnlineSource:
     name: str
     template: str
     words: tuple[str, ...]
-    pace: RateLimiter
+    limiter: RateLimiter
     fetch: str = "auto"
     keep_audio: bool = False
 
-    @property
-    def by_video(self) -> bool:
-        """Parts share the videos out."""
-        return True
-
-    def wants(self, history: History) -> bool:  # noqa: ARG002 - any video may be there
-        """Any segment, whatever became of it elsewhere."""
-        return True
-
-    def check(self, segments: Sequence[Segment]) -> None:
-        """Address and options were looked at when it was made."""
-
     def lockout(self) -> LockedOut | None:
-        """Until when the visitor is locked out, and why."""
-        return self.pace.lockout()
+        """Why and until when the site blocks this address or account; None where it does not."""
+        return self.limiter.lockout()
 
     def units(
         self,
         segments: Sequence[Segment],
-        part: Part,  # noqa: ARG002 - the segments are the part's already
+        part: Part,  # noqa: ARG002 - these are the part's segments already
         scratch: Path,  # noqa: ARG002 - nothing is fetched before it is opened
     ) -> Generator[SourceUnit, None, None]:
-        """A unit a video."""
-        for own in base.by_video(segments):
+        """Yield one unit per video."""
+        for own in group_by_video(segments):
             yield SourceUnit(tuple(own))
 
-    def open(self, unit: SourceUnit, into: Path) -> "Video":
-        """Begin with a unit's video; nothing is asked before its first footage is."""
-        return Video(self, unit, into)
+    def open(self, unit: SourceUnit, into: Path) -> VideoFetch:
+        """Begin with a unit's video; the first request is that for its first footage."""
+        return VideoFetch(self, unit, into)
 
     def versions(self) -> Mapping[str, str]:
-        """Of yt-dlp."""
+        """The version of yt-dlp."""
         return {"yt-dlp": importlib.metadata.version("yt-dlp")}
 
 
 def youtube(
-    words: Sequence[str], pace: RateLimiter, *, keep_audio: bool, fetch: str = "auto"
+    words: Sequence[str], limiter: RateLimiter, *, keep_audio: bool, fetch: str = "auto"
 ) -> OnlineSource:
     """The source `youtube`.
 
     Args:
         words: the user's options of yt-dlp.
-        pace: of the identity that they make.
+        limiter: of the address or account that they name.
         keep_audio: whether sound is fetched too.
         fetch: a name in FETCHES.
 
@@ -118,19 +113,24 @@ def youtube(
     )
     address = "https://www.youtube.com/watch?v={youtube_id}"
     return _checked(
-        OnlineSource("youtube", address, (*own, *settle(words)), pace, fetch, keep_audio)
+        OnlineSource("youtube", address, (*own, *settle(words)), limiter, fetch, keep_audio)
     )
 
 
 def url(
-    template: str, words: Sequence[str], pace: RateLimiter, *, keep_audio: bool, fetch: str = "auto"
+    template: str,
+    words: Sequence[str],
+    limiter: RateLimiter,
+    *,
+    keep_audio: bool,
+    fetch: str = "auto",
 ) -> OnlineSource:
     """The source `url:TEMPLATE`.
 
     Args:
         template: an http(s) address with {youtube_id} in it.
         words: the user's options of yt-dlp.
-        pace: of the identity that they make.
+        limiter: of the address or account that they name.
         keep_audio: whether sections have sound.
         fetch: a name in FETCHES.
 
@@ -143,53 +143,57 @@ def url(
         )
     own = ("force-generic-extractor", "use-extractors=generic")
     name = f"url:{_public(template)}"
-    return _checked(OnlineSource(name, template, (*own, *settle(words)), pace, fetch, keep_audio))
+    return _checked(
+        OnlineSource(name, template, (*own, *settle(words)), limiter, fetch, keep_audio)
+    )
 
 
 def _public(template: str) -> str:
-    """A template as the ledger may name it, and still no other one by the same name."""
+    """The template without secrets; where that changed it, a hash keeps the name unique."""
     shown = redacted(template)
     return shown if shown == template else f"{shown}#{digest(template)[:8]}"
 
 
-def _checked(web: OnlineSource) -> OnlineSource:
+def _checked(source: OnlineSource) -> OnlineSource:
     from kinetics_tools.download.sources import ytdlp  # 0.3 s; --help does without it
 
-    lookup("--fetch", web.fetch, FETCHES)
-    ytdlp.session(web.words)
-    return web
+    lookup("--fetch", source.fetch, FETCHES)
+    ytdlp.session(source.words)
+    return source
 
 
-class Video:
-    """A unit's video: asked for once, fetched whole once at most, whatever its segments.
+class VideoFetch:
+    """A unit's video: looked up once, fetched whole once at most, for all its segments.
 
-    A refusal of the visitor ends all of them: others' videos show whether it was meant for all.
+    Where the site blocks this address or account, no further segment of the video is tried: other
+    videos show whether the block holds for all.
     """
 
-    def __init__(self, web: OnlineSource, unit: SourceUnit, into: Path) -> None:
+    def __init__(self, source: OnlineSource, unit: SourceUnit, into: Path) -> None:
         from kinetics_tools.download.sources import ytdlp
 
-        self._session = ytdlp.session(web.words)
-        self._web = web
+        self._session = ytdlp.session(source.words)
+        self._source = source
         self._unit = unit
         self._into = into
-        self._answer: ytdlp.Facts | SourceError | None = None
+        self._video: RemoteVideo | SourceError | None = None
         self._whole: Path | SourceError | None = None
         self._is_renewed = False  # its address: that is done once
 
     def footage(self, segment: Segment) -> Iterator[Footage]:
-        """Yield a section that shows the segment, where that is wanted and can be had, and then,
-        where that is wanted, all of the video.
+        """Yield a section that shows the segment, then the whole video, as `fetch` says.
 
         Raises:
-            SourceError: the video, or the last thing that would have been yielded, cannot be had.
-            LockedOut: the visitor is locked out, so that it was not asked for.
+            SourceError: the video, or the last file that would have been yielded, cannot be had.
+            LockedOut: the site was not asked, because it blocks this address or account.
             OSError: the disk is full.
         """
-        wants_whole = self._web.fetch != "section"
+        wants_whole = self._source.fetch != "section"
         if self._begins_with_section():
             try:
-                yield self._section(segment)
+                yield self._fresh(
+                    partial(self._copy_section, segment), is_last=self._source.fetch == "section"
+                )
             except SourceError as error:
                 if not wants_whole or error.reason in IDENTITY:
                     raise
@@ -197,45 +201,38 @@ class Video:
                 if not wants_whole:
                     raise SourceError(error.reason, error.detail) from error
         if wants_whole:
-            video = self._all()
-            yield Footage(video, detail=f"all of {_format(self._facts())}")
+            path = self._fetch_whole()
+            yield Footage(path, detail=f"all of {self._look_up().format}")
 
     def _begins_with_section(self) -> bool:
-        if self._web.fetch != "auto":
-            return self._web.fetch == "section"
+        if self._source.fetch != "auto":
+            return self._source.fetch == "section"
         if self._whole is not None:
             return False
-        duration_s = self._facts().get("duration")
+        duration_s = self._look_up().duration_s
         segments = self._unit.segments
         wanted_s = sum(s.end_s - s.start_s + SECTION_OVERHEAD_S for s in segments)
         return duration_s is None or wanted_s < duration_s
 
-    def _section(self, segment: Segment) -> Footage:
+    def _copy_section(self, segment: Segment, video: RemoteVideo) -> Footage:
         path = self._into / f"{segment.key}.mp4"
-        return self._of_media(
-            lambda facts: Footage(
-                path, self._copy(facts, segment, path), f"section of {_format(facts)}"
-            ),
-            is_last=self._web.fetch == "section",
-        )
-
-    def _copy(self, facts: "ytdlp.Facts", segment: Segment, path: Path) -> Fraction:
-        files = self._session.remote_files(facts)
+        files = self._session.remote_files(video)
         if not files:
             raise SourceError(Reason.NO_FORMATS, "the format comes in fragments, not in sections")
-        return sections.copy_section(
+        zero_s = sections.copy_section(
             files,
             path,
             start_s=segment.start_s,
             end_s=segment.end_s,
-            with_sound=self._web.keep_audio,
+            with_sound=self._source.keep_audio,
         )
+        return Footage(path, zero_s, f"section of {video.format}")
 
-    def _all(self) -> Path:
+    def _fetch_whole(self) -> Path:
         if self._whole is None:
             try:
-                self._whole = self._of_media(
-                    lambda facts: self._session.fetch(facts, self._into), is_last=True
+                self._whole = self._fresh(
+                    partial(self._session.fetch, into=self._into), is_last=True
                 )
             except SourceError as error:
                 self._whole = error
@@ -243,66 +240,55 @@ class Video:
             raise self._whole
         return self._whole
 
-    def _facts(self) -> "ytdlp.Facts":
-        """What the site says of the video; it is asked once."""
-        if self._answer is None:
+    def _look_up(self) -> RemoteVideo:
+        """What the site says of the video; it is asked once, when the rate limiter lets it."""
+        if self._video is None:
+            youtube_id = self._unit.segments[0].youtube_id
+            address = self._source.template.replace("{youtube_id}", youtube_id)
             try:
-                self._answer = self._ask()
+                self._source.limiter.wait()
+                self._video = self._session.ask(address)
+            except LockedOut as error:
+                self._video = error
             except SourceError as error:
-                self._answer = error
-        if isinstance(self._answer, SourceError):
-            raise self._answer
-        return self._answer
+                self._video = error
+                self._report(error)
+        if isinstance(self._video, SourceError):
+            raise self._video
+        return self._video
 
-    def _ask(self) -> "ytdlp.Facts":
-        """Ask when it is our turn."""
-        address = self._web.template.replace("{youtube_id}", self._unit.segments[0].youtube_id)
-        self._web.pace.wait()
-        try:
-            return self._session.ask(address)
-        except SourceError as error:
-            self._tell(error)
-            raise
-
-    def _of_media(self, take: "Callable[[ytdlp.Facts], T]", *, is_last: bool) -> T:
-        """Take something from the video's own address, renewed once where it has aged.
+    def _fresh(self, take: Callable[[RemoteVideo], T], *, is_last: bool) -> T:
+        """What `take` makes of the video, whose address is renewed once where it has expired.
 
         Args:
-            take: asks the site for it.
-            is_last: where this fails, nothing else is asked for.
+            take: requests something from the video's own address.
+            is_last: whether nothing else is tried where this fails.
         """
         from kinetics_tools.download.sources.ytdlp import FORBIDDEN, FetchError
 
         while True:
-            facts = self._facts()
+            video = self._look_up()
             try:
-                taken = take(facts)
+                taken = take(video)
             except (SourceError, MediaError) as error:
-                is_aged = isinstance(error, FetchError) and error.status == FORBIDDEN
-                if not is_aged or self._is_renewed:
+                is_expired = isinstance(error, FetchError) and error.status == FORBIDDEN
+                if not is_expired or self._is_renewed:
                     if is_last or error.reason in IDENTITY:
-                        self._tell(error)
+                        self._report(error)
                     raise
                 self._is_renewed = True
-                self._answer = None
+                self._video = None
             else:
-                self._web.pace.granted()
+                self._source.limiter.granted()
                 return taken
 
-    def _tell(self, error: SourceError | MediaError) -> None:
-        """Tell the pace what the end of a video says of the visitor."""
+    def _report(self, error: SourceError | MediaError) -> None:
+        """Tell the rate limiter what a failure says of this address or account."""
         from kinetics_tools.download.sources.ytdlp import FetchError
 
         if error.reason in IDENTITY:
-            self._answer = SourceError(error.reason, error.detail)
-            asked_s = error.retry_after_s if isinstance(error, FetchError) else None
-            self._web.pace.refused(error.reason, asked_s, detail=error.detail)
-        elif error.reason is not Reason.NETWORK:  # that is no answer at all
-            self._web.pace.granted()
-
-
-def _format(facts: "ytdlp.Facts") -> str:
-    """Which format was chosen, in the site's own names, and its size in pixels."""
-    name = facts.get("format_id") or "?"
-    width, height = facts.get("width"), facts.get("height")
-    return f"{name}, {width}x{height}" if width and height else str(name)
+            self._video = SourceError(error.reason, error.detail)
+            retry_after_s = error.retry_after_s if isinstance(error, FetchError) else None
+            self._source.limiter.refused(error.reason, retry_after_s, detail=error.detail)
+        elif error.reason is not Reason.NETWORK:  # then no answer came
+            self._source.limiter.granted()

@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from functools import cache, partial
 from optparse import OptParseError
 from pathlib import Path
@@ -46,7 +47,22 @@ FORBIDDEN = 403  # of media addresses: they age, and a new one may do
 _PAYMENT_REQUIRED = 402  # YouTube's answer to an address that asks too often
 _NO_PROGRAM = "/dev/null/none"  # a path where none can be
 
-Facts = dict[str, Any]  # yt-dlp's "info dictionary" of a video or of a format
+Info = dict[str, Any]  # yt-dlp's "info dictionary" of a video or of a format
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteVideo:
+    """What a site says of a video, and what yt-dlp chose to fetch of it.
+
+    Attributes:
+        duration_s: seconds; None where the site does not say.
+        format: the chosen format in the site's own names, and its size in pixels.
+        info: as yt-dlp has it; only this module reads it.
+    """
+
+    duration_s: float | None
+    format: str
+    info: Info = field(repr=False)
 
 
 class FetchError(SourceError):
@@ -68,6 +84,13 @@ class FetchError(SourceError):
         super().__init__(reason, detail)
         self.status = status
         self.retry_after_s = retry_after_s
+
+
+def _remote_video(info: Info) -> RemoteVideo:
+    name = info.get("format_id") or "?"
+    width, height = info.get("width"), info.get("height")
+    size = f", {width}x{height}" if width and height else ""
+    return RemoteVideo(info.get("duration"), f"{name}{size}", info)
 
 
 def parse(words: Sequence[str]) -> dict[str, Any]:
@@ -253,7 +276,7 @@ class Session:
         except (yt_dlp.utils.YoutubeDLError, OSError, ValueError) as error:
             raise KineticsError(f"yt-dlp cannot start: {_words(str(error))}") from error
 
-    def ask(self, address: str) -> Facts:
+    def ask(self, address: str) -> RemoteVideo:
         """What there is to fetch at an address; nothing is fetched yet.
 
         Raises:
@@ -261,21 +284,21 @@ class Session:
                 page at the address: what that shows may be an advertisement.
         """
         with self._translated(Path()):
-            facts: Facts | None = self._ydl.extract_info(address, download=False)
-        if not facts or not (facts.get("url") or facts.get("requested_formats")):
+            info: Info | None = self._ydl.extract_info(address, download=False)
+        if not info or not (info.get("url") or info.get("requested_formats")):
             said = f"yt-dlp found no single video at {address}"
             raise FetchError(Reason.NO_FORMATS, _words(said))
-        if facts.get("extractor_key") == "Generic" and not self._stands_there(facts):
+        if info.get("extractor_key") == "Generic" and not self._stands_there(info):
             said = f"an HTML page or a playlist stands at {address}, no video"
             raise FetchError(Reason.NO_FORMATS, _words(said))
-        return facts
+        return _remote_video(info)
 
-    def _stands_there(self, facts: Facts) -> bool:
+    def _stands_there(self, info: Info) -> bool:
         """Whether a video is what the asked address itself gave, not what a page there names."""
-        without_user = re.sub(r"(?<=://)[^/]*@", "", str(facts.get("url")))
-        return bool(facts.get("direct")) and without_user == self._ydl.reached
+        without_user = re.sub(r"(?<=://)[^/]*@", "", str(info.get("url")))
+        return bool(info.get("direct")) and without_user == self._ydl.reached
 
-    def fetch(self, facts: Facts, into: Path) -> Path:
+    def fetch(self, video: RemoteVideo, into: Path) -> Path:
         """Fetch all of a video into the folder `into`.
 
         Raises:
@@ -285,7 +308,7 @@ class Session:
         folder = str(into).replace("%", "%%").replace("$", "$$")
         self._ydl.params["outtmpl"]["default"] = f"{folder}/video.%(ext)s"
         chosen = ("requested_formats", "requested_downloads")
-        again = {name: value for name, value in facts.items() if name not in chosen}
+        again = {name: value for name, value in video.info.items() if name not in chosen}
         with self._translated(into):
             done = self._ydl.process_ie_result(again, download=True)
         # The suffix is what the site says it is, not what we asked for.
@@ -296,25 +319,25 @@ class Session:
             raise FetchError(Reason.DAMAGED, "the server gave an empty file")
         return fetched[0]
 
-    def remote_files(self, facts: Facts) -> "list[RemoteFile]":
+    def remote_files(self, video: RemoteVideo) -> "list[RemoteFile]":
         """The chosen formats as files that are read over the network: the video, maybe its sound.
 
         Empty where they have no address of their own (fragments, live streams). What the site and
         the user want slept before a download is slept here.
         """
-        formats = facts.get("requested_formats") or [facts]
+        formats = video.info.get("requested_formats") or [video.info]
         if not all(_is_direct(chosen) for chosen in formats):
             return []
         self._sleep_before(formats)
         return [RemoteFile(self, chosen) for chosen in formats]
 
-    def _sleep_before(self, formats: Sequence[Facts]) -> None:
+    def _sleep_before(self, formats: Sequence[Info]) -> None:
         least_s = self._ydl.params.get("sleep_interval") or 0
         most_s = self._ydl.params.get("max_sleep_interval") or least_s
         available_at = max(chosen.get("available_at") or 0 for chosen in formats)
         time.sleep(max(random.uniform(least_s, most_s), available_at - time.time(), 0))
 
-    def read_range(self, chosen: Facts, start: int, count: int) -> tuple[bytes, int]:
+    def read_range(self, chosen: Info, start: int, count: int) -> tuple[bytes, int]:
         """Up to `count` bytes of a format from byte `start`, and the size of all of it in bytes.
 
         Raises:
@@ -323,7 +346,7 @@ class Session:
         with self._translated(Path()):
             return self._retried(chosen, start, count)
 
-    def _retried(self, chosen: Facts, start: int, count: int) -> tuple[bytes, int]:
+    def _retried(self, chosen: Info, start: int, count: int) -> tuple[bytes, int]:
         retries = min(self._ydl.params.get("retries") or 0, RANGE_RETRIES)
         asked_s = time.monotonic()
         pause_s = self._ydl.params["retry_sleep_functions"].get("http")
@@ -340,7 +363,7 @@ class Session:
         time.sleep(max(asked_s + len(data) / rate - time.monotonic(), 0))
         return data, size
 
-    def _read_once(self, chosen: Facts, start: int, count: int) -> tuple[bytes, int]:
+    def _read_once(self, chosen: Info, start: int, count: int) -> tuple[bytes, int]:
         headers = dict(chosen.get("http_headers") or {}) | {
             "Accept-Encoding": "identity",
             "Range": f"bytes={start}-{start + count - 1}",
@@ -396,7 +419,7 @@ class Session:
 _ALL_WAYS_FAILED = "Failed to extract any player response"
 
 
-def _is_direct(chosen: Facts) -> bool:
+def _is_direct(chosen: Info) -> bool:
     return (
         chosen.get("protocol") in ("http", "https")
         and not any(chosen.get(name) for name in ("fragments", "request_data", "impersonate"))
@@ -414,7 +437,7 @@ class RemoteFile(io.RawIOBase):
         num_read: bytes that were fetched.
     """
 
-    def __init__(self, session: Session, chosen: Facts) -> None:
+    def __init__(self, session: Session, chosen: Info) -> None:
         self._session = session
         self._chosen = chosen
         self._position = 0
