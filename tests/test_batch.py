@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -335,15 +334,15 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.slurm
-def test_the_readmes_array_job_gives_the_same_tree(
+def test_the_array_job_of_the_docs_gives_the_same_tree(
     videos: Path, tmp_path: Path, slurm: dict[str, str]
 ) -> None:
     run(videos, tmp_path / "one")
-    readme = (ROOT / "README.md").read_text()
-    found = re.search(r"```bash\n(.*?) *```", readme, re.DOTALL)
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    found = re.search(r"```bash\n(#!\S+\n# extract-flow\.sbatch\n.*?)```", page, re.DOTALL)
     assert found is not None
     script = tmp_path / "extract-flow.sbatch"
-    script.write_text(textwrap.dedent(found[1]))
+    script.write_text(found[1])
     programs = tmp_path / "programs"
     programs.mkdir()
     (programs / "srun").symlink_to(program("srun"))
