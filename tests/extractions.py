@@ -11,9 +11,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from kinetics_tools.extract.clips import read_clips
+from kinetics_tools.extract.clips import ClipSet, read_clips
 from kinetics_tools.extract.plan import ExtractPlan
-from kinetics_tools.extract.run import ExtractSummary, extract
+from kinetics_tools.extract.run import ExtractSummary, open_extraction
 from kinetics_tools.flow.methods import FlowRecipe, make_method
 from kinetics_tools.media.cut import ClipRecipe
 from kinetics_tools.media.encode import ffmpeg_version, find_ffmpeg
@@ -38,8 +38,15 @@ def plan_for(clips: Path, out: Path, **changes: Any) -> ExtractPlan:
 
 def run(clips: Path, out: Path, **changes: Any) -> ExtractSummary:
     """Extract in this process."""
-    plan = plan_for(clips, out, **changes)
-    return extract(read_clips(clips), plan, show=lambda done, _: done)
+    return extract(read_clips(clips), plan_for(clips, out, **changes))
+
+
+def extract(clips: ClipSet, plan: ExtractPlan) -> ExtractSummary:
+    """All that the command does with a plan."""
+    with open_extraction(clips, plan) as extraction:
+        num_samples = sum(len(shard.clips) for shard in extraction.shards)
+        assert num_samples == extraction.num_samples
+        return extraction.finish()
 
 
 def until_at_work(process: subprocess.Popen[bytes], out: Path) -> None:

@@ -1,6 +1,7 @@
 """Shards of pictures that tell their number, made as the extract stage makes them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,25 @@ from kinetics_tools.core.files import file_digest
 from kinetics_tools.flow.codecs import CODECS
 from kinetics_tools.media.encode import write_video
 from kinetics_tools.shards import writer
-from kinetics_tools.shards.reader import shard_path
-from kinetics_tools.shards.writer import SampleContent, Sidecar
+from kinetics_tools.shards.records import (
+    Dataset,
+    ExpectedSplit,
+    Failure,
+    FolderRecipe,
+    FolderRecords,
+    ShardLayout,
+    Sidecar,
+    StreamRecipe,
+    shard_path,
+)
+from kinetics_tools.shards.writer import SampleContent
 
 LABELS = ("abseiling", "yoga")
 RECIPES: dict[str, dict[str, Any]] = {
     "rgb": {"fps": 25, "short_side": 16},
     "flow-tvl1": {"method": "tvl1", "bound": 20.0, "codec": "ffv1"},
 }
+HASHED = {stream: StreamRecipe.of(recipe) for stream, recipe in RECIPES.items()}
 HEIGHT, WIDTH = 16, 24
 
 
@@ -42,14 +54,24 @@ class Maker:
         self.shards: dict[str, int] = {}
         scratch.mkdir(exist_ok=True)
 
-    def claim(self, **changes: object) -> None:
-        splits = {s: {"expected": 4, "shards": n, "keys": ""} for s, n in self.shards.items()}
-        kept: dict[str, Any] = {"labels": LABELS, "layout": {"seed": 0}, "recipes": RECIPES}
-        writer.register_recipes(self.folder, splits=splits, **kept | changes)
+    def register(self, **changes: Any) -> None:
+        recipe = FolderRecipe(
+            labels=LABELS,
+            layout=ShardLayout(samples_per_shard=2, seed=0),
+            recipes=HASHED,
+            splits={
+                split: ExpectedSplit(expected=4, shards=num, keys="")
+                for split, num in self.shards.items()
+            },
+        )
+        writer.register_recipes(FolderRecords(self.folder), replace(recipe, **changes))
+
+    def index(self) -> Dataset:
+        return writer.write_index(FolderRecords(self.folder))
 
     def rgb(self, split: str, number: int, samples: dict[str, int], missing: str = "") -> Sidecar:
         self.shards[split] = max(self.shards.get(split, 0), number + 1)
-        self.claim()
+        self.register()
         contents = []
         for key, num in samples.items():
             path = self.scratch / f"{key}.mp4"
@@ -82,18 +104,16 @@ class Maker:
     ) -> Sidecar:
         shard = shard_path(self.folder, split, stream, number)
         size, members = writer.write_shard(shard, contents, ext=ext, labels=LABELS)
-        from kinetics_tools.core.files import digest
-
         sidecar = Sidecar(
             stream=stream,
             split=split,
             number=number,
             size=size,
-            recipe=digest(RECIPES[stream]),
+            recipe=HASHED[stream].hash,
             inputs="inputs",
             keys=tuple(c.key for c in contents) + ((missing,) if missing else ()),
             members=members,
-            failed={missing: {"reason": "missing", "detail": ""}} if missing else {},
+            failed={missing: Failure("missing", "")} if missing else {},
         )
         sidecar.write(shard)
         return sidecar
@@ -110,5 +130,5 @@ def folder(maker: Maker) -> Path:
     maker.flow(maker.rgb("train", 0, {"bb": 5, "-a": 4}, missing="gone"))
     maker.flow(maker.rgb("train", 1, {"c": 3}))
     maker.flow(maker.rgb("val", 0, {"dd_": 2}))
-    writer.write_index(maker.folder)
+    maker.index()
     return maker.folder

@@ -20,15 +20,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from extractions import killed, plan_for, run
+from extractions import extract, killed, plan_for, run
 from kinetics_tools.core import ray_engine
 from kinetics_tools.core.units import WorkerResources
 from kinetics_tools.extract.clips import read_clips
 from kinetics_tools.extract.plan import ExtractPlan, plan_shards
-from kinetics_tools.extract.run import extract, summarise
+from kinetics_tools.extract.run import summarise
 from kinetics_tools.extract.worker import make_shard
 from kinetics_tools.flow import methods
 from kinetics_tools.flow.methods import FlowRecipe, make_method
+from kinetics_tools.shards.records import FolderRecords
 from support import ROOT, command, environment, run_command, tree, wait_until
 
 Gray = npt.NDArray[np.uint8]
@@ -110,7 +111,9 @@ def test_clips_are_computed_at_once_on_processors_and_take_turns_on_a_gpu(
     assert most == 1 if device == "cuda:0" else most > 1
     assert list((tmp_path / "scratch").iterdir()) == []
     kind = device.partition(":")[0]
-    assert summarise([unit], plan).devices == {kind: 1}  # results on another kind differ
+    assert summarise([unit.state(plan, FolderRecords(plan.out))]).devices == {
+        kind: 1
+    }  # results on another kind differ
 
 
 def test_a_clip_that_is_alone_has_all_threads(
@@ -172,8 +175,8 @@ def test_a_gpu_by_number_is_not_for_ray(
 TWO_NODES = """
 import dataclasses, json, os, pathlib, sys, threading
 from ray.cluster_utils import Cluster
+from extractions import extract
 from kinetics_tools.extract.clips import read_clips
-from kinetics_tools.extract.run import extract
 from support import wait_until
 from test_batch import opencv_plan
 if __name__ == "__main__":
@@ -187,9 +190,7 @@ if __name__ == "__main__":
         opencv_plan(videos, out), devices=("auto",), jobs=None, engine="ray"
     )
     run = threading.Thread(
-        target=lambda: summaries.append(
-            extract(read_clips(videos), plan, show=lambda made, _: made)
-        )
+        target=lambda: summaries.append(extract(read_clips(videos), plan))
     )
     run.start()
     at_work = lambda: [path.name for path in out.glob(".scratch/*/all-*")]
@@ -214,7 +215,7 @@ def opencv_plan(videos: Path, out: Path) -> ExtractPlan:
 @pytest.mark.full
 def test_a_node_that_is_lost_leaves_the_same_tree(videos: Path, tmp_path: Path) -> None:
     plan = opencv_plan(videos, tmp_path / "one")
-    extract(read_clips(videos), plan, show=lambda made, _: made)
+    extract(read_clips(videos), plan)
     done = subprocess.run(
         [sys.executable, "-c", TWO_NODES, videos, tmp_path / "many"],
         env=environment() | ray_engine._OWN_RAY_ENVIRONMENT,
@@ -233,13 +234,12 @@ def test_a_node_that_is_lost_leaves_the_same_tree(videos: Path, tmp_path: Path) 
 
 LENDING = """
 import pathlib, sys
+from extractions import extract, plan_for
 from kinetics_tools.extract.clips import read_clips
-from kinetics_tools.extract.run import extract
-from extractions import plan_for
 if __name__ == "__main__":
     videos, out = map(pathlib.Path, sys.argv[1:])
     plan = plan_for(videos, out, devices=("cpu", "cpu"), jobs=4)
-    extract(read_clips(videos), plan, show=lambda made, _: made)
+    extract(read_clips(videos), plan)
 """
 
 
@@ -375,5 +375,5 @@ def test_the_array_job_of_the_docs_gives_the_same_tree(
     assert said == [("4", "4", "0-of-2"), ("2", "2", "1-of-2")]
     assert any(f"index: {out}/dataset.json" in text for text in logs.values())
     again = submitted()
-    assert not any("made now" in text for text in again.values())
+    assert not any("computed now" in text for text in again.values())
     assert tree(out) == tree(tmp_path / "one")

@@ -13,7 +13,9 @@ PUBLIC = {
         "BOUND_PX CODECS Codec FlowMethod FlowRecipe METHODS compute dequantise find_devices "
         "make_method quantise stream"
     ),
-    "kinetics_tools.shards": "RGB SCHEMA_VERSION Sample ShardFolder read_samples",
+    "kinetics_tools.shards": (
+        "Location RGB SCHEMA_VERSION Sample ShardFolder StreamRecipe read_samples"
+    ),
     "kinetics_bench.archs": "ARCHS Arch CHANNELS STREAMS Sampling build",
     "kinetics_bench.weights": "FINETUNES INITS InitWeights SCHEMES Weights load_init read",
     "kinetics_bench.data": (

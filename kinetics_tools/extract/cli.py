@@ -1,4 +1,6 @@
-"""`extract-flow`: shards of RGB and optical flow from clips."""
+"""`extract-flow`: shards of RGB and optical flow from clips; its verbs export, index and show."""
+
+from __future__ import annotations
 
 import argparse
 import os
@@ -10,8 +12,8 @@ from typing import TYPE_CHECKING, NoReturn
 from kinetics_tools.core import cli, console, keys, system
 from kinetics_tools.core.cli import Exit, Parser
 from kinetics_tools.core.errors import KineticsError, OutError
+from kinetics_tools.core.files import make_folder
 from kinetics_tools.core.units import part_from
-from kinetics_tools.extract import export_cli, show_cli
 from kinetics_tools.flow.codecs import CODECS, DEFAULT_CODEC
 from kinetics_tools.flow.methods import (
     BOUND_PX,
@@ -23,16 +25,15 @@ from kinetics_tools.flow.methods import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from kinetics_tools.extract.clips import ClipSet
-    from kinetics_tools.extract.plan import ExtractPlan, ShardUnit
+    from kinetics_tools.extract.plan import ExtractPlan, ShardState
     from kinetics_tools.extract.run import ExtractSummary
 
 EXITS = (
-    "exit codes: 0 complete; 2 unusable input; 3 finished with permanent gaps only; "
-    "4 finished with gaps that may close when asked again; 130 interrupted"
+    "exit codes: 0 complete; 2 unusable input; 3 finished, permanent gaps only; "
+    "4 finished, with gaps that may succeed if you rerun; 130 interrupted"
 )
+PICTURE_SUFFIXES = (".mp4", ".png")
 
 
 def build_parser() -> Parser:
@@ -40,9 +41,9 @@ def build_parser() -> Parser:
     parser = Parser(
         "extract-flow",
         "Compute optical flow of clips and write sharded tars of RGB and flow, which plain "
-        "webdataset reads. Give the same command again to go on where it stopped: only shards "
-        "whose clips changed are made again. Another --method or --name adds a second flow beside "
-        "the first. `extract-flow index OUT` writes the index of finished shards anew; "
+        "webdataset reads. Run the same command again to continue: only shards whose clips changed "
+        "are recomputed. Another --method or --name adds a second flow beside the first. "
+        "`extract-flow index OUT` writes the index of finished shards again; "
         "`extract-flow export OUT FOLDER` writes them as folders of JPEGs; "
         "`extract-flow show CLIP FILE` draws the flow of one clip.",
         EXITS,
@@ -51,7 +52,7 @@ def build_parser() -> Parser:
         "clips",
         metavar="CLIPS",
         type=Path,
-        help="folder that kinetics-download filled, or a folder of class folders of videos",
+        help="folder that kinetics-download filled, or one with a folder of videos per class",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of shards to fill")
     flow = parser.add_argument_group("the flow")
@@ -61,12 +62,12 @@ def build_parser() -> Parser:
         default="tvl1",
         help=f"one of {', '.join(METHODS)}",
     )
-    flow.add_argument("--name", type=_name, help="of the flow in OUT (default: the method's)")
+    flow.add_argument("--name", type=_name, help="name of the flow in OUT (default: the method's)")
     flow.add_argument(
         "--device",
         default="auto",
-        help="auto (all GPUs, else the CPU), cpu, cuda (all GPUs), cuda:0,1 (some); "
-        "a process each; with --engine ray auto, cpu or cuda: the cluster's, one GPU a shard",
+        help="auto (all GPUs, else the CPU), cpu, cuda (all GPUs), cuda:0,1 (some); one process "
+        "per GPU. With --engine ray auto, cpu or cuda: the cluster's devices, one GPU per shard",
     )
     flow.add_argument(
         "--bound", type=cli.pixels, default=BOUND_PX, metavar="PX", help="clamp flow to +-PX pixels"
@@ -75,19 +76,19 @@ def build_parser() -> Parser:
         "--codec",
         type=cli.one_of("flow codec", CODECS),
         default=DEFAULT_CODEC,
-        help="how flow is stored: h264, small, off by a code here and there; ffv1, lossless; jpeg, "
-        "as I3D's authors did",
+        help="how flow is stored: h264, small, some codes off by one; ffv1, lossless; jpeg, as the "
+        "authors of I3D store it",
     )
     samples = parser.add_argument_group("the samples")
     samples.add_argument("--split", type=cli.names, default=(), help="only these splits: train,val")
     cli.add_short_side(samples)
     samples.add_argument(
-        "--samples-per-shard", type=cli.positive, default=64, metavar="N", help="in one tar"
+        "--samples-per-shard", type=cli.positive, default=64, metavar="N", help="samples in one tar"
     )
     parser.add_run(
-        jobs="clips at once on this machine (default: one a processor): processes on a CPU, on a "
-        "GPU threads of its process. With --engine ray shards at once (default: as many as the "
-        "cluster has room for)",
+        jobs="clips at once on this machine (default: one per processor): processes on a CPU, "
+        "threads of the GPU's process on a GPU. With --engine ray shards at once (default: as many "
+        "as the cluster has room for)",
         made="shard",
     )
     parser.add_common()
@@ -98,7 +99,7 @@ def _name(text: str) -> str:
     if not text or not keys.is_key(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not made of letters, digits, - and _")
     if text == "rgb":
-        raise argparse.ArgumentTypeError("'rgb' is the frames' own name; choose another")
+        raise argparse.ArgumentTypeError("'rgb' is the name of the RGB shards; choose another")
     return text
 
 
@@ -118,7 +119,7 @@ def _main(argv: list[str]) -> int:
     devices = _devices(options.device, options.engine, method)
     from kinetics_tools.extract.clips import read_clips
     from kinetics_tools.extract.plan import ExtractPlan
-    from kinetics_tools.extract.run import extract
+    from kinetics_tools.extract.run import open_extraction
     from kinetics_tools.media import encode
     from kinetics_tools.media.cut import ClipRecipe
 
@@ -148,22 +149,24 @@ def _main(argv: list[str]) -> int:
         tmp_dir=options.tmp_dir,
     )
     if options.dry_run:
-        return _say_what_would_be_done(clips, plan)
-    summary = extract(
-        clips,
-        plan,
-        show=lambda done, total: console.progress(
-            done, total=total, what="samples", size=lambda made: len(made[0].clips)
-        ),
-    )
-    _say_how_it_stands(summary, plan)
+        return _dry_run(clips, plan)
+    with open_extraction(clips, plan) as extraction:
+        for _ in console.progress(
+            extraction.shards,
+            total=extraction.num_samples,
+            what="samples",
+            size=lambda shard: len(shard.clips),
+        ):
+            pass  # a shard is on the disk when it is yielded
+        summary = extraction.finish()
+    _print_summary(summary, plan)
     if summary.num_retryable:
         return Exit.RETRYABLE_GAPS
     return Exit.PERMANENT_GAPS if summary.gaps else Exit.COMPLETE
 
 
 def _devices(name: str, engine: str, method: FlowMethod) -> tuple[str, ...]:
-    """The devices of this machine; for Ray, whose nodes may have others, the word itself."""
+    """The devices of this machine; for Ray, whose nodes may have others, `name` itself."""
     if engine != "ray" or name == "cpu" or "cuda" not in method.devices:
         return tuple(dict.fromkeys(find_devices(name, method)))
     if name not in ("auto", "cuda"):
@@ -174,28 +177,31 @@ def _devices(name: str, engine: str, method: FlowMethod) -> tuple[str, ...]:
     return (name,)
 
 
-def _say_what_would_be_done(clips: "ClipSet", plan: "ExtractPlan") -> int:
+def _dry_run(clips: ClipSet, plan: ExtractPlan) -> int:
+    """Print what would be done, and about how long it would take."""
     from kinetics_tools.extract.estimate import estimate_pairs
     from kinetics_tools.extract.plan import pending, plan_shards
+    from kinetics_tools.shards.records import FolderRecords
 
-    units = plan_shards(clips.clips, plan)
-    todo = pending(units, plan)
-    num_clips = sum(len(unit.clips) for unit in todo)
-    num_pairs = estimate_pairs(todo, plan)
+    records = FolderRecords(plan.out)
+    states = [unit.state(plan, records) for unit in plan_shards(clips.clips, plan)]
+    todo = pending(states, plan)
+    num_clips = sum(len(state.unit.clips) for state in todo)
+    num_pairs = estimate_pairs([state.unit for state in todo], plan)
     print(
-        f"shards: {len(units)}, of {len(clips.clips)} samples, {len(clips.labels)} classes\n"
+        f"shards: {len(states)}, of {len(clips.clips)} samples, {len(clips.labels)} classes\n"
         f"to do: {len(todo)}, of {num_clips} samples, about {num_pairs} pairs"
     )
     if num_pairs:
-        _say_how_long(todo, num_pairs, plan)
+        _print_time(todo, num_pairs, plan)
     return Exit.COMPLETE
 
 
-def _say_how_long(todo: "Sequence[ShardUnit]", num_pairs: int, plan: "ExtractPlan") -> None:
+def _print_time(todo: list[ShardState], num_pairs: int, plan: ExtractPlan) -> None:
     from kinetics_tools.extract.estimate import measure
 
     try:
-        rate = measure(todo, plan)
+        rate = measure([state.unit for state in todo], plan)
     except KineticsError as error:
         print(f"time: not measured, {error}")
         return
@@ -204,12 +210,12 @@ def _say_how_long(todo: "Sequence[ShardUnit]", num_pairs: int, plan: "ExtractPla
         return
     jobs = plan.jobs or system.num_processors()
     num_gpus = sum(device != "cpu" for device in plan.devices)
-    without_rgb = [unit for unit in todo if plan.force or unit.current_rgb(plan) is None]
-    rgb_share = sum(len(u.clips) for u in without_rgb) / sum(len(u.clips) for u in todo)
+    num_without_rgb = sum(len(s.unit.clips) for s in todo if plan.force or s.rgb is None)
+    rgb_share = num_without_rgb / sum(len(state.unit.clips) for state in todo)
     seconds = rate.seconds(num_pairs, jobs=jobs, num_gpus=num_gpus, rgb_share=rgb_share)
     per_second = f"{num_pairs / seconds:.{0 if num_pairs >= 100 * seconds else 1}f}"
     print(
-        f"measured: {rate.num_pairs} pairs of {rate.num_clips} clips; for each "
+        f"measured: {rate.num_pairs} pairs of {rate.num_clips} clips; per pair "
         f"{rate.flow_s * 1e3:.1f} ms of flow on {rate.device}, {rate.store_s * 1e3:.1f} ms to "
         f"decode and encode, {rate.rgb_s * 1e3:.1f} ms to make its RGB"
     )
@@ -217,24 +223,25 @@ def _say_how_long(todo: "Sequence[ShardUnit]", num_pairs: int, plan: "ExtractPla
     if rate.device != "cpu":
         where += f" and {num_gpus} GPU{'s' * (num_gpus > 1)}"
     print(
-        f"time: about {console.time_text(seconds)}, {per_second} pairs a second, with "
-        f"{where}, if none slows another and no clip is harder"
+        f"time: about {console.time_text(seconds)}, {per_second} pairs per second, with "
+        f"{where}, if none slows another and other clips take as long"
     )
 
 
-def _say_how_it_stands(summary: "ExtractSummary", plan: "ExtractPlan") -> None:
+def _print_summary(summary: ExtractSummary, plan: ExtractPlan) -> None:
     part = "" if plan.part.count == 1 else f" of part {plan.part}"
     print(f"{summary.num_samples} of {summary.num_expected} samples{part} in {plan.out}")
     print(f"{summary.num_pairs} frame pairs in {plan.stream}")
     if summary.num_made:
-        print(f"{summary.num_made} made now, {summary.num_made / summary.seconds:.2f} a second")
+        rate = summary.num_made / summary.seconds
+        print(f"{summary.num_made} computed now, {rate:.2f} per second")
     if len(summary.devices) > 1:
         shards = ", ".join(f"{name or 'unknown'} {n}" for name, n in summary.devices.items())
         print(f"computed on different devices, which differ by rounding; shards: {shards}")
     for reason, count in summary.gaps.items():
         print(f"  {reason:14} {count}")
     if summary.gaps:
-        print(f"each gap's detail: {plan.out}/*/*.json")
+        print(f"details of each gap: {plan.out}/*/*.json")
     print(
         f"index: {plan.out}/dataset.json"
         if summary.is_indexed
@@ -242,10 +249,13 @@ def _say_how_it_stands(summary: "ExtractSummary", plan: "ExtractPlan") -> None:
     )
 
 
+# extract-flow index
+
+
 def index_parser() -> Parser:
     """The options of the verb `index`."""
     parser = Parser(
-        "extract-flow index", "Write dataset.json and the indices from the shards that are there."
+        "extract-flow index", "Write dataset.json and the indices from the shards in OUT."
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of shards")
     parser.add_common()
@@ -255,18 +265,197 @@ def index_parser() -> Parser:
 def index_main(argv: list[str]) -> int:
     """The verb `index`."""
     out = index_parser().parse_args(argv).out
+    from kinetics_tools.shards.records import FolderRecords
     from kinetics_tools.shards.writer import write_index
 
-    dataset = write_index(out)
-    for split, counts in dataset["splits"].items():
-        present = ", ".join(f"{name} {number}" for name, number in counts["present"].items())
-        print(f"{split}: {counts['expected']} expected, {present}")
+    for name, split in write_index(FolderRecords(out)).splits.items():
+        present = ", ".join(f"{stream} {number}" for stream, number in split.present.items())
+        print(f"{name}: {split.expected} expected, {present}")
     print(f"index: {out}/dataset.json")
     return Exit.COMPLETE
 
 
+# extract-flow export
+
+
+def export_parser() -> Parser:
+    """The options of the verb `export`."""
+    parser = Parser(
+        "extract-flow export",
+        "Write shards as folders of JPEGs, FOLDER/<split>/<label>/<key>/ with img_%05d.jpg, "
+        "flow_x_%05d.jpg and flow_y_%05d.jpg, and the lists that mmaction2 reads: "
+        "FOLDER/<split>_list_rawframes.txt for frames, FOLDER/<split>_list_rawframes_flow.txt for "
+        "flow. Run the same command again to continue.",
+        "exit codes: 0 complete; 2 unusable input; 4 some clips are left to another run; "
+        "130 interrupted",
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder of shards")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder to fill")
+    parser.add_argument("--split", type=cli.names, help="only these splits: train,val")
+    parser.add_argument(
+        "--flow", metavar="NAME", help="name of the flow (default: the only one in OUT)"
+    )
+    parser.add_argument(
+        "--start-index",
+        type=int,
+        choices=(0, 1),
+        default=1,
+        help="number of the first frame: 1 for mmaction2, 0 for denseflow",
+    )
+    parser.add_argument(
+        "--images",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write the frames beside the flow",
+    )
+    parser.add_argument(
+        "--quality", type=_quality, default=95, metavar="Q", help="of JPEG, at most 100"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=cli.positive,
+        default=system.num_processors(),
+        metavar="N",
+        help="clips at once",
+    )
+    parser.add_common()
+    return parser
+
+
+def _quality(text: str) -> int:
+    quality = cli.positive(text)
+    if quality > 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is above 100")
+    return quality
+
+
+def export_main(argv: list[str]) -> int:
+    """The verb `export`."""
+    options = export_parser().parse_args(argv)
+    from kinetics_tools.extract.export import Layout, open_export
+    from kinetics_tools.shards.reader import ShardFolder
+
+    if options.out.resolve() in (options.folder.resolve(), *options.folder.resolve().parents):
+        raise OutError(f"{options.folder} lies in {options.out}, among its shards; choose another")
+
+    shards = ShardFolder(options.out)
+    layout = Layout(
+        flow=shards.flow_named(options.flow),
+        start_index=options.start_index,
+        images=options.images,
+        quality=options.quality,
+    )
+    splits = options.split or ()
+    with open_export(shards, options.folder, layout, splits=splits, jobs=options.jobs) as export:
+        for _ in console.progress(export.clips, total=len(export.todo), what="clips"):
+            pass  # a clip is on the disk when it is yielded
+        exported = export.finish()
+    print(f"{exported.num_clips} clips in {options.folder}, {exported.num_made} made now")
+    for path in exported.lists:
+        print(f"list: {path}")
+    if exported.num_crashed:
+        print(f"{exported.num_crashed} clips are left to another run: their processes died")
+        return Exit.RETRYABLE_GAPS
+    return Exit.COMPLETE
+
+
+# extract-flow show
+
+
+def show_parser() -> Parser:
+    """The options of the verb `show`."""
+    parser = Parser(
+        "extract-flow show",
+        "Draw a clip beside its optical flow in the colours of the Middlebury benchmark. A .mp4 "
+        "shows every frame, a .png some of them. The clip is first brought to the size and rate "
+        "that extract-flow gives its samples. With two methods, their difference is shown too.",
+    )
+    suffixes = " or ".join(PICTURE_SUFFIXES)
+    parser.add_argument("clip", metavar="CLIP", type=Path, help="a video")
+    parser.add_argument("file", metavar="FILE", type=_picture, help=f"file to write: {suffixes}")
+    parser.add_argument(
+        "--method",
+        type=_methods,
+        default="tvl1",
+        metavar="M[,M2]",
+        help=f"one or two of {', '.join(METHODS)}",
+    )
+    parser.add_argument("--device", default="auto", help="auto (a GPU, else the CPU), cpu, cuda:0")
+    cli.add_short_side(parser)
+    parser.add_argument(
+        "--start", type=_number, default=0, metavar="N", help="first frame, counted at 25 fps"
+    )
+    parser.add_argument("--frames", type=cli.positive, metavar="N", help="at most so many frames")
+    parser.add_argument(
+        "--full",
+        type=cli.pixels,
+        metavar="PX",
+        help="speed shown in full colour, pixels per frame (default: one that suits the clip)",
+    )
+    parser.add_common()
+    return parser
+
+
+def _picture(text: str) -> Path:
+    if Path(text).suffix not in PICTURE_SUFFIXES:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} does not end in {' or '.join(PICTURE_SUFFIXES)}"
+        )
+    return Path(text)
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    methods = tuple(cli.one_of("flow method", METHODS)(name) for name in cli.names(text))
+    if len(set(methods)) != len(methods) or not 1 <= len(methods) <= 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one method, or two with a comma")
+    return methods
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def show_main(argv: list[str]) -> int:
+    """The verb `show`."""
+    options = show_parser().parse_args(argv)
+    clip, file = options.clip, options.file
+    if file.is_dir():
+        raise OutError(f"{file} is a folder; choose another FILE")
+    if file.exists() and clip.exists() and file.samefile(clip):
+        raise OutError(f"{file} is both CLIP and FILE; choose another FILE")
+    for method in options.method:
+        find_devices(options.device, make_method(method))
+    from kinetics_tools.extract.visualize import Film, open_clip, write_film, write_sheet
+    from kinetics_tools.media.cut import ClipRecipe
+
+    recipe = ClipRecipe(short_side=options.short_side, enlarge=True)
+    tmp_dir = make_folder(options.tmp_dir or file.parent)
+    with open_clip(
+        clip, recipe, start=options.start, num_frames=options.frames, tmp_dir=tmp_dir
+    ) as part:
+        film = Film(
+            title=clip.stem,
+            part=part,
+            methods=options.method,
+            device=options.device,
+            threads=system.num_processors(),
+        )
+        if file.suffix == ".png":
+            what, shown = "moments", write_sheet(film, file, full_px=options.full)
+        else:
+            what = "frames"
+            moments = console.progress(film.moments(), total=film.num_moments, what=what)
+            shown = write_film(film, moments, file, full_px=options.full)
+    print(f"{file}: {shown.num_moments} {what}, full colour {shown.scale.full_px:g} px")
+    if shown.mean_px is not None:
+        print(f"mean difference of {' and '.join(options.method)}: {shown.mean_px:.3f} px")
+    return Exit.COMPLETE
+
+
 VERBS = {
-    "export": (export_cli.build_parser, export_cli.main),
+    "export": (export_parser, export_main),
     "index": (index_parser, index_main),
-    "show": (show_cli.build_parser, show_cli.main),
+    "show": (show_parser, show_main),
 }

@@ -10,8 +10,8 @@ again makes only what is missing or was made from something else.
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,8 @@ from kinetics_tools.core.files import digest, hold_lock, name_in_errors, scratch
 from kinetics_tools.core.keys import label_folder
 from kinetics_tools.core.units import Crash
 from kinetics_tools.media.opencv import encode_jpeg
-from kinetics_tools.shards.reader import RGB, Sample, ShardFolder
+from kinetics_tools.shards.reader import Sample, ShardFolder
+from kinetics_tools.shards.records import RGB
 
 MADE_FROM = ".made-from"
 BLOCK = 128  # frames in memory at once
@@ -47,13 +48,13 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """How an export ended.
+    """What an export left.
 
     Attributes:
         num_clips: whole in FOLDER now.
         num_made: of them, by this run.
         num_crashed: left to another run, since the process that made them died.
-        lists: the list files.
+        lists: paths of the list files.
     """
 
     num_clips: int
@@ -62,19 +63,57 @@ class Exported:
     lists: tuple[Path, ...]
 
 
-Finished = Iterator[tuple[tuple[str, Sample], bool | Crash]]
+Unit = tuple[str, Sample]  # a split, and a sample in it
 
 
-def export(
+class Export:
+    """An export into a folder that it has locked; see `open_export`.
+
+    Attributes:
+        todo: the samples that this run exports, with their splits.
+        clips: exports those in `todo`; yields each when it is whole, or left to another run. Raises
+            ShardError where a shard is damaged, or does not match; OSError when the disk is full.
+    """
+
+    def __init__(self, folder: Path, units: Sequence[Unit], layout: Layout, jobs: int) -> None:
+        self._folder, self._units, self._layout = folder, units, layout
+        self.todo = [unit for unit in units if not _is_whole(folder, *unit, layout)]
+        self.clips = self._make_clips(jobs)
+        self._counts: Counter[str] = Counter()
+
+    def _make_clips(self, jobs: int) -> Generator[Unit, None, None]:
+        with scratch_folder(self._folder) as scratch:
+            work = partial(export_clip, folder=self._folder, scratch=scratch, layout=self._layout)
+            with closing(engine.run(self.todo, work, jobs=jobs)) as exported:
+                for unit, result in exported:
+                    self._counts["crashed" if isinstance(result, Crash) else "made"] += 1
+                    yield unit
+
+    def finish(self) -> Exported:
+        """Write the lists of the clips that are whole; say what FOLDER holds."""
+        return Exported(
+            num_clips=len(self._units) - self._counts["crashed"],
+            num_made=self._counts["made"],
+            num_crashed=self._counts["crashed"],
+            lists=tuple(_write_lists(self._folder, self._units, self._layout)),
+        )
+
+
+@contextmanager
+def open_export(
     shards: ShardFolder,
     folder: Path,
     layout: Layout,
     *,
     splits: Sequence[str] = (),
     jobs: int = 0,
-    show: Callable[[Finished, int], Iterable[tuple[tuple[str, Sample], bool | Crash]]],
-) -> Exported:
-    """Write samples as folders of JPEGs; safe to call again at any time.
+) -> Iterator[Export]:
+    """Lock FOLDER for the block, and find which samples are to be exported; safe to do again.
+
+        with open_export(shards, folder, layout) as export:
+            for split, sample in export.clips:
+                print(sample.key)
+            exported = export.finish()
 
     Codes are written as they are stored: floor(255 (v + bound) / (2 bound)), where denseflow rounds
     to the nearest; a reader that takes 127.5 for no motion is off by half a code.
@@ -82,41 +121,26 @@ def export(
     Args:
         shards: to read.
         folder: to fill.
-        layout: what and how.
-        splits: of those in `shards`; all of them if there are none.
+        layout: what is written, and how.
+        splits: of those in `shards`; empty for all of them.
         jobs: processes at once; 0 works in this one.
-        show: wraps the iterator of finished clips, given how many there will be.
 
     Raises:
-        UnknownNameError: no such split or flow.
-        ShardError: a shard is damaged, or does not match.
+        UnknownNameError: there is no such split or flow.
+        ShardError: some samples lack a stream.
         OutError: `folder` is in use.
-        OSError: the disk is full.
     """
+    known = {name: name for name in shards.splits}
     streams = (RGB, "flow") if layout.images else ("flow",)
     units = [
         (split, sample)
         for split in splits or shards.splits
-        for sample in shards.samples(
-            lookup("split", split, {name: name for name in shards.splits}),
-            streams,
-            flow=layout.flow,
-        )
+        for sample in shards.samples(lookup("split", split, known), streams, flow=layout.flow)
     ]
-    counts: Counter[str] = Counter()
-    with hold_lock(folder), scratch_folder(folder) as scratch:
-        todo = [unit for unit in units if not _is_whole(folder, *unit, layout)]
-        work = partial(export_clip, folder=folder, scratch=scratch, layout=layout)
-        with closing(engine.run(todo, work, jobs=jobs)) as finished:
-            for _, result in show(finished, len(todo)):
-                counts["crashed" if isinstance(result, Crash) else "made"] += 1
-        lists = tuple(_write_lists(folder, units, layout))
-    return Exported(
-        num_clips=len(units) - counts["crashed"],
-        num_made=counts["made"],
-        num_crashed=counts["crashed"],
-        lists=lists,
-    )
+    with hold_lock(folder):
+        export = Export(folder, units, layout, jobs)
+        with closing(export.clips):
+            yield export
 
 
 def _home(split: str, sample: Sample) -> Path:

@@ -1,25 +1,22 @@
 """What a run of extract-flow makes: which clips share a shard, and which shards are current."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kinetics_tools.core.files import (
-    digest,
-)
+from kinetics_tools.core.files import digest
 from kinetics_tools.core.units import WHOLE, Part
 from kinetics_tools.extract.clips import Clip
 from kinetics_tools.flow.methods import FlowRecipe
 from kinetics_tools.media.cut import ClipRecipe
-from kinetics_tools.shards import reader
-from kinetics_tools.shards.reader import RGB, shard_path
-from kinetics_tools.shards.writer import Sidecar
+from kinetics_tools.shards.records import RGB, FolderRecords, Sidecar, flow_stream, shard_path
 
 MIN_FRAMES = 2  # fewer have no flow
-MIN_SIDE_PX = 4  # smaller pictures have no neighbourhood to speak of, and methods differ in them
-CRASHED = "crashed"
+MIN_SIDE_PX = 4  # the methods differ on smaller frames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,23 +25,23 @@ class ExtractPlan:
 
     Attributes:
         out: the folder to fill.
-        labels: the dataset's full list.
+        labels: the dataset's full label list.
         rgb: recipe of the RGB samples.
         flow: recipe of the flow.
         name: of the flow.
         devices: as torch names them; each GPU has one process. With the engine ray "auto", "cuda"
-            or "cpu", which each task's node makes a device of.
-        binary: the ffmpeg program.
-        samples_per_shard: expected keys in a shard.
-        seed: of the order of keys.
-        force: make every shard anew.
+            or "cpu": each node chooses its device.
+        binary: path of the ffmpeg program.
+        samples_per_shard: expected keys per shard.
+        seed: of the order of the keys.
+        force: make every shard again.
         part: which share of the shards.
-        jobs: clips at once on this machine; on a CPU each has a process as long as there are enough
-            shards, on GPUs they are threads of the GPU's process. None for one a processor; 0 works
-            in this process. With the engine ray: shards at once, None for what the cluster can do.
-            The shards' bytes do not depend on it.
-        engine: a name in `engine.ENGINES`.
-        tmp_dir: for scratch files; None for beside the shards.
+        jobs: clips at once on this machine: on a CPU each in a process, as long as there are enough
+            shards; on GPUs in threads of the GPU's process. None for one per processor; 0 works in
+            this process. With the engine ray: shards at once, None for as many as the cluster has
+            room for. The bytes of the shards do not depend on it.
+        engine: a name in `core.engine.ENGINES`.
+        tmp_dir: for scratch files; None for the folder of shards.
     """
 
     out: Path
@@ -65,12 +62,18 @@ class ExtractPlan:
     @property
     def stream(self) -> str:
         """The flow's stream."""
-        return reader.flow_stream(self.name)
+        return flow_stream(self.name)
 
 
 @dataclass(frozen=True, slots=True)
 class ShardUnit:
-    """One shard to be: its clips, in order."""
+    """A shard that a run is to hold: the unit of work.
+
+    Attributes:
+        split: of all its clips.
+        number: of the shard in its split, from 0.
+        clips: that are expected in it, in order.
+    """
 
     split: str
     number: int
@@ -78,16 +81,16 @@ class ShardUnit:
 
     @property
     def num_bytes(self) -> int:
-        """Of its clips' files: about how much work it is."""
+        """Size of its clips' files: about how much work it is."""
         total = 0
         for clip in self.clips:
-            with contextlib.suppress(FileNotFoundError):  # since they were listed
+            with contextlib.suppress(FileNotFoundError):  # removed since it was listed
                 total += clip.path.stat().st_size
         return total
 
-    def shard(self, plan: ExtractPlan, name: str) -> Path:
-        """Where its tar of the stream `name` lies."""
-        return shard_path(plan.out, self.split, name, self.number)
+    def shard(self, plan: ExtractPlan, stream: str) -> Path:
+        """Path of its tar of a stream."""
+        return shard_path(plan.out, self.split, stream, self.number)
 
     def rgb_inputs(self, plan: ExtractPlan) -> str:
         """Digest of everything that its RGB is made from."""
@@ -101,32 +104,53 @@ class ShardUnit:
         recipe = plan.flow.as_json()
         return digest({"recipe": recipe, "labels": plan.labels, "keys": keys, "rgb": members})
 
-    def current_rgb(self, plan: ExtractPlan) -> Sidecar | None:
-        """The sidecar of its RGB, if that need not be made."""
-        sidecar = Sidecar.read(self.shard(plan, RGB))
-        if sidecar is None or not sidecar.is_current(self.shard(plan, RGB), self.rgb_inputs(plan)):
-            return None
-        return sidecar
+    def current_rgb(self, plan: ExtractPlan, records: FolderRecords) -> Sidecar | None:
+        """The sidecar of its RGB; None if that is to be made."""
+        sidecar = records.whole_sidecar(self.shard(plan, RGB))
+        return sidecar if sidecar and sidecar.inputs == self.rgb_inputs(plan) else None
 
-    def current_flow(self, plan: ExtractPlan, rgb: Sidecar) -> Sidecar | None:
-        """The sidecar of its flow, if that need not be made."""
-        shard = self.shard(plan, plan.stream)
-        sidecar = Sidecar.read(shard)
-        if sidecar is None or not sidecar.is_current(shard, self.flow_inputs(plan, rgb)):
-            return None
-        return sidecar
+    def current_flow(
+        self, plan: ExtractPlan, records: FolderRecords, rgb: Sidecar
+    ) -> Sidecar | None:
+        """The sidecar of its flow, computed from this RGB; None if that is to be made."""
+        sidecar = records.whole_sidecar(self.shard(plan, plan.stream))
+        return sidecar if sidecar and sidecar.inputs == self.flow_inputs(plan, rgb) else None
 
-    def is_done(self, plan: ExtractPlan) -> bool:
-        """Whether RGB and flow are current."""
-        rgb = self.current_rgb(plan)
-        return rgb is not None and self.current_flow(plan, rgb) is not None
+    def state(self, plan: ExtractPlan, records: FolderRecords) -> ShardState:
+        """What is there of it.
+
+        Raises:
+            ShardError: a sidecar has another schema version, or is damaged.
+        """
+        rgb = self.current_rgb(plan, records)
+        return ShardState(self, rgb, self.current_flow(plan, records, rgb) if rgb else None)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardState:
+    """What is there of a shard.
+
+    Attributes:
+        unit: the shard.
+        rgb: the sidecar of its RGB; None if that is to be made.
+        flow: the sidecar of its flow; None if that is to be made.
+    """
+
+    unit: ShardUnit
+    rgb: Sidecar | None
+    flow: Sidecar | None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing to make."""
+        return self.flow is not None
 
 
 def plan_shards(clips: Iterable[Clip], plan: ExtractPlan) -> list[ShardUnit]:
-    """All shards to be, of all parts.
+    """All shards that the run is to hold, of all parts.
 
-    Which keys share a shard follows from the expected keys alone, so nothing moves when a missing
-    clip turns up; their order is that of a seeded hash, so that every shard mixes classes.
+    Which keys share a shard depends on the expected keys alone, so nothing moves when a missing
+    clip is found later; their order is that of a seeded hash, so that every shard mixes classes.
     """
     splits: dict[str, list[Clip]] = {}
     for clip in clips:
@@ -141,6 +165,6 @@ def plan_shards(clips: Iterable[Clip], plan: ExtractPlan) -> list[ShardUnit]:
     return units
 
 
-def pending(units: Sequence[ShardUnit], plan: ExtractPlan) -> list[ShardUnit]:
-    """This part's units that are to be made."""
-    return [unit for unit in plan.part.of(units) if plan.force or not unit.is_done(plan)]
+def pending(states: Sequence[ShardState], plan: ExtractPlan) -> list[ShardState]:
+    """This part's shards that are to be made, of all shards in the order of `plan_shards`."""
+    return [state for state in plan.part.of(states) if plan.force or not state.is_done]

@@ -5,45 +5,54 @@ that its RGB decodes to: so both always match, and a second method needs no clip
 leaves a gap with a reason; it never stops a run.
 """
 
+from __future__ import annotations
+
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from kinetics_tools.core import engine, system
 from kinetics_tools.core.errors import OutError
 from kinetics_tools.core.files import digest, hold_lock, remove_leftovers, scratch_folder
-from kinetics_tools.core.units import Crash, Results
+from kinetics_tools.core.units import Crash
 from kinetics_tools.dataset.layout import MISSING
 from kinetics_tools.extract.clips import ClipSet
-from kinetics_tools.extract.plan import CRASHED, ExtractPlan, ShardUnit, pending, plan_shards
+from kinetics_tools.extract.plan import ExtractPlan, ShardState, ShardUnit, pending, plan_shards
 from kinetics_tools.extract.worker import make_shard
 from kinetics_tools.flow.methods import make_method
 from kinetics_tools.shards import writer
-from kinetics_tools.shards.reader import RGB
+from kinetics_tools.shards.records import (
+    RGB,
+    ExpectedSplit,
+    FolderRecipe,
+    FolderRecords,
+    ShardLayout,
+    StreamRecipe,
+    shards_present,
+)
 
 logger = logging.getLogger(__name__)
+CRASHED = "crashed"  # the reason of a gap, in summaries: no file has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractSummary:
-    """How a part stands after a run.
+    """What a part holds after a run.
 
     Attributes:
         num_expected: samples of this part.
-        num_samples: of them, with RGB and flow.
+        num_samples: how many of them have RGB and flow.
         num_pairs: their frame pairs.
-        gaps: of the others, how many by reason.
-        num_retryable: of the others, how many may come with another run.
+        gaps: how many of the others there are, by reason.
+        num_retryable: how many of the others another run may make.
         num_made: frame pairs whose flow this run computed.
         seconds: that this run took.
         is_indexed: whether all parts are done and the index is written.
-        devices: of the flow shards, how many by the kind of device that computed them.
+        devices: number of flow shards by the kind of device that computed them.
     """
 
     num_expected: int
@@ -57,78 +66,135 @@ class ExtractSummary:
     devices: Mapping[str, int] = field(default_factory=dict)
 
 
-Finished = Iterator[tuple[ShardUnit, Any]]
+class Extraction:
+    """A run on a folder of shards that it has locked; see `open_extraction`.
+
+    Attributes:
+        plan: how shards are made.
+        todo: the shards that this run makes, the largest first.
+        shards: makes those in `todo`; yields each when it is made, or left to the next run.
+            Raises KineticsError where a machine has no such device, or another version of the
+            method; OSError when the disk is full.
+    """
+
+    def __init__(
+        self, plan: ExtractPlan, units: Sequence[ShardUnit], records: FolderRecords
+    ) -> None:
+        self.plan = plan
+        self._start = time.monotonic()
+        self._records = records
+        self._states = [unit.state(plan, records) for unit in units]
+        # The largest first: so all processes end at about the same time.
+        self.todo = sorted(pending(self._states, plan), key=lambda state: -state.unit.num_bytes)
+        self.shards = self._make_shards()
+        self._num_made = 0
+        self._crashed: set[ShardUnit] = set()
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples the shards in `todo` are to have."""
+        return sum(len(state.unit.clips) for state in self.todo)
+
+    def _make_shards(self) -> Generator[ShardUnit, None, None]:
+        plan = self.plan
+        devices, jobs = plan.devices, plan.jobs
+        if plan.engine == "local":
+            if self.todo:
+                prepare(plan)
+            if jobs is None:
+                jobs = system.num_processors()
+            if devices == ("cpu",):
+                devices *= max(jobs, 1)
+            devices = devices[: max(len(self.todo), 1)]
+        units = [state.unit for state in self.todo]
+        with scratch_folder(plan.tmp_dir or plan.out) as scratch:
+            work = partial(make_shard, plan=plan, scratch=scratch)
+            made = engine.run(units, work, jobs=jobs, engine=plan.engine, devices=devices)
+            with closing(made):
+                for unit, result in made:
+                    if isinstance(result, Crash):
+                        logger.warning(
+                            "shard %d of split %s: left to the next run: %s",
+                            *(unit.number, unit.split, result.detail),
+                        )
+                        self._crashed.add(unit)
+                    else:
+                        self._num_made += result
+                    yield unit
+
+    def finish(self) -> ExtractSummary:
+        """Write the index if all parts are done; say what this part holds.
+
+        Only the sidecars of shards that this or another part made meanwhile are read again.
+
+        Raises:
+            ShardError: a sidecar is damaged, or the shards do not match.
+        """
+        plan = self.plan
+        if self.todo:
+            undone = [state for state in self._states if not state.is_done]
+            units = {state.unit for state in (*self.todo, *undone)}
+            made = [unit.shard(plan, stream) for unit in units for stream in (RGB, plan.stream)]
+            self._records.refresh(made)
+            self._states = [state.unit.state(plan, self._records) for state in self._states]
+        is_indexed = all(s.is_done or s.unit in self._crashed for s in self._states)
+        if is_indexed:
+            writer.write_index(self._records)
+        return replace(
+            summarise(plan.part.of(self._states)),
+            num_made=self._num_made,
+            seconds=time.monotonic() - self._start,
+            is_indexed=is_indexed,
+        )
 
 
-def extract(
-    clips: ClipSet,
-    plan: ExtractPlan,
-    *,
-    show: Callable[[Finished, int], Iterable[tuple[ShardUnit, Any]]],
-) -> ExtractSummary:
-    """Make the shards that are not current; safe to call again at any time.
+@contextmanager
+def open_extraction(clips: ClipSet, plan: ExtractPlan) -> Iterator[Extraction]:
+    """Lock OUT for the block, and find what is to be made there; safe to do again at any time.
+
+        with open_extraction(clips, plan) as extraction:
+            for unit in extraction.shards:
+                print(unit)
+            summary = extraction.finish()
 
     Args:
-        clips: what OUT is to hold of the splits that they are of.
+        clips: what OUT is to hold of the splits that they are in.
         plan: how.
-        show: wraps the iterator of finished units, given how many samples they will have, to
-            show progress.
 
     Raises:
-        OutError: OUT is in use, or holds shards of other labels or another recipe.
+        OutError: OUT is in use, or holds shards of other clips or labels, or by another recipe.
         ShardError: it holds something that breaks the schema.
     """
-    start = time.monotonic()
     with hold_lock(plan.out, str(plan.part)):
         units = plan_shards(clips.clips, plan)
         remove_leftovers(plan.out)
+        records = FolderRecords(plan.out)
+        keys: dict[str, list[str]] = {}
+        num_shards: Counter[str] = Counter(unit.split for unit in units)
+        for unit in units:
+            keys.setdefault(unit.split, []).extend(clip.key for clip in unit.clips)
         if not plan.force:
-            _refuse_other_clips(units, plan)
-        counts = _claim(units, plan)
-        for split, count in counts.items():
-            writer.remove_beyond(plan.out, split, count["shards"])
-        # The largest first: so all processes end at about the same time.
-        todo = sorted(pending(units, plan), key=lambda unit: -unit.num_bytes)
-        _say_what_is_made_anew(todo, plan)
-        num_made = 0
-        crashed = set()
-        with (
-            scratch_folder(plan.tmp_dir or plan.out) as scratch,
-            closing(_made(todo, plan, scratch)) as finished,
-        ):
-            for unit, result in show(finished, sum(len(unit.clips) for unit in todo)):
-                if isinstance(result, Crash):
-                    logger.warning("%s: left to the next run: %s", unit, result.detail)
-                    crashed.add((unit.split, unit.number))
-                else:
-                    num_made += result
-        is_indexed = all(
-            (unit.split, unit.number) in crashed or unit.is_done(plan) for unit in units
+            _refuse_other_clips(records, keys)
+        splits = {
+            split: ExpectedSplit(expected=len(own), shards=num_shards[split], keys=digest(own))
+            for split, own in keys.items()
+        }
+        recipe = FolderRecipe(
+            labels=plan.labels,
+            layout=ShardLayout(samples_per_shard=plan.samples_per_shard, seed=plan.seed),
+            recipes={
+                RGB: StreamRecipe.of(plan.rgb.as_json()),
+                plan.stream: StreamRecipe.of(plan.flow.as_json()),
+            },
+            splits=splits,
         )
-        if is_indexed:
-            writer.write_index(plan.out)
-    return summarise(
-        plan.part.of(units),
-        plan,
-        num_made=num_made,
-        seconds=time.monotonic() - start,
-        is_indexed=is_indexed,
-    )
-
-
-def _made(todo: Sequence[ShardUnit], plan: ExtractPlan, scratch: Path) -> Results[ShardUnit, int]:
-    """Make the shards; yield each when it is made."""
-    devices, jobs = plan.devices, plan.jobs
-    if plan.engine == "local":
-        if todo:
-            prepare(plan)
-        if jobs is None:
-            jobs = system.num_processors()
-        if devices == ("cpu",):
-            devices *= max(jobs, 1)
-        devices = devices[: max(len(todo), 1)]
-    work = partial(make_shard, plan=plan, scratch=scratch)
-    return engine.run(todo, work, jobs=jobs, engine=plan.engine, devices=devices)
+        writer.register_recipes(records, recipe)
+        for split, number in num_shards.items():
+            writer.remove_beyond(plan.out, split, number)
+        extraction = Extraction(plan, units, records)
+        _log_recomputed(extraction)
+        with closing(extraction.shards):
+            yield extraction
 
 
 def prepare(plan: ExtractPlan) -> None:
@@ -137,83 +203,53 @@ def prepare(plan: ExtractPlan) -> None:
         make_method(plan.flow.method).prepare("cpu")
 
 
-def _claim(units: Sequence[ShardUnit], plan: ExtractPlan) -> dict[str, dict[str, int]]:
-    """Write down what OUT will hold; return expected samples and shards by split."""
-    counts: dict[str, dict[str, int]] = {}
-    for unit in units:
-        count = counts.setdefault(unit.split, {"expected": 0, "shards": 0})
-        count["expected"] += len(unit.clips)
-        count["shards"] += 1
-    keys: dict[str, list[str]] = {}
-    for unit in units:
-        keys.setdefault(unit.split, []).extend(clip.key for clip in unit.clips)
-    writer.register_recipes(
-        plan.out,
-        labels=plan.labels,
-        layout={"samples_per_shard": plan.samples_per_shard, "seed": plan.seed},
-        recipes={RGB: plan.rgb.as_json(), plan.stream: plan.flow.as_json()},
-        splits={split: {**counts[split], "keys": digest(keys[split])} for split in counts},
-    )
-    return counts
-
-
-def _refuse_other_clips(units: Iterable[ShardUnit], plan: ExtractPlan) -> None:
+def _refuse_other_clips(records: FolderRecords, keys: Mapping[str, Iterable[str]]) -> None:
     """Raise OutError where shards hold clips that are no longer expected; a set may grow."""
-    expected: dict[str, set[str]] = {}
-    for unit in units:
-        expected.setdefault(unit.split, set()).update(clip.key for clip in unit.clips)
-    for split, keys in expected.items():
-        lost = writer.keys_there(plan.out, split) - keys
+    for split, expected in keys.items():
+        present: set[str] = set()
+        for shard in shards_present(records.folder, RGB, split):
+            sidecar = records.sidecar(shard)
+            present.update(() if sidecar is None else sidecar.keys)
+        lost = present.difference(expected)
         if lost:
             raise OutError(
-                f"{plan.out}: the shards of split {split} are also of {len(lost)} clips that CLIPS "
-                f"does not name now, such as {min(lost)}; give the same CLIPS, another OUT, or "
-                "--force"
+                f"{records.folder}: the shards of split {split} also hold {len(lost)} clips that "
+                f"CLIPS does not name now, such as {min(lost)}; give the same CLIPS, another OUT, "
+                "or --force"
             )
 
 
-def _say_what_is_made_anew(todo: Iterable[ShardUnit], plan: ExtractPlan) -> None:
-    shards = [unit.shard(plan, RGB) for unit in todo if unit.current_rgb(plan) is None]
-    num_anew = sum(shard.exists() for shard in shards)
-    if num_anew and not plan.force:
+def _log_recomputed(extraction: Extraction) -> None:
+    plan = extraction.plan
+    shards = [state.unit.shard(plan, RGB) for state in extraction.todo if state.rgb is None]
+    num_present = sum(shard.exists() for shard in shards)
+    if num_present and not plan.force:
         logger.info(
-            "%d shards that are there are made anew, with all of their flow: their clips are not "
+            "%d existing shards are recomputed, with all of their flow: their clips are not "
             "the same any more (new keys move others from shard to shard)",
-            num_anew,
+            num_present,
         )
 
 
-def summarise(
-    units: Iterable[ShardUnit],
-    plan: ExtractPlan,
-    *,
-    num_made: int = 0,
-    seconds: float = 0.0,
-    is_indexed: bool = False,
-) -> ExtractSummary:
-    """How some units stand, from their sidecars."""
+def summarise(states: Iterable[ShardState]) -> ExtractSummary:
+    """What some shards hold."""
     gaps: Counter[str] = Counter()
     devices: Counter[str] = Counter()
     num_expected = num_samples = num_pairs = 0
-    for unit in units:
-        num_expected += len(unit.clips)
-        rgb = unit.current_rgb(plan)
-        flow = None if rgb is None else unit.current_flow(plan, rgb)
-        if rgb is None or flow is None:
-            gaps[CRASHED] += len(unit.clips)
+    for state in states:
+        num_expected += len(state.unit.clips)
+        if state.rgb is None or state.flow is None:
+            gaps[CRASHED] += len(state.unit.clips)
             continue
-        devices[flow.device] += 1
-        num_samples += len(flow.members)
-        num_pairs += sum(member.frames - 1 for member in flow.members)
-        gaps.update(failure["reason"] for failure in rgb.failed.values())
+        devices[state.flow.device] += 1
+        num_samples += len(state.flow.members)
+        num_pairs += sum(member.frames - 1 for member in state.flow.members)
+        gaps.update(failure.reason for failure in state.rgb.failed.values())
     return ExtractSummary(
         num_expected=num_expected,
         num_samples=num_samples,
         num_pairs=num_pairs,
         gaps=dict(sorted(gaps.items())),
         num_retryable=gaps[MISSING] + gaps[CRASHED],  # a damaged file stays as it is
-        num_made=num_made,
-        seconds=seconds,
-        is_indexed=is_indexed,
         devices=dict(sorted(devices.items())),
     )

@@ -10,7 +10,7 @@ costs no memory.
 import itertools
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,12 @@ class Moment:
             return None
         px: Flow = np.linalg.norm(self.flows[1] - self.flows[0], axis=-1)
         return px
+
+    @property
+    def mean_difference(self) -> float | None:
+        """The mean of `difference`, pixels; None for one flow."""
+        px = self.difference
+        return None if px is None else float(px.mean())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +207,11 @@ class Film:
     methods: tuple[str, ...]
     device: str = "auto"
     threads: int = 1
+
+    @property
+    def num_moments(self) -> int:
+        """How many `moments` yields: one fewer than there are frames."""
+        return self.part.num_frames - 1
 
     def moments(self) -> Iterator[Moment]:
         """Yield every moment; the last frame has no flow and is none. Few are held at a time."""
@@ -408,7 +419,7 @@ def _write_key(onto: Board, y: int, scale: Scale, *, with_difference: bool) -> N
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """What `show` drew.
+    """What was drawn.
 
     Attributes:
         num_moments: of them.
@@ -421,51 +432,58 @@ class Shown:
     mean_px: float | None
 
 
-def show(
-    film: Film,
-    path: Path,
-    *,
-    full_px: float | None = None,
-    progress: Callable[[Iterator[Moment], int], Iterable[Moment]],
-) -> Shown:
-    """Draw a clip's flow into a file, which appears when it is whole.
+def write_sheet(film: Film, path: Path, *, full_px: float | None = None) -> Shown:
+    """Draw some moments of a clip into a PNG file, which appears when it is whole.
 
     Args:
         film: the clip and the methods.
-        path: its suffix says what is drawn, as in `SUFFIXES`.
+        path: the file.
         full_px: speed of full saturation; None for one that suits the clip.
-        progress: wraps the moments of a film, given how many there will be.
 
     Raises:
         MediaError: the clip is damaged.
         KineticsError: no such device.
     """
-    differences: list[float] = []
+    height, width, _ = next(film.some(1)).frame.shape
+    moments = list(film.some(num_in_sheet(height, width)))
+    scale = Scale.of(moments, full_px)
+    draw_sheet(path, [Strip(title=film.title, names=film.methods, moments=moments)], scale)
+    return _shown(scale, [moment.mean_difference for moment in moments])
 
-    def seen(moments: Iterable[Moment]) -> Iterator[Moment]:
+
+def write_film(
+    film: Film, moments: Iterable[Moment], path: Path, *, full_px: float | None = None
+) -> Shown:
+    """Draw all moments of a clip into an MP4 file, which appears when it is whole.
+
+    Args:
+        film: the clip and the methods.
+        moments: what `film.moments()` yields; they are read one by one.
+        path: the file.
+        full_px: speed of full saturation; None for one that suits the clip.
+
+    Raises:
+        MediaError: the clip is damaged.
+        KineticsError: no such device.
+    """
+    scale = Scale.of(film.some(_NUM_SCALE_MOMENTS), full_px)
+    differences = []
+
+    def noted() -> Iterator[Moment]:
         for moment in moments:
-            if moment.difference is not None:
-                differences.append(float(moment.difference.mean()))
+            differences.append(moment.mean_difference)
             yield moment
 
-    if path.suffix == ".png":
-        height, width, _ = next(film.some(1)).frame.shape
-        moments = list(seen(film.some(num_in_sheet(height, width))))
-        scale = Scale.of(moments, full_px)
-        draw_sheet(path, [Strip(title=film.title, names=film.methods, moments=moments)], scale)
-        num_moments = len(moments)
-    else:
-        scale = Scale.of(film.some(_NUM_SCALE_MOMENTS), full_px)
-        num_moments = film.part.num_frames - 1
-        pictures = film_pictures(
-            seen(progress(film.moments(), num_moments)), film.title, film.methods, scale
+    pictures = film_pictures(noted(), film.title, film.methods, scale)
+    with publish(path) as scratch:
+        encode.write_video(
+            scratch, pictures, fps=FPS, binary=encode.find_ffmpeg(), for_browsers=True
         )
-        with publish(path) as scratch:
-            encode.write_video(
-                scratch, pictures, fps=FPS, binary=encode.find_ffmpeg(), for_browsers=True
-            )
+    return _shown(scale, differences)
+
+
+def _shown(scale: Scale, differences: Sequence[float | None]) -> Shown:
+    known = [px for px in differences if px is not None]
     return Shown(
-        num_moments=num_moments,
-        scale=scale,
-        mean_px=float(np.mean(differences)) if differences else None,
+        num_moments=len(differences), scale=scale, mean_px=float(np.mean(known)) if known else None
     )

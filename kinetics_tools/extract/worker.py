@@ -1,4 +1,6 @@
-"""What a worker process of extract-flow does: one shard, its RGB and its flow."""
+"""What a worker process of extract-flow does: one shard, its RGB and then its flow."""
+
+from __future__ import annotations
 
 import shutil
 import sys
@@ -27,36 +29,35 @@ from kinetics_tools.flow.methods import FlowRecipe, find_devices, make_method, q
 from kinetics_tools.media import decode
 from kinetics_tools.media.cut import conform, conforming_frames
 from kinetics_tools.media.opencv import gray
-from kinetics_tools.shards import writer
-from kinetics_tools.shards.reader import RGB, RGB_EXT, Location
-from kinetics_tools.shards.writer import SampleContent, ShardMember, Sidecar
+from kinetics_tools.shards.reader import RGB_EXT, Location
+from kinetics_tools.shards.records import RGB, Failure, FolderRecords, ShardMember, Sidecar
+from kinetics_tools.shards.writer import SampleContent, write_shard
 
 T = TypeVar("T")
 R = TypeVar("R")
-# Of each clip at work, so much may lie decoded, and so much computed: more than ten seconds have at
-# 340x256, so that the device goes on to the next clip while the last one is being encoded.
-AHEAD_BYTES = 64 * 2**20
+# So many bytes of a clip's frames may wait to be computed, and of its flow to be encoded: more than
+# ten seconds take at 340x256, so that the GPU goes on to the next clip while this one is encoded.
+PREFETCH_BYTES = 64 * 2**20
 
-
-# What a worker process does
+Codes = Generator[npt.NDArray[np.uint8], None, None]
 
 
 class ShardRetryableError(Exception):
-    """A shard cannot be made now, for a reason that is not its clips'; the next run may."""
+    """A shard cannot be made now, for a reason that is not in its clips; the next run may."""
 
 
 def make_shard(
     unit: ShardUnit, *, plan: ExtractPlan, scratch: Path, resources: WorkerResources
 ) -> int | Crash:
-    """Make a unit's RGB, unless it is current, then its flow; return the frame pairs computed.
+    """Make a shard's RGB, unless it is current, then its flow; return the frame pairs computed.
 
-    A Crash says why neither is published: a clip that changed or went away since it was listed, an
-    ffmpeg that was killed, a damaged shard of RGB.
+    A Crash says why neither is published: a clip was changed or removed after it was listed, an
+    ffmpeg was killed, a shard of RGB is damaged.
 
     Args:
         unit: the shard.
         plan: how.
-        scratch: folder for files that do not outlive the run.
+        scratch: folder for files that are removed at the end.
         resources: the device, and how many of the shard's clips are worked on at once.
 
     Raises:
@@ -64,13 +65,14 @@ def make_shard(
         OSError: the disk is full.
     """
     make_folder(scratch)
-    # A name of its own: whoever was believed lost with its node may still be at the same shard.
+    # A new name: a process that was believed lost with its node may still work on the same shard.
     folder = Path(tempfile.mkdtemp(prefix=f"{unit.split}-{unit.number}-", dir=scratch))
+    records = FolderRecords(plan.out)
     try:
-        rgb = None if plan.force else unit.current_rgb(plan)
+        rgb = None if plan.force else unit.current_rgb(plan, records)
         if rgb is None:
             rgb = _make_rgb(unit, plan, folder, resources)
-        if not plan.force and unit.current_flow(plan, rgb) is not None:
+        if not plan.force and unit.current_flow(plan, records, rgb):
             return 0
         return _make_flow(unit, rgb, plan, folder, resources)
     except ShardRetryableError as error:
@@ -80,15 +82,12 @@ def make_shard(
 
 
 def _in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> list[R]:
-    """The work's results; so many threads are at it at once."""
+    """The results of `work`, in the order of the items; `threads` of them are computed at once."""
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, items))  # after an error nothing new is begun
+        return list(pool.map(work, items))  # after an error no new item is started
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    reason: str
-    detail: str
+# RGB
 
 
 def _make_rgb(
@@ -98,7 +97,7 @@ def _make_rgb(
     results = _in_order(work, unit.clips, resources.threads)
     shard = unit.shard(plan, RGB)
     contents = [result for result in results if isinstance(result, SampleContent)]
-    size, members = writer.write_shard(shard, contents, ext=RGB_EXT, labels=plan.labels)
+    size, members = write_shard(shard, contents, ext=RGB_EXT, labels=plan.labels)
     sidecar = Sidecar(
         stream=RGB,
         split=unit.split,
@@ -109,19 +108,19 @@ def _make_rgb(
         keys=tuple(clip.key for clip in unit.clips),
         members=members,
         failed={
-            clip.key: {"reason": str(result.reason), "detail": result.detail}
+            clip.key: result
             for clip, result in zip(unit.clips, results, strict=True)
-            if isinstance(result, _Failure)
+            if isinstance(result, Failure)
         },
     )
     sidecar.write(shard)
     return sidecar
 
 
-def _rgb_content(clip: Clip, *, plan: ExtractPlan, folder: Path) -> SampleContent | _Failure:
-    """A clip as its sample: byte for byte where it conforms, else encoded anew."""
+def _rgb_content(clip: Clip, *, plan: ExtractPlan, folder: Path) -> SampleContent | Failure:
+    """A clip as its sample: byte for byte where it conforms to the recipe, else encoded again."""
     if clip.sha256 is None:
-        return _Failure(clip.reason, f"no file {clip.source}")
+        return Failure(clip.reason, f"no file {clip.source}")
     try:
         path, num_frames = clip.path, conforming_frames(clip.path, plan.rgb)
         if not num_frames:
@@ -131,18 +130,18 @@ def _rgb_content(clip: Clip, *, plan: ExtractPlan, folder: Path) -> SampleConten
         video = decode.probe(path)
     except MediaError as error:
         detail = error.detail.replace(str(clip.path.absolute()), clip.source)
-        _refuse_passing(clip, error.reason, detail)
-        return _Failure(error.reason, detail)
+        _raise_if_retryable(clip, error.reason, detail)
+        return Failure(error.reason, detail)
     if num_frames < MIN_FRAMES:
-        return _Failure(Reason.TOO_SHORT, f"has {num_frames} frames, flow needs {MIN_FRAMES}")
+        return Failure(Reason.TOO_SHORT, f"has {num_frames} frames, flow needs {MIN_FRAMES}")
     if min(video.width, video.height) < MIN_SIDE_PX:
         detail = f"is {video.width}x{video.height} pixels, flow needs {MIN_SIDE_PX} a side"
-        return _Failure(Reason.DAMAGED, detail)
-    # For any codec, not only this flow's: another flow may come beside it at any time.
+        return Failure(Reason.DAMAGED, detail)
+    # By any codec, not only this flow's: another flow may be added at any time.
     refusing = too_large_for(video.height, video.width)
     if refusing:
         detail = f"is {video.width}x{video.height} pixels, too large to store its flow as "
-        return _Failure(Reason.DAMAGED, detail + ", ".join(refusing))
+        return Failure(Reason.DAMAGED, detail + ", ".join(refusing))
     return SampleContent(
         key=clip.key,
         label=clip.label,
@@ -159,8 +158,8 @@ def _rgb_content(clip: Clip, *, plan: ExtractPlan, folder: Path) -> SampleConten
     )
 
 
-def _refuse_passing(clip: Clip, reason: str, detail: str) -> None:
-    """Raise ShardRetryableError where a clip failed for a reason that may pass: it leaves no gap.
+def _raise_if_retryable(clip: Clip, reason: str, detail: str) -> None:
+    """Raise ShardRetryableError where a clip may succeed in the next run: it leaves no gap.
 
     Raises:
         OSError: the clip cannot be read.
@@ -170,37 +169,57 @@ def _refuse_passing(clip: Clip, reason: str, detail: str) -> None:
             f"{clip.source}: {detail}; if memory was short, give fewer --jobs"
         )
     if not clip.path.is_file():
-        raise ShardRetryableError(f"{clip.source} is not there any more ({detail})")
+        raise ShardRetryableError(f"{clip.source} was removed after it was listed ({detail})")
     if file_digest(clip.path) != clip.sha256:
         raise ShardRetryableError(
-            f"{clip.source} is not the file that was listed ({detail}); for clips of "
-            "kinetics-download, its verb verify finds what changed on disk"
+            f"{clip.source} is not the file that was listed ({detail}); if kinetics-download made "
+            "it, kinetics-download verify finds what changed on disk"
         )
+
+
+# Flow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowDevice:
+    """Where the flow of a shard's clips is computed.
+
+    Attributes:
+        device: as torch names it.
+        lock: held while a clip is computed: a GPU computes one clip after the other, each with all
+            of its memory; on a CPU it does nothing.
+        threads: per clip.
+    """
+
+    device: str
+    lock: AbstractContextManager[object]
+    threads: int
 
 
 def _make_flow(
     unit: ShardUnit, rgb: Sidecar, plan: ExtractPlan, folder: Path, resources: WorkerResources
 ) -> int:
     method = make_method(plan.flow.method)
-    _same_as_begun(f"method {plan.flow.method}", method.as_json(), plan.flow.parameters)
+    codec = lookup("flow codec", plan.flow.codec, CODECS)
+    _require_same(f"method {plan.flow.method}", method.as_json(), plan.flow.parameters)
+    _require_same(f"codec {plan.flow.codec}", codec.as_json(), plan.flow.codec_parameters)
     (device, *_) = find_devices(resources.device, method)
     keep_to_one_thread(device)
-    flow_device = FlowDevice(
-        device=device,
-        lock=nullcontext() if device == "cpu" else threading.Lock(),
-        threads=max(resources.threads // max(len(rgb.members), 1), 1),
-    )
     work = partial(
         _flow_content,
-        plan=plan,
         shard=unit.shard(plan, RGB),
+        recipe=plan.flow,
+        codec=codec,
+        flow_device=FlowDevice(
+            device=device,
+            lock=nullcontext() if device == "cpu" else threading.Lock(),
+            threads=max(resources.threads // max(len(rgb.members), 1), 1),
+        ),
         folder=folder,
-        flow_device=flow_device,
     )
     contents = _in_order(work, rgb.members, resources.threads)
     shard = unit.shard(plan, plan.stream)
-    ext = f"flow.{lookup('flow codec', plan.flow.codec, CODECS).ext}"
-    size, members = writer.write_shard(shard, contents, ext=ext, labels=plan.labels)
+    size, members = write_shard(shard, contents, ext=f"flow.{codec.ext}", labels=plan.labels)
     Sidecar(
         stream=plan.stream,
         split=unit.split,
@@ -216,18 +235,18 @@ def _make_flow(
     return sum(member.frames - 1 for member in members)
 
 
-def _same_as_begun(what: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+def _require_same(what: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:
     if here != there:
         raise KineticsError(
             f"{what} is not the same on this machine ({here}) as where the run began ({there}); "
-            "install the same versions on all"
+            "install the same versions on all machines"
         )
 
 
 def keep_to_one_thread(device: str) -> None:
-    """Keep torch to the thread that calls it: those that share a small frame wait for another.
+    """Make torch compute with one thread, where a GPU is used: its threads would only wait.
 
-    On a CPU flow is computed without torch, and nobody waits for its import.
+    On a CPU flow is computed without torch, which then is not imported.
     """
     if device == "cpu":
         return
@@ -236,29 +255,16 @@ def keep_to_one_thread(device: str) -> None:
     torch.set_num_threads(1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlowDevice:
-    """Where the clips of a shard have their flow computed.
-
-    Attributes:
-        device: as torch names it.
-        turn: held by the clip that is computed: on a GPU one after the other, each with all of its
-            memory; on processors they do not meet.
-        threads: for a clip.
-    """
-
-    device: str
-    lock: AbstractContextManager[object]
-    threads: int
-
-
 def _flow_content(
-    member: ShardMember, *, plan: ExtractPlan, shard: Path, folder: Path, flow_device: FlowDevice
+    member: ShardMember,
+    *,
+    shard: Path,
+    recipe: FlowRecipe,
+    codec: Codec,
+    flow_device: FlowDevice,
+    folder: Path,
 ) -> SampleContent:
     """The flow of one RGB sample, in a scratch file."""
-    recipe = plan.flow
-    codec = lookup("flow codec", recipe.codec, CODECS)
-    _same_as_begun(f"codec {recipe.codec}", codec.as_json(), recipe.codec_parameters)
     name = f"{member.key}.{RGB_EXT}"
     where = f"{shard}, sample {member.key}"
     try:
@@ -295,26 +301,15 @@ def _flow_content(
 def _encoded_flow(
     data: bytes, recipe: FlowRecipe, codec: Codec, flow_device: FlowDevice
 ) -> tuple[bytes, int]:
-    """The flow of an RGB member as it is stored, and how many fields that is.
+    """The flow of an RGB member as it is stored, and the number of its fields.
 
-    Decoding and computing run ahead in a thread each, AHEAD_BYTES at most, and this one encodes, so
-    that a GPU need not wait for either.
+    One thread decodes, one computes and this one encodes, so that a GPU waits for neither.
     """
     num_fields = 0
 
-    def computed() -> Codes:
-        with closing(_ahead(gray(frame) for frame in decode.frames(data))) as frames:
-            first = list(islice(frames, 1))  # it is decoded while others have their turn
-            grays = chain(first, frames)
-            with flow_device.lock:
-                for flow in stream(
-                    grays, recipe.method, flow_device.device, threads=flow_device.threads
-                ):
-                    yield quantise(flow, bound=recipe.bound)
-
     def counted() -> Codes:
         nonlocal num_fields
-        with closing(_ahead(computed())) as fields:
+        with closing(_prefetched(_codes(data, recipe, flow_device))) as fields:
             for codes in fields:
                 num_fields += 1
                 yield codes
@@ -324,10 +319,19 @@ def _encoded_flow(
     return stored, num_fields
 
 
-Codes = Generator[npt.NDArray[np.uint8], None, None]
+def _codes(data: bytes, recipe: FlowRecipe, flow_device: FlowDevice) -> Codes:
+    """Yield the flow of an RGB member as codes: uint8 (H, W, 2)."""
+    with closing(_prefetched(gray(frame) for frame in decode.frames(data))) as frames:
+        first = list(islice(frames, 1))  # it is decoded while other clips hold the lock
+        grays = chain(first, frames)
+        with flow_device.lock:
+            for flow in stream(
+                grays, recipe.method, flow_device.device, threads=flow_device.threads
+            ):
+                yield quantise(flow, bound=recipe.bound)
 
 
-def _ahead(arrays: Codes) -> Codes:
+def _prefetched(arrays: Codes) -> Codes:
     return prefetch(
-        arrays, lambda array: array.nbytes, max_items=sys.maxsize, max_bytes=AHEAD_BYTES
+        arrays, lambda array: array.nbytes, max_items=sys.maxsize, max_bytes=PREFETCH_BYTES
     )

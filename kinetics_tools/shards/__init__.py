@@ -5,6 +5,15 @@ Names that are not in `__all__` are private. Importing this package imports neit
 webdataset.
 """
 
-from kinetics_tools.shards.reader import RGB, SCHEMA_VERSION, Sample, ShardFolder, read_samples
+from kinetics_tools.shards.reader import Location, Sample, ShardFolder, read_samples
+from kinetics_tools.shards.records import RGB, SCHEMA_VERSION, StreamRecipe
 
-__all__ = ["RGB", "SCHEMA_VERSION", "Sample", "ShardFolder", "read_samples"]
+__all__ = [
+    "RGB",
+    "SCHEMA_VERSION",
+    "Location",
+    "Sample",
+    "ShardFolder",
+    "StreamRecipe",
+    "read_samples",
+]

@@ -1,73 +1,51 @@
-"""The folder of shards: what lies in it, and how it is read.
+"""Reading a folder of shards: `ShardFolder` says what it holds, a `Sample` decodes.
 
-    recipe.json                          what every run in this folder must agree on
-    dataset.json                         what is here: labels, recipes, counts, gaps by split
-    <split>/index.parquet                a row a sample: where its members lie
-    <split>/rgb-000000.tar, .json        <key>.mp4 and <key>.json; its sidecar
-    <split>/flow-<name>-000000.tar, .json   <key>.flow.<ext> and <key>.json, same keys, same order
-
-Plain webdataset reads the tars. We read a member by its offset, and check the tar header in front
-of it and the digest of its data: a shard that was changed, exchanged or damaged is an error, never
-a wrong sample. `sharding` writes all of it. Nothing here takes long to import.
+Plain webdataset reads the tars too. We read a member by its offset, and check the tar header before
+it and the digest of its data: a shard that was changed, exchanged or damaged is an error, never a
+wrong sample. `records` says which files there are. Importing this module is quick: pandas, PyAV and
+OpenCV are imported where they are used.
 """
+
+from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kinetics_tools.core.errors import MediaError, ShardError, lookup
-from kinetics_tools.core.files import read_json
 from kinetics_tools.flow.codecs import CODECS
 from kinetics_tools.flow.methods import dequantise
+from kinetics_tools.shards import index
+from kinetics_tools.shards.records import (
+    RGB,
+    Dataset,
+    SplitContents,
+    StreamRecipe,
+    flow_stream,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    import pandas as pd
 
-SCHEMA_VERSION = 1
-RGB = "rgb"
 RGB_EXT = "mp4"
 _HEADER_BYTES = 512  # of tar
-PLACE_COLUMNS = ("shard", "offset", "size", "sha256")  # columns of each stream
-NUM_CHECK_DIGITS = 16  # of SHA-256, kept in the index: decoders paint over damage and say nothing
-
-
-def flow_stream(name: str) -> str:
-    """The stream of the flow called `name`."""
-    return f"flow-{name}"
-
-
-def shard_path(folder: Path, split: str, stream: str, number: int) -> Path:
-    """Where a shard's tar lies; its sidecar has the suffix .json."""
-    return folder / split / f"{stream}-{number:06d}.tar"
-
-
-def check_schema(path: Path, value: Any) -> None:
-    """Take `schema_version` out of a JSON value; raise ShardError when it is not ours."""
-    found = value.pop("schema_version", None) if isinstance(value, dict) else None
-    if found != SCHEMA_VERSION:
-        raise ShardError(
-            f"{path} is of schema version {found}, this program reads {SCHEMA_VERSION}; "
-            "make the shards again in another folder"
-        )
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a member's data lies.
+    """Where the data of a member of a tar is.
 
     Attributes:
         shard: path of the tar.
         name: of the member.
         offset: bytes from the tar's start to the data.
         size: bytes of the data.
-        sha256: of the data, or the first digits of it.
+        sha256: of the data, or its first digits.
     """
 
     shard: str
@@ -80,14 +58,14 @@ class Location:
         """The member's data.
 
         Raises:
-            ShardError: the shard is gone, or there is not this member, whole, at this place.
+            ShardError: there is no such shard, or this member is not there, or it is damaged.
         """
         try:
             with Path(self.shard).open("rb") as file:
                 file.seek(self.offset - _HEADER_BYTES)
                 data = file.read(_HEADER_BYTES + self.size)
         except FileNotFoundError as error:
-            raise ShardError(f"{self.shard} is gone; give extract-flow again") from error
+            raise ShardError(f"{self.shard} is gone; run extract-flow again") from error
         try:
             header = tarfile.TarInfo.frombuf(data[:_HEADER_BYTES], "utf-8", "strict")
             is_it = (header.name, header.size) == (self.name, self.size)
@@ -95,29 +73,29 @@ class Location:
             is_it = False
         if not is_it or len(data) < _HEADER_BYTES + self.size:
             raise ShardError(
-                f"{self.shard} does not hold {self.name} where the index says; it was changed or "
-                "exchanged since: give extract-flow again, or extract-flow index"
+                f"{self.shard} does not hold {self.name} where the index says; the shard was "
+                "changed after it was indexed: run extract-flow again, or extract-flow index"
             )
         if not hashlib.sha256(data[_HEADER_BYTES:]).hexdigest().startswith(self.sha256):
             raise ShardError(
-                f"{self.shard}: {self.name} is damaged; remove it and run extract-flow"
+                f"{self.shard}: {self.name} is damaged; remove the shard and run extract-flow"
             )
         return data[_HEADER_BYTES:]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A handle on a sample: light, picklable, nothing decoded.
+    """A handle on one clip in the shards: small, picklable; nothing is decoded before it is used.
 
     Attributes:
-        key: its name.
+        key: name of the clip.
         label: class name; None where the set has no labels.
-        label_id: rank of the label in the dataset's full list.
-        num_frames: RGB frames; there is one flow field less.
-        rgb_at: where its RGB lies, if that was asked for.
-        flow_at: where its flow lies, if that was asked for.
-        codec: name of the flow's codec.
-        bound: of the flow, pixels.
+        label_id: rank of the label in the dataset's full list; None without a label.
+        num_frames: RGB frames, T; there are T - 1 flow fields.
+        rgb_at: where its RGB is; None if the sample was read without it.
+        flow_at: where its flow is; None if the sample was read without it.
+        codec: name of the flow's codec; empty without flow.
+        bound: flow is clamped to +- so many pixels per frame; 0 without flow.
     """
 
     key: str
@@ -129,36 +107,47 @@ class Sample:
     codec: str
     bound: float
 
-    def rgb(self, indices: Sequence[int] | None = None) -> "npt.NDArray[np.uint8]":
-        """Frames by number, in any order, or all: uint8 (N, H, W, 3), RGB.
+    def rgb(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.uint8]:
+        """RGB frames: uint8 (N, H, W, 3), 0 to 255.
+
+        Args:
+            indices: frame numbers from 0 to T - 1, in any order, with repeats; None for all.
 
         Raises:
-            ShardError: the shard does not hold what the index says, or is damaged.
+            ShardError: the shard does not hold what the index says, is damaged, or has no such
+                frame.
             ValueError: the sample was read without stream rgb.
         """
         from kinetics_tools.media.decode import read_frames
 
         place = _place(self.rgb_at, self.key, RGB)
-        with _no_damage(place, self.key):
+        with _as_shard_error(place, self.key):
             frames = read_frames(place.read(), indices)
         return _counted(frames, self.num_frames if indices is None else len(indices), place)
 
-    def flow(self, indices: Sequence[int] | None = None) -> "npt.NDArray[np.float32]":
-        """Fields by number, in any order, or all: float32 (N, H, W, 2), pixels per frame.
+    def flow(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
+        """Flow fields: float32 (N, H, W, 2), pixels per frame, x then y, +x right, +y down.
+
+        Field t is the motion from frame t to frame t + 1.
+
+        Args:
+            indices: field numbers from 0 to T - 2, in any order, with repeats; None for all.
 
         Raises:
-            ShardError: the shard does not hold what the index says, or is damaged.
+            ShardError: the shard does not hold what the index says, is damaged, or has no such
+                field.
             ValueError: the sample was read without stream flow.
         """
         return dequantise(self.codes(indices), bound=self.bound)
 
-    def codes(self, indices: Sequence[int] | None = None) -> "npt.NDArray[np.uint8]":
-        """Fields as they are stored, by number, in any order, or all: uint8 (N, H, W, 2).
+    def codes(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.uint8]:
+        """Flow fields as they are stored: uint8 (N, H, W, 2), x then y.
 
-        A code c is (c / 255 - 0.5) 2 `bound` pixels per frame; raises what `flow` raises.
+        A code c is (c / 255 - 0.5) 2 `bound` pixels per frame. Arguments and errors are those of
+        `flow`.
         """
         place = _place(self.flow_at, self.key, "flow")
-        with _no_damage(place, self.key):
+        with _as_shard_error(place, self.key):
             codes = lookup("flow codec", self.codec, CODECS).decode(place.read(), indices)
         return _counted(codes, self.num_frames - 1 if indices is None else len(indices), place)
 
@@ -169,20 +158,18 @@ def _place(location: Location | None, key: str, stream: str) -> Location:
     return location
 
 
-def _counted(
-    frames: "npt.NDArray[np.uint8]", wanted: int, place: Location
-) -> "npt.NDArray[np.uint8]":
+def _counted(frames: npt.NDArray[np.uint8], wanted: int, place: Location) -> npt.NDArray[np.uint8]:
     if len(frames) != wanted:
         raise ShardError(
             f"{place.shard}: {place.name} has {len(frames)} pictures, not {wanted}; rgb and flow "
-            "shards do not match: give extract-flow again"
+            "shards do not match: run extract-flow again"
         )
     return frames
 
 
 @contextmanager
-def _no_damage(place: Location, key: str) -> Iterator[None]:
-    """In this block a MediaError becomes a ShardError."""
+def _as_shard_error(place: Location, key: str) -> Iterator[None]:
+    """In this block a MediaError becomes a ShardError that names the shard."""
     try:
         yield
     except MediaError as error:
@@ -192,12 +179,15 @@ def _no_damage(place: Location, key: str) -> Iterator[None]:
 class ShardFolder:
     """A folder that extract-flow wrote.
 
+    Each file is read at most once: dataset.json here, the index of a split when its samples are
+    asked for.
+
     Attributes:
         folder: its path.
         labels: the dataset's full label list; the index is the label id.
         splits: names of the splits.
         flows: names of the flows present, "tvl1" for the stream "flow-tvl1".
-        recipes: of each stream, with its `hash`.
+        recipes: how each stream was made, with its hash; by stream.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -207,63 +197,66 @@ class ShardFolder:
             ShardError: it has no dataset.json, or one of another schema version.
         """
         folder = Path(folder)
-        path = folder / "dataset.json"
-        if not path.exists():
+        dataset = Dataset.read(folder)
+        if dataset is None:
             raise ShardError(
                 f"{folder} holds no finished shards (no dataset.json); make them with: "
                 f"extract-flow CLIPS {folder}"
             )
-        dataset = read_json(path)
-        check_schema(path, dataset)
         self.folder = folder
-        self.labels: tuple[str, ...] = tuple(dataset["labels"])
-        self.splits: tuple[str, ...] = tuple(sorted(dataset["splits"]))
-        self.recipes: Mapping[str, Mapping[str, Any]] = dataset["recipes"]
-        self._splits: Mapping[str, Mapping[str, Any]] = dataset["splits"]
-        present: Counter[str] = Counter()
-        for split in self._splits.values():
-            present.update(split["present"])
+        self.labels: tuple[str, ...] = dataset.labels
+        self.splits: tuple[str, ...] = tuple(sorted(dataset.splits))
+        self.recipes: Mapping[str, StreamRecipe] = dataset.recipes
+        self._contents: Mapping[str, SplitContents] = dataset.splits
+        present = {
+            stream
+            for contents in dataset.splits.values()
+            for stream, number in contents.present.items()
+            if number > 0 and stream != RGB
+        }
         prefix = flow_stream("")
-        self.flows: tuple[str, ...] = tuple(
-            sorted(s.removeprefix(prefix) for s in present if s != RGB and present[s] > 0)
-        )
+        self.flows: tuple[str, ...] = tuple(sorted(s.removeprefix(prefix) for s in present))
+        self._rows: dict[str, list[index.IndexRow]] = {}
 
     def flow_named(self, name: str | None = None) -> str:
         """The flow called `name`; without a name the only one here.
 
         Raises:
-            UnknownNameError: no such flow here.
-            ShardError: there is none here, or several and no name to tell which.
+            UnknownNameError: there is no such flow.
+            ShardError: there is none here, or there are several and no name says which.
         """
         if name is not None:
             return lookup("flow", name, {flow: flow for flow in self.flows})
         if not self.flows:
-            raise ShardError(f"{self.folder} holds no finished flow; give extract-flow again")
+            raise ShardError(f"{self.folder} holds no finished flow; run extract-flow again")
         if len(self.flows) > 1:
             there = ", ".join(self.flows)
             raise ShardError(f"{self.folder} holds the flows: {there}; say which with --flow NAME")
         return self.flows[0]
 
     def flow_bound(self, name: str) -> float:
-        """The bound of the flow `name`, pixels: `flow() / bound` is in [-1, 1].
+        """The bound of the flow `name`, pixels per frame: `flow() / bound` is in [-1, 1].
 
         Raises:
-            UnknownNameError: no such flow here.
+            UnknownNameError: there is no such flow.
         """
-        return float(self._flow_recipe(name)["bound"])
+        return self._flow_recipe(name).bound
 
     def num_expected(self, split: str) -> int:
-        """How many samples the split would have without gaps."""
-        return int(lookup("split", split, self._splits)["expected"])
-
-    def expected(self, split: str) -> Mapping[str, str]:
-        """Keys that are expected but not present, each with the reason.
+        """How many samples the split would have if none were missing.
 
         Raises:
-            UnknownNameError: no such split here.
+            UnknownNameError: there is no such split.
         """
-        gaps: Mapping[str, str] = lookup("split", split, self._splits)["gaps"]
-        return gaps
+        return lookup("split", split, self._contents).expected
+
+    def missing(self, split: str) -> Mapping[str, str]:
+        """The keys that are expected in a split but not present, each with the reason.
+
+        Raises:
+            UnknownNameError: there is no such split.
+        """
+        return lookup("split", split, self._contents).gaps
 
     def samples(
         self, split: str, streams: Sequence[str] = (RGB, "flow"), *, flow: str = "tvl1"
@@ -272,78 +265,83 @@ class ShardFolder:
 
         Args:
             split: one of `splits`.
-            streams: "rgb", "flow" or both: what will be read of them.
+            streams: "rgb", "flow" or both: what the samples can give.
             flow: name of the flow, one of `flows`.
 
         Raises:
-            UnknownNameError: no such split or flow here.
+            UnknownNameError: there is no such split or flow.
             ShardError: some samples lack a stream asked for.
         """
-        import pandas as pd
-
-        lookup("split", split, self._splits)
-        path = self.folder / split / "index.parquet"
-        if not path.exists():
-            raise ShardError(f"{path} is missing; write it with: extract-flow index {self.folder}")
-        table = pd.read_parquet(path).astype(object)
-        table = table.where(table.notna(), None)
+        rows = self._index(split)
+        exts = {RGB: RGB_EXT} if RGB in streams else {}
         codec, bound = "", 0.0
-        members = {}
-        if RGB in streams:
-            members[RGB] = RGB_EXT
         if "flow" in streams:
             recipe = self._flow_recipe(flow)
-            codec, bound = str(recipe["codec"]), float(recipe["bound"])
-            ext = lookup("flow codec", codec, CODECS).ext
-            members[flow_stream(flow)] = f"flow.{ext}"
-        for stream in members:
-            self._refuse_gaps(table, split, stream)
-        where = {
-            stream: self._locations(table, split, stream, ext) for stream, ext in members.items()
-        }
-        nowhere: list[Location | None] = [None] * len(table)
+            codec, bound = recipe.codec, recipe.bound
+            exts[flow_stream(flow)] = f"flow.{lookup('flow codec', codec, CODECS).ext}"
+        for stream in exts:
+            self._refuse_gaps(rows, split, stream)
         return [
-            Sample(key, label, label_id, frames, rgb_at, flow_at, codec, bound)
-            for key, label, label_id, frames, rgb_at, flow_at in zip(
-                table["key"],
-                table["label"],
-                table["label_id"],
-                table["frames"],
-                where.get(RGB, nowhere),
-                where.get(flow_stream(flow), nowhere),
-                strict=True,
+            Sample(
+                row.key,
+                row.label,
+                row.label_id,
+                row.frames,
+                self._location(split, row, RGB, exts),
+                self._location(split, row, flow_stream(flow), exts),
+                codec,
+                bound,
             )
+            for row in rows
         ]
 
-    def _flow_recipe(self, name: str) -> Mapping[str, Any]:
+    def _index(self, split: str) -> Sequence[index.IndexRow]:
+        lookup("split", split, self._contents)
+        if split not in self._rows:
+            path = self.folder / split / "index.parquet"
+            try:
+                self._rows[split] = index.read_rows(path)
+            except FileNotFoundError as error:
+                raise ShardError(
+                    f"{path} is missing; write it with: extract-flow index {self.folder}"
+                ) from error
+        return self._rows[split]
+
+    def _flow_recipe(self, name: str) -> StreamRecipe:
         return lookup("flow", name, {flow: self.recipes[flow_stream(flow)] for flow in self.flows})
 
-    def _refuse_gaps(self, table: "pd.DataFrame", split: str, stream: str) -> None:
-        lacking = table["key"][table[f"{stream}_shard"].isna()]
-        if len(lacking):
+    def _refuse_gaps(self, rows: Sequence[index.IndexRow], split: str, stream: str) -> None:
+        lacking = [row.key for row in rows if stream not in row.places]
+        if lacking:
             raise ShardError(
                 f"{self.folder / split}: rgb and {stream} shards do not match, {len(lacking)} of "
-                f"{len(table)} samples have no {stream}, such as {lacking.iloc[0]}; give "
+                f"{len(rows)} samples have no {stream}, such as {lacking[0]}; run "
                 f"extract-flow again with --name {stream.removeprefix(flow_stream(''))}"
             )
 
-    def _locations(
-        self, table: "pd.DataFrame", split: str, stream: str, ext: str
-    ) -> list[Location | None]:
-        places = (table[f"{stream}_{part}"] for part in PLACE_COLUMNS)
-        return [
-            Location(str(self.folder / split / shard), f"{key}.{ext}", offset, size, sha256)
-            for key, shard, offset, size, sha256 in zip(table["key"], *places, strict=True)
-        ]
+    def _location(
+        self, split: str, row: index.IndexRow, stream: str, exts: Mapping[str, str]
+    ) -> Location | None:
+        if stream not in exts:
+            return None
+        place = row.places[stream]
+        shard = str(self.folder / split / place.shard)
+        return Location(shard, f"{row.key}.{exts[stream]}", place.offset, place.size, place.sha256)
 
 
 def read_samples(
     folder: Path | str, split: str, streams: Sequence[str] = (RGB, "flow"), *, flow: str = "tvl1"
 ) -> Iterator[Sample]:
-    """Yield the samples of a split in the order of its shards; see `ShardFolder.samples`.
+    """Yield the samples of a split in the order of its shards.
+
+    Args:
+        folder: that extract-flow wrote.
+        split: "train", "val", ...; "all" for the shards of a folder of class folders.
+        streams: "rgb", "flow" or both: what the samples can give.
+        flow: name of the flow: its method, unless `--name` gave it another.
 
     Raises:
         ShardError: the folder breaks the schema, or lacks what is asked for.
-        UnknownNameError: no such split or flow there.
+        UnknownNameError: there is no such split or flow.
     """
     return iter(ShardFolder(folder).samples(split, streams, flow=flow))

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 
 from kinetics_tools.core.errors import OutError, ShardError, UnknownNameError
 from kinetics_tools.core.files import hold_lock
-from kinetics_tools.extract.export import MADE_FROM, Exported, Finished, Layout, export
+from kinetics_tools.extract.export import MADE_FROM, Exported, Layout, open_export
 from kinetics_tools.shards.reader import ShardFolder
 from shard_maker import HEIGHT, LABELS, WIDTH, Maker, codes, folder, maker, pictures
 from support import command, environment, run_command, tree
@@ -28,13 +27,9 @@ TVL1 = Layout(flow="tvl1")
 
 def run(shards: Path, out: Path, layout: Layout = TVL1, *splits: str) -> Exported:
     """Export in this process."""
-
-    def show(done: Finished, total: int) -> Iterator[object]:
-        results = list(done)
-        assert len(results) == total
-        return iter(results)
-
-    return export(ShardFolder(shards), out, layout, splits=splits, show=show)  # type: ignore[arg-type]  # object is more than is asked for
+    with open_export(ShardFolder(shards), out, layout, splits=splits) as export:
+        assert len(list(export.clips)) == len(export.todo)
+        return export.finish()
 
 
 def read(path: Path) -> npt.NDArray[np.int64]:
@@ -113,7 +108,7 @@ def test_running_again_makes_only_what_is_missing_or_old(folder: Path, tmp_path:
 
 TORN = """
 import os, pathlib, shutil, signal, sys
-from kinetics_tools.extract.export import MADE_FROM, Layout, export
+from kinetics_tools.extract.export import MADE_FROM, Layout, open_export
 from kinetics_tools.shards.reader import ShardFolder
 remove = shutil.rmtree
 def torn(folder, **options):
@@ -123,10 +118,9 @@ def torn(folder, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     remove(folder, **options)
 shutil.rmtree = torn
-export(
-    ShardFolder(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]),
-    Layout(flow="tvl1", quality=30), show=lambda done, total: done,
-)
+shards, out = ShardFolder(sys.argv[1]), pathlib.Path(sys.argv[2])
+with open_export(shards, out, Layout(flow="tvl1", quality=30)) as export:
+    list(export.clips)
 """
 
 
@@ -248,10 +242,8 @@ def test_what_is_no_folder_of_shards_ends_in_one_line(folder: Path, tmp_path: Pa
 @pytest.mark.full
 def test_a_killed_export_leaves_no_half_folder(maker: Maker, tmp_path: Path) -> None:
     samples = {f"clip{n}": 10 for n in range(24)}
-    from kinetics_tools.shards import writer
-
     maker.flow(maker.rgb("all", 0, samples))
-    writer.write_index(maker.folder)
+    maker.index()
     run(maker.folder, tmp_path / "whole")
     out = tmp_path / "out"
     words = command("extract-flow", "export", maker.folder, out, "--jobs", 1)
@@ -273,10 +265,8 @@ def test_a_killed_export_leaves_no_half_folder(maker: Maker, tmp_path: Path) -> 
 
 @pytest.mark.full
 def test_an_export_killed_while_it_replaces_another_goes_on(maker: Maker, tmp_path: Path) -> None:
-    from kinetics_tools.shards import writer
-
     maker.flow(maker.rgb("all", 0, {f"clip{n}": 10 for n in range(24)}))
-    writer.write_index(maker.folder)
+    maker.index()
     small = replace(TVL1, quality=30)
     run(maker.folder, tmp_path / "whole", small)
     out = tmp_path / "out"

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extractions import killed, plan_for, run
+from extractions import extract, killed, plan_for, run
 from kinetics_tools.core import files
 from kinetics_tools.core.errors import (
     KineticsError,
@@ -27,13 +28,15 @@ from kinetics_tools.core.files import file_digest
 from kinetics_tools.core.units import Part
 from kinetics_tools.dataset import ledger
 from kinetics_tools.extract.clips import read_clips
-from kinetics_tools.extract.plan import pending, plan_shards
-from kinetics_tools.extract.run import extract
+from kinetics_tools.extract.plan import ExtractPlan, ShardUnit, pending, plan_shards
+from kinetics_tools.extract.run import open_extraction
 from kinetics_tools.flow import methods
 from kinetics_tools.flow.codecs import CODECS
 from kinetics_tools.flow.methods import FlowRecipe, make_method
 from kinetics_tools.media import opencv
+from kinetics_tools.shards import records
 from kinetics_tools.shards.reader import ShardFolder
+from kinetics_tools.shards.records import FolderRecords
 from support import command, environment, run_command, tree
 
 MakeVideo = Callable[..., Path]
@@ -127,7 +130,7 @@ def test_a_second_run_makes_nothing_and_force_makes_the_same_again(
     assert all(now > then for now, then in zip(written(out).values(), times.values(), strict=True))
 
 
-def test_a_changed_clip_makes_only_its_shard_anew(
+def test_a_changed_clip_makes_only_its_shard_again(
     clips: Path, tmp_path: Path, make_video: MakeVideo
 ) -> None:
     out = tmp_path / "out"
@@ -195,6 +198,86 @@ def test_parts_give_the_same_tree_as_one_run(clips: Path, tmp_path: Path) -> Non
     assert tree(tmp_path / "two") == tree(tmp_path / "one")
 
 
+def counted_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each JSON file of shards is read from now on, by its name."""
+    reads: Counter[str] = Counter()
+
+    def read_json(path: Path) -> object:
+        value = files.read_json(path)  # raises where there is none
+        reads[path.name] += 1
+        return value
+
+    monkeypatch.setattr(records, "read_json", read_json)
+    return reads
+
+
+STREAMS = ("rgb", "flow-tvl1")
+
+
+def test_a_run_with_nothing_to_do_reads_each_sidecar_once(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run(clips, out)
+    before = tree(out)
+    reads = counted_reads(monkeypatch)
+
+    assert run(clips, out).is_indexed
+
+    sidecars = [f"{stream}-00000{number}.json" for stream in STREAMS for number in range(3)]
+    assert reads == dict.fromkeys([*sidecars, "recipe.json", "dataset.json"], 1)
+    assert tree(out) == before
+
+
+def test_only_sidecars_of_shards_that_were_made_are_read_again(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run(clips, out)
+    before = tree(out)
+    for number in (1, 2):
+        (out / "all" / f"flow-tvl1-00000{number}.tar").unlink()
+    reads = counted_reads(monkeypatch)
+    plans = [plan_for(clips, out, part=Part(number, 3)) for number in (1, 2)]
+
+    # Another part makes its shard, and ends, while this one is at work.
+    with open_extraction(read_clips(clips), plans[0]) as extraction:
+        assert not extract(read_clips(clips), plans[1]).is_indexed
+        made_by_another = reads.copy()
+        assert len(list(extraction.shards)) == 1
+        made_here = reads.copy()
+        assert extraction.finish().is_indexed
+
+    assert tree(out) == before
+    at_the_end = reads - made_here
+    assert {name for name in at_the_end if name.startswith("rgb")} <= {
+        f"rgb-00000{number}.json" for number in (1, 2)
+    }
+    assert at_the_end["flow-tvl1-000001.json"] == at_the_end["flow-tvl1-000002.json"] == 1
+    assert at_the_end["flow-tvl1-000000.json"] == 0
+    assert made_by_another["recipe.json"] == reads["recipe.json"] == 2
+
+
+def test_a_shard_that_another_part_replaced_is_indexed_as_it_is_now(
+    clips: Path, tmp_path: Path, make_video: MakeVideo
+) -> None:
+    out = tmp_path / "out"
+    run(clips, out)
+    (out / "all" / "flow-tvl1-000001.tar").unlink()
+    listed = read_clips(clips)
+    changed = plan_shards(listed.clips, plan_for(clips, out))[2].clips[0].path
+
+    with open_extraction(listed, plan_for(clips, out, part=Part(1, 3))) as extraction:
+        shutil.copy(make_video(seconds=0.4, fps="25", size="64x48"), changed)
+        run(clips, out, part=Part(2, 3))
+        assert len(list(extraction.shards)) == 1
+        assert not extraction.finish().is_indexed
+
+    assert run(clips, out).num_made == 0
+    run(clips, tmp_path / "fresh")
+    assert tree(out) == tree(tmp_path / "fresh")
+
+
 def test_one_bad_clip_is_a_gap_and_never_stops_a_run(
     clips: Path, tmp_path: Path, make_video: MakeVideo
 ) -> None:
@@ -208,7 +291,7 @@ def test_one_bad_clip_is_a_gap_and_never_stops_a_run(
     assert summary.num_samples == 4
     assert summary.gaps == {"damaged": 2, "too-short": 1}
     assert summary.num_retryable == 0  # a damaged file stays as it is
-    gaps = ShardFolder(tmp_path / "out").expected("all")
+    gaps = ShardFolder(tmp_path / "out").missing("all")
     assert gaps == {"running_0": "damaged", "empty": "damaged", "one_frame": "too-short"}
 
 
@@ -293,7 +376,7 @@ def test_a_clip_that_is_too_large_for_a_codec_is_a_gap_with_every_codec(
     summary = run(tmp_path / "clips", tmp_path / "out", flow=recipe)
 
     assert (summary.num_samples, summary.gaps, summary.num_retryable) == (2, {"damaged": 1}, 0)
-    assert ShardFolder(tmp_path / "out").expected("all") == {"32x8400": "damaged"}
+    assert ShardFolder(tmp_path / "out").missing("all") == {"32x8400": "damaged"}
     details = [path.read_text() for path in (tmp_path / "out").glob("all/*.json")]
     assert any(
         "is 32x8400 pixels, too large to store its flow as h264, ffv1" in text for text in details
@@ -357,7 +440,7 @@ def test_downloaded_clips_keep_their_splits_labels_and_gaps(clips: Path, tmp_pat
         (f"{label}_0_000000_000010" for label in SIZES), key=_hash_order
     )
     gaps = {"gone1_000000_000010": "gone", "-net_000000_000010": "missing"}
-    assert data.expected("train") == gaps
+    assert data.missing("train") == gaps
     assert {s.label_id for s in data.samples("train")} == {0, 1}
 
 
@@ -387,9 +470,9 @@ def test_only_the_splits_asked_for_are_made(clips: Path, tmp_path: Path) -> None
     downloaded(root, sorted(clips.rglob("*.mp4")), {})
     plan = plan_for(root, out)
 
-    extract(read_clips(root, ["val"]), plan, show=lambda done, _: done)
+    extract(read_clips(root, ["val"]), plan)
     assert ShardFolder(out).splits == ("val",)
-    extract(read_clips(root, ["train"]), plan, show=lambda done, _: done)
+    extract(read_clips(root, ["train"]), plan)
 
     assert ShardFolder(out).splits == ("train", "val")
     with pytest.raises(UnknownNameError, match=r"unknown split 'vall'\. Did you mean 'val'"):
@@ -494,10 +577,10 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(clips: Path, tmp_p
     expected = (
         "shards: 3, of 5 samples, 2 classes",
         "to do: 3, of 5 samples, about 19 pairs",
-        f"measured: {figure} pairs of 4 clips; for each {figure} ms of flow on cpu, {figure} ms to "
+        f"measured: {figure} pairs of 4 clips; per pair {figure} ms of flow on cpu, {figure} ms to "
         f"decode and encode, {figure} ms to make its RGB",
-        f"time: about {figure} (s|min), {figure} pairs a second, with 3 processors like this one, "
-        "if none slows another and no clip is harder",
+        f"time: about {figure} (s|min), {figure} pairs per second, with 3 processors like this "
+        "one, if none slows another and other clips take as long",
     )
     for line, words in zip(done.stdout.splitlines(), expected, strict=True):
         assert re.fullmatch(words, line)
@@ -535,7 +618,7 @@ def test_the_command_does_it_all_with_helpers_and_reports(clips: Path, tmp_path:
         (["--codec", "fv1"], "unknown flow codec 'fv1'. Did you mean 'ffv1'?"),
         (["--device", "cuda:7"], "no device 'cuda:7' here; there is cpu"),
         (["--bound", "0"], "not a number of pixels above 0"),
-        (["--name", "rgb"], "'rgb' is the frames' own name"),
+        (["--name", "rgb"], "'rgb' is the name of the RGB shards"),
         (["--name", "a/b"], "not made of letters, digits, - and _"),
         (["--task", "3/2"], "--task '3/2' is not I/N"),
         (["--split", "tain"], "unknown split 'tain'"),
@@ -615,12 +698,17 @@ def test_ten_kills_give_the_same_tree(clips: Path, tmp_path: Path) -> None:
 def test_pending_counts_only_what_is_to_do(clips: Path, tmp_path: Path) -> None:
     plan = plan_for(clips, tmp_path / "out")
     units = plan_shards(read_clips(clips).clips, plan)
-    assert pending(units, plan) == units
+
+    def todo(plan: ExtractPlan) -> list[ShardUnit]:
+        there = FolderRecords(plan.out)
+        return [each.unit for each in pending([u.state(plan, there) for u in units], plan)]
+
+    assert todo(plan) == units
 
     run(clips, tmp_path / "out", part=Part(1, 3))
 
-    assert pending(units, plan) == [units[0], units[2]]
-    assert pending(units, replace(plan, force=True)) == units
+    assert todo(plan) == [units[0], units[2]]
+    assert todo(replace(plan, force=True)) == units
 
 
 def test_clips_that_go_away_during_a_run_make_no_gaps(
@@ -634,14 +722,14 @@ def test_clips_that_go_away_during_a_run_make_no_gaps(
     whole = changed.path.read_bytes()
     changed.path.write_bytes(whole[: len(whole) // 2])
 
-    summary = extract(listed, plan, show=lambda done, _: done)
+    summary = extract(listed, plan)
 
     assert (summary.num_samples, summary.gaps, summary.num_retryable) == (3, {"crashed": 2}, 2)
     assert not (out / "all" / "rgb-000000.tar").exists()
-    assert f"{gone.source} is not there any more" in caplog.text
+    assert f"{gone.source} was removed after it was listed" in caplog.text
 
     away.rename(gone.path)
-    extract(listed, plan, show=lambda done, _: done)
+    extract(listed, plan)
     assert f"{changed.source} is not the file that was listed" in caplog.text
 
     changed.path.write_bytes(whole)
@@ -683,7 +771,7 @@ def test_a_damaged_shard_of_rgb_stops_no_other(
     summary = run(clips, out, name="opencv-tvl1", flow=recipe)
 
     assert (summary.num_samples, summary.gaps, summary.num_retryable) == (3, {"crashed": 2}, 2)
-    assert "is damaged; remove it and run extract-flow" in caplog.text
+    assert "is damaged; remove the shard and run extract-flow" in caplog.text
     shard.unlink()
     assert run(clips, out, name="opencv-tvl1", flow=recipe).num_samples == 5
 
@@ -720,13 +808,13 @@ def test_another_set_of_clips_does_not_replace_shards_unasked(clips: Path, tmp_p
     before = tree(out)
     (clips / "running" / "running_0.mp4").rename(clips / "running" / "running_7.mp4")
     shutil.copy(clips / "running" / "running_1.mp4", clips / "running" / "running_8.mp4")
-    with pytest.raises(OutError, match="are also of 1 clips that CLIPS does not name now, such as"):
+    with pytest.raises(OutError, match="also hold 1 clips that CLIPS does not name now, such as"):
         run(clips, out)
     assert tree(out) == before
     assert run(clips, out, force=True).num_samples == 6
 
 
-def test_a_set_of_clips_may_grow_and_says_what_is_made_anew(
+def test_a_set_of_clips_may_grow_and_says_what_is_recomputed(
     clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(clips, tmp_path / "out")
@@ -738,7 +826,7 @@ def test_a_set_of_clips_may_grow_and_says_what_is_made_anew(
     with caplog.at_level("INFO"):
         assert run(clips, tmp_path / "out").num_samples == 11
 
-    assert re.search(r"[123] shards that are there are made anew", caplog.text)
+    assert re.search(r"[123] existing shards are recomputed", caplog.text)
     run(clips, tmp_path / "whole")
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 

@@ -12,7 +12,7 @@ import pytest
 
 from kinetics_tools.core.errors import KineticsError, MediaError
 from kinetics_tools.core.files import publish
-from kinetics_tools.extract import show_cli
+from kinetics_tools.extract import cli
 from kinetics_tools.extract.canvas import Board, fit, resize, shorten, width_of
 from kinetics_tools.extract.flow_colours import HUES, colours, ramp, wheel
 from kinetics_tools.extract.visualize import (
@@ -338,7 +338,7 @@ def test_what_cannot_be_shown_is_one_line_and_no_file(
     monkeypatch.chdir(tmp_path)
 
     with pytest.raises((KineticsError, SystemExit)) as ended:
-        show_cli.main(options)
+        cli.show_main(options)
 
     said = str(ended.value) if isinstance(ended.value, KineticsError) else capsys.readouterr().err
     assert words in said
@@ -396,8 +396,8 @@ def test_a_film_is_drawn_as_it_is_read(
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from kinetics_tools.extract.show_cli import build_parser; "
-        "build_parser().format_help(); "
+        "import sys; from kinetics_tools.extract.cli import show_parser; "
+        "show_parser().format_help(); "
         "print(*{'torch', 'cv2', 'numpy', 'av', 'matplotlib', 'numba'} & {*sys.modules})"
     )
 

@@ -12,11 +12,33 @@ import webdataset
 from kinetics_tools.core.errors import OutError, ShardError, UnknownNameError
 from kinetics_tools.flow.codecs import CODECS
 from kinetics_tools.shards import writer
-from kinetics_tools.shards.reader import ShardFolder, read_samples, shard_path
-from shard_maker import HEIGHT, LABELS, RECIPES, WIDTH, Maker, codes, folder, maker, pictures
+from kinetics_tools.shards.reader import ShardFolder, read_samples
+from kinetics_tools.shards.records import (
+    Dataset,
+    FolderRecords,
+    ShardLayout,
+    StreamRecipe,
+    shard_path,
+)
+from shard_maker import (
+    HASHED,
+    HEIGHT,
+    LABELS,
+    RECIPES,
+    WIDTH,
+    Maker,
+    codes,
+    folder,
+    maker,
+    pictures,
+)
 from support import environment
 
 __all__ = ["folder", "maker"]  # fixtures
+
+
+def index(folder: Path) -> Dataset:
+    return writer.write_index(FolderRecords(folder))
 
 
 def test_samples_come_back_with_their_frames_flow_and_labels(folder: Path) -> None:
@@ -25,8 +47,8 @@ def test_samples_come_back_with_their_frames_flow_and_labels(folder: Path) -> No
     assert data.splits == ("train", "val")
     assert data.flows == ("tvl1",)
     assert data.flow_bound("tvl1") == 20
-    assert data.recipes["rgb"]["short_side"] == 16
-    assert data.expected("train") == {"gone": "missing"}
+    assert data.recipes["rgb"].parameters["short_side"] == 16
+    assert data.missing("train") == {"gone": "missing"}
     assert data.num_expected("train") == 4
 
     samples = list(read_samples(folder, "train"))
@@ -69,7 +91,7 @@ def test_the_same_contents_give_the_same_bytes(maker: Maker, tmp_path: Path, ffm
     other = Maker(tmp_path / "other", tmp_path / "scratch", ffmpeg)
     for each in (maker, other):
         each.flow(each.rgb("train", 0, {"bb": 5, "-a": 4}))
-        writer.write_index(each.folder)
+        each.index()
 
     names = sorted(p.relative_to(maker.folder) for p in maker.folder.rglob("*") if p.is_file())
 
@@ -140,9 +162,9 @@ def test_flow_made_from_other_rgb_is_not_used(maker: Maker) -> None:
     old = maker.rgb("train", 0, {"bb": 5, "c": 4})
     maker.flow(old)
     maker.rgb("train", 0, {"bb": 6, "c": 4})
-    dataset = writer.write_index(maker.folder)
+    dataset = maker.index()
 
-    assert dataset["splits"]["train"]["present"] == {"rgb": 2, "flow-tvl1": 1}
+    assert dataset.splits["train"].present == {"rgb": 2, "flow-tvl1": 1}
     data = ShardFolder(maker.folder)
     assert len(data.samples("train", ["rgb"])) == 2
     with pytest.raises(ShardError, match=r"do not match, 1 of 2 samples have no flow-tvl1, .* bb"):
@@ -154,7 +176,7 @@ def test_flow_with_another_number_of_fields_is_an_error(maker: Maker) -> None:
     maker.flow(replace(rgb, members=(replace(rgb.members[0], frames=4),)))
     sidecar_path = shard_path(maker.folder, "train", "flow-tvl1", 0).with_suffix(".json")
     sidecar_path.write_text(sidecar_path.read_text().replace('"frames": 4', '"frames": 5'))
-    writer.write_index(maker.folder)
+    maker.index()
 
     with pytest.raises(ShardError, match=r"bb.flow.mkv has 3 pictures, not 4; rgb and flow"):
         next(read_samples(maker.folder, "train")).flow()
@@ -166,7 +188,7 @@ def test_a_shard_of_another_recipe_is_refused(folder: Path) -> None:
     path.write_text(json.dumps(sidecar | {"recipe": "0" * 64}))
 
     with pytest.raises(ShardError, match=r"val/flow-tvl1-000000.tar was made with another recipe"):
-        writer.write_index(folder)
+        index(folder)
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "recipe.json", "train/rgb-000000.json"])
@@ -174,15 +196,15 @@ def test_another_schema_version_is_an_error_that_names_both(folder: Path, name: 
     path = folder / name
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 7'))
 
-    with pytest.raises(ShardError, match=f"{name} is of schema version 7, this program reads 1"):
-        ShardFolder(folder) if name == "dataset.json" else writer.write_index(folder)
+    with pytest.raises(ShardError, match=f"{name} has schema version 7, this program reads 1"):
+        ShardFolder(folder) if name == "dataset.json" else index(folder)
 
 
 def test_what_is_not_there_is_said_in_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"no dataset.json\); make them with: extract-flow CLIPS"):
         ShardFolder(tmp_path)
     with pytest.raises(ShardError, match="holds no shards"):
-        writer.write_index(tmp_path)
+        index(tmp_path)
     data = ShardFolder(folder)
     with pytest.raises(UnknownNameError, match=r"unknown split 'tain'\. Did you mean 'train'"):
         data.samples("tain")
@@ -194,23 +216,22 @@ def test_a_shard_that_is_not_whole_is_left_out_of_the_index(folder: Path) -> Non
     shard = folder / "train" / "rgb-000001.tar"
     shard.write_bytes(shard.read_bytes()[:-512])
 
-    dataset = writer.write_index(folder)
+    train = index(folder).splits["train"]
 
-    assert dataset["splits"]["train"]["present"] == {"rgb": 2, "flow-tvl1": 2}
-    assert dataset["splits"]["train"]["expected"] == 4
+    assert (train.present, train.expected) == ({"rgb": 2, "flow-tvl1": 2}, 4)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"labels": ("abseiling", "boxing")}, "another label list (2 labels) than this run (2)"),
-        ({"layout": {"seed": 1}}, "seed = 0, in this run: seed = 1"),
+        ({"layout": ShardLayout(samples_per_shard=2, seed=1)}, "seed = 0, in this run: seed = 1"),
         (
-            {"recipes": RECIPES | {"rgb": {"fps": 25, "short_side": 32}}},
+            {"recipes": HASHED | {"rgb": StreamRecipe.of({"fps": 25, "short_side": 32})}},
             "short_side = 16, in this run: short_side = 32; use the same, or choose another OUT",
         ),
         (
-            {"recipes": {"flow-tvl1": RECIPES["flow-tvl1"] | {"bound": 9.0}}},
+            {"recipes": {"flow-tvl1": StreamRecipe.of(RECIPES["flow-tvl1"] | {"bound": 9.0})}},
             "bound = 20.0, in this run: bound = 9.0; use the same, or give the new flow its own",
         ),
     ],
@@ -221,7 +242,7 @@ def test_a_run_that_disagrees_with_the_shards_there_is_refused(
     before = (folder / "recipe.json").read_bytes()
 
     with pytest.raises(OutError) as caught:
-        maker.claim(**changes)
+        maker.register(**changes)
 
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -229,10 +250,10 @@ def test_a_run_that_disagrees_with_the_shards_there_is_refused(
 
 
 def test_a_recipe_may_change_while_no_shard_was_made_with_it(maker: Maker) -> None:
-    maker.claim()
-    changed = RECIPES | {"rgb": {"fps": 25, "short_side": 32}}
+    maker.register()
+    changed = HASHED | {"rgb": StreamRecipe.of({"fps": 25, "short_side": 32})}
 
-    maker.claim(recipes=changed)
+    maker.register(recipes=changed)
 
     recipe = json.loads((maker.folder / "recipe.json").read_text())["recipes"]["rgb"]
     assert recipe["short_side"] == 32
@@ -242,7 +263,7 @@ def test_shards_without_their_recipe_are_refused(folder: Path, maker: Maker) -> 
     (folder / "recipe.json").unlink()
 
     with pytest.raises(OutError, match=r"holds shards, but its recipe\.json is gone"):
-        maker.claim()
+        maker.register()
 
 
 def test_shards_beyond_the_expected_are_removed(folder: Path) -> None:

@@ -109,7 +109,7 @@ def _stored(
     data: ShardFolder, names: Sequence[str], streams: Sequence[str], flow: str
 ) -> tuple[list[Sample], dict[str, str]]:
     samples = [s for name in names for s in data.samples(name, streams, flow=flow)]
-    missing = {key: why for name in names for key, why in data.expected(name).items()}
+    missing = {key: why for name in names for key, why in data.missing(name).items()}
     return samples, missing
 
 

@@ -177,10 +177,10 @@ def _recipes(checkpoint: Checkpoint, test: Test) -> dict[str, dict[str, Any]]:
             f"{test.data.folder} has {len(test.data.labels)} labels that are not the "
             f"{len(checkpoint.labels)} of the training: their numbers would not mean the same"
         )
-    recipes = {"rgb": dict(test.data.recipes["rgb"])}
+    recipes = {"rgb": test.data.recipes["rgb"].as_json()}
     if "flow" in ARCHS[checkpoint.arch].clips_of(checkpoint.stream):
         name = f"flow-{test.flow}"
-        recipes[name] = dict(test.data.recipes[name])
+        recipes[name] = test.data.recipes[name].as_json()
         trained = checkpoint.data["recipes"][f"flow-{checkpoint.data['flow']}"]
         # Published weights do not say by which recipe theirs was made.
         is_ours = checkpoint.data["train_split"] is not None

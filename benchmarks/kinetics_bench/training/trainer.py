@@ -75,7 +75,7 @@ class TrainingJob:
     def data_hash(self) -> str:
         """Over the recipes by which the shards that it reads were made."""
         names = {"rgb": "rgb", "flow": f"flow-{self.flow}"}
-        hashes = [str(self.data.recipes[names[stream]]["hash"]) for stream in self.clips]
+        hashes = [self.data.recipes[names[stream]].hash for stream in self.clips]
         return hashes[0] if len(hashes) == 1 else digest(hashes)
 
     @property
@@ -189,7 +189,7 @@ class _Training:
             recipe=job.recipe.as_json(),
             data={
                 "labels": list(job.data.labels),
-                "recipes": {name: dict(job.data.recipes[name]) for name in names},
+                "recipes": {name: job.data.recipes[name].as_json() for name in names},
                 "flow": job.flow,
                 "bound": job.bound,
                 "train_split": job.train.name,

@@ -1,0 +1,404 @@
+"""What the files beside the shards say: a dataclass per file, with its one reader and one writer.
+
+    recipe.json                          FolderRecipe: what every run in this folder must agree on
+    dataset.json                         Dataset: the same, and what is present of each split
+    <split>/index.parquet                IndexRow of `index`: where the members of a sample are
+    <split>/rgb-000000.tar               <key>.mp4 and <key>.json of each sample
+    <split>/rgb-000000.json              Sidecar of the tar with the same name
+    <split>/flow-<name>-000000.tar       <key>.flow.<ext> and <key>.json, same keys, same order
+    <split>/flow-<name>-000000.json      its Sidecar
+
+The names of the fields are the names in the files: a change of one is a new schema version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kinetics_tools.core.errors import ShardError
+from kinetics_tools.core.files import digest, read_json, write_json
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+RGB = "rgb"
+
+
+def flow_stream(name: str) -> str:
+    """The stream of the flow `name`."""
+    return f"flow-{name}"
+
+
+def shard_path(folder: Path, split: str, stream: str, number: int) -> Path:
+    """Path of a shard's tar; its sidecar has the suffix .json."""
+    return folder / split / f"{stream}-{number:06d}.tar"
+
+
+def shards_present(folder: Path, stream: str, split: str = "*") -> list[Path]:
+    """The tars of a stream, sorted; `stream` and `split` are patterns."""
+    return sorted(folder.glob(f"{split}/{stream}-{'[0-9]' * 6}.tar"))
+
+
+def _read(path: Path, what: str, advice: str, parse: Callable[[dict[str, Any]], T]) -> T:
+    """Read a JSON file of this schema version.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ShardError: it has another schema version, or is not a `what`.
+    """
+    value = read_json(path)
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ShardError(
+            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
+            "make the shards again in another folder"
+        )
+    try:
+        return parse(value)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ShardError(f"{path} is not a {what} ({error!r}); {advice}") from error
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    write_json(path, {"schema_version": SCHEMA_VERSION, **value})
+
+
+# One shard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardMember:
+    """The video or the flow of a sample, in a shard.
+
+    Attributes:
+        key: of the sample.
+        label: class name, or None.
+        frames: RGB frames of the sample, in a flow shard too.
+        offset: bytes from the tar's start to the member's data.
+        size: bytes of the data.
+        sha256: of the data.
+        made_from: SHA-256 of what it was made from: of a clip, or of the sample's RGB member.
+    """
+
+    key: str
+    label: str | None
+    frames: int
+    offset: int
+    size: int
+    sha256: str
+    made_from: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a clip has no sample.
+
+    Attributes:
+        reason: a word of `core.errors.Reason`, or "missing".
+        detail: the last words of the tool that failed.
+    """
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sidecar:
+    """What is known about one shard.
+
+    Attributes:
+        stream: "rgb" or "flow-<name>".
+        split: of all its samples.
+        number: from 0.
+        size: bytes of the tar.
+        recipe: hash of the recipe.
+        inputs: digest of everything it was made from.
+        keys: expected, in order.
+        members: of the samples present, in that order.
+        failed: by key, why the other samples are not present.
+        device: kind of device that computed it, "cpu" or "cuda"; empty for rgb.
+    """
+
+    stream: str
+    split: str
+    number: int
+    size: int
+    recipe: str
+    inputs: str
+    keys: tuple[str, ...]
+    members: tuple[ShardMember, ...]
+    failed: Mapping[str, Failure] = field(default_factory=dict)
+    device: str = ""
+
+    @staticmethod
+    def read(shard: Path) -> Sidecar | None:
+        """The sidecar of the tar `shard`; None if there is none.
+
+        Raises:
+            ShardError: it has another schema version, or is damaged.
+        """
+        path = shard.with_suffix(".json")
+        try:
+            return _read(path, "sidecar", "remove it and run extract-flow again", _sidecar)
+        except FileNotFoundError:  # or another part is just making the shard again
+            return None
+
+    def write(self, shard: Path) -> None:
+        """Write the sidecar of the tar `shard`."""
+        _write(shard.with_suffix(".json"), asdict(self))
+
+
+def _sidecar(value: dict[str, Any]) -> Sidecar:
+    del value["schema_version"]
+    value["keys"] = tuple(value["keys"])
+    value["members"] = tuple(ShardMember(**member) for member in value["members"])
+    value["failed"] = {key: Failure(**failure) for key, failure in value["failed"].items()}
+    return Sidecar(**value)
+
+
+# The folder
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLayout:
+    """What decides which keys share a shard.
+
+    Attributes:
+        samples_per_shard: expected keys per shard.
+        seed: of the order of the keys.
+    """
+
+    samples_per_shard: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRecipe:
+    """Every parameter that decides a stream's bytes.
+
+    Attributes:
+        parameters: as the recipe's `as_json` gives them.
+        hash: SHA-256 of the parameters.
+    """
+
+    parameters: Mapping[str, Any]
+    hash: str
+
+    @property
+    def codec(self) -> str:
+        """Name of the codec of a flow stream."""
+        return str(self.parameters["codec"])
+
+    @property
+    def bound(self) -> float:
+        """Flow is clamped to +- so many pixels per frame."""
+        return float(self.parameters["bound"])
+
+    @staticmethod
+    def of(parameters: Mapping[str, Any]) -> StreamRecipe:
+        """The recipe with these parameters."""
+        return StreamRecipe(parameters, digest(parameters))
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> StreamRecipe:
+        """Read the recipe; `hash` is one key among the parameters."""
+        parameters = {name: each for name, each in value.items() if name != "hash"}
+        return StreamRecipe(parameters, value["hash"])
+
+    def as_json(self) -> dict[str, Any]:
+        """The recipe as plain JSON values, as it is stored."""
+        return {**self.parameters, "hash": self.hash}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedSplit:
+    """What a split will hold.
+
+    Attributes:
+        expected: samples, if none is missing.
+        shards: of each stream.
+        keys: digest of the expected keys.
+    """
+
+    expected: int
+    shards: int
+    keys: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderRecipe:
+    """What every run in a folder of shards must agree on: recipe.json.
+
+    Attributes:
+        labels: the dataset's full label list; the index is the label id.
+        layout: which keys share a shard.
+        recipes: by stream.
+        splits: by name.
+    """
+
+    labels: tuple[str, ...]
+    layout: ShardLayout
+    recipes: Mapping[str, StreamRecipe]
+    splits: Mapping[str, ExpectedSplit]
+
+    @staticmethod
+    def read(folder: Path) -> FolderRecipe | None:
+        """The folder's recipe.json; None if there is none.
+
+        Raises:
+            ShardError: it has another schema version, or is damaged.
+        """
+        try:
+            return _read(folder / "recipe.json", "recipe", "choose another OUT", _folder_recipe)
+        except FileNotFoundError:
+            return None
+
+    def write(self, folder: Path) -> None:
+        """Write the folder's recipe.json."""
+        splits = {name: asdict(split) for name, split in self.splits.items()}
+        _write(folder / "recipe.json", _common(self) | {"splits": splits})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitContents:
+    """What a split holds.
+
+    Attributes:
+        expected: samples, if none were missing.
+        present: samples of each stream.
+        gaps: by key, the reason why a sample is missing.
+    """
+
+    expected: int
+    present: Mapping[str, int]
+    gaps: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """What a folder of shards holds: dataset.json. The attributes are those of `FolderRecipe`."""
+
+    labels: tuple[str, ...]
+    layout: ShardLayout
+    recipes: Mapping[str, StreamRecipe]
+    splits: Mapping[str, SplitContents]
+
+    @staticmethod
+    def read(folder: Path) -> Dataset | None:
+        """The folder's dataset.json; None if there is none.
+
+        Raises:
+            ShardError: it has another schema version, or is damaged.
+        """
+        advice = f"write it with: extract-flow index {folder}"
+        try:
+            return _read(folder / "dataset.json", "dataset", advice, _dataset)
+        except FileNotFoundError:
+            return None
+
+    def write(self, folder: Path) -> None:
+        """Write the folder's dataset.json."""
+        splits = {name: asdict(split) for name, split in self.splits.items()}
+        _write(folder / "dataset.json", _common(self) | {"splits": splits})
+
+
+def _folder_recipe(value: dict[str, Any]) -> FolderRecipe:
+    splits = {name: ExpectedSplit(**split) for name, split in value["splits"].items()}
+    return FolderRecipe(**_common_fields(value), splits=splits)
+
+
+def _dataset(value: dict[str, Any]) -> Dataset:
+    splits = {name: SplitContents(**split) for name, split in value["splits"].items()}
+    return Dataset(**_common_fields(value), splits=splits)
+
+
+def _common_fields(value: dict[str, Any]) -> dict[str, Any]:
+    """What recipe.json and dataset.json have in common, as the fields of their dataclasses."""
+    return {
+        "labels": tuple(value["labels"]),
+        "layout": ShardLayout(**value["layout"]),
+        "recipes": {name: StreamRecipe.from_json(each) for name, each in value["recipes"].items()},
+    }
+
+
+def _common(record: FolderRecipe | Dataset) -> dict[str, Any]:
+    return {
+        "labels": list(record.labels),
+        "layout": asdict(record.layout),
+        "recipes": {name: recipe.as_json() for name, recipe in record.recipes.items()},
+    }
+
+
+# What is read once
+
+State = tuple[tuple[int, ...] | None, ...]  # of files: inode, time and size of each that is there
+
+
+class FolderRecords:
+    """The records of a folder of shards: each is read once, and again only after a change.
+
+    At the size of Kinetics there are some 8,000 of them, and the disk may be shared.
+
+    Attributes:
+        folder: its path.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._recipe: tuple[FolderRecipe | None, State] | None = None
+        self._sidecars: dict[Path, tuple[Sidecar | None, State]] = {}
+
+    def recipe(self) -> FolderRecipe | None:
+        """What recipe.json says now; None if there is none.
+
+        Raises:
+            ShardError: it has another schema version, or is damaged.
+        """
+        state = _state(self.folder / "recipe.json")
+        if self._recipe is None or self._recipe[1] != state:
+            self._recipe = FolderRecipe.read(self.folder), state
+        return self._recipe[0]
+
+    def sidecar(self, shard: Path) -> Sidecar | None:
+        """The sidecar of the tar `shard`, as it was when it was read; None if there was none.
+
+        Raises:
+            ShardError: it has another schema version, or is damaged.
+        """
+        if shard not in self._sidecars:
+            state = _shard_state(shard)  # before it is read, so that no later change is overlooked
+            self._sidecars[shard] = Sidecar.read(shard), state
+        return self._sidecars[shard][0]
+
+    def whole_sidecar(self, shard: Path) -> Sidecar | None:
+        """The same; None also if the tar was not there, or not whole."""
+        sidecar = self.sidecar(shard)
+        _, tar = self._sidecars[shard][1]
+        return None if sidecar is None or tar is None or tar[-1] != sidecar.size else sidecar
+
+    def refresh(self, shards: Iterable[Path]) -> None:
+        """Forget the sidecars of some shards, and those that changed since they were read."""
+        for shard in shards:
+            self._sidecars.pop(shard, None)
+        for shard, (_, state) in list(self._sidecars.items()):
+            if _shard_state(shard) != state:
+                del self._sidecars[shard]
+
+
+def _shard_state(shard: Path) -> State:
+    return _state(shard.with_suffix(".json"), shard)
+
+
+def _state(*paths: Path) -> State:
+    return tuple(map(_stat, paths))
+
+
+def _stat(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
