@@ -218,7 +218,7 @@ def test_a_node_that_is_lost_leaves_the_same_tree(videos: Path, tmp_path: Path) 
     extract(read_clips(videos), plan)
     done = subprocess.run(
         [sys.executable, "-c", TWO_NODES, videos, tmp_path / "many"],
-        env=environment() | ray_engine._OWN_RAY_ENVIRONMENT,
+        env=environment() | ray_engine._LOCAL_RAY_ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,

@@ -1,1 +1,1 @@
-"""What every command stands on: errors, files, the engine, the command line."""
+"""Shared by all commands: errors, files, HTTP, the engine, the command line."""

@@ -1,4 +1,7 @@
-"""The manner of all commands: options that each has, exit codes, progress, one-line errors."""
+"""What all commands share: options, types of arguments, exit codes, errors in one line.
+
+Only commands import this module, no library module does.
+"""
 
 import argparse
 import errno
@@ -21,7 +24,7 @@ from kinetics_tools.core.files import FULL_ERRNOS, PATH_ERRNOS, STORAGE_ERRNOS
 
 
 class Exit(IntEnum):
-    """What a command's exit code says."""
+    """The exit codes of all commands."""
 
     COMPLETE = 0
     CRASH = 1
@@ -30,12 +33,12 @@ class Exit(IntEnum):
     RETRYABLE_GAPS = 4
     STOPPED = 75
     INTERRUPTED = 130
-    UNREAD = 141
+    BROKEN_PIPE = 141
     TERMINATED = 143
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with our manners: no abbreviations, defaults shown, the nearest name suggested."""
+    """An argparse parser: no abbreviations, help shows defaults, an error is one line."""
 
     def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
         super().__init__(
@@ -47,59 +50,57 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """End with one line instead of argparse's usage block."""
+        """Exit with one line in place of argparse's usage block."""
         self.exit(Exit.UNUSABLE, f"error: {message} (see {self.prog} --help)\n")
 
     def add_run(self, *, jobs: str, made: str) -> argparse._ArgumentGroup:
-        """Add the options of a run that makes things, in any number of parts.
+        """Add the options of a command whose work is split into units and shares.
 
         Args:
-            jobs: what `--jobs` counts, and its default, in words.
-            made: what `--force` makes anew, such as "clip".
+            jobs: help of `--jobs`: what it counts, and its default.
+            made: what `--force` makes again, such as "clip".
 
         Returns:
-            their group, for options of the command's own.
+            their group, to which the command may add options.
         """
-        run = self.add_argument_group("the run")
+        run = self.add_argument_group("run options")
         run.add_argument("--jobs", type=positive, metavar="N", help=jobs)
         run.add_argument(
             "--engine",
             type=one_of("engine", ENGINES),
             default="local",
-            help="what runs the work: local, processes of this machine; ray, a Ray cluster, the "
-            "one that RAY_ADDRESS names",
+            help="where work runs: local, in processes on this machine; ray, on the Ray cluster "
+            "that RAY_ADDRESS names, else on a local Ray",
         )
         run.add_argument(
             "--task",
             metavar="I/N",
-            help="do the I-th of N shares, I from 0; in a Slurm array it follows from the array",
+            help="do share I of N, I from 0 to N-1; a Slurm array sets it",
         )
-        run.add_argument("--force", action="store_true", help=f"make every {made} anew")
-        run.add_argument("--dry-run", action="store_true", help="say what would be done")
+        run.add_argument("--force", action="store_true", help=f"make every {made} again")
+        run.add_argument("--dry-run", action="store_true", help="show what would be done")
         return run
 
     def add_common(self) -> None:
         """Add the options that every command has."""
-        common = self.add_argument_group("in every command")
+        common = self.add_argument_group("common options")
+        common.add_argument("--seed", type=int, default=0, help="seed of all random choices")
         common.add_argument(
-            "--seed", type=int, default=0, help="every random choice follows from it"
-        )
-        common.add_argument(
-            "--tmp-dir", type=Path, help="where scratch files go (default: beside the output)"
+            "--tmp-dir", type=Path, help="folder for temporary files (default: beside the output)"
         )
         common.add_argument("--version", action="version", version=kinetics_tools.__version__)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        # "(default: None)" and "(default: False)" say nothing.
+        # "(default: None)" and "(default: False)" would say nothing.
         if action.default in (None, False, (), [], argparse.SUPPRESS) or action.help is None:
             return action.help
         return super()._get_help_string(action)
 
 
 def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
-    """An argparse type: one of the `known` names, else an error that suggests the nearest."""
+    """An argparse type: one of the `known` names. The error suggests the nearest one."""
     table = {name: name for name in known}
 
     def parse(name: str) -> str:
@@ -111,7 +112,7 @@ def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
 
 
 def positive(text: str) -> int:
-    """An argparse type: a whole number from 1."""
+    """An argparse type: a whole number, at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
@@ -134,45 +135,45 @@ def pixels_or_keep(text: str) -> int | None:
 
 
 def take_verb(argv: list[str], verbs: Iterable[str]) -> tuple[str | None, list[str]]:
-    """Split off a leading verb. A file of that name is given as ./NAME."""
+    """Split off a leading verb (subcommand). A file of the same name is written ./NAME."""
     if argv and argv[0] in set(verbs):
         return argv[0], argv[1:]
     return None, argv
 
 
 def add_short_side(group: argparse._ActionsContainer) -> None:
-    """Add the option that says how large samples are."""
+    """Add `--short-side`, the size of samples."""
     group.add_argument(
         "--short-side",
         type=pixels_or_keep,
         default=256,
         metavar="N|keep",
-        help="pixels; smaller clips are enlarged; keep leaves each clip its size",
+        help="shorter side in pixels, smaller clips are enlarged; keep: the size of each clip",
     )
 
 
 def add_cache_dir(group: argparse._ActionsContainer) -> None:
-    """Add the option whose value `cache_dir` takes."""
+    """Add `--cache-dir`, whose value `system.cache_dir` takes."""
     group.add_argument(
         "--cache-dir",
         type=Path,
         metavar="DIR",
-        help="what outlives a run: fetched lists and weights, the pace of asking (default: "
-        "$XDG_CACHE_HOME/kinetics-tools or ~/.cache/kinetics-tools)",
+        help="folder for files kept between runs: downloaded lists and weights, rate limits "
+        "(default: $XDG_CACHE_HOME/kinetics-tools or ~/.cache/kinetics-tools)",
     )
 
 
 def run(main: Callable[[], int], *, again: str = "the same command") -> NoReturn:
-    """Run a command and exit: its own code, 2 for what the user can mend, 130 for Ctrl-C.
+    """Run a command and exit: with its own code, 2 for errors that users can fix, 130 for Ctrl-C.
 
     Args:
-        main: does it, and returns the code.
-        again: what goes on where it was stopped, in words.
+        main: the command; returns its exit code.
+        again: what continues a stopped run, for the message.
     """
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for ours in ("kinetics_tools", "kinetics_bench"):
-        logging.getLogger(ours).setLevel(logging.INFO)  # of libraries only what is wrong
-    # A batch system's word that time is up: unwinding ends children and sweeps scratch folders.
+        logging.getLogger(ours).setLevel(logging.INFO)  # other libraries: warnings and errors
+    # Batch systems send it when time is up: unwinding ends children and removes scratch folders.
     signal.signal(signal.SIGTERM, partial(_on_sigterm, again))
     try:
         code = main()
@@ -182,12 +183,12 @@ def run(main: Callable[[], int], *, again: str = "the same command") -> NoReturn
         print(f"error: {error}", file=sys.stderr)
         sys.exit(Exit.UNUSABLE)
     except KeyboardInterrupt:
-        print(f"interrupted; {again} goes on where this one stopped", file=sys.stderr)
+        print(f"interrupted; {again} continues where this one stopped", file=sys.stderr)
         sys.exit(Exit.INTERRUPTED)
     except BrokenPipeError:
-        if not _is_unread():
+        if not _reader_closed_pipe():
             raise
-        sys.exit(Exit.UNREAD)
+        sys.exit(Exit.BROKEN_PIPE)
     except OSError as error:
         if error.errno not in STORAGE_ERRNOS | PATH_ERRNOS:
             raise
@@ -198,29 +199,29 @@ def run(main: Callable[[], int], *, again: str = "the same command") -> NoReturn
         elif error.errno in (errno.EACCES, errno.EPERM):
             advice = "allow access to it, or choose"
         print(
-            f"error: {where}: {error.strerror}; {advice} another folder, then give the same "
+            f"error: {where}: {error.strerror}; {advice} another folder, then run the same "
             "command again",
             file=sys.stderr,
         )
         sys.exit(Exit.UNUSABLE)
 
 
-def _is_unread() -> bool:
-    """Whether who read this command's output, `head` for one, has gone; then it goes nowhere."""
+def _reader_closed_pipe() -> bool:
+    """Whether the reader of stdout, such as `head`, closed the pipe; if so, drop further output."""
     output = sys.stdout.fileno()
     poll = select.poll()
     poll.register(output, select.POLLOUT)
-    is_unread = any(event & select.POLLERR for _, event in poll.poll(0))
-    if is_unread:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # what Python still has to write
-    return is_unread
+    is_closed = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if is_closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # Python flushes stdout as it exits
+    return is_closed
 
 
 def _on_sigterm(again: str, *_: object) -> NoReturn:
-    print(f"terminated; {again} goes on where this one stopped", file=sys.stderr)
+    print(f"terminated; {again} continues where this one stopped", file=sys.stderr)
     sys.exit(Exit.TERMINATED)
 
 
-def names(text: str) -> tuple[str, ...]:
+def comma_separated(text: str) -> tuple[str, ...]:
     """An argparse type: names with commas between them."""
     return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -1,4 +1,4 @@
-"""What a command shows: progress, tables, sizes and times."""
+"""What commands show: progress, tables, sizes and times."""
 
 import logging
 import sys
@@ -15,13 +15,13 @@ LOG_EVERY_S = 30.0
 def progress(
     items: Iterable[T], *, total: int, what: str, size: Callable[[T], int] = lambda _: 1
 ) -> Iterator[T]:
-    """Yield `items`, and show how far: a bar on a terminal, else a log line every 30 s.
+    """Yield `items` and show progress: a bar on a terminal, else a log line every 30 s.
 
     Args:
-        items: what is done, as it is done.
-        total: of the sizes of all.
-        what: is counted, in the plural.
-        size: how many of them an item is.
+        items: each is counted when the next one is asked for.
+        total: the sum of all items' sizes.
+        what: what is counted, in the plural, such as "clips".
+        size: how many of these an item is.
     """
     if sys.stderr.isatty():
         from tqdm import tqdm
@@ -35,43 +35,42 @@ def progress(
 
 
 def _logged(items: Iterable[T], total: int, what: str, size: Callable[[T], int]) -> Iterator[T]:
-    """Yield `items`; a thread says how far they are, also while nothing is finished."""
+    """Yield `items`; a thread logs progress, also while no item is finished."""
     start = time.monotonic()
     done = 0
-    over = threading.Event()
+    finished = threading.Event()
 
-    def tell() -> None:
-        while not over.wait(LOG_EVERY_S):
+    def log() -> None:
+        while not finished.wait(LOG_EVERY_S):
             spent_s = time.monotonic() - start
             rest = f"about {time_text(spent_s / done * (total - done))} left" if done else "working"
             logger.info("%s: %d of %d after %s, %s", what, done, total, time_text(spent_s), rest)
 
-    thread = threading.Thread(target=tell, daemon=True, name="progress")
+    thread = threading.Thread(target=log, daemon=True, name="progress")
     thread.start()
     try:
         for item in items:
             yield item
             done += size(item)
     finally:
-        over.set()
+        finished.set()
         thread.join()
 
 
 def text_table(rows: Sequence[Mapping[str, str]], *, words: Collection[str] = ()) -> str:
-    """Rows of equal keys as aligned columns, the titles first.
+    """Format rows as aligned columns below their titles.
 
     Args:
-        rows: one at least.
-        words: columns of words, which begin at one edge as the first column does; numbers end at
-            one.
+        rows: at least one; all have the same keys, which are the titles.
+        words: titles of columns to align left, as the first one is; the others align right.
     """
     titles = list(rows[0])
     lines = [titles, *(list(row.values()) for row in rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(titles))]
-    begins = {titles[0], *words}
+    left = {titles[0], *words}
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if title in begins else cell.rjust(width)
+            cell.ljust(width) if title in left else cell.rjust(width)
             for title, cell, width in zip(titles, line, widths, strict=True)
         ).rstrip()
         for line in lines
@@ -87,7 +86,7 @@ def size_text(num_bytes: float) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """A time in a unit of which there are a few: 40 s, 12 min, 3.4 h, 34 days."""
+    """A duration in the largest unit of which it has two or more: 40 s, 12 min, 3.4 h, 34 days."""
     for unit, size in (("days", 86_400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * size:
             return f"{_short(seconds / size)} {unit}"

@@ -1,11 +1,11 @@
-"""The one engine: run `work` on every unit, here or on a Ray cluster, and share units out.
+"""The engine of all commands: run `work` on every unit, on this machine or on a Ray cluster.
 
-Every command uses `run`. A unit is the smallest share that is done or not done; its result comes
-back as it finishes. Worker processes are started afresh (no inherited locks or threads), die with
-the process that started them, and take their own children (ffmpeg) with them.
+A unit is the smallest piece of work that is either done or not done. Worker processes are spawned
+(no inherited locks or threads); they and their children (ffmpeg) end with the process that started
+them.
 
-A unit may be worked on twice (Ray tries again where a node was lost), so work is idempotent: it
-publishes its files whole.
+A unit may be worked on twice, as Ray retries units of a lost node, so work must be idempotent: it
+publishes complete files.
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 
 from kinetics_tools.core.errors import lookup
 from kinetics_tools.core.local_engine import run_local
-from kinetics_tools.core.prefetch import each
+from kinetics_tools.core.prefetch import as_generator
 from kinetics_tools.core.ray_engine import run_ray
 from kinetics_tools.core.units import R, Results, U, share_resources, with_resources
 
@@ -30,32 +30,32 @@ def run(
     """Yield `(unit, work(unit))` for every unit, in the order in which they finish.
 
     Args:
-        units: read in a thread, the next one only when somebody is free for it, so that memory
-            stays bounded and no result waits for a slow unit. A generator is closed there when the
-            run ends; one that is then in the middle of a step is waited for `ahead.STOP_S`, and is
-            closed after that step. What it raises is raised here.
+        units: iterated in a thread, each one only when a worker is free for it: memory stays
+            bounded, and no result waits for a slow iterator. When the run ends, the thread closes a
+            generator, after its current step if it is in the middle of one; the run waits for that
+            at most `prefetch.STOP_S`. Exceptions of the iterator are raised here.
         work: a module-level function or a `functools.partial` of one (it is sent to processes).
-            An exception it raises is a bug or stops the run: it is raised here.
-        jobs: how many at once; None for as many as the engine has processors. 0 works in this
-            process, for debuggers.
+            Its exceptions end the run: they are raised here.
+        jobs: the number of units at once; None for the engine's number of processors. 0 works in
+            this process, for debuggers.
         engine: a name in ENGINES.
-        devices: lent out: there is one process for each, the jobs are shared among these, and the
-            work is called as `work(unit, lent=Lent)`. A device named n times is lent n times. Under
-            Ray, which knows its nodes' devices, one word: "cpu"; "cuda", a GPU for each unit;
-            "auto", a GPU for each unit where the cluster has any. Ray then shows a unit its GPU
-            only, the work is told the word, and `jobs` is how many units at once.
+        devices: one process is started for each, and the jobs are divided among these; work is
+            called as `work(unit, resources=WorkerResources)`. A device may be named several times.
+            Under Ray, which knows the devices of its nodes, one word: "cpu"; "cuda", a GPU for each
+            unit; "auto", a GPU for each unit if the cluster has any. Ray shows each unit its own
+            GPU only, `resources.device` is that word, and `jobs` is the number of units at once.
 
     Raises:
-        KineticsError: the engine cannot be used, or has no such device.
+        KineticsError: the engine cannot be used, or does not have such a device.
     """
     if jobs == 0:
-        return _here(units, with_resources(share_resources(devices, 1)[0], work))
+        return _run_here(units, with_resources(share_resources(devices, 1)[0], work))
     return lookup("engine", engine, ENGINES)(units, work, jobs, devices)
 
 
-def _here(units: Iterable[U], work: Callable[[U], R]) -> Results[U, R]:
-    with closing(each(units)) as waiting:
-        for unit in waiting:
+def _run_here(units: Iterable[U], work: Callable[[U], R]) -> Results[U, R]:
+    with closing(as_generator(units)) as remaining:
+        for unit in remaining:
             yield unit, work(unit)
 
 

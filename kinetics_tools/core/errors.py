@@ -1,17 +1,17 @@
-"""Everything that may go wrong and is not a bug.
+"""All errors that are not bugs.
 
-    KineticsError                    catch this one; never raised itself
+    KineticsError                    catch this one; raised where no other fits
       ManifestError                  the input table is wrong            stops the run, exit 2
       UnknownNameError               no such method, arch, recipe ...    stops the run, exit 2
       OutError                       an output folder cannot be used     stops the run, exit 2
       ShardError                     a shard breaks the schema           stops the run, exit 2
-      EvaluationError                a number would be meaningless       stops the run, exit 2
+      EvaluationError                a result would be meaningless       stops the run, exit 2
       SourceError(reason)            a source did not give the video     becomes a ledger line
       MediaError(path, detail)       a video cannot be read or written   becomes a ledger line
 
-A message is one line that says what, where and what to do. The tool's own last words follow in
-`detail` where there are any. A wrong argument in Python code is a `ValueError`; anything else is a
-bug and is not caught.
+A message is one line: what is wrong, where, and what to do. `detail` holds the last message of the
+tool that failed. A wrong argument in Python code is a `ValueError`; anything else is a bug and is
+not caught.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Reason(StrEnum):
-    """Why a clip could not be had. The classes below say whether asking again makes sense."""
+    """Why a clip could not be downloaded. The sets below say which reasons are worth a retry."""
 
     GONE = "gone"
     PRIVATE = "private"
@@ -58,7 +58,7 @@ REASON_CLASSES: Mapping[str, frozenset[Reason]] = {
 
 
 class KineticsError(Exception):
-    """Base of all errors that a user can mend."""
+    """Base of all errors that a user can fix."""
 
 
 class ManifestError(KineticsError):
@@ -78,11 +78,11 @@ class ShardError(KineticsError):
 
 
 class EvaluationError(KineticsError):
-    """A number would be meaningless."""
+    """A result would be meaningless."""
 
 
 class SourceError(KineticsError):
-    """A source did not give a video. `detail` holds the tool's last words."""
+    """A source did not give a video."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)
@@ -94,7 +94,7 @@ class SourceError(KineticsError):
 
 
 class MediaError(KineticsError):
-    """A video cannot be read or written. `detail` holds the tool's last words."""
+    """A video cannot be read or written."""
 
     def __init__(self, path: Path, detail: str, *, reason: Reason = Reason.DAMAGED) -> None:
         super().__init__(path, detail)
@@ -103,7 +103,7 @@ class MediaError(KineticsError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions cross process borders; the default would drop the keyword argument.
+        # Exceptions are sent between processes; by default the keyword argument would be lost.
         return _media_error, (self.path, self.detail, self.reason), self.__dict__
 
     def __str__(self) -> str:

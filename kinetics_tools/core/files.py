@@ -1,4 +1,4 @@
-"""Files that are complete when they exist: publishing, locks, scratch folders, digests."""
+"""Files that are complete when they exist; locks, scratch folders, JSON and digests."""
 
 import contextlib
 import errno
@@ -16,10 +16,10 @@ from typing import Any
 from kinetics_tools.core.errors import OutError
 from kinetics_tools.core.system import is_running
 
-# What a full, read-only or foreign disk answers. Anything else is a bug and stays a crash.
+# Errors of a full or read-only disk, and of missing permissions. Any other is a bug and crashes.
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 STORAGE_ERRNOS = FULL_ERRNOS | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-# A path that cannot be: below a file, a folder in place of a file, too long, a loop of links.
+# Errors of a path that cannot exist: below a file, too long, a loop of links, a folder as a file.
 PATH_ERRNOS = frozenset(
     {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 )
@@ -29,8 +29,8 @@ PATH_ERRNOS = frozenset(
 def publish(path: Path) -> Iterator[Path]:
     """Yield a scratch path beside `path`; it becomes `path` only if the block succeeds.
 
-    The scratch name starts with a dot, names the process (each name has one writer a process) and
-    keeps the suffix, from which ffmpeg picks the container.
+    The scratch name starts with a dot, contains the process id (a process must not publish one path
+    twice at the same time) and keeps the suffix, from which ffmpeg picks the container.
     """
     make_folder(path.parent)
     scratch = path.with_name(f"{_scratch_prefix()}{os.getpid()}-{path.name}")
@@ -47,7 +47,7 @@ def _scratch_prefix() -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove, anywhere below `folder`, what killed processes of this host were publishing."""
+    """Remove, anywhere below `folder`, the scratch files of processes of this host that ended."""
     prefix = _scratch_prefix()
     for leftover in folder.rglob(f"{prefix}*"):
         pid = leftover.name.removeprefix(prefix).partition("-")[0]
@@ -57,7 +57,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def name_in_errors(path: Path) -> Iterator[None]:
-    """In this block an OSError that names no file gets this one: a full disk does not say where."""
+    """In this block an OSError without a file name, as of a full disk, gets the name `path`."""
     try:
         yield
     except OSError as error:
@@ -67,7 +67,7 @@ def name_in_errors(path: Path) -> Iterator[None]:
 
 
 def move(scratch: Path, path: Path) -> None:
-    """Give a finished scratch file its final name, across file systems if it must be."""
+    """Rename a finished scratch file; on another file system, copy it."""
     make_folder(path.parent)
     try:
         scratch.replace(path)
@@ -80,13 +80,13 @@ def move(scratch: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the new one, never a half."""
+    """Write `text` so that readers see the old file or the new one, never a part of it."""
     with publish(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON: sorted keys, one line feed at the end, the same bytes each time."""
+    """Write `value` as JSON with sorted keys: equal values give equal bytes."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
@@ -115,30 +115,30 @@ def file_digest(path: Path) -> str:
 
 
 def make_folder(folder: Path) -> Path:
-    """The folder, made if it is not there.
+    """Create the folder unless it exists; returns it.
 
     Raises:
-        OutError: it is a file, or its file system takes no folders.
+        OutError: it is a file, or its file system allows no folders.
     """
     if folder.exists() and not folder.is_dir():
         raise OutError(f"{folder} is not a folder; choose another")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # such as below /proc
+    except FileNotFoundError as error:  # as below /proc
         raise OutError(f"{folder} cannot be made; choose another folder") from error
     return folder
 
 
 @contextmanager
 def hold_lock(out: Path, part: str = "0-of-1") -> Iterator[None]:
-    """Hold a part's lock of the folder `out` for the block. It ends with the process that has it.
+    """Hold the lock of one part of the folder `out` for the block, at most while the process lives.
 
     Args:
-        out: made if it is not there.
-        part: "I-of-N". Parts of one N may run together, parts of another N may not beside them.
+        out: created unless it exists.
+        part: "I-of-N". Parts with the same N may run together, parts with different N may not.
 
     Raises:
-        OutError: another run holds it; the message says which. Or it cannot be made.
+        OutError: another run holds the lock (the message says which), or `out` cannot be created.
     """
     make_folder(out)
     with _hold_partition(out, part), _hold_part(out, part):
@@ -147,7 +147,7 @@ def hold_lock(out: Path, part: str = "0-of-1") -> Iterator[None]:
 
 @contextmanager
 def _hold_partition(out: Path, part: str) -> Iterator[None]:
-    """Share the lock on how many parts there are; the first one there says how many."""
+    """Share the lock on the number of parts; the first part to hold it writes the number."""
     count = part.rpartition("-")[2]
     with (out / ".lock-parts").open("a+", encoding="utf-8") as file:
         with contextlib.suppress(BlockingIOError):
@@ -186,7 +186,7 @@ def _hold_part(out: Path, name: str) -> Iterator[None]:
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Wait for and hold `path` as a lock file: for short steps that parts of a job do in turn."""
+    """Wait for the lock file `path` and hold it for the block: for short critical sections."""
     make_folder(path.parent)
     with path.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -197,31 +197,31 @@ def file_lock(path: Path) -> Iterator[None]:
 def scratch_folder(root: Path) -> Iterator[Path]:
     """Yield `root/.scratch/<host>-<pid>`, removed at the end of the block.
 
-    Folders that dead processes of this host left behind are removed first. The owner holds a lock
-    file in its folder, so a process id that is used again cannot keep an old folder alive.
+    Folders left by processes of this host that ended are removed first. The owner holds a lock
+    file in its folder, so an old folder is removed even when its process id is in use again.
     """
     home = root / ".scratch"
     host = socket.gethostname()
     mine = home / f"{host}-{os.getpid()}"
-    # Parts start and end at any time: between its mkdir and its lock a folder looks dead.
-    in_turn = root / ".lock-scratch"
+    # Parts start and end at any time, and a new folder without a lock yet looks abandoned.
+    lock = root / ".lock-scratch"
     with ExitStack() as stack:
-        with file_lock(in_turn):
+        with file_lock(lock):
             for old in home.glob(f"{host}-*"):
-                _remove_if_dead(old)
+                _remove_if_abandoned(old)
             mine.mkdir(parents=True, exist_ok=True)
             owner = stack.enter_context((mine / ".owner").open("a"))
             fcntl.flock(owner, fcntl.LOCK_EX)
         try:
             yield mine
         finally:
-            with file_lock(in_turn):
+            with file_lock(lock):
                 shutil.rmtree(mine, ignore_errors=True)
                 if not any(home.iterdir()):
                     home.rmdir()
 
 
-def _remove_if_dead(folder: Path) -> None:
+def _remove_if_abandoned(folder: Path) -> None:
     try:
         with (folder / ".owner").open("a") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
-"""The manner of our HTML pages: one file each, pictures inside, foreign words escaped, one look.
+"""HTML pages: one self-contained file each, in one style, with all text escaped.
 
-The same values give the same bytes.
+Equal values give equal bytes.
 """
 
 import base64
@@ -15,13 +15,13 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-HERE = Path(__file__).parent  # of page.html.jinja, which pages extend, and table.html.jinja
+_FOLDER = Path(__file__).parent  # holds page.html.jinja, which pages extend, and table.html.jinja
 
 
 def render(template: Path, **values: Any) -> str:
-    """The page that a template makes of `values`. It may extend `page.html.jinja`."""
+    """Render a template, which may extend `page.html.jinja`, with `values`."""
     environment = Environment(
-        loader=FileSystemLoader([template.parent, HERE]),
+        loader=FileSystemLoader([template.parent, _FOLDER]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -30,25 +30,27 @@ def render(template: Path, **values: Any) -> str:
     return environment.get_template(template.name).render(values)
 
 
-def picture(figure: Figure, alt: str) -> Markup:
-    """An <img> that holds the figure; `alt` says what it shows to who cannot see it."""
+def figure_image(figure: Figure, alt: str) -> Markup:
+    """An <img> element that contains the figure as SVG; `alt` describes it in words."""
     buffer = io.BytesIO()
-    # No date, and a fixed salt for the ids: the same results give the same bytes.
+    # No date, and a fixed salt of the ids, so that equal figures give equal bytes.
     with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": "report", "font.size": 10}):
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # shown as a box
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from font"
+        )  # the letter is drawn as a box
         figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue()).decode()
     return Markup('<img alt="{}" src="data:image/svg+xml;base64,{}">').format(alt, data)
 
 
-def words(text: str, *, at_most: int = 48) -> str:
-    """`text` for a figure: of so many letters at most, and never taken for a formula."""
+def figure_text(text: str, *, at_most: int = 48) -> str:
+    """`text` for use in a figure: cut to `at_most` letters, and not read as a formula."""
     short = text if len(text) <= at_most else text[: at_most - 3] + "..."
     return short.replace("$", r"\$")
 
 
-def plain(axes: Axes) -> None:
-    """Leave out what is not data."""
+def style_axes(axes: Axes) -> None:
+    """Draw a light grid below the data, and no frame at the top and right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""The names of things on disk: keys, split folders and label folders."""
+"""Names on disk: keys and label folders."""
 
 import hashlib
 import re
@@ -16,19 +16,19 @@ VIDEO_SUFFIXES = frozenset(f".{name}" for name in _CONTAINERS.split())
 
 
 def is_key(text: str) -> bool:
-    """Whether `text` may name a segment, clip, sample and prediction."""
+    """Whether `text` can be the key of a segment, clip, sample and prediction."""
     return len(text) <= MAX_KEY and _KEY.fullmatch(text) is not None
 
 
 def file_keys(paths: Iterable[PurePosixPath]) -> dict[PurePosixPath, str]:
-    """The key of each of a set's files that are not named by a manifest.
+    """The keys of files that no manifest names.
 
-    A key is the file's stem with foreign characters replaced by `_` and cut to 80. Where that
-    changed the name, or two files would share it, `-` and 8 hex digits of the relative path's
-    SHA-256 follow.
+    A key is the file's stem, in which characters outside `[A-Za-z0-9_-]` become `_`, cut to 80.
+    Where that changed the stem, or two files would have the same key, `-` and 8 hex digits of the
+    SHA-256 of the relative path follow.
 
     Args:
-        paths: relative to the set's folder; all files of the set.
+        paths: all files of a set, relative to its folder.
     """
     stems = {path: re.sub(r"[^A-Za-z0-9_-]", "_", path.stem)[:MAX_STEM] for path in paths}
     uses = Counter(stems.values())
@@ -43,7 +43,7 @@ def _short_hash(path: PurePosixPath) -> str:
 
 
 def label_folder(label: str | None) -> str:
-    """The folder of a label's clips: spaces to underscores, nothing else changed."""
+    """The name of a label's folder of clips: the label with underscores for spaces."""
     return UNLABELLED if label is None else label.replace(" ", "_")
 
 
@@ -52,7 +52,7 @@ def label_problem(label: str) -> str | None:
     if not label.isprintable() or "/" in label or "\\" in label:
         return "a label may not hold slashes or control characters"
     if label.startswith(".") or label != label.strip():
-        return "a label may not begin with a dot, nor begin or end with a space"
+        return "a label may not start with a dot, nor start or end with a space"
     if len(label.encode()) > MAX_FOLDER:
         return f"a label may not be longer than {MAX_FOLDER} bytes"
     return None

@@ -1,4 +1,8 @@
-"""The engine `local`: worker processes of this machine."""
+"""The engine `local`: worker processes on this machine.
+
+Not a ProcessPoolExecutor: one killed worker fails all units of its pool (BrokenProcessPool), and a
+pool tells no exit code and, before Python 3.14, cannot end a worker that is at work.
+"""
 
 import contextlib
 import multiprocessing
@@ -24,7 +28,7 @@ from kinetics_tools.core.units import (
 
 
 class _Worker(Generic[U, R]):
-    """One process, the pipe to it, what it is lent, and the unit that it works on."""
+    """A worker process, the pipe to it, its resources, and its current unit."""
 
     def __init__(self, work: Callable[..., R], unit: U, resources: WorkerResources | None) -> None:
         self.resources = resources
@@ -33,20 +37,20 @@ class _Worker(Generic[U, R]):
         self.process = context.Process(
             target=_serve, args=(theirs, with_resources(resources, work))
         )
-        with _ctrl_c_ignored():  # by the process too, until it says so itself
+        with _ctrl_c_ignored():  # the process inherits that, until it sets its own handlers
             self.process.start()
         theirs.close()
         self._is_ready = False
         self.give(unit)
 
     def give(self, unit: U) -> None:
-        """Hand over the next unit."""
+        """Send the next unit."""
         self.unit = unit
-        with contextlib.suppress(BrokenPipeError):  # it died; `take` will say so
+        with contextlib.suppress(BrokenPipeError):  # the process died, which `take` will find
             self.pipe.send(unit)
 
     def take(self) -> tuple[R | Crash, ...]:
-        """The result of its unit: nothing yet when this was only its word that it has started."""
+        """Receive the result of the unit, or a Crash; () for the first message, "started"."""
         try:
             ok, value = self.pipe.recv()
         except (EOFError, ConnectionResetError) as error:
@@ -69,32 +73,32 @@ class _Worker(Generic[U, R]):
         return (value,)
 
     def end(self) -> None:
-        """Kill the process and what it started; harmless when it is already gone."""
+        """Kill the process and its children; does nothing if it has ended."""
         if self.process.pid is not None and self.process.is_alive():
             try:
                 os.killpg(self.process.pid, signal.SIGKILL)
             except ProcessLookupError:
-                self.process.kill()  # not yet the leader of its own group
+                self.process.kill()  # it does not lead its own group yet
         self.process.join()
-        self.pipe.close()  # not before: a process that still sends would print what it met
+        self.pipe.close()  # not earlier: a process that is sending would print a traceback
 
 
 def run_local(
     units: Iterable[U], work: Callable[..., R], jobs: int | None, devices: Sequence[str]
 ) -> Results[U, R]:
-    """Run units in processes of this machine; arguments and results as `engine.run`."""
+    """Run units in processes on this machine; arguments and results as for `engine.run`."""
     free = share_resources(devices, jobs or num_processors())
     limit = len(free)
     busy: dict[Any, _Worker[U, R]] = {}
     idle: list[_Worker[U, R]] = []
-    with background_reader(units) as taker:
+    with background_reader(units) as reader:
         try:
-            while busy or not taker.exhausted:
+            while busy or not reader.exhausted:
                 if len(busy) < limit:
-                    taker.ask()
-                for ready in wait([taker.wakeup_fd, *busy]):
-                    if ready == taker.wakeup_fd:
-                        for unit in taker.take():
+                    reader.ask()
+                for ready in wait([reader.wakeup_fd, *busy]):
+                    if ready == reader.wakeup_fd:
+                        for unit in reader.take():
                             worker = _worker_for(unit, work, idle, free)
                             busy[worker.pipe] = worker
                         continue
@@ -102,8 +106,8 @@ def run_local(
                     for result in worker.take():
                         idle.append(busy.pop(ready))
                         yield worker.unit, result
-                if taker.exhausted:
-                    _end(idle)  # it holds memory that those still at work may need
+                if reader.exhausted:
+                    _end(idle)  # they hold memory that busy ones may need
         finally:
             _end([*busy.values(), *idle])
 
@@ -111,13 +115,13 @@ def run_local(
 def _worker_for(
     unit: U, work: Callable[..., R], idle: list[_Worker[U, R]], free: list[WorkerResources | None]
 ) -> _Worker[U, R]:
-    """Give the unit to an idle process, else to a new one, which takes what is free."""
+    """Give the unit to an idle process, else to a new one with the first free resources."""
     while idle:
         worker = idle.pop()
         if worker.process.is_alive():
             worker.give(unit)
             return worker
-        worker.end()  # it died of its last unit, or while it waited for another
+        worker.end()  # it died of its last unit, or since then
         free.append(worker.resources)
     return _Worker(work, unit, free.pop(0))
 
@@ -128,10 +132,10 @@ def _end(workers: list[_Worker[U, R]]) -> None:
 
 
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
-    """What a worker process does: units in, results out, until the pipe closes."""
+    """Run in a worker process: receive units and send results until the pipe closes."""
     os.setpgid(0, 0)
-    for told in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(told, signal.SIG_IGN)  # the parent decides what they mean
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent handles them for all
     threading.Thread(target=_die_with_parent, daemon=True).start()
     pipe.send((True, None))
     while True:
@@ -145,7 +149,7 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
 @contextlib.contextmanager
 def _ctrl_c_ignored() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
+        yield  # only the main thread can set handlers
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -155,6 +159,7 @@ def _ctrl_c_ignored() -> Iterator[None]:
 
 
 def _die_with_parent() -> None:
+    """Run in a thread: when the parent ends, kill this process and its children."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,4 +1,6 @@
-"""The engine `ray`: a Ray cluster, or a Ray of our own. The only importer of ray."""
+"""The engine `ray`: a Ray cluster, or a local Ray started here. The only importer of ray."""
+
+from __future__ import annotations
 
 import contextlib
 import os
@@ -16,20 +18,20 @@ from kinetics_tools.core.prefetch import Mailbox, background_reader
 from kinetics_tools.core.system import num_processors
 from kinetics_tools.core.units import Crash, R, Results, U, WorkerResources, attempt, with_resources
 
-RETRIES = 3  # of a unit whose process or node died under Ray
+RETRIES = 3  # of a unit whose process or node died
 _CANCEL_S = 30  # how long a cancelled unit's process may take to die
-# A Ray of our own serves this process only: on loopback, calling nobody, no more memory than small
-# results need, no GPU hidden from (and no words about it to) a task that asked for none. An
-# environment that says otherwise is left alone.
-_OWN_RAY_ENVIRONMENT = {
+# A local Ray serves this process only: it listens on loopback, sends no usage statistics, reserves
+# little memory, and hides no GPU from tasks that ask for none (nor warns of that). Variables that
+# are set already stay.
+_LOCAL_RAY_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-# A cluster that answers and refuses (it asks for a token, say) is asked again this often, once a
-# second; Ray itself would do so 20 times, with a line for each.
+# A cluster that answers and refuses, as without its token, is tried this often, once per second.
+# Ray's default is 20, with a line for each.
 _CLUSTER_RAY_ENVIRONMENT = {"RAY_NUM_REDIS_GET_RETRIES": "5"}
-_OWN_RAY_STORE_BYTES = 128 * 2**20
+_LOCAL_RAY_STORE_BYTES = 128 * 2**20
 _QUIET_RAY: Mapping[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 _CONNECT_S = 10
 
@@ -37,13 +39,13 @@ _CONNECT_S = 10
 def run_ray(
     units: Iterable[U], work: Callable[..., R], jobs: int | None, devices: Sequence[str]
 ) -> Results[U, R]:
-    """One Ray task a unit: on the cluster that RAY_ADDRESS names, else on a Ray of our own."""
+    """Run one Ray task per unit, on the cluster that RAY_ADDRESS names, else on a local Ray."""
     finished: Mailbox[Any] = Mailbox()
-    with closing(finished), _connected_ray(jobs) as ray, background_reader(units) as taker:
-        resources, asked = _ray_share(ray, devices)
-        scarce = "GPU" if "num_gpus" in asked else "CPU"
-        task = ray.remote(max_retries=RETRIES, **asked)(_work_on_node)
-        shared = ray.put(with_resources(resources, work))  # once, not with every unit
+    with closing(finished), _connected_ray(jobs) as ray, background_reader(units) as reader:
+        resources, request = _task_resources(ray, devices)
+        limiting = "GPU" if "num_gpus" in request else "CPU"
+        task = ray.remote(max_retries=RETRIES, **request)(_work_on_node)
+        shared = ray.put(with_resources(resources, work))  # sent once, not with every unit
         running: dict[Any, U] = {}
 
         def start(unit: U) -> None:
@@ -52,13 +54,13 @@ def run_ray(
             reference.future().add_done_callback(lambda _: finished.put(reference))
 
         try:
-            while running or not taker.exhausted:
-                # Asked each time: nodes come and go.
-                if len(running) < (jobs or max(int(ray.cluster_resources().get(scarce, 0)), 1)):
-                    taker.ask()
-                for ready in wait([taker.wakeup_fd, finished.wakeup_fd]):
-                    if ready == taker.wakeup_fd:
-                        for unit in taker.take():
+            while running or not reader.exhausted:
+                # Read each time, as nodes come and go.
+                if len(running) < (jobs or max(int(ray.cluster_resources().get(limiting, 0)), 1)):
+                    reader.ask()
+                for ready in wait([reader.wakeup_fd, finished.wakeup_fd]):
+                    if ready == reader.wakeup_fd:
+                        for unit in reader.take():
                             start(unit)
                     else:
                         reference = finished.take()
@@ -71,13 +73,15 @@ def run_ray(
                 ray.wait(list(running), num_returns=len(running), timeout=_CANCEL_S)
 
 
-def _ray_share(ray: Any, devices: Sequence[str]) -> tuple[WorkerResources | None, dict[str, float]]:
-    """What a task's work is told that it may use, and what the task asks the cluster for."""
+def _task_resources(
+    ray: Any, devices: Sequence[str]
+) -> tuple[WorkerResources | None, dict[str, float]]:
+    """The resources that the work is told, and those that a task requests from the cluster."""
     if not devices:
         return None, {"num_cpus": 1}
     (wanted,) = devices
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    # Of the nodes with GPUs, the processors that there are for each.
+    # Processors per GPU, of the nodes that have GPUs.
     cpus = [node.get("CPU", 0.0) / node["GPU"] for node in nodes if node.get("GPU", 0.0) >= 1]
     if wanted == "cpu" or (wanted == "auto" and not cpus):
         return WorkerResources("cpu", 1), {"num_cpus": 1}
@@ -87,13 +91,13 @@ def _ray_share(ray: Any, devices: Sequence[str]) -> tuple[WorkerResources | None
         )
     share = min(cpus)
     return WorkerResources(wanted, max(int(share), 1)), {
-        "num_cpus": int(share) if share >= 1 else share,  # Ray takes no other fractions
+        "num_cpus": int(share) if share >= 1 else share,  # Ray allows fractions only below 1
         "num_gpus": 1,
     }
 
 
 def _ray_result(ray: Any, reference: Any) -> Any:
-    """What a finished task gives: its result, or a Crash; raises what its work raised."""
+    """The result of a finished task, or a Crash; raises what the work raised."""
     errors = ray.exceptions
     died = (
         errors.WorkerCrashedError,
@@ -106,7 +110,7 @@ def _ray_result(ray: Any, reference: Any) -> Any:
     except died as error:
         words = " ".join(str(error).split())[:300]
         return Crash(f"the process working on it died, {RETRIES + 1} times: {words}")
-    except errors.RayError as error:  # never the work's own: that comes as a value
+    except errors.RayError as error:  # not the work's own, which is returned as a value
         words = str(error).strip().rpartition("\n")[2]
         raise KineticsError(
             f"Ray could not hand over a unit or its result: {words}; every node needs the same "
@@ -119,9 +123,9 @@ def _ray_result(ray: Any, reference: Any) -> Any:
 
 @contextlib.contextmanager
 def _connected_ray(jobs: int | None) -> Iterator[Any]:
-    """Yield the module `ray`, connected; a connection that was there before stays."""
+    """Yield the module `ray`, connected; an existing connection is used and stays open."""
     address = os.environ.get("RAY_ADDRESS")
-    settings = _CLUSTER_RAY_ENVIRONMENT if address else _OWN_RAY_ENVIRONMENT
+    settings = _CLUSTER_RAY_ENVIRONMENT if address else _LOCAL_RAY_ENVIRONMENT
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     try:
@@ -138,7 +142,7 @@ def _connected_ray(jobs: int | None) -> Iterator[Any]:
             address="local",
             num_cpus=jobs or num_processors(),
             include_dashboard=False,
-            object_store_memory=_OWN_RAY_STORE_BYTES,
+            object_store_memory=_LOCAL_RAY_STORE_BYTES,
             **_QUIET_RAY,
         )
     try:
@@ -148,10 +152,10 @@ def _connected_ray(jobs: int | None) -> Iterator[Any]:
 
 
 def _join_cluster(ray: Any, address: str) -> None:
-    """Connect to the cluster at an address of Ray's: HOST:PORT, ray://HOST:PORT or auto."""
+    """Connect to the cluster at HOST:PORT, ray://HOST:PORT or auto."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        if port.isdecimal():  # Ray itself tries for minutes
+        if port.isdecimal():  # Ray itself would try for minutes
             socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
         ray.init(address=address, **_QUIET_RAY)
     except (OSError, RuntimeError) as error:
@@ -163,18 +167,18 @@ def _join_cluster(ray: Any, address: str) -> None:
 
 
 def _work_on_node(work: Callable[[U], R], unit: U) -> tuple[bool, R | BaseException]:
-    """What a Ray task does, in a process of Ray's that does many."""
+    """Run in a Ray task; one process of Ray's runs many."""
     _end_children_with_process()
     return attempt(work, unit)
 
 
 @cache
-def _end_children_with_process() -> "subprocess.Popen[bytes] | None":
-    """Let what this process starts end with it, also when it is killed: Ray leaves it running.
+def _end_children_with_process() -> subprocess.Popen[bytes] | None:
+    """Make the children of this process end with it, also when it is killed; Ray does not.
 
-    A guard in the same process group waits for the other end of its pipe to close.
+    A guard process in the same process group waits until this process closes a pipe by ending.
     """
-    with contextlib.suppress(PermissionError):  # it leads a session, and so its group
+    with contextlib.suppress(PermissionError):  # it leads a session, and so its group already
         os.setpgid(0, 0)
     if os.getpgrp() != os.getpid():
         return None

@@ -1,4 +1,4 @@
-"""What is worked on: units, the part of them that a process does, and what it may use."""
+"""Units of work: the part that a process does, what its workers may use, and their results."""
 
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -14,18 +14,18 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """In place of a result: the process that worked on the unit died (killed, out of memory)."""
+    """Takes the place of a result when the worker process died (killed, out of memory)."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerResources:
-    """What a process that works on units may use, until it ends.
+    """What a worker process may use.
 
     Attributes:
-        device: one of those that the run was given; no other process has it meanwhile.
-        threads: how many processors are its share.
+        device: one of the run's devices, which no other process uses at the same time.
+        threads: the worker's share of the processors.
     """
 
     device: str
@@ -46,7 +46,7 @@ class Part:
         return f"{self.index}-of-{self.count}"
 
     def of(self, units: Sequence[U]) -> list[U]:
-        """This part's units. All parts together have every unit once."""
+        """The units of this part. Each unit belongs to exactly one part."""
         return list(units[self.index :: self.count])
 
 
@@ -54,10 +54,14 @@ WHOLE = Part()
 
 
 def part_from(task: str | None, environ: Mapping[str, str]) -> Part:
-    """Which part this process does: `--task I/N`, else Slurm's array variables, else all of it.
+    """The part that this process does: by `--task I/N`, else by Slurm's array, else the whole job.
+
+    Args:
+        task: the value of `--task`, if given.
+        environ: the environment, with Slurm's variables.
 
     Raises:
-        KineticsError: `task` is not I/N with 0 <= I < N, or the Slurm array has holes.
+        KineticsError: `task` is not I/N with 0 <= I < N, or the Slurm array is not contiguous.
     """
     if task is not None:
         index, slash, count = task.partition("/")
@@ -71,17 +75,17 @@ def part_from(task: str | None, environ: Mapping[str, str]) -> Part:
     )
     if last - first + 1 != count_:
         raise KineticsError(
-            f"the Slurm array {first}..{last} has only {count_} tasks, so shares cannot be told "
-            "from it; use a contiguous array, or give --task I/N"
+            f"the Slurm array {first}..{last} has only {count_} tasks, so it does not say which "
+            "share to do; use a contiguous array, or give --task I/N"
         )
     return Part(number - first, count_)
 
 
 def share_resources(devices: Sequence[str], jobs: int) -> list[WorkerResources | None]:
-    """What each process is lent, nothing where there is nothing to lend."""
+    """The resources of each worker process: one per device; without devices, `jobs` times None."""
     if not devices:
         return [None] * jobs
-    # Jobs that cannot be shared evenly go to the last ones.
+    # Where the jobs cannot be divided evenly, the last devices get one more.
     return [
         WorkerResources(device, max((jobs + number) // len(devices), 1))
         for number, device in enumerate(devices)
@@ -89,16 +93,16 @@ def share_resources(devices: Sequence[str], jobs: int) -> list[WorkerResources |
 
 
 def with_resources(resources: WorkerResources | None, work: Callable[..., R]) -> Callable[[U], R]:
-    """The work as a function of the unit alone; `resources` None: it takes none."""
+    """Bind `resources` to `work`, so that it takes only a unit; None binds nothing."""
     return work if resources is None else partial(work, resources=resources)
 
 
 def attempt(work: Callable[[U], R], unit: U) -> tuple[bool, R | BaseException]:
-    """Whether the work on a unit came to a result, and that, or what it raised."""
+    """Work on a unit: True and the result, or False and the exception."""
     try:
         return True, work(unit)
     except BaseException as error:  # noqa: BLE001 - carried to the parent, which raises it
         error.add_note(f"while working on {unit!r}"[:500])
-        if not isinstance(error, (KineticsError, OSError)):
-            error.add_note("".join(traceback.format_exception(error)))  # it stays behind
+        if not isinstance(error, (KineticsError, OSError)):  # a bug
+            error.add_note("".join(traceback.format_exception(error)))  # not pickled
         return False, error

@@ -51,8 +51,10 @@ def build_parser() -> Parser:
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to fill")
     what = parser.add_argument_group("which clips")
-    what.add_argument("--split", help="only these splits: train,val", type=cli.names)
-    what.add_argument("--classes", help="only these labels: abseiling,yoga", type=cli.names)
+    what.add_argument("--split", help="only these splits: train,val", type=cli.comma_separated)
+    what.add_argument(
+        "--classes", help="only these labels: abseiling,yoga", type=cli.comma_separated
+    )
     what.add_argument("--limit", type=cli.positive, metavar="N", help="only the first N segments")
     what.add_argument(
         "--labels",
@@ -177,7 +179,8 @@ def _retry(text: str) -> frozenset[Reason]:
     reasons = {str(reason): frozenset({reason}) for reason in Reason}
     try:
         chosen = [
-            lookup("reason", name, reasons | dict(REASON_CLASSES)) for name in cli.names(text)
+            lookup("reason", name, reasons | dict(REASON_CLASSES))
+            for name in cli.comma_separated(text)
         ]
     except KineticsError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
@@ -211,7 +214,7 @@ def verify_parser() -> Parser:
         "130 interrupted",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="a folder that this command filled")
-    parser.add_argument("--split", type=cli.names, help="only these splits: train,val")
+    parser.add_argument("--split", type=cli.comma_separated, help="only these splits: train,val")
     parser.add_argument(
         "--jobs",
         type=cli.positive,

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kinetics_tools.core.console import size_text
 from kinetics_tools.core.files import write_text
-from kinetics_tools.core.html import picture, plain, render, words
+from kinetics_tools.core.html import figure_image, figure_text, render, style_axes
 from kinetics_tools.core.keys import UNLABELLED
 from kinetics_tools.download.clip_lists import write_lists
 from kinetics_tools.download.coverage import (
@@ -111,7 +111,7 @@ def _covered(states: Counter[State]) -> float:
 
 
 def _name(text: str) -> str:
-    return words(text, at_most=28)  # the rest of the width is for the bars
+    return figure_text(text, at_most=28)  # the rest of the width is for the bars
 
 
 def _axes(height_in: float, *, rows: int = 1) -> tuple[Figure, Any]:
@@ -130,7 +130,7 @@ def _bars(axes: Axes, groups: Mapping[str, Counter[State]]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="% of the expected clips", xlim=(0, 100), ylim=(len(names) - 0.4, -0.6))
     axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
-    plain(axes)
+    style_axes(axes)
 
 
 def _splits(coverage: Coverage) -> Markup:
@@ -138,7 +138,7 @@ def _splits(coverage: Coverage) -> Markup:
     figure, axes = _axes(1.5 + 0.4 * len(groups))
     _bars(axes, groups)
     told = "; ".join(f"{name} {_told(states)}" for name, states in groups.items())
-    return picture(figure, f"Coverage by split: {told}")
+    return figure_image(figure, f"Coverage by split: {told}")
 
 
 def _told(states: Counter[State]) -> str:
@@ -149,7 +149,7 @@ def _worst(classes: Mapping[str, Counter[State]], worst: list[str]) -> Markup:
     figure, axes = _axes(1.5 + 0.26 * len(worst))
     _bars(axes, {label: classes[label] for label in worst})
     told = "; ".join(f"{label} {_told(classes[label])}" for label in worst)
-    return picture(figure, f"Coverage of the classes that lack most: {told}")
+    return figure_image(figure, f"Coverage of the classes that lack most: {told}")
 
 
 def _histogram(classes: Mapping[str, Counter[State]]) -> Markup:
@@ -159,9 +159,9 @@ def _histogram(classes: Mapping[str, Counter[State]]) -> Markup:
     lows = [5 * step for step in range(20)]
     axes.bar(lows, [steps[step] for step in range(20)], 4.6, align="edge", color="#2a6fb4")
     axes.set(xlabel="% of the class's expected clips", ylabel="classes", xlim=(0, 100))
-    plain(axes)
+    style_axes(axes)
     told = ", ".join(f"{n} with {5 * s} to {5 * s + 5} %" for s, n in sorted(steps.items()))
-    return picture(figure, f"Number of classes by coverage: {told}")
+    return figure_image(figure, f"Number of classes by coverage: {told}")
 
 
 def _attrition(coverage: Coverage) -> Markup:
@@ -181,9 +181,9 @@ def _attrition(coverage: Coverage) -> Markup:
     axes.invert_yaxis()
     axes.set(xlabel="segments", xlim=(0, max(total.total(), 1)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    plain(axes)
+    style_axes(axes)
     told = ", ".join(f"{name} {count:,}" for name, count, _ in steps)
-    return picture(figure, f"From what was expected to what is not there: {told}")
+    return figure_image(figure, f"From what was expected to what is not there: {told}")
 
 
 def _number(axes: Axes, place: int, count: int, bar: tuple[int, int], whole: int) -> None:
@@ -210,9 +210,9 @@ def _reasons(coverage: Coverage) -> Markup:
     axes.set(xlabel="gaps")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
-    plain(axes)
+    style_axes(axes)
     told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
-    return picture(figure, f"Gaps by reason: {told}")
+    return figure_image(figure, f"Gaps by reason: {told}")
 
 
 def _sources(coverage: Coverage) -> Markup:
@@ -231,12 +231,12 @@ def _sources(coverage: Coverage) -> Markup:
     for axes in (clips, sizes):
         axes.set_xlim(left=0, right=None if any(n for n, _ in given.values()) else 1)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=axes is clips))
-        plain(axes)
+        style_axes(axes)
     told = "; ".join(
         f"{source} {num_clips:,} clips, {size_text(num_bytes)}"
         for source, (num_clips, num_bytes) in given.items()
     )
-    return picture(figure, f"Clips and bytes by source: {told}")
+    return figure_image(figure, f"Clips and bytes by source: {told}")
 
 
 def _rate(coverage: Coverage) -> Markup:
@@ -254,10 +254,10 @@ def _rate(coverage: Coverage) -> Markup:
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         locator = axes.xaxis.get_major_locator()
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=UTC))  # type: ignore[no-untyped-call]  # matplotlib's
-        plain(axes)
+        style_axes(axes)
     panels[1].set(xlabel=f"UTC, in steps of {step}")
     told = f"{_span(made, step, 'clips made')}; {_span(refused, step, 'refusals')}"
-    return picture(figure, f"Rate over time: {told}")
+    return figure_image(figure, f"Rate over time: {told}")
 
 
 def _span(counts: Bins, step: timedelta, what: str) -> str:

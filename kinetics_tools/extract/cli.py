@@ -80,7 +80,9 @@ def build_parser() -> Parser:
         "authors of I3D store it",
     )
     samples = parser.add_argument_group("the samples")
-    samples.add_argument("--split", type=cli.names, default=(), help="only these splits: train,val")
+    samples.add_argument(
+        "--split", type=cli.comma_separated, default=(), help="only these splits: train,val"
+    )
     cli.add_short_side(samples)
     samples.add_argument(
         "--samples-per-shard", type=cli.positive, default=64, metavar="N", help="samples in one tar"
@@ -291,7 +293,7 @@ def export_parser() -> Parser:
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of shards")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder to fill")
-    parser.add_argument("--split", type=cli.names, help="only these splits: train,val")
+    parser.add_argument("--split", type=cli.comma_separated, help="only these splits: train,val")
     parser.add_argument(
         "--flow", metavar="NAME", help="name of the flow (default: the only one in OUT)"
     )
@@ -405,7 +407,7 @@ def _picture(text: str) -> Path:
 
 
 def _methods(text: str) -> tuple[str, ...]:
-    methods = tuple(cli.one_of("flow method", METHODS)(name) for name in cli.names(text))
+    methods = tuple(cli.one_of("flow method", METHODS)(name) for name in cli.comma_separated(text))
     if len(set(methods)) != len(methods) or not 1 <= len(methods) <= 2:
         raise argparse.ArgumentTypeError(f"{text!r} is not one method, or two with a comma")
     return methods

@@ -281,7 +281,7 @@ def test_a_training_that_is_stopped_names_the_option_that_continues_it(tmp_path:
         training.terminate()
         _, said = training.communicate(timeout=60)
     assert training.returncode == 143
-    words = "terminated; the same command with --resume goes on where this one stopped"
+    words = "terminated; the same command with --resume continues where this one stopped"
     assert said.splitlines()[-1] == words
 
 

@@ -287,7 +287,7 @@ def test_ctrl_c_ends_a_run_that_waits_for_a_unit(tmp_path: Path) -> None:
         finally:
             run.kill()  # or a run that does not end would keep the tests waiting too
     assert run.returncode == 130
-    assert said == "interrupted; the same command goes on where this one stopped\n"
+    assert said == "interrupted; the same command continues where this one stopped\n"
 
 
 def test_a_worker_that_dies_costs_its_unit_only() -> None:
@@ -569,7 +569,7 @@ def test_a_cluster_that_asks_for_a_token_is_not_asked_for_long(tmp_path: Path) -
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = f"start --head --block --node-ip-address=127.0.0.1 --port={port} --num-cpus=1"
-    guarded = environment() | ray_engine._OWN_RAY_ENVIRONMENT
+    guarded = environment() | ray_engine._LOCAL_RAY_ENVIRONMENT
     guarded |= {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
     with subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", *words.split(), "--include-dashboard=false"],
@@ -616,7 +616,7 @@ cluster.shutdown()
 @pytest.mark.full
 def test_each_unit_asks_a_cluster_with_gpus_for_one(tmp_path: Path) -> None:
     """The GPUs are only said to be there: Ray counts them and shows them all the same."""
-    env = environment() | ray_engine._OWN_RAY_ENVIRONMENT
+    env = environment() | ray_engine._LOCAL_RAY_ENVIRONMENT
     env.pop("CUDA_VISIBLE_DEVICES", None)  # own_ray hides all, and may still be there
     said = subprocess.run(
         [sys.executable, "-c", WITH_GPUS, tmp_path],
@@ -666,7 +666,7 @@ def test_a_lost_node_costs_no_unit(tmp_path: Path) -> None:
         [sys.executable, "-c", TWO_NODES, tmp_path],
         capture_output=True,
         text=True,
-        env=environment() | ray_engine._OWN_RAY_ENVIRONMENT,
+        env=environment() | ray_engine._LOCAL_RAY_ENVIRONMENT,
         check=False,
     )
     assert said.returncode == 0, said.stderr

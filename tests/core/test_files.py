@@ -103,8 +103,8 @@ def test_scratch_of_the_dead_is_removed_and_of_the_living_kept(tmp_path: Path) -
         dead.mkdir()
         (dead / ".owner").touch()
         (dead / "half.mp4").touch()
-        files._remove_if_dead(dead)
-        files._remove_if_dead(mine)
+        files._remove_if_abandoned(dead)
+        files._remove_if_abandoned(mine)
         assert not dead.exists()
         assert (mine / "video.mp4").exists()
     assert tree(tmp_path) == {}

@@ -1,4 +1,4 @@
-"""Reading ahead: everything comes in order, no more lies waiting than allowed, errors surface."""
+"""Prefetching: items keep their order, the buffer its bounds, errors surface."""
 
 import threading
 from collections.abc import Generator
@@ -56,7 +56,7 @@ def test_an_error_comes_after_what_was_made_before_it() -> None:
 
 
 @pytest.mark.parametrize("item", [1, None])
-def test_who_stops_taking_stops_the_making(item: int | None) -> None:
+def test_closing_the_iterator_closes_the_generator(item: int | None) -> None:
     closed = threading.Event()
 
     def items() -> Generator[int | None, None, None]:
@@ -67,36 +67,36 @@ def test_who_stops_taking_stops_the_making(item: int | None) -> None:
         finally:
             closed.set()
 
-    with closing(prefetch(items(), int, max_items=2, max_bytes=100)) as ahead:
-        assert next(ahead) == 1
+    with closing(prefetch(items(), int, max_items=2, max_bytes=100)) as items_ahead:
+        assert next(items_ahead) == 1
         assert not closed.is_set()
     assert closed.is_set()
 
 
-def test_a_taker_takes_what_it_is_asked_for_and_no_more() -> None:
+def test_a_reader_reads_one_item_per_request() -> None:
     log: list[int] = []
-    with background_reader(counted([5, 6, 7], log)) as taker:
-        assert not wait([taker.wakeup_fd], timeout=0.1)
+    with background_reader(counted([5, 6, 7], log)) as reader:
+        assert not wait([reader.wakeup_fd], timeout=0.1)
         assert log == []
-        taker.ask()
-        taker.ask()  # it is at it
-        wait([taker.wakeup_fd])
-        assert taker.take() == (5,)
-        assert not wait([taker.wakeup_fd], timeout=0.1)
+        reader.ask()
+        reader.ask()  # it is reading already
+        wait([reader.wakeup_fd])
+        assert reader.take() == (5,)
+        assert not wait([reader.wakeup_fd], timeout=0.1)
         assert log == [1]
 
 
-def test_a_taker_says_when_there_are_no_more() -> None:
-    with background_reader([5]) as taker:
+def test_a_reader_reports_the_end() -> None:
+    with background_reader([5]) as reader:
         for answer in ((5,), ()):
-            assert not taker.exhausted
-            taker.ask()
-            wait([taker.wakeup_fd])
-            assert taker.take() == answer
-        assert taker.exhausted
+            assert not reader.exhausted
+            reader.ask()
+            wait([reader.wakeup_fd])
+            assert reader.take() == answer
+        assert reader.exhausted
 
 
-def test_what_comes_too_late_for_a_closed_box_is_dropped() -> None:
-    box: Mailbox[int] = Mailbox()
-    box.close()
-    box.put(1)
+def test_items_for_a_closed_mailbox_are_dropped() -> None:
+    mailbox: Mailbox[int] = Mailbox()
+    mailbox.close()
+    mailbox.put(1)

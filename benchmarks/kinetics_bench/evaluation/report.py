@@ -25,7 +25,7 @@ from kinetics_bench.evaluation.results import (
 from kinetics_bench.weights.choices import INITS
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.files import write_text
-from kinetics_tools.core.html import picture, plain, render, words
+from kinetics_tools.core.html import figure_image, figure_text, render, style_axes
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +126,8 @@ def _section(name: str, rows: Sequence[Row]) -> dict[str, Any]:
         ]
         if history
         else [],
-        "matrix": picture(_matrix(best), "Confusion matrix") if small else None,
-        "classes": picture(_per_class(rows), "Accuracy class by class"),
+        "matrix": figure_image(_matrix(best), "Confusion matrix") if small else None,
+        "classes": figure_image(_per_class(rows), "Accuracy class by class"),
         "worst": _worst(best),
         "costs": [_cost(row) for row in rows],
         "recipes": result.recipes,
@@ -217,8 +217,8 @@ def _curve(
     axes.set(xlabel="epoch", title=title)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    plain(axes)
-    return picture(figure, f"{title}, epoch by epoch")
+    style_axes(axes)
+    return figure_image(figure, f"{title}, epoch by epoch")
 
 
 def _matrix(row: Row) -> Figure:
@@ -230,7 +230,7 @@ def _matrix(row: Row) -> Figure:
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    labels = [words(label) for label in row.labels]
+    labels = [figure_text(label) for label in row.labels]
     axes.set_xticks(range(num), labels, rotation=90)
     axes.set_yticks(range(num), labels)
     axes.set(xlabel="taken for", ylabel="is")
@@ -257,12 +257,12 @@ def _per_class(rows: Sequence[Row]) -> Figure:
         places = np.arange(len(order)) + (number - (len(rows) - 1) / 2) * height
         stream = row.result.stream
         axes.barh(places, 100 * values[order], height * 0.9, color=COLOURS[stream], label=stream)
-    axes.set_yticks(range(len(order)), [words(labels[at]) for at in order])
+    axes.set_yticks(range(len(order)), [figure_text(labels[at]) for at in order])
     axes.invert_yaxis()
     axes.set(xlabel="top-1 %", xlim=(0, 100))
     if len(rows) > 1:
         axes.legend(frameon=False, ncols=len(rows), loc="lower right", bbox_to_anchor=(1, 1))
-    plain(axes)
+    style_axes(axes)
     return figure
 
 
