@@ -382,10 +382,12 @@ def test_every_link_leads_somewhere(page: str) -> None:
             assert anchor in anchors(other), f"{page}: {target}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "manifests/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "manifests/README.md", "benchmarks/results/README.md"]
+)
 def test_every_path_of_the_repository_named_exists(page: str) -> None:
     roots = "kinetics_tools|benchmarks|tests|docs|manifests"
-    named = set(re.findall(rf"`((?:{roots})/[\w./]*)`", PAGES[page]))
+    named = set(re.findall(rf"\b((?:{roots})/[\w./-]*\w)", PAGES[page]))
     assert named
     assert not [path for path in named if not (ROOT / path).exists()]
 
