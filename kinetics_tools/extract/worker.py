@@ -29,8 +29,14 @@ from kinetics_tools.flow.methods import FlowRecipe, find_devices, make_method, q
 from kinetics_tools.media import decode
 from kinetics_tools.media.cut import conform, conforming_frames
 from kinetics_tools.media.opencv import gray
-from kinetics_tools.shards.reader import RGB_EXT, Location
-from kinetics_tools.shards.records import RGB, Failure, FolderRecords, ShardMember, Sidecar
+from kinetics_tools.shards.records import (
+    RGB,
+    RGB_EXT,
+    Failure,
+    FolderRecords,
+    ShardMember,
+    Sidecar,
+)
 from kinetics_tools.shards.writer import SampleContent, write_shard
 
 T = TypeVar("T")
@@ -265,10 +271,9 @@ def _flow_content(
     folder: Path,
 ) -> SampleContent:
     """The flow of one RGB sample, in a scratch file."""
-    name = f"{member.key}.{RGB_EXT}"
     where = f"{shard}, sample {member.key}"
     try:
-        data = Location(str(shard), name, member.offset, member.size, member.sha256).read()
+        data = member.read(shard, RGB_EXT)
         stored, num_fields = _encoded_flow(data, recipe, codec, flow_device)
     except ShardError as error:
         raise ShardRetryableError(str(error)) from error

@@ -5,8 +5,8 @@ Names that are not in `__all__` are private. Importing this package imports neit
 webdataset.
 """
 
-from kinetics_tools.shards.reader import Location, Sample, ShardFolder, read_samples
-from kinetics_tools.shards.records import RGB, SCHEMA_VERSION, StreamRecipe
+from kinetics_tools.shards.reader import Sample, ShardFolder, read_samples
+from kinetics_tools.shards.records import RGB, SCHEMA_VERSION, Location, StreamRecipe
 
 __all__ = [
     "RGB",

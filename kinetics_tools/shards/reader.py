@@ -8,8 +8,6 @@ OpenCV are imported where they are used.
 
 from __future__ import annotations
 
-import hashlib
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +20,9 @@ from kinetics_tools.flow.methods import dequantise
 from kinetics_tools.shards import index
 from kinetics_tools.shards.records import (
     RGB,
+    RGB_EXT,
     Dataset,
+    Location,
     SplitContents,
     StreamRecipe,
     flow_stream,
@@ -31,56 +31,6 @@ from kinetics_tools.shards.records import (
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-RGB_EXT = "mp4"
-_HEADER_BYTES = 512  # of tar
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where the data of a member of a tar is.
-
-    Attributes:
-        shard: path of the tar.
-        name: of the member.
-        offset: bytes from the tar's start to the data.
-        size: bytes of the data.
-        sha256: of the data, or its first digits.
-    """
-
-    shard: str
-    name: str
-    offset: int
-    size: int
-    sha256: str
-
-    def read(self) -> bytes:
-        """The member's data.
-
-        Raises:
-            ShardError: there is no such shard, or this member is not there, or it is damaged.
-        """
-        try:
-            with Path(self.shard).open("rb") as file:
-                file.seek(self.offset - _HEADER_BYTES)
-                data = file.read(_HEADER_BYTES + self.size)
-        except FileNotFoundError as error:
-            raise ShardError(f"{self.shard} is gone; run extract-flow again") from error
-        try:
-            header = tarfile.TarInfo.frombuf(data[:_HEADER_BYTES], "utf-8", "strict")
-            is_it = (header.name, header.size) == (self.name, self.size)
-        except (tarfile.HeaderError, UnicodeDecodeError):
-            is_it = False
-        if not is_it or len(data) < _HEADER_BYTES + self.size:
-            raise ShardError(
-                f"{self.shard} does not hold {self.name} where the index says; the shard was "
-                "changed after it was indexed: run extract-flow again, or extract-flow index"
-            )
-        if not hashlib.sha256(data[_HEADER_BYTES:]).hexdigest().startswith(self.sha256):
-            raise ShardError(
-                f"{self.shard}: {self.name} is damaged; remove the shard and run extract-flow"
-            )
-        return data[_HEADER_BYTES:]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ The names of the fields are the names in the files: a change of one is a new sch
 
 from __future__ import annotations
 
+import hashlib
+import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +27,8 @@ T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 RGB = "rgb"
+RGB_EXT = "mp4"
+_HEADER_BYTES = 512  # of tar
 
 
 def flow_stream(name: str) -> str:
@@ -69,6 +73,53 @@ def _write(path: Path, value: Mapping[str, Any]) -> None:
 # One shard
 
 
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where the data of a member of a tar is.
+
+    Attributes:
+        shard: path of the tar.
+        name: of the member.
+        offset: bytes from the tar's start to the data.
+        size: bytes of the data.
+        sha256: of the data, or its first digits.
+    """
+
+    shard: str
+    name: str
+    offset: int
+    size: int
+    sha256: str
+
+    def read(self) -> bytes:
+        """The member's data.
+
+        Raises:
+            ShardError: there is no such shard, or this member is not there, or it is damaged.
+        """
+        try:
+            with Path(self.shard).open("rb") as file:
+                file.seek(self.offset - _HEADER_BYTES)
+                data = file.read(_HEADER_BYTES + self.size)
+        except FileNotFoundError as error:
+            raise ShardError(f"{self.shard} is gone; run extract-flow again") from error
+        try:
+            header = tarfile.TarInfo.frombuf(data[:_HEADER_BYTES], "utf-8", "strict")
+            is_it = (header.name, header.size) == (self.name, self.size)
+        except (tarfile.HeaderError, UnicodeDecodeError):
+            is_it = False
+        if not is_it or len(data) < _HEADER_BYTES + self.size:
+            raise ShardError(
+                f"{self.shard} does not hold {self.name} where the index says; the shard was "
+                "changed after it was indexed: run extract-flow again, or extract-flow index"
+            )
+        if not hashlib.sha256(data[_HEADER_BYTES:]).hexdigest().startswith(self.sha256):
+            raise ShardError(
+                f"{self.shard}: {self.name} is damaged; remove the shard and run extract-flow"
+            )
+        return data[_HEADER_BYTES:]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardMember:
     """The video or the flow of a sample, in a shard.
@@ -90,6 +141,11 @@ class ShardMember:
     size: int
     sha256: str
     made_from: str
+
+    def read(self, shard: Path, ext: str) -> bytes:
+        """Its data; raises what `Location.read` raises."""
+        name = f"{self.key}.{ext}"
+        return Location(str(shard), name, self.offset, self.size, self.sha256).read()
 
 
 @dataclass(frozen=True, slots=True)
