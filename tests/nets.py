@@ -1,4 +1,4 @@
-"""Clips that fit each network, and networks whose batch norm knows them."""
+"""Synthetic clips for each network, and networks whose batch norm has their statistics."""
 
 from functools import cache
 
@@ -9,30 +9,31 @@ from torch import Tensor
 from kinetics_bench.archs.network import Network
 from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
 
-EVERY = tuple((name, stream) for name, arch in ARCHS.items() for stream in arch.streams)
-# C3D has 79 million weights: what takes long with them is tested in `full`.
-LIGHT_AND_HEAVY = tuple(
-    pytest.param(*each, marks=pytest.mark.full) if each[0] == "c3d" else each for each in EVERY
+ALL_NETWORKS = tuple((name, stream) for name, arch in ARCHS.items() for stream in arch.streams)
+# C3D has 79 million weights: its slow tests are in `full`.
+C3D_IN_FULL = tuple(
+    pytest.param(*each, marks=pytest.mark.full) if each[0] == "c3d" else each
+    for each in ALL_NETWORKS
 )
-FRAMES_A_STEP = {
+FRAMES_PER_STEP = {
     "convnet-lstm": {"rgb": 1},
     "c3d": {"rgb": 16},
     "two-stream": {"rgb": 1, "flow": 10},
     "3d-fused": {"rgb": 5, "flow": 50},
 }
-SIZE = (45, 38)  # odd and even, and no multiple of a stride
+SIZE = (45, 38)  # odd and even, not a multiple of a stride
 
 
 def num_frames(name: str, stream: str, num_steps: int) -> tuple[int, ...]:
-    """Frames of each clip that make `num_steps` time steps."""
+    """Frames of each input for `num_steps` time steps."""
     streams = ARCHS[name].clips_of(stream)
     if name == "i3d":
         return tuple(8 * num_steps + 1 for _ in streams)
-    return tuple(FRAMES_A_STEP[name][each] * num_steps for each in streams)
+    return tuple(FRAMES_PER_STEP[name][each] * num_steps for each in streams)
 
 
 def wave(stream: str, num: int, size: tuple[int, int] = SIZE, shift: float = 0.0) -> Tensor:
-    """A clip (C, T, H, W) in [-1, 1] in which a wave goes by."""
+    """A clip of a moving wave: float32 (C, T, H, W) in [-1, 1]."""
     c, t, y, x = torch.meshgrid(
         *(torch.arange(n, dtype=torch.float32) for n in (CHANNELS[stream], num, *size)),
         indexing="ij",
@@ -48,7 +49,7 @@ def waves(
     num_clips: int = 2,
     size: tuple[int, int] = SIZE,
 ) -> list[Tensor]:
-    """Clips to call a network with: (B, C, T, H, W) of each of its streams."""
+    """Inputs of a network, in order, each float32 (B, C, T, H, W) in [-1, 1]."""
     streams = ARCHS[name].clips_of(stream)
     return [
         torch.stack([wave(each, num, size, shift=1.7 * clip) for clip in range(num_clips)])
@@ -56,15 +57,15 @@ def waves(
     ]
 
 
-# Where networks are tried: a GPU's backward pass has programs of its own.
+# Backward passes on a GPU use other kernels, so networks are tested there too.
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 @cache
-def awake(name: str, stream: str, num_classes: int = 5, *, num_steps: int = 2) -> Network:
-    """A network of seed 0 in evaluation mode, with the statistics of its `waves`: one for all.
+def calibrated(name: str, stream: str, num_classes: int = 5, *, num_steps: int = 2) -> Network:
+    """A network of seed 0 in evaluation mode, its running statistics those of its `waves`; cached.
 
-    With those of fresh weights the signal dies away layer by layer, and no output says anything.
+    With initial statistics the activations would shrink layer by layer to almost zero.
     """
     torch.manual_seed(0)
     net = build(name, stream, num_classes, dropout=0.0, bn_momentum=1.0).train()
@@ -76,8 +77,8 @@ def awake(name: str, stream: str, num_classes: int = 5, *, num_steps: int = 2) -
 def golden_logits(name: str, stream: str) -> list[float]:
     """Logits of a network with 5 classes, weights of seed 0, for a wave.
 
-    In training mode, where batch norm takes the waves' own statistics. I3D sees one clip, as it has
-    since its values were written; the others several, which some of their batch norm needs.
+    In training mode, so that batch norm uses the statistics of the waves. I3D gets one clip, as
+    when its values were recorded; the others three, since some of their batch norms need several.
     """
     torch.manual_seed(0)
     net = build(name, stream, 5, dropout=0.0).train()

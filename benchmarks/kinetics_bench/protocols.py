@@ -12,7 +12,7 @@ from kinetics_tools.core.files import digest
 __all__ = ["PROTOCOLS", "EvalProtocol", "Extent"]
 
 if TYPE_CHECKING:
-    from kinetics_bench.archs.network import ClipNeed
+    from kinetics_bench.archs.network import InputSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,26 +53,26 @@ class EvalProtocol:
     whole: bool
 
     def extents(
-        self, arch: str, needs: Sequence[ClipNeed], trained: Mapping[str, Sampling]
+        self, arch: str, specs: Sequence[InputSpec], trained: Mapping[str, Sampling]
     ) -> dict[str, Extent]:
         """Stream -> the frames or fields that a network sees.
 
         Args:
             arch: its name in ARCHS.
-            needs: the network's inputs, in order.
+            specs: the network's inputs, in order.
             trained: stream -> sampling of the training.
         """
-        return {need.stream: self._extent(arch, need, trained[need.stream]) for need in needs}
+        return {spec.stream: self._extent(arch, spec, trained[spec.stream]) for spec in specs}
 
-    def _extent(self, arch: str, need: ClipNeed, trained: Sampling) -> Extent:
+    def _extent(self, arch: str, spec: InputSpec, trained: Sampling) -> Extent:
         if self.whole:
             return Extent(
-                stride=trained.stride, num=None, least=trained.num, multiple=need.multiple
+                stride=trained.stride, num=None, least=trained.num, multiple=spec.multiple
             )
-        test = ARCHS[arch].test[need.stream]
+        test = ARCHS[arch].test[spec.stream]
         # 250 frames have 249 fields. I3D takes any number and sees 249; a network that takes stacks
         # of ten sees 250, the last one looped.
-        fewer = 1 if need.stream == "flow" and need.multiple == 1 else 0
+        fewer = 1 if spec.stream == "flow" and spec.multiple == 1 else 0
         return Extent(stride=test.stride, num=test.num - fewer)
 
     def as_json(self) -> dict[str, Any]:

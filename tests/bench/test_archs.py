@@ -9,16 +9,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kinetics_bench.archs.c3d import C3D, fitted
+from kinetics_bench.archs.c3d import C3D, adaptive_pool
 from kinetics_bench.archs.convnet_lstm import BatchNormLSTM, ConvNetLSTM
 from kinetics_bench.archs.fused import Fused
 from kinetics_bench.archs.i3d import I3D
-from kinetics_bench.archs.inception import inflate, trunk
+from kinetics_bench.archs.inception import backbone, inflate
 from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
 from kinetics_bench.archs.table import count
-from kinetics_bench.archs.two_stream import images
+from kinetics_bench.archs.two_stream import stack_frames
 from kinetics_tools.core.errors import UnknownNameError
-from nets import DEVICES, EVERY, LIGHT_AND_HEAVY, awake, golden_logits, num_frames, wave, waves
+from nets import (
+    ALL_NETWORKS,
+    C3D_IN_FULL,
+    DEVICES,
+    calibrated,
+    golden_logits,
+    num_frames,
+    wave,
+    waves,
+)
 from support import ROOT
 
 GOLDEN = ROOT / "tests" / "golden" / "archs.json"
@@ -40,7 +49,7 @@ def num_weights(net: nn.Module) -> int:
     return sum(weight.numel() for weight in net.parameters())
 
 
-@pytest.mark.parametrize(("name", "stream"), EVERY)
+@pytest.mark.parametrize(("name", "stream"), ALL_NETWORKS)
 def test_the_number_of_parameters_is_the_papers(name: str, stream: str) -> None:
     with torch.device("meta"):
         found = num_weights(build(name, stream))
@@ -59,7 +68,7 @@ def test_i3d_has_the_published_number_of_statistics() -> None:
     assert sum(value.numel() for value in statistics) == 14_560
 
 
-def test_the_published_checkpoints_names_are_told_by_the_modules() -> None:
+def test_modules_have_the_names_of_the_published_checkpoints() -> None:
     with torch.device("meta"):
         net, flat = build("i3d"), build("two-stream")
     names = {name for name in net.state_dict() if not name.endswith("num_batches_tracked")}
@@ -80,9 +89,9 @@ def test_the_published_checkpoints_names_are_told_by_the_modules() -> None:
     assert "SameConv3d" not in kinds
 
 
-@pytest.mark.parametrize(("name", "stream"), EVERY)
+@pytest.mark.parametrize(("name", "stream"), ALL_NETWORKS)
 @pytest.mark.parametrize("num_steps", [1, 3])
-def test_features_and_logits_have_a_column_a_time_step(
+def test_features_and_logits_have_one_column_per_time_step(
     name: str, stream: str, num_steps: int
 ) -> None:
     with torch.device("meta"):
@@ -100,13 +109,13 @@ def test_features_and_logits_have_a_column_a_time_step(
     assert len(steps) == num_steps
     assert all(start < end <= sizes[-1] for start, end in steps)
     assert steps[-1][1] == sizes[-1]
-    seen = 0
+    in_features = 0
     for last in net.last_layers:
         weight = net.get_submodule(last).weight
         assert isinstance(weight, Tensor)
         assert weight.shape[0] == 7
-        seen += weight.shape[1]
-    assert seen == features.shape[1]
+        in_features += weight.shape[1]
+    assert in_features == features.shape[1]
 
 
 @pytest.mark.parametrize(("frames", "steps"), [(9, 1), (64, 7), (79, 9), (250, 31)])
@@ -149,7 +158,7 @@ def test_inputs_and_footprints_are_those_of_table_1() -> None:
 
 
 def test_flops_of_i3d_are_the_published_ones() -> None:
-    """OpenVINO's model zoo lists 278.98 G for 79 frames, multiply and add counted apart."""
+    """OpenVINO's model zoo lists 278.98 G for 79 frames, a multiply-add counted as two."""
     parameters, flops = count("i3d", "rgb", 400, [(3, 79, 224, 224)])
     assert parameters == 12_689_984
     assert flops == pytest.approx(278.98e9, rel=0.01)
@@ -158,10 +167,10 @@ def test_flops_of_i3d_are_the_published_ones() -> None:
 def test_i3ds_last_pool_is_the_published_one_at_the_papers_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    net = deepcopy(awake("i3d", "rgb"))
+    net = deepcopy(calibrated("i3d", "rgb"))
     assert isinstance(net, I3D)
     grid = torch.randn(2, 1024, 8, 7, 7)
-    monkeypatch.setattr(net, "grid", lambda _: grid)  # what the trunk finds
+    monkeypatch.setattr(net, "feature_map", lambda _: grid)
     with torch.inference_mode():
         found = net.pool_features(torch.empty(0))
         logits = net.classify(found)
@@ -172,7 +181,7 @@ def test_i3ds_last_pool_is_the_published_one_at_the_papers_size(
 
 
 def test_i3d_averages_its_logits_over_time() -> None:
-    net = awake("i3d", "flow")
+    net = calibrated("i3d", "flow")
     (clips,) = waves("i3d", "flow", num_steps=3, size=(32, 32))
     with torch.inference_mode():
         steps = net.step_logits(clips)
@@ -194,12 +203,12 @@ def test_too_small_an_input_is_told_the_minimum(shape: tuple[int, int, int]) -> 
         ("c3d", "rgb", [(3, 15, 32, 32)], "3D-ConvNet needs at least 16 frames of 32x32 pixels"),
         ("c3d", "rgb", [(3, 24, 32, 32)], "needs a multiple of 16 rgb frames, got 24"),
         ("two-stream", "flow", [(2, 9, 32, 32)], "needs at least 10 frames"),
-        ("two-stream", "joint", [(3, 2, 32, 32), (2, 10, 32, 32)], "10 flow fields for each rgb"),
+        ("two-stream", "joint", [(3, 2, 32, 32), (2, 10, 32, 32)], "10 flow fields per rgb frame"),
         ("3d-fused", "joint", [(3, 5, 32, 32), (2, 100, 32, 32)], "got 100 for 5"),
         ("3d-fused", "joint", [(3, 5, 32, 32)], "is called with rgb, flow; got 1 clips"),
-        ("i3d", "rgb", [(2, 9, 32, 32)], "with 3 channels, and got 2 channels: flow given to it"),
-        ("i3d", "flow", [(3, 9, 32, 32)], "a net of flow here.*3 channels: rgb given to it"),
-        ("convnet-lstm", "rgb", [(4, 9, 32, 32)], "and got 4 channels$"),
+        ("i3d", "rgb", [(2, 9, 32, 32)], r"takes rgb, 3 channels, got 2 channels \(is it flow\?\)"),
+        ("i3d", "flow", [(3, 9, 32, 32)], r"takes flow, .* 3 channels \(is it rgb\?\)"),
+        ("convnet-lstm", "rgb", [(4, 9, 32, 32)], "got 4 channels$"),
         ("convnet-lstm", "rgb", [(3, 32, 32)], r"takes clips \(B, C, T, H, W\)"),
     ],
 )
@@ -215,18 +224,18 @@ def test_clips_that_do_not_fit_are_one_line(
 
 @pytest.mark.parametrize("name", ["convnet-lstm", pytest.param("c3d", marks=pytest.mark.full)])
 def test_a_single_clip_is_refused_in_training_where_it_has_no_variance(name: str) -> None:
-    net = awake(name, "rgb")
+    net = calibrated(name, "rgb")
     clips = waves(name, "rgb", num_steps=1, num_clips=1, size=(32, 32))
     with torch.inference_mode():
         assert net(*clips).isfinite().all()
     with torch.device("meta"):
         net = build(name, "rgb", 5).train()
-        with pytest.raises(ValueError, match="give at least 2 clips a pass"):
+        with pytest.raises(ValueError, match="at least 2 clips"):
             net(torch.empty_like(clips[0], device="meta"))
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("name", "stream"), LIGHT_AND_HEAVY)
+@pytest.mark.parametrize(("name", "stream"), C3D_IN_FULL)
 def test_every_weight_learns(name: str, stream: str, device: str) -> None:
     net = build(name, stream, 5, dropout=0.0).to(device)
     clips = [clip.to(device) for clip in waves(name, stream, num_steps=2, size=(40, 33))]
@@ -239,7 +248,7 @@ def test_every_weight_learns(name: str, stream: str, device: str) -> None:
 
 
 def test_joint_i3d_adds_the_logits_of_both() -> None:
-    net = awake("i3d", "joint")
+    net = calibrated("i3d", "joint")
     rgb, flow = torch.rand(1, 3, 17, 32, 32), torch.rand(1, 2, 16, 32, 32)
     parts = dict(net.named_children())
     with torch.inference_mode():
@@ -250,7 +259,7 @@ def test_joint_i3d_adds_the_logits_of_both() -> None:
 
 
 def test_joint_two_stream_averages_the_logits_of_both() -> None:
-    net = awake("two-stream", "joint")
+    net = calibrated("two-stream", "joint")
     rgb, flow = waves("two-stream", "joint", size=(32, 32))
     parts = dict(net.named_children())
     with torch.inference_mode():
@@ -261,7 +270,7 @@ def test_joint_two_stream_averages_the_logits_of_both() -> None:
 
 def test_a_stack_has_x_and_y_of_field_after_field() -> None:
     fields = torch.arange(2 * 2 * 20, dtype=torch.float32).reshape(2, 2, 20, 1, 1)
-    stacked = images(fields, 10)
+    stacked = stack_frames(fields, 10)
     assert stacked.shape == (4, 20, 1, 1)
     for image, (clip, first) in enumerate([(0, 0), (0, 10), (1, 0), (1, 10)]):
         for channel in range(20):
@@ -271,9 +280,9 @@ def test_a_stack_has_x_and_y_of_field_after_field() -> None:
 
 @pytest.mark.parametrize("name", ["c3d", "two-stream", "3d-fused"])
 def test_windows_are_independent_and_averaged(name: str) -> None:
-    """Two windows in one call give what each gives alone."""
+    """Two windows in one call give the logits that each gives alone."""
     stream = ARCHS[name].streams[0]
-    net = awake(name, stream)
+    net = calibrated(name, stream)
     clips = waves(name, stream, size=(32, 32))
     with torch.inference_mode():
         both = net.step_logits(*clips)
@@ -284,7 +293,7 @@ def test_windows_are_independent_and_averaged(name: str) -> None:
     assert (alone[:, :, 0] - alone[:, :, 1]).abs().max() > 1e-3
 
 
-def test_c3d_keeps_the_grid_of_the_papers_size_and_fits_others_to_it() -> None:
+def test_c3d_takes_the_papers_feature_map_and_resizes_others_to_it() -> None:
     with torch.device("meta"):
         net = build("c3d", num_classes=5).eval()
         assert isinstance(net, C3D)
@@ -306,8 +315,8 @@ def test_every_pool_of_c3d_halves_time() -> None:
 
 
 def test_the_fusion_sees_five_moments_in_their_order() -> None:
-    """Window by window and moment by moment, what the trunks find is what the fusion is given."""
-    net = deepcopy(awake("3d-fused", "joint"))
+    """The input of the fusion is, frame by frame, the output of both backbones."""
+    net = deepcopy(calibrated("3d-fused", "joint"))
     assert isinstance(net, Fused)
     rgb, flow = waves("3d-fused", "joint", num_steps=2, num_clips=2, size=(32, 32))
     given: list[Tensor] = []
@@ -326,20 +335,20 @@ def test_the_fusion_sees_five_moments_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("cells", [(1, 2), (3, 4), (5, 7), (8, 9)])
-def test_other_grids_are_fitted_as_adaptive_pooling_does(cells: tuple[int, int]) -> None:
+def test_other_feature_maps_are_resized_by_adaptive_pooling(cells: tuple[int, int]) -> None:
     grid = torch.rand(2, 3, 1, *cells)
-    found = fitted(fitted(grid, 3, 4), 4, 4)
+    found = adaptive_pool(adaptive_pool(grid, 3, 4), 4, 4)
     torch.testing.assert_close(found, functional.adaptive_avg_pool3d(grid, (1, 4, 4)))
 
 
 def test_the_lstm_ends_with_the_last_step_and_sees_the_order() -> None:
-    net = awake("convnet-lstm", "rgb", num_steps=3)
+    net = calibrated("convnet-lstm", "rgb", num_steps=3)
     assert isinstance(net, ConvNetLSTM)
     (clips,) = waves("convnet-lstm", "rgb", num_steps=4, size=(32, 32))
     with torch.inference_mode():
         steps = net.step_logits(clips)
         assert torch.equal(net(clips), steps[:, :, -1])
-        # A step knows what was before it and nothing of what comes.
+        # A step depends on the steps before it, not on those after it.
         torch.testing.assert_close(net.step_logits(clips[:, :, :2]), steps[:, :, :2])
         reordered = net(clips[:, :, [2, 1, 0, 3]])
     assert (reordered - steps[:, :, -1]).abs().max() > 1e-4
@@ -383,7 +392,7 @@ def test_the_lstm_is_that_of_cooijmans() -> None:
     torch.testing.assert_close(lstm(longer).double(), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_steps_that_training_does_not_reach_have_its_last_ones_statistics() -> None:
+def test_steps_beyond_those_of_the_training_have_the_statistics_of_its_last_step() -> None:
     torch.manual_seed(0)
     lstm = BatchNormLSTM(6, 4, momentum=0.5).train()
     lstm(torch.randn(5, 6, 7))
@@ -393,27 +402,27 @@ def test_steps_that_training_does_not_reach_have_its_last_ones_statistics() -> N
 
 
 def test_boring_videos_are_fixed_points_of_inflation() -> None:
-    """On a picture that stands still the inflated trunk finds what the 2-D one finds in it."""
+    """On a video of equal frames the inflated backbone gives the output of the 2-D one."""
     torch.manual_seed(0)
-    flat = trunk(3, dims=2, momentum=1.0).train().double()
+    flat = backbone(3, dims=2, momentum=1.0).train().double()
     pictures = torch.stack([wave("rgb", 1, shift=shift)[:, 0] for shift in (0.0, 1.0, 2.0)])
     pictures = pictures.double()
     with torch.inference_mode():
-        flat(pictures)  # the statistics of these pictures, and
+        flat(pictures)  # batch norm takes the statistics of these images
         for name, value in flat.named_parameters():
             if name.endswith("bias"):
-                value.normal_(std=0.1)  # offsets that are not zero
-        inflated = trunk(3, dims=3, momentum=1.0).eval().double()
+                value.normal_(std=0.1)  # so that offsets are not zero
+        inflated = backbone(3, dims=3, momentum=1.0).eval().double()
         inflated.load_state_dict(inflate(flat.state_dict()))
         expected = flat.eval()(pictures[:1])
-        # The ends reach 53 frames far: of the 16 steps of 128 frames the middle ones are free.
+        # The padding has an effect up to 53 frames from the ends: not on the middle of 16 steps.
         found = inflated(pictures[:1, :, None].expand(-1, -1, 128, -1, -1))
     assert expected.shape == (1, 1024, 2, 2)
     assert found.shape == (1, 1024, 16, 2, 2)
     assert expected.abs().max() > 1
     for step in (7, 8):
         torch.testing.assert_close(found[:, :, step], expected, atol=1e-9, rtol=1e-9)
-    assert (found[:, :, 0] - expected).abs().max() > 0.1  # the padding is seen there
+    assert (found[:, :, 0] - expected).abs().max() > 0.1  # the padding has an effect
 
 
 def test_inflation_names_every_tensor_of_the_3d_net() -> None:
@@ -427,18 +436,18 @@ def test_inflation_names_every_tensor_of_the_3d_net() -> None:
     assert torch.equal(weight[:, :, 0], weight[:, :, 6])
 
 
-@pytest.mark.parametrize(("name", "stream"), LIGHT_AND_HEAVY)
+@pytest.mark.parametrize(("name", "stream"), C3D_IN_FULL)
 def test_logits_under_autocast_are_float32(name: str, stream: str) -> None:
-    net = awake(name, stream)
+    net = calibrated(name, stream)
     clips = waves(name, stream, num_steps=1, num_clips=1, size=(32, 32))
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert net.features(*clips).dtype == torch.float32
         assert net(*clips).dtype == torch.float32
 
 
-@pytest.mark.parametrize(("name", "stream"), LIGHT_AND_HEAVY)
+@pytest.mark.parametrize(("name", "stream"), C3D_IN_FULL)
 def test_a_network_cast_as_a_whole_computes_in_that_precision(name: str, stream: str) -> None:
-    net = awake(name, stream)
+    net = calibrated(name, stream)
     clips = waves(name, stream, num_steps=1, num_clips=1, size=(32, 32))
     with torch.inference_mode():
         found = deepcopy(net).bfloat16()(*(clip.bfloat16() for clip in clips))
@@ -450,10 +459,10 @@ def test_a_network_cast_as_a_whole_computes_in_that_precision(name: str, stream:
     ("name", "stream"),
     [
         pytest.param(*each, marks=pytest.mark.full) if each[0] in ("c3d", "3d-fused") else each
-        for each in EVERY
+        for each in ALL_NETWORKS
     ],
 )
-def test_activations_computed_twice_change_nothing_but_memory(name: str, stream: str) -> None:
+def test_checkpointed_activations_change_memory_only(name: str, stream: str) -> None:
     clips = waves(name, stream, num_clips=3)
     states, gradients, kept = [], [], []
     for recomputes in (False, True):
@@ -491,7 +500,7 @@ def test_unknown_names_are_told_the_nearest() -> None:
         build("c3d", "flow")
 
 
-@pytest.mark.parametrize(("name", "stream"), LIGHT_AND_HEAVY)
+@pytest.mark.parametrize(("name", "stream"), C3D_IN_FULL)
 def test_logits_are_the_golden_ones(name: str, stream: str) -> None:
     golden = json.loads(GOLDEN.read_text())
     expected = torch.tensor(golden["logits"][f"{name} {stream}"])
@@ -500,9 +509,9 @@ def test_logits_are_the_golden_ones(name: str, stream: str) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("name", "stream"), EVERY)
+@pytest.mark.parametrize(("name", "stream"), ALL_NETWORKS)
 def test_float32_is_close_to_float64(name: str, stream: str) -> None:
-    net = awake(name, stream)
+    net = calibrated(name, stream)
     clips = waves(name, stream, size=(32, 32))
     with torch.inference_mode():
         found = net.step_logits(*clips)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kinetics_bench.archs.network import Network
 from kinetics_bench.archs.registry import ARCHS
-from nets import awake, waves
+from nets import calibrated, waves
 
 pytestmark = pytest.mark.full
 SIZE = (40, 33)
@@ -20,7 +20,7 @@ def net_and_clips(name: str) -> tuple[Network, tuple[Tensor, ...], Tensor]:
     """An architecture's network as it is trained, clips of two steps, and the eager logits."""
     # The two streams of I3D are trained apart, and alike.
     stream = "rgb" if name == "i3d" else ARCHS[name].streams[0]
-    net = awake(name, stream)
+    net = calibrated(name, stream)
     clips = tuple(waves(name, stream, size=SIZE))
     with torch.inference_mode():
         logits = net(*clips)

@@ -31,7 +31,7 @@ from kinetics_tools.core.errors import EvaluationError, MediaError, OutError
 from kinetics_tools.core.files import file_digest
 from kinetics_tools.flow import methods
 from kinetics_tools.media import opencv
-from nets import FRAMES_A_STEP, awake, wave
+from nets import FRAMES_PER_STEP, calibrated, wave
 from tiny import key_file, tiny_clips, tiny_recipe, tiny_shards
 
 CPU = Machine(torch.device("cpu"))
@@ -41,7 +41,7 @@ def lengths(name: str, stream: str, num: int) -> list[int]:
     """Frames of each clip: `num` for i3d, else of as many whole steps as fit in so many frames."""
     if name == "i3d":
         return [num for _ in ARCHS[name].clips_of(stream)]
-    steps = FRAMES_A_STEP[name]
+    steps = FRAMES_PER_STEP[name]
     longest = max(steps[each] for each in ARCHS[name].clips_of(stream))
     return [steps[each] * (num // longest) for each in ARCHS[name].clips_of(stream)]
 
@@ -62,7 +62,7 @@ def lengths(name: str, stream: str, num: int) -> list[int]:
 def test_pieces_side_by_side_are_the_whole(
     name: str, stream: str, num: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = awake(name, stream)
+    net = calibrated(name, stream)
     counts = lengths(name, stream, num)
     clips = [
         wave(each, count, (32, 32))[None]
@@ -86,11 +86,11 @@ def test_pieces_side_by_side_are_the_whole(
 def test_the_recurrent_network_sees_a_long_video_in_parts_of_its_convolutions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    net = awake("convnet-lstm", "rgb")
+    net = calibrated("convnet-lstm", "rgb")
     clip = wave("rgb", 12, (32, 32))[None]
     with torch.inference_mode():
         whole = net.features(clip)
-        monkeypatch.setattr("kinetics_bench.archs.convnet_lstm.AT_ONCE", 5)
+        monkeypatch.setattr("kinetics_bench.archs.convnet_lstm.MAX_FRAMES_AT_ONCE", 5)
         torch.testing.assert_close(net.features(clip), whole, atol=1e-4, rtol=1e-3)
 
 
@@ -376,7 +376,7 @@ def test_weights_alone_give_features_by_the_papers_recipe(tmp_path: Path) -> Non
 def test_flow_features_of_weights_take_tvl1_and_no_field_twice(
     make_video: MakeVideo, tmp_path: Path
 ) -> None:
-    net = awake("two-stream", "flow")
+    net = calibrated("two-stream", "flow")
     torch.save(net.state_dict(), tmp_path / "flow.pt")
     video = make_video(seconds=0.8, size="90x64")  # twenty frames: nineteen fields
     words = ("--init", tmp_path / "flow.pt", "--arch", "two-stream", "--stream", "flow")

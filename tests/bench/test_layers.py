@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from kinetics_bench.archs import layers
-from kinetics_bench.archs.layers import CONVS, OffsetBatchNorm, SameMaxPool, unit
+from kinetics_bench.archs.layers import CONVS, OffsetBatchNorm, SameMaxPool, conv_bn_relu
 
 
 def naive_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -44,25 +44,25 @@ def test_convolution_pads_as_tensorflow(
 
 @settings(max_examples=100)
 @given(st.sampled_from([2, 3]), sizes, st.integers(1, 7), st.integers(1, 7), st.integers(1, 4))
-def test_a_convolution_by_twos_gives_the_same_sums(
+def test_a_convolution_by_space_to_depth_is_the_same(
     dims: int, size: tuple[int, int, int], time: int, space: int, channels: int
 ) -> None:
-    """What CUDA computes: see `BY_TWOS_ON`."""
+    """What CUDA computes: see `SPACE_TO_DEPTH_ON`."""
     kernel = (time, space, space)[-dims:]
     conv = CONVS[dims](channels, 3, kernel, (2,) * dims).double()  # type: ignore[arg-type]
     grid = torch.rand(2, channels, *size[-dims:], dtype=torch.float64, requires_grad=True)
     expected = conv(grid)
-    twos, made = layers._twos, []
+    original, converted = layers.space_to_depth, []
 
-    def seen(cells: torch.Tensor) -> torch.Tensor:
-        made.append(cells)
-        return twos(cells)
+    def recorded(x: torch.Tensor) -> torch.Tensor:
+        converted.append(x)
+        return original(x)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layers, "SPACE_TO_DEPTH_ON", {"cpu"})
-        patch.setattr(layers, "_twos", seen)
+        patch.setattr(layers, "space_to_depth", recorded)
         found = conv(grid)
-    assert len(made) == 2  # input and weight
+    assert len(converted) == 2  # input and weight
     torch.testing.assert_close(found, expected)
     direction = torch.rand_like(expected)
     assert conv.bias is not None
@@ -100,7 +100,7 @@ def test_max_pool_pads_as_tensorflow(
 @pytest.mark.parametrize("first", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("kernel", [3, 7])
 def test_bfloat16_weights_get_the_gradient_of_float32(dims: int, first: int, kernel: int) -> None:
-    """OneDNN's own padding returns garbage here on short inputs: see `_SameConv`."""
+    """OneDNN's own padding gives a wrong gradient on short inputs: see `_SameConv`."""
     torch.manual_seed(0)
     conv = CONVS[dims](16, 32, kernel, bias=False)
     shape = (first, 7, 7)[:dims]
@@ -115,7 +115,7 @@ def test_bfloat16_weights_get_the_gradient_of_float32(dims: int, first: int, ker
     assert (found - exact).abs().max() < 0.03 * exact.abs().max()
 
 
-def awake_norm() -> OffsetBatchNorm:
+def calibrated_norm() -> OffsetBatchNorm:
     torch.manual_seed(0)
     norm = OffsetBatchNorm(4, momentum=1.0)
     nn.init.normal_(norm.bias)
@@ -124,7 +124,7 @@ def awake_norm() -> OffsetBatchNorm:
 
 
 def test_batch_norm_has_an_offset_and_no_scale() -> None:
-    norm = awake_norm()
+    norm = calibrated_norm()
     assert [name for name, _ in norm.named_parameters()] == ["bias"]
     assert set(norm.state_dict()) == {
         *("bias", "running_mean", "running_var", "num_batches_tracked")
@@ -140,7 +140,7 @@ def test_batch_norm_has_an_offset_and_no_scale() -> None:
 
 def test_torchs_tools_leave_the_offset_where_it_is() -> None:
     values = torch.randn(2, 4, 3, 3)
-    norm = awake_norm()
+    norm = calibrated_norm()
     norm.keep_scale(torch.rand(4))
     expected = norm(values)
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(norm))  # type: ignore[no-untyped-call]
@@ -148,7 +148,7 @@ def test_torchs_tools_leave_the_offset_where_it_is() -> None:
 
 
 def test_a_scale_is_a_frozen_factor_that_is_saved_and_loaded() -> None:
-    plain, scaled = awake_norm(), awake_norm()
+    plain, scaled = calibrated_norm(), calibrated_norm()
     factors = torch.tensor([0.5, 1.0, 2.0, -1.0])
     scaled.keep_scale(factors)
     values = torch.randn(2, 4, 3, 3)
@@ -169,7 +169,7 @@ def test_a_scale_is_a_frozen_factor_that_is_saved_and_loaded() -> None:
 
 
 def test_a_net_loads_scales_where_its_state_dict_has_them() -> None:
-    one, other = (unit((3, 4), (1, 1), momentum=0.1) for _ in range(2))
+    one, other = (conv_bn_relu((3, 4), (1, 1), momentum=0.1) for _ in range(2))
     norm = one.get_submodule("batch_norm")
     assert isinstance(norm, OffsetBatchNorm)
     norm.keep_scale(torch.rand(4))

@@ -20,7 +20,7 @@ from kinetics_bench.recipes import RECIPES
 from kinetics_tools.core.errors import EvaluationError, KineticsError
 from kinetics_tools.dataset.labels import known_labels
 from kinetics_tools.shards.reader import ShardFolder
-from nets import awake
+from nets import calibrated
 from tiny import copy_of_shards, key_file, tiny_clips, tiny_recipe, tiny_shards
 
 KINETICS = known_labels("kinetics400")
@@ -40,7 +40,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of both streams' weights, with Kinetics' classes."""
     folder = tmp_path_factory.mktemp("weights")
     for stream in ("rgb", "flow"):
-        torch.save(awake("i3d", stream, 400).state_dict(), folder / f"{stream}.pt")
+        torch.save(calibrated("i3d", stream, 400).state_dict(), folder / f"{stream}.pt")
     return folder
 
 
@@ -74,8 +74,8 @@ def rgb_logits(shards: Path) -> torch.Tensor:
     looped = resized[[at % 14 for at in range(250)]][:, :, 2:34, 6:38]
     clip = looped.transpose(0, 1)[None].float() / 127.5 - 1
     with torch.inference_mode():
-        logits: torch.Tensor = awake("i3d", "rgb", 400)(clip)[0]
-        backwards = awake("i3d", "rgb", 400)(clip.flip(2))[0]
+        logits: torch.Tensor = calibrated("i3d", "rgb", 400)(clip)[0]
+        backwards = calibrated("i3d", "rgb", 400)(clip.flip(2))[0]
     assert (logits - backwards).abs().max() > 1e-2  # else any frames would do
     return logits
 

@@ -34,7 +34,7 @@ def extents(
 ) -> Extents:
     """What a network of a recipe sees of a clip under a protocol."""
     with torch.device("meta"):
-        needs = build(arch, stream, 2).needs
+        needs = build(arch, stream, 2).input_specs
     return PROTOCOLS[protocol].extents(arch, needs, RECIPES[recipe][arch][stream].sampling)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from nets import EVERY, golden_logits
+from nets import ALL_NETWORKS, golden_logits
 
 COMMAND = "PYTHONPATH=.:tests python tests/golden/make_archs.py"
 TOLERANCE = 2e-3
@@ -21,7 +21,7 @@ if __name__ == "__main__":
         "command": COMMAND,
         "tolerance": TOLERANCE,
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-        "logits": {" ".join(each): golden_logits(*each) for each in EVERY},
+        "logits": {" ".join(each): golden_logits(*each) for each in ALL_NETWORKS},
     }
     path = Path(__file__).with_name("archs.json")
     path.write_text(json.dumps(golden, indent=1) + "\n")

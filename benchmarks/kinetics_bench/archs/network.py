@@ -1,7 +1,9 @@
-"""What all networks are: clips in, logits a time step, one last layer.
+"""The base class of all networks: clips in, logits per time step out.
 
 Shapes: B clips, C channels, T time, H height, W width, F features, T' time steps, K classes.
 """
+
+from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -16,18 +18,18 @@ from torch.utils.checkpoint import checkpoint
 
 from kinetics_bench.archs.streams import CHANNELS
 
-MIN_PX: Final = 32  # the total stride of every network here: one cell of its last grid
+MIN_PX: Final = 32  # the total spatial stride of every network: its last feature map is then 1x1
 
 
 @dataclass(frozen=True, slots=True)
-class ClipNeed:
-    """What a network needs of one of the clips that it is called with.
+class InputSpec:
+    """What an input of a network must be.
 
     Attributes:
         stream: `rgb` or `flow`.
-        min_frames: the fewest frames (or fields).
-        multiple: their number must be a multiple of this.
-        min_px: the least height and width.
+        min_frames: the minimum number of frames or fields.
+        multiple: the number of frames or fields must be a multiple of this.
+        min_px: the minimum height and width, pixels.
     """
 
     stream: str
@@ -36,16 +38,15 @@ class ClipNeed:
     min_px: int = MIN_PX
 
     def check(self, title: str, clips: Tensor) -> None:
-        """Raise ValueError, in one line, for clips that the network `title` cannot take."""
+        """Raise ValueError, in one line, for clips that the network `title` does not accept."""
         if clips.ndim != 5:
             raise ValueError(f"{title} takes clips (B, C, T, H, W), got {tuple(clips.shape)}")
         channels, num_frames, height, width = clips.shape[1:]
         if channels != CHANNELS[self.stream]:
             given = {number: name for name, number in CHANNELS.items()}.get(channels)
-            what = f"{channels} channels" + (f": {given} given to it?" if given else "")
             raise ValueError(
-                f"{title} is a net of {self.stream} here, with {CHANNELS[self.stream]} channels, "
-                f"and got {what}"
+                f"this {title} takes {self.stream}, {CHANNELS[self.stream]} channels, "
+                f"got {channels} channels" + (f" (is it {given}?)" if given else "")
             )
         if num_frames < self.min_frames or min(height, width) < self.min_px:
             raise ValueError(
@@ -60,95 +61,97 @@ class ClipNeed:
 
 
 class Network(nn.Module, ABC):
-    """A network for action recognition. Logits and features are float32, under autocast too.
+    """A network for action recognition.
 
-    Of a network cast as a whole, `build(...).bfloat16()`, they are what its weights are.
+    Logits and features are float32, under autocast too. If the whole network was cast, as by
+    `build(...).bfloat16()`, they have the dtype of its weights.
 
     Attributes:
         title: its name in messages.
-        needs: what it needs of each clip that it is called with, in order.
-        last_layers: dotted names of the layers that end in the classes: replace these, each with
-            one of other `out_channels` or `out_features`, for another number of classes.
-        receptive_steps: how many steps before and after a time step, with the frames between them,
-            decide about its value; None: all the steps before it. In a test, features of a
-            piece of a clip are those of the whole clip but for so many steps at either cut, if
-            pieces begin at `temporal_strides` and their length leaves the same rest.
+        input_specs: one per input, in the order of `forward`'s arguments.
+        last_layers: dotted names of the layers whose outputs are the classes. For another number of
+            classes replace each by one with other `out_channels` or `out_features`.
+        receptive_steps: a time step depends on so many steps before and after it; None: on all
+            steps before it. So in evaluation mode the features of a part of a clip equal those of
+            the whole clip, except in so many steps at both ends of the part, if the part begins at
+            a multiple of `temporal_strides` and its length leaves the same remainder as the clip's.
     """
 
     title: str
     last_layers: tuple[str, ...] = ("last",)
     receptive_steps: int | None = 0
-    _recomputes = False
+    _checkpoints_activations = False
 
-    def __init__(self, *needs: ClipNeed, dropout: float) -> None:
+    def __init__(self, *input_specs: InputSpec, dropout: float) -> None:
         super().__init__()
-        self.needs = needs
+        self.input_specs = input_specs
         self.dropout = nn.Dropout(dropout)
 
     @property
     def temporal_strides(self) -> tuple[int, ...]:
-        """Frames of each clip from one time step to the next."""
-        return tuple(need.multiple for need in self.needs)
+        """Of each input, frames or fields from one time step to the next."""
+        return tuple(spec.multiple for spec in self.input_specs)
 
     def check(self, *clips: Tensor) -> None:
-        """Raise ValueError, in one line that names the need, for clips that do not fit."""
-        if len(clips) != len(self.needs):
-            names = ", ".join(need.stream for need in self.needs)
+        """Raise ValueError, in one line, for inputs that do not match `input_specs`."""
+        if len(clips) != len(self.input_specs):
+            names = ", ".join(spec.stream for spec in self.input_specs)
             raise ValueError(f"{self.title} is called with {names}; got {len(clips)} clips")
-        for need, each in zip(self.needs, clips, strict=True):
-            need.check(self.title, each)
+        for spec, each in zip(self.input_specs, clips, strict=True):
+            spec.check(self.title, each)
 
     def checkpoint_activations(self) -> None:
-        """Keep less of a forward pass: the backward pass then computes the rest once more.
+        """Keep only the activations between endpoints; the backward pass recomputes the others.
 
-        What is kept is what goes from one endpoint to the next. Weights, gradients and moving
-        statistics come out the same; memory falls, and a step has a third more operations.
+        Weights, gradients and running statistics do not change. A step takes less memory and a
+        third more operations.
         """
         for net in self.modules():
             if isinstance(net, Network):
-                net._recomputes = True
+                net._checkpoints_activations = True
 
-    def through(self, modules: Iterable[nn.Module], grid: Tensor) -> Tensor:
-        """What modules, one after the other, make of `grid`."""
+    def apply_modules(self, modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """Apply modules one after the other, each with its activations checkpointed if asked."""
         for module in modules:
-            if self._recomputes and torch.is_grad_enabled():
-                grid = checkpoint(module, grid, use_reentrant=False, context_fn=recompute_contexts)
+            if self._checkpoints_activations and torch.is_grad_enabled():
+                x = checkpoint(module, x, use_reentrant=False, context_fn=recompute_contexts)
             else:
-                grid = module(grid)
-        return grid
+                x = module(x)
+        return x
 
     def features(self, *clips: Tensor) -> Tensor:
-        """What the last layer sees, pooled: (B, F, T'), one column a time step.
+        """Pooled features, the input of the last layer: (B, F, T'), one column per time step.
 
         Args:
-            *clips: rgb (B, 3, T, H, W), flow (B, 2, T, H, W), or both, as `needs` says; in [-1, 1].
+            *clips: rgb (B, 3, T, H, W), flow (B, 2, T, H, W), or both, as in `input_specs`; floats
+                in [-1, 1].
 
         Raises:
-            ValueError: the clips are not what `needs` says.
+            ValueError: the clips do not match `input_specs`.
         """
         self.check(*clips)
         return self.pool_features(*clips)
 
     def step_logits(self, *clips: Tensor) -> Tensor:
-        """Logits of each time step: (B, K, T'). Arguments and errors as `features`."""
+        """Logits of each time step: (B, K, T'). Arguments and errors as in `features`."""
         features = self.features(*clips)
         with no_autocast(features):
             return self.classify(self.dropout(features))
 
     def forward(self, *clips: Tensor) -> Tensor:
-        """Logits averaged over the time steps: (B, K). Arguments and errors as `features`."""
+        """Logits averaged over time steps: (B, K). Arguments and errors as in `features`."""
         return self.step_logits(*clips).mean(dim=2)
 
     @abstractmethod
     def step_frames(self, *num_frames: int) -> list[tuple[int, int]]:
-        """The frames [start, end) that each time step stands for: T' of them.
+        """The frames [start, end) of each time step, T' pairs.
 
-        They count the frames of the last clip given: where there are both, the flow's fields, which
-        lie densest. Divided by 25 fps, times the clip's stride, they are seconds. What a step's
-        value depends on reaches further than that.
+        They are numbers in the last input. Where there are two, this is the flow, which has the
+        smaller stride. Times that stride, divided by 25 fps, they are seconds. The receptive field
+        of a time step is larger than this.
 
         Args:
-            *num_frames: frames of each clip that `features` is called with.
+            *num_frames: the number of frames or fields of each input.
         """
 
     @abstractmethod
@@ -162,14 +165,14 @@ class Network(nn.Module, ABC):
 
 
 class Joint(Network):
-    """A network of rgb and one of flow; their logits are added, each with the weight `share`."""
+    """Late fusion of an rgb and a flow network: the sum of their logits, times `weight`."""
 
-    def __init__(self, rgb: Network, flow: Network, *, share: float) -> None:
-        super().__init__(*rgb.needs, *flow.needs, dropout=0.0)
+    def __init__(self, rgb: Network, flow: Network, *, weight: float) -> None:
+        super().__init__(*rgb.input_specs, *flow.input_specs, dropout=0.0)
         self.title = rgb.title
         self.rgb = rgb
         self.flow = flow
-        self.share = share
+        self.weight = weight
         self.receptive_steps = rgb.receptive_steps
         self.last_layers = tuple(
             f"{name}.{last}"
@@ -180,88 +183,91 @@ class Joint(Network):
 
     @property
     def temporal_strides(self) -> tuple[int, ...]:
-        """Frames of either clip from one time step to the next."""
+        """Frames and fields from one time step to the next."""
         return (*self.rgb.temporal_strides, *self.flow.temporal_strides)
 
     def pool_features(self, *clips: Tensor) -> Tensor:
-        """Both networks' features, rgb's first: (B, 2 F, T'), for the steps that both have."""
-        return torch.cat(_trimmed(self.rgb.features(clips[0]), self.flow.features(clips[1])), dim=1)
+        """Features of both networks, rgb first: (B, 2 F, T'), for the steps that both have."""
+        rgb, flow = _same_length(self.rgb.features(clips[0]), self.flow.features(clips[1]))
+        return torch.cat([rgb, flow], dim=1)
 
     def step_logits(self, *clips: Tensor) -> Tensor:
-        """Logits of each time step that both networks have: (B, K, T')."""
+        """Logits of the time steps that both networks have: (B, K, T')."""
         self.check(*clips)
-        rgb, flow = _trimmed(self.rgb.step_logits(clips[0]), self.flow.step_logits(clips[1]))
-        return self.share * (rgb + flow)
+        rgb, flow = _same_length(self.rgb.step_logits(clips[0]), self.flow.step_logits(clips[1]))
+        return self.weight * (rgb + flow)
 
     def forward(self, *clips: Tensor) -> Tensor:
-        """Logits, each network's averaged over all its own steps: (B, K)."""
+        """Logits, of each network averaged over all its own time steps: (B, K)."""
         self.check(*clips)
-        logits: Tensor = self.share * (self.rgb(clips[0]) + self.flow(clips[1]))
+        logits: Tensor = self.weight * (self.rgb(clips[0]) + self.flow(clips[1]))
         return logits
 
     def step_frames(self, *num_frames: int) -> list[tuple[int, int]]:
-        """The flow's fields [start, end) that each step stands for."""
+        """The flow fields [start, end) of each time step."""
         num_steps = len(self.rgb.step_frames(num_frames[0]))
         return self.flow.step_frames(num_frames[1])[:num_steps]
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:
-    """A context in which operations compute in the precision of what they are given."""
-    # On the meta device, where shapes are counted and nothing is computed, there is no autocast.
+    """A context without autocast on the device of `tensor`."""
+    # The meta device, on which shapes are computed, has no autocast.
     return torch.autocast("cpu" if tensor.is_meta else tensor.device.type, enabled=False)
 
 
 def full_precision(tensor: Tensor) -> Tensor:
-    """What autocast computed, as float32; of a network cast to another precision, as it is."""
-    # Pooled values and logits stay out of bfloat16: its logits would tie.
+    """A result of autocast as float32; any other tensor as it is."""
+    # Rounded to bfloat16, logits of several classes would be equal.
     halves = (torch.bfloat16, torch.float16)
     is_cast = tensor.dtype in halves and torch.is_autocast_enabled(tensor.device.type)
     return tensor.float() if is_cast else tensor
 
 
-_forward = local()
+_thread = local()
 
 
 def is_recomputing() -> bool:
-    """Whether this thread computes a second time what was not kept of a forward pass."""
-    return getattr(_forward, "is_second", False)
+    """Whether this thread is recomputing checkpointed activations."""
+    return getattr(_thread, "recomputes", False)
 
 
 @contextmanager
-def _second() -> Iterator[None]:
-    _forward.is_second = True
+def _recomputing() -> Iterator[None]:
+    _thread.recomputes = True
     try:
         yield
     finally:
-        _forward.is_second = False
+        _thread.recomputes = False
 
 
 def recompute_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What the first and the second time run in."""
-    return nullcontext(), _second()
+    """The contexts of the forward pass and of the recomputation, for torch's `checkpoint`."""
+    return nullcontext(), _recomputing()
 
 
-def windows(clips: Tensor, length: int) -> Tensor:
-    """Cut (B, C, n length, H, W) into windows of `length` frames: (B n, C, length, H, W)."""
+def split_windows(clips: Tensor, length: int) -> Tensor:
+    """Windows on the batch axis: (B, C, n length, H, W) to (B n, C, length, H, W)."""
     batch, channels, num_frames, height, width = clips.shape
     parts = clips.reshape(batch, channels, num_frames // length, length, height, width)
     return parts.transpose(1, 2).flatten(0, 1)
 
 
-def in_time(values: Tensor, batch: int) -> Tensor:
-    """Values of `windows`, or of single frames, side by side again: (B n, F) to (B, F, n)."""
-    return values.reshape(batch, -1, values.shape[1]).transpose(1, 2)
+def batch_to_time(features: Tensor, batch: int) -> Tensor:
+    """Move windows or frames from the batch axis back to time: (B n, F) to (B, F, n)."""
+    return features.reshape(batch, -1, features.shape[1]).transpose(1, 2)
 
 
-def refuse_unequal(title: str, rgb: Tensor, flow: Tensor, *, fields_per_frame: int) -> None:
-    """Raise ValueError where there are not so many flow fields for each rgb frame."""
+def require_matching_lengths(
+    title: str, rgb: Tensor, flow: Tensor, *, fields_per_frame: int
+) -> None:
+    """Raise ValueError unless there are `fields_per_frame` flow fields per rgb frame."""
     if flow.shape[2] != fields_per_frame * rgb.shape[2]:
         raise ValueError(
-            f"{title} needs {fields_per_frame} flow fields for each rgb frame, "
+            f"{title} needs {fields_per_frame} flow fields per rgb frame, "
             f"got {flow.shape[2]} for {rgb.shape[2]}"
         )
 
 
-def _trimmed(*values: Tensor) -> list[Tensor]:
-    num_steps = min(value.shape[2] for value in values)
-    return [value[:, :, :num_steps] for value in values]
+def _same_length(*tensors: Tensor) -> list[Tensor]:
+    num_steps = min(tensor.shape[2] for tensor in tensors)
+    return [tensor[:, :, :num_steps] for tensor in tensors]

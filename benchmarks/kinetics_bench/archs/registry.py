@@ -1,7 +1,9 @@
-"""The architectures by name, with Table 1 of the paper. Imports no network and no torch.
+"""The architectures by name, with Table 1 of the paper. Networks and torch are imported by `build`.
 
-Source of every figure: Carreira and Zisserman, arXiv 1705.07750 v3, Table 1 and section 2.
+Source of all figures: Carreira and Zisserman, arXiv 1705.07750 v3, Table 1 and section 2.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,33 +23,34 @@ FPS: Final = 25
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """`num` frames (rgb) or fields (flow) of a 25 fps clip, every `stride`-th of them."""
+    """`num` frames (rgb) or fields (flow) of a 25 fps clip: every `stride`-th one."""
 
     num: int
     stride: int = 1
 
     @property
     def footprint_s(self) -> float:
-        """Seconds of video that they stand for."""
+        """Temporal footprint, seconds of video: `num` times `stride` at 25 fps."""
         return self.num * self.stride / FPS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arch:
-    """One architecture, and what the paper feeds it.
+    """One architecture, with its inputs in the paper.
 
     Attributes:
         title: its name in reports.
-        streams: of STREAMS, the ones it has; the first is the one that the paper is about.
-        module: has `build(stream, num_classes, *, dropout, bn_momentum)`.
-        source: where it comes from.
-        train, test: what each stream sees of a clip, by stream (`rgb`, `flow`). Where both are
-            given with different strides, an rgb frame is the first one of its stretch of flow.
-        crop_px: height and width of the input.
-        paper_millions: the paper's rounded count of parameters, of the first of `streams`.
+        streams: those of STREAMS that it has; the first one is the paper's.
+        module: a module with `build(stream, num_classes, *, dropout, bn_momentum)`.
+        source: papers and code.
+        train, test: stream (`rgb`, `flow`) -> input in training and test. If the strides differ, an
+            rgb frame is the first frame of its stack of flow fields.
+        crop_px: height and width of the input, pixels.
+        paper_millions: parameters of the first of `streams` as given in the paper, in millions.
         joint_training: whether `joint` is trained as one network. If not, both streams are trained
-            apart and their logits added at test.
-        loss_at_all_steps: whether training takes the loss at every time step, not of the average.
+            separately and their logits are added in the test.
+        loss_at_all_steps: whether the training loss is averaged over the time steps. If not, it is
+            the loss of the network's output.
     """
 
     title: str
@@ -62,22 +65,22 @@ class Arch:
     loss_at_all_steps: bool = False
 
     def clips_of(self, stream: str) -> tuple[str, ...]:
-        """What a network of `stream` is called with, in order: `rgb`, `flow` or both."""
+        """Inputs of a network of `stream`, in order: `rgb`, `flow` or both."""
         return tuple(self.train) if stream == "joint" else (stream,)
 
     def networks_of(self, stream: str) -> tuple[str, ...]:
-        """The networks that are trained for `stream`: where joint adds logits, its two streams."""
+        """The networks to train for `stream`. If joint only adds logits: its two streams."""
         is_sum = stream == "joint" and not self.joint_training
         return tuple(self.train) if is_sum else (stream,)
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Every network that can be trained, by the stream that it is of."""
+        """All networks that can be trained, each by its stream."""
         return tuple(stream for stream in self.streams if stream in self.networks_of(stream))
 
 
 _FLOW_TEST: Final = Sampling(250)
-_SNAPSHOTS_TEST: Final = {"rgb": Sampling(25, FLOW_STACK), "flow": _FLOW_TEST}
+_TWO_STREAM_TEST: Final = {"rgb": Sampling(25, FLOW_STACK), "flow": _FLOW_TEST}
 
 ARCHS: Final[Mapping[str, Arch]] = {
     "i3d": Arch(
@@ -118,7 +121,7 @@ ARCHS: Final[Mapping[str, Arch]] = {
         source="Carreira and Zisserman, arXiv 1705.07750 v3, section 2.3; Simonyan and Zisserman, "
         "arXiv 1406.2199",
         train={"rgb": Sampling(1, FLOW_STACK), "flow": Sampling(FLOW_STACK)},
-        test=_SNAPSHOTS_TEST,
+        test=_TWO_STREAM_TEST,
         paper_millions=12,
         joint_training=True,
     ),
@@ -129,7 +132,7 @@ ARCHS: Final[Mapping[str, Arch]] = {
         source="Carreira and Zisserman, arXiv 1705.07750 v3, section 2.3; Feichtenhofer et al., "
         "arXiv 1604.06573",
         train={"rgb": Sampling(5, FLOW_STACK), "flow": Sampling(5 * FLOW_STACK)},
-        test=_SNAPSHOTS_TEST,
+        test=_TWO_STREAM_TEST,
         paper_millions=39,
         joint_training=True,
     ),
@@ -143,24 +146,24 @@ def build(
     *,
     dropout: float = 0.5,
     bn_momentum: float = 0.001,
-) -> "Network":
-    """A network with fresh weights, drawn from torch's global generator.
+) -> Network:
+    """A network in training mode, with weights initialised from torch's global generator.
 
     Its input is float32 (B, 3, T, H, W) for `rgb` or (B, 2, T, H, W) for `flow`, both in [-1, 1];
-    `joint` is called as `net(rgb, flow)`. It returns logits, float32 (B, num_classes). How many
-    frames of which stride: `ARCHS[name].train` and `.test`, each in one call.
+    `joint` is called as `net(rgb, flow)`. It returns logits, float32 (B, num_classes). The paper's
+    T and stride are `ARCHS[name].train` and `.test`; a test clip goes through in one call.
 
     Args:
         name: a name in ARCHS.
         stream: one of the architecture's streams.
-        num_classes: how many logits.
-        dropout: the share of features that training drops.
-        bn_momentum: the weight of a new batch in batch norm's moving statistics. The default is the
-            paper's decay of 0.999: after a few hundred steps they still stand near their start,
-            so a short training needs more.
+        num_classes: number of logits.
+        dropout: the probability that a feature before the last layer is dropped in training.
+        bn_momentum: the weight of a new batch in batch norm's running statistics. The default
+            corresponds to the paper's decay of 0.999. After a few hundred steps the statistics are
+            still close to their initial values, so a short training needs more.
 
     Raises:
-        UnknownNameError: `name` or `stream` is not known; the message names the nearest.
+        UnknownNameError: `name` or `stream` is unknown; the message names the nearest.
     """
     arch = lookup("architecture", name, ARCHS)
     if stream not in arch.streams:

@@ -1,4 +1,9 @@
-"""What each network costs, counted without computing, beside the figures of the paper's Table 1."""
+"""Parameters and FLOPs of each network, next to the figures of the paper's Table 1.
+
+They are counted on the meta device: only shapes are computed.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,15 +20,15 @@ NUM_CLASSES = 400
 def count(
     name: str, stream: str, num_classes: int, shapes: Sequence[tuple[int, ...]]
 ) -> tuple[int, int]:
-    """Parameters of a network, and FLOPs of one call in evaluation. Nothing is computed.
+    """Parameters of a network, and FLOPs of one forward pass in evaluation mode.
 
-    FLOPs are those of convolutions and matrix products, multiply and add counted apart.
+    FLOPs are those of convolutions and matrix products; a multiply-add counts as two.
 
     Args:
         name: a name in ARCHS.
         stream: one of the architecture's streams.
-        num_classes: how many logits.
-        shapes: (C, T, H, W) of each clip that the network is called with.
+        num_classes: number of logits.
+        shapes: (C, T, H, W) of each input, in order.
     """
     with torch.device("meta"):
         net = build(name, stream, num_classes).eval()
@@ -34,16 +39,16 @@ def count(
 
 
 def describe(name: str, stream: str) -> dict[str, Any]:
-    """One network at 400 classes, as plain JSON values.
+    """One network with 400 classes, as JSON values.
 
-    `parameters`, `paper_parameters` (rounded; null where the paper gives none), `px` (height and
-    width of its input), `train` and `test`: `inputs` (by stream: `num` frames, every `stride`-th),
-    `footprint_s` (seconds of video), `flops` (of one such input); `smallest`: (frames, pixels) that
-    each of its clips must have.
+    They are `parameters`; `paper_parameters` (rounded; null if the paper gives none); `px` (height
+    and width of the input); `train` and `test`, each with `inputs` (by stream: `num` and `stride`),
+    `footprint_s` (seconds of video) and `flops` (per clip); `smallest` (by stream: minimum number
+    of frames, minimum height and width).
     """
     arch = ARCHS[name]
     with torch.device("meta"):
-        needs = build(name, stream, NUM_CLASSES).needs
+        specs = build(name, stream, NUM_CLASSES).input_specs
     row: dict[str, Any] = {
         "arch": name,
         "title": arch.title,
@@ -51,7 +56,7 @@ def describe(name: str, stream: str) -> dict[str, Any]:
         "parameters": 0,
         "paper_parameters": arch.paper_millions * 10**6 if stream == arch.streams[0] else None,
         "px": arch.crop_px,
-        "smallest": {need.stream: [need.min_frames, need.min_px] for need in needs},
+        "smallest": {spec.stream: [spec.min_frames, spec.min_px] for spec in specs},
     }
     for phase, samplings in (("train", arch.train), ("test", arch.test)):
         inputs = {each: samplings[each] for each in arch.clips_of(stream)}
@@ -62,7 +67,7 @@ def describe(name: str, stream: str) -> dict[str, Any]:
 
 
 def table() -> list[dict[str, Any]]:
-    """`describe` of every network there is."""
+    """`describe` for all networks."""
     return [describe(name, stream) for name, arch in ARCHS.items() for stream in arch.streams]
 
 
@@ -74,7 +79,7 @@ def _phase(inputs: Mapping[str, Sampling]) -> dict[str, Any]:
 
 
 def cells(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row of `table` as text for a terminal."""
+    """A row of `table` as text, by column title."""
     paper = row["paper_parameters"]
     found = {
         "arch": row["arch"],

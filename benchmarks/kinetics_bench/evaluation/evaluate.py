@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kinetics_bench.archs.network import ClipNeed
+from kinetics_bench.archs.network import InputSpec
 from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
 from kinetics_bench.archs.table import count
 from kinetics_bench.data.loader import ClipDataset, Reader, eval_items
@@ -230,6 +230,6 @@ def _cost(checkpoint: Checkpoint, test: Test, machine: Machine) -> dict[str, Any
 
 
 @cache
-def _needs(arch: str, stream: str) -> tuple[ClipNeed, ...]:
+def _needs(arch: str, stream: str) -> tuple[InputSpec, ...]:
     with torch.device("meta"):  # nothing is drawn
-        return build(arch, stream).needs
+        return build(arch, stream).input_specs

@@ -127,7 +127,7 @@ class _Model:
             need.multiple * strides[need.stream]
             if need.multiple > 1
             else (need.min_frames - 1) * strides[need.stream] + 1
-            for need in self.net.needs
+            for need in self.net.input_specs
         ) + ("flow" in extents)
         if num_frames < least:
             raise MediaError(
