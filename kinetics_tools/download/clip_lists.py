@@ -1,8 +1,8 @@
-"""The lists of an OUT that other tools read: which clips are there, and which are not and why.
+"""The lists of an OUT for other tools: which clips exist, which are missing, and why.
 
-Fields of `clips.csv` and `missing.csv` are exact, whatever a spreadsheet makes of them: 3 % of ids
-begin with `-`, and an id with a quote before it is another id. Only `detail`, where untracked'
-servers choose the words, is changed where it would be taken for a formula.
+Fields of `clips.csv` and `missing.csv` are exact, even where a spreadsheet misreads them: 3 % of
+ids begin with `-`, and an id with a quote before it is another id. Only `detail`, whose text may
+come from a server, is changed where a spreadsheet would take it for a formula.
 """
 
 import csv
@@ -26,15 +26,15 @@ _FORMULA = ("=", "+", "-", "@")
 def write_lists(coverage: Coverage, folder: Path, *, root: Path | None = None) -> list[Path]:
     """Write all lists into `folder` and return their paths.
 
-    - `<split>.txt`, for each split: a line `path label_id` for each clip, as PySlowFast and
-      mmaction2 read it (for their `path label` they split at spaces, of which our paths have none).
-      The id is the label's place in `labels.txt`; a clip without label has its path only.
-    - `clips.csv`: the clips, with their manifest rows in front: also a manifest.
-    - `missing.csv`: the gaps, in the same way: what is to be looked for elsewhere.
+    - `<split>.txt`, for each split: one line `path label_id` per clip, the format of PySlowFast
+      and mmaction2 (they split lines at spaces; our paths have none). The id is the label's index
+      in `labels.txt`; a clip without label has its path only.
+    - `clips.csv`: the clips, beginning with the columns of a manifest, so that it is one.
+    - `missing.csv`: the missing clips, in the same way.
 
     Args:
         coverage: of an OUT.
-        folder: made if it is not there.
+        folder: made if it does not exist.
         root: OUT, for absolute paths; None for paths relative to OUT.
 
     Raises:
@@ -43,8 +43,8 @@ def write_lists(coverage: Coverage, folder: Path, *, root: Path | None = None) -
     prefix = "" if root is None else f"{root.absolute().as_posix()}/"
     if any(letter.isspace() for letter in prefix):
         raise OutError(
-            f"{prefix} has a space, at which readers of lists split; leave --absolute out and give "
-            "them this folder as the prefix of paths, or move it"
+            f"{prefix} has a space, at which readers of such lists split; leave --absolute out and "
+            "set this folder as their path prefix, or move it"
         )
     clips = [s for s in coverage.statuses if s.state is State.PRESENT]
     gaps = [s for s in coverage.statuses if s.state is not State.PRESENT]
@@ -74,11 +74,11 @@ def _clip_row(clip: SegmentStatus, prefix: str) -> Sequence[object]:
 
 def _gap_row(gap: SegmentStatus) -> Sequence[object]:
     state = gap.state.removesuffix(" gaps")
-    told = (gap.segment.key, state, gap.reason, reason_class(gap.reason), gap.source)
-    return (*manifest_row(gap.segment), *told, _prose(gap.detail), gap.time)
+    why = (gap.segment.key, state, gap.reason, reason_class(gap.reason), gap.source)
+    return (*manifest_row(gap.segment), *why, _one_line(gap.detail), gap.time)
 
 
-def _prose(text: str) -> str:
+def _one_line(text: str) -> str:
     line = " ".join(text.split())
     return f"'{line}" if line.startswith(_FORMULA) else line
 

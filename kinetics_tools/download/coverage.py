@@ -1,7 +1,7 @@
-"""What became of every segment that an OUT was asked for: the figures that reports are made of.
+"""Which clips an OUT has and why others are missing: the numbers behind the report.
 
-All of it derives from `manifest.csv`, the ledgers and the files that are there, so it can be asked
-at any time, also while a run is under way. Verdicts are those of the run's own summary.
+All numbers derive from `manifest.csv`, the ledgers and the existing files, so they can be computed
+at any time, also during a run. They agree with the summary that a run prints.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ MINUTE = len("2026-01-01T00:00")  # of an ISO time
 
 
 class State(StrEnum):
-    """How a segment stands, from best to worst."""
+    """Whether a segment has its clip, from best to worst."""
 
     PRESENT = "clips"
     RETRYABLE = "retryable gaps"
@@ -31,20 +31,20 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SegmentStatus:
-    """How one segment stands.
+    """One segment: its clip, or why it has none.
 
     Attributes:
-        segment: which.
-        path: where its clip is or would be, relative to OUT, with slashes.
+        segment: the manifest row.
+        path: of its clip, which may not exist, relative to OUT, with slashes.
         state: clip or gap.
-        reason: of a gap: a Reason; "missing" where the ledger has a clip as done whose file is not
-            there, or not as long as it was; "not tried"; empty for a clip.
-        source: which gave the clip, or gave that reason last.
-        detail: its last words.
-        time: when that was, UTC.
-        frames: of the clip, as the ledger has it.
+        reason: of a gap: a Reason; "missing" where the ledger has the clip as done, but its file
+            does not exist or has another size; "not tried"; empty for a clip.
+        source: of the clip, or of the last failure with that reason.
+        detail: of that ledger line.
+        time: of that ledger line, UTC.
+        frames: of the clip, from the ledger.
         bytes: of the clip.
-        sha256: of the clip, hex, as the ledger has it.
+        sha256: of the clip, hex, from the ledger.
     """
 
     segment: Segment
@@ -61,13 +61,13 @@ class SegmentStatus:
 
 @dataclass(slots=True)
 class SourceStats:
-    """What one source was asked for.
+    """How often one source was tried.
 
     Attributes:
-        since: time of its first answer, UTC.
-        attempts: ledger lines; each is about one clip.
-        failures: of them, by reason.
-        seconds: that all of them took.
+        since: time of the first attempt, UTC.
+        attempts: number of ledger lines; each is about one clip.
+        failures: number of failed attempts, by reason.
+        seconds: duration of all attempts together.
     """
 
     since: str
@@ -76,7 +76,7 @@ class SourceStats:
     seconds: float = 0.0
 
     def add(self, line: Line) -> None:
-        """Take one of the source's lines into account."""
+        """Count one of the source's ledger lines."""
         self.since = min(self.since, line.time)
         self.attempts += 1
         self.seconds += line.seconds
@@ -86,17 +86,17 @@ class SourceStats:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What an OUT holds of what it was asked for.
+    """Which of the expected clips an OUT has.
 
     Attributes:
-        labels: the dataset's full label list; a label's place in it is its id.
-        statuses: one a segment, by split and key.
-        source_stats: by source, in the order in which they were first asked.
-        made: clips made, by minute ("2026-01-01T00:00", UTC).
-        refused: rate limits and bot checks, by minute.
-        num_files: files where clips lie, whether or not the ledger has them.
-        num_bytes: of these files.
-        until: time of the last ledger line; empty when there is none.
+        labels: the dataset's full label list; a label's index in it is its id.
+        statuses: one per segment, by split and key.
+        source_stats: by source, in the order in which they were first tried.
+        made: number of clips made, by minute ("2026-01-01T00:00", UTC).
+        refused: number of rate limits and bot checks, by minute.
+        num_files: number of files in the clips' folders, also those that are not in the ledger.
+        num_bytes: size of these files.
+        until: time of the last ledger line; empty where there is none.
     """
 
     labels: tuple[str, ...]
@@ -109,7 +109,7 @@ class Coverage:
     until: str
 
     def states(self, group: Callable[[Segment], str]) -> dict[str, Counter[State]]:
-        """How many segments of each group are in each state."""
+        """The number of segments in each state, by group."""
         found: dict[str, Counter[State]] = {}
         for status in self.statuses:
             found.setdefault(group(status.segment), Counter())[status.state] += 1
@@ -117,12 +117,12 @@ class Coverage:
 
     @property
     def total(self) -> Counter[State]:
-        """How many segments are in each state."""
+        """The number of segments in each state."""
         return Counter(status.state for status in self.statuses)
 
     @property
     def reasons(self) -> dict[str, Counter[State]]:
-        """How many gaps have each reason, in which state; the most frequent reason first."""
+        """The number of gaps in each state, by reason; the most frequent reason first."""
         found: dict[str, Counter[State]] = {}
         for status in self.statuses:
             if status.state is not State.PRESENT:
@@ -131,7 +131,7 @@ class Coverage:
 
     @property
     def given(self) -> dict[str, tuple[int, int]]:
-        """How many clips, and bytes of clips, each source gave of those that are there."""
+        """The number of existing clips, and their bytes, by source."""
         clips: Counter[str] = Counter()
         sizes: Counter[str] = Counter()
         for status in self.statuses:
@@ -142,13 +142,13 @@ class Coverage:
 
 
 def reason_class(reason: str) -> str:
-    """The class of a gap's reason; empty for what is no Reason."""
+    """The class of a gap's reason; empty for "missing" and "not tried"."""
     return next((name for name, reasons in REASON_CLASSES.items() if reason in reasons), "")
 
 
 @dataclass(frozen=True, slots=True)
 class _LastEvent:
-    """What a report keeps of the ledger line that decided how a segment stands."""
+    """What the report shows of the ledger line that decides a segment's state."""
 
     source: str
     detail: str
@@ -156,18 +156,18 @@ class _LastEvent:
 
 
 def survey(out: Path) -> Coverage:
-    """Find out what an OUT holds of what it was asked for. Nothing is written.
+    """Find out which of the expected clips an OUT has. Nothing is written.
 
     Raises:
         ManifestError: `out` is not a folder that kinetics-download filled.
-        OutError: a ledger has a line that is none.
+        OutError: a ledger is damaged.
     """
     manifest, labels = read_out(out)
     histories = ledger.read(out)
     source_stats: dict[str, SourceStats] = {}
     made: Counter[str] = Counter()
     refused: Counter[str] = Counter()
-    words: dict[str, _LastEvent] = {}
+    last_events: dict[str, _LastEvent] = {}
     until = ""
     for line in ledger.lines(out):
         until = max(until, line.time)
@@ -175,13 +175,13 @@ def survey(out: Path) -> Coverage:
             source_stats.setdefault(line.source, SourceStats(line.time)).add(line)
         made[line.time[:MINUTE]] += line.status == DONE
         refused[line.time[:MINUTE]] += line.reason in IDENTITY
-        known = words.get(line.key)
-        # A run may have added lines since `histories` was read: those decide nothing here.
+        known = last_events.get(line.key)
+        # A run may have added lines since `histories` was read: those are not counted here.
         if (known is None or known.time <= line.time) and _decides(line, histories.get(line.key)):
-            words[line.key] = _LastEvent(line.source, line.detail, line.time)
+            last_events[line.key] = _LastEvent(line.source, line.detail, line.time)
     files = clip_files(out)
     statuses = [
-        _segment_status(segment, histories.get(segment.key), words.get(segment.key), files)
+        _segment_status(segment, histories.get(segment.key), last_events.get(segment.key), files)
         for segment in manifest.segments
     ]
     return Coverage(
@@ -197,7 +197,7 @@ def survey(out: Path) -> Coverage:
 
 
 def _decides(line: Line, history: History | None) -> bool:
-    """Whether a key stands as it does because of this line, or of an earlier one that says so."""
+    """Whether this line, or an earlier equal one, is why the key has its state."""
     if history is None:
         return False
     if history.done is not None:
@@ -206,27 +206,27 @@ def _decides(line: Line, history: History | None) -> bool:
 
 
 def _segment_status(
-    segment: Segment, history: History | None, word: _LastEvent | None, files: Mapping[str, int]
+    segment: Segment, history: History | None, last: _LastEvent | None, files: Mapping[str, int]
 ) -> SegmentStatus:
     path = clip_name(segment)
-    if history is None or word is None:
+    if history is None or last is None:
         return SegmentStatus(segment, path, State.NOT_TRIED, State.NOT_TRIED)
     done = history.done
     if done is None:
         state = State.RETRYABLE if history.is_retryable else State.PERMANENT
         reason = str(history.main_reason)
-        return SegmentStatus(segment, path, state, reason, word.source, word.detail, word.time)
+        return SegmentStatus(segment, path, state, reason, last.source, last.detail, last.time)
     if files.get(path) != done.bytes:
         detail = "its file is not there" if path not in files else "its file has another size"
         return SegmentStatus(
-            segment, path, State.RETRYABLE, MISSING, word.source, detail, word.time
+            segment, path, State.RETRYABLE, MISSING, last.source, detail, last.time
         )
     return SegmentStatus(
         segment,
         path,
         State.PRESENT,
-        source=word.source,
-        time=word.time,
+        source=last.source,
+        time=last.time,
         frames=done.frames,
         bytes=done.bytes or 0,
         sha256=done.sha256 or "",
@@ -245,38 +245,38 @@ Table = list[dict[str, str]]
 
 
 def state_row(title: str, name: str, states: Counter[State]) -> dict[str, str]:
-    """A table's row: how many segments a group has in each state."""
+    """A row of a table: the number of a group's segments in each state."""
     expected = states.total()
     return {
         title: name,
         "expected": f"{expected:,}",
         **{state: f"{states[state]:,}" for state in State},
-        "covered %": share(states[State.PRESENT], expected),
+        "coverage %": share(states[State.PRESENT], expected),
     }
 
 
 def split_table(coverage: Coverage) -> Table:
-    """Segments by split and state, with their sum where there are several splits."""
+    """Number of segments by split and state, with the sum where there are several splits."""
     splits = sorted(coverage.states(lambda segment: segment.split).items())
     rows = [state_row("split", split, states) for split, states in splits]
     return [*rows, state_row("split", "all", coverage.total)] if len(rows) > 1 else rows
 
 
 def reason_table(coverage: Coverage) -> Table:
-    """Gaps by reason, the most frequent first."""
+    """Number of gaps by reason, the most frequent first."""
     return [
         {
             "reason": reason,
             "class": reason_class(reason) or "-",
             "gaps": f"{states.total():,}",
-            "of them retryable": f"{states.total() - states[State.PERMANENT]:,}",
+            "retryable": f"{states.total() - states[State.PERMANENT]:,}",
         }
         for reason, states in coverage.reasons.items()
     ]
 
 
 def source_table(coverage: Coverage) -> Table:
-    """What each source was asked and gave, in the order in which they were first asked."""
+    """Attempts and clips of each source, in the order in which they were first tried."""
     given = coverage.given
     rows = []
     for source, stats in coverage.source_stats.items():
@@ -289,13 +289,13 @@ def source_table(coverage: Coverage) -> Table:
                 "clips": f"{num_clips:,}",
                 "bytes": size_text(num_bytes),
                 "seconds": f"{stats.seconds:,.0f}",
-                "failed most as": most(stats.failures),
+                "main reasons": most(stats.failures),
             }
         )
     return rows
 
 
 def most(failures: Counter[str], num: int = 3) -> str:
-    """The most frequent reasons, with how often."""
+    """The `num` most frequent reasons, with their numbers."""
     ranked: Iterable[tuple[str, int]] = sorted(failures.items(), key=lambda item: (-item[1], item))
     return ", ".join(f"{reason} {count:,}" for reason, count in list(ranked)[:num]) or "-"

@@ -1,7 +1,7 @@
-"""What a job will cost before it begins: time, bytes to fetch and disk, source by source.
+"""What a job will cost, before it begins: time, bytes to fetch and disk, for each source.
 
-Every figure that is assumed is a constant here, with where it comes from. They are for planning: a
-source says more exactly what to expect once it has asked.
+Every assumed figure is a constant here, with its origin. The figures are for planning: when a run
+begins, a source logs what it then knows.
 """
 
 from collections import Counter
@@ -17,15 +17,15 @@ from kinetics_tools.dataset.manifest import Segment
 MIRROR_BYTES = 436e9
 MIRROR_CLIPS: Mapping[str, int] = {"train": 241_258, "val": 19_881, "test": 38_685}
 LISTED: Mapping[str, int] = {"train": 246_534, "val": 19_906, "test": 39_805}
-# Assumed: a line of 1 Gb/s that the mirror fills.
+# Assumed: a network of 1 Gb/s, used fully by the mirror.
 LINK_BYTES_S = 125e6
 # Measured: media.cut with the default recipe on 10 s of the three Kinetics clips that the project
-# tests with (340x256, 28 to 30 fps, sound dropped) gave 1.30, 1.09 and 0.81 MB, in 2.0, 1.9 and
-# 1.6 s of one core, decoding what was written included (2 cores of a cloud machine, ffmpeg 9.0.2).
+# tests with (340x256, 28 to 30 fps, without sound) gave 1.30, 1.09 and 0.81 MB, in 2.0, 1.9 and
+# 1.6 s of one core with the decoding of the result (2 cores of a cloud machine, ffmpeg 9.0.2).
 CLIP_BYTES_S = 107e3
 CUT_CORE_S_S = 0.18
-# Assumed: 600 kb/s, what YouTube gives a 360-line H.264 picture; and that a section costs at most
-# 2.5 times its share of the file (index, keyframe before it, margin).
+# Assumed: 600 kb/s, YouTube's rate for H.264 at a height of 360 pixels; and that a section costs at
+# most 2.5 times its share of the file (index, keyframe before it, margin).
 VIDEO_BYTES_S = 75e3
 SECTION_FACTOR = 2.5
 
@@ -39,10 +39,10 @@ class Stage:
 
     Attributes:
         source: as named on the command line.
-        num_clips: how many clips are asked of it.
-        fetch_bytes: at most so many are fetched; None where nothing is known of it.
-        seconds: the longer of fetching and cutting, which overlap; None where nothing is known.
-        because: what the figures rest on.
+        num_clips: how many clips it is tried for.
+        fetch_bytes: upper limit of the bytes to fetch; None where it is unknown.
+        seconds: the longer of fetching and cutting, which overlap; None where it is unknown.
+        because: what the figures assume.
     """
 
     source: str
@@ -61,14 +61,14 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What is asked of one source. Expected numbers: clips may be fractions."""
+class _Work:
+    """What one source is tried for. Expected values: numbers of clips may be fractions."""
 
     splits: Mapping[str, float]  # clips by split
     videos: float
     length_s: float  # of all clips together
     videos_per_hour: float
-    work_s: float  # to cut and check them with all processes
+    cut_s: float  # to cut and check the clips with all processes
 
 
 def estimate(
@@ -76,13 +76,13 @@ def estimate(
 ) -> Estimate:
     """What it costs to make the clips of `segments`.
 
-    Of the mirror it is known how many clips of Kinetics-400 it has: a later source is asked for the
-    rest. Every other source is counted as though the sources before it had none.
+    The mirror has a known number of Kinetics-400's clips: a later source is tried for the rest. All
+    other sources are counted as if the sources before them had no clip.
 
     Args:
         segments: those to do.
         sources: as named on the command line, in order.
-        videos_per_hour: the pace at YouTube.
+        videos_per_hour: the rate limit for YouTube.
         jobs: processes that cut.
 
     Raises:
@@ -97,22 +97,22 @@ def estimate(
         kind = source.partition(":")[0]
         wanted = {split: count * left[split] for split, count in splits.items()}
         share = sum(wanted.values()) / max(len(segments), 1)
-        asked = _Asked(
+        work = _Work(
             splits=wanted,
             videos=num_videos * share,
             length_s=length_s * share,
             videos_per_hour=videos_per_hour,
-            work_s=length_s * share * CUT_CORE_S_S / jobs,
+            cut_s=length_s * share * CUT_CORE_S_S / jobs,
         )
-        fetch_bytes, fetch_s, because = lookup("source", kind, COSTS)(asked)
-        if fetch_s is not None and fetch_s < asked.work_s:
+        fetch_bytes, fetch_s, because = lookup("source", kind, COSTS)(work)
+        if fetch_s is not None and fetch_s < work.cut_s:
             because += f"; cutting takes longer, {10 * CUT_CORE_S_S:.1f} s of one core for 10 s"
         stages.append(
             Stage(
                 source=source,
                 num_clips=round(sum(wanted.values())),
                 fetch_bytes=fetch_bytes,
-                seconds=None if fetch_s is None else max(fetch_s, asked.work_s),
+                seconds=None if fetch_s is None else max(fetch_s, work.cut_s),
                 because=because,
             )
         )
@@ -122,44 +122,44 @@ def estimate(
 
 
 def _mirrored(split: str) -> float:
-    """Which share of a split's listed clips the mirror has."""
+    """The share of a split's listed clips that the mirror has."""
     return MIRROR_CLIPS[split] / LISTED[split] if split in LISTED else 0.0
 
 
 _Cost = tuple[float | None, float | None, str]  # bytes, seconds to fetch them, because
 
 
-def _mirror(asked: _Asked) -> _Cost:
-    clips = sum(MIRROR_CLIPS.get(split, 0) for split, count in asked.splits.items() if count)
+def _mirror(work: _Work) -> _Cost:
+    clips = sum(MIRROR_CLIPS.get(split, 0) for split, count in work.splits.items() if count)
     if not clips:
-        return None, None, "nothing is known of a mirror of these splits"
+        return None, None, "the size of a mirror of these splits is unknown"
     size = clips * MIRROR_BYTES / sum(MIRROR_CLIPS.values())
     return (
         size,
         size / LINK_BYTES_S,
-        "a Kinetics-400 split is read whole (no list says which archive has a clip), at 1 Gb/s",
+        "all archives of a Kinetics-400 split (no list says which one has a clip), at 1 Gb/s",
     )
 
 
-def _youtube(asked: _Asked) -> _Cost:
+def _youtube(work: _Work) -> _Cost:
     return (
-        asked.length_s * VIDEO_BYTES_S * SECTION_FACTOR,
-        asked.videos / asked.videos_per_hour * _HOUR_S,
-        f"{asked.videos_per_hour:g} videos an hour, sections of 600 kb/s videos",
+        work.length_s * VIDEO_BYTES_S * SECTION_FACTOR,
+        work.videos / work.videos_per_hour * _HOUR_S,
+        f"{work.videos_per_hour:g} videos per hour, sections of 600 kb/s videos",
     )
 
 
-def _folder(asked: _Asked) -> _Cost:
-    del asked  # the videos lie there: only cutting takes time
+def _folder(work: _Work) -> _Cost:
+    del work  # the videos are on disk: only cutting takes time
     return 0.0, 0.0, "nothing is fetched"
 
 
-def _url(asked: _Asked) -> _Cost:
-    del asked  # a server of the user's: nothing is known of its videos or its line
+def _url(work: _Work) -> _Cost:
+    del work  # a server of the user's, with unknown videos and network
     return None, None, "whole videos of unknown size"
 
 
-COSTS: Mapping[str, Callable[[_Asked], _Cost]] = {
+COSTS: Mapping[str, Callable[[_Work], _Cost]] = {
     "cvdf": _mirror,
     "youtube": _youtube,
     "dir": _folder,
@@ -168,17 +168,17 @@ COSTS: Mapping[str, Callable[[_Asked], _Cost]] = {
 
 
 def format_estimate(segments: Sequence[Segment], expected: Estimate) -> str:
-    """Two small tables: what the segments are, and what each source costs."""
+    """Two small tables: numbers of segments by split, and costs by source."""
     splits = sorted({s.split for s in segments})
     groups = [(split, [s for s in segments if s.split == split]) for split in splits]
     if len(groups) != 1:
         groups.append(("all", list(segments)))
     kinds = console.text_table([_kinds(name, chosen) for name, chosen in groups])
-    costs = console.text_table(list(map(_costs, expected.stages)), words=["counted with"])
+    costs = console.text_table(list(map(_costs, expected.stages)), words=["assuming"])
     return (
         f"{kinds}\n\n{costs}\n\n"
         f"disk for the finished clips: about {console.size_text(expected.disk_bytes)}"
-        f" ({console.size_text(10 * CLIP_BYTES_S)} for 10 s at 256 lines)"
+        f" ({console.size_text(10 * CLIP_BYTES_S)} for 10 s at a height of 256 pixels)"
     )
 
 
@@ -198,5 +198,5 @@ def _costs(stage: Stage) -> dict[str, str]:
         "clips": str(stage.num_clips),
         "to fetch": f"up to {console.size_text(stage.fetch_bytes)}" if stage.fetch_bytes else fetch,
         "time": "unknown" if stage.seconds is None else console.time_text(stage.seconds),
-        "counted with": stage.because,
+        "assuming": stage.because,
     }

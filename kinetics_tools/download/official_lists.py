@@ -1,9 +1,9 @@
 """The official lists of Kinetics, by name: fetched once, checked, kept in the user's cache.
 
-A name is `kinetics400`, or `kinetics400/val` for one of its splits. What is published under a name
-is an archive with a CSV for each split. The cache keeps those CSVs and a record of where they came
-from; it is written only when all of it has been read and checked, so that what is in the cache is
-used without asking the network again.
+A name is `kinetics400`, or `kinetics400/val` for one of its splits. The file published for a
+dataset is an archive with one CSV per split. The cache holds those CSVs and a record of their
+origin. It is written only after everything was read and checked, so a cached list is used without
+the network.
 """
 
 import gzip
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from kinetics_tools.core import http_client
-from kinetics_tools.core.errors import ManifestError, SourceError, lookup
+from kinetics_tools.core.errors import ManifestError, OutError, SourceError, lookup
 from kinetics_tools.core.files import (
     digest,
     file_digest,
@@ -45,9 +45,9 @@ NUM_LABELS: Mapping[str, int] = {
     "kinetics700": 700,
     "kinetics700-2020": 700,
 }
-# Rows of the lists as published. Two test lists of Kinetics-400 go round: ActivityNet's without
-# labels, and CVDF's. For the later sets the papers give rounded or other counts: theirs are
-# recorded, not judged.
+# Rows of the lists as published. Two versions of Kinetics-400's test list exist: ActivityNet's
+# without labels, and CVDF's. For the later datasets the papers give rounded or other counts, so
+# their rows are counted but not checked.
 NUM_ROWS: Mapping[tuple[str, str], tuple[int, ...]] = {
     ("kinetics400", "train"): (246_534,),
     ("kinetics400", "val"): (19_906,),
@@ -60,7 +60,7 @@ MEMBERS: Mapping[str, str] = {
     "val.csv": "val",
     "test.csv": "test",
 }
-MAX_BYTES = 2**30  # of an archive unpacked; the largest list has well under half of that
+MAX_BYTES = 2**30  # of an unpacked archive; the largest list has well under half of that
 _GZIP = b"\x1f\x8b"
 _DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 
@@ -70,12 +70,12 @@ class OfficialList:
     """An official list, or one split of it.
 
     Attributes:
-        name: as asked for, such as "kinetics400" or "kinetics400/val".
+        name: as the user gave it, such as "kinetics400" or "kinetics400/val".
         manifest: its rows.
-        labels: all labels of the dataset, sorted, whatever splits were asked for.
-        address: where it was fetched.
+        labels: all labels of the dataset, sorted, also for one split.
+        address: from which it was fetched.
         sha256: of the file at that address, hex.
-        rows: how many rows the list has, by split; of the splits asked for.
+        rows: number of rows in the list, by split; only the splits that `name` means.
     """
 
     name: str
@@ -86,25 +86,54 @@ class OfficialList:
     rows: Mapping[str, int]
 
     def record(self, out: Path) -> None:
-        """Add to `out/origin.json` where these rows came from."""
+        """Add the origin of these rows to `out/origin.json`.
+
+        Raises:
+            OutError: that file is not ours.
+        """
         path = out / "origin.json"
         dataset = self.name.partition("/")[0]
         with file_lock(out / ".lock-manifest"):
-            known = read_json(path) if path.exists() else []
+            origins = dict.fromkeys(read_origins(path))
             for split, rows in sorted(self.rows.items()):
-                line = {
-                    "list": f"{dataset}/{split}",
-                    "address": self.address,
-                    "sha256": self.sha256,
-                    "rows": rows,
-                }
-                if line not in known:
-                    known.append(line)
-            write_json(path, sorted(known, key=lambda line: (line["list"], line["sha256"])))
+                origins[Origin(f"{dataset}/{split}", self.address, self.sha256, rows)] = None
+            in_order = sorted(origins, key=lambda origin: (origin.list, origin.sha256))
+            write_json(path, [asdict(origin) for origin in in_order])
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where rows of an OUT came from: an entry of its `origin.json`.
+
+    Attributes:
+        list: an official list's split, such as "kinetics400/val".
+        address: from which it was fetched.
+        sha256: of the file at that address, hex.
+        rows: number of rows in that split's list.
+    """
+
+    list: str
+    address: str
+    sha256: str
+    rows: int
+
+
+def read_origins(path: Path) -> list[Origin]:
+    """The entries of an `origin.json`; none where there is no such file.
+
+    Raises:
+        OutError: it is not one of ours.
+    """
+    if not path.exists():
+        return []
+    try:
+        return [Origin(**entry) for entry in read_json(path)]
+    except TypeError as error:
+        raise OutError(f"{path} is not a list of origins ({error}); remove it") from error
 
 
 def is_name(text: str) -> bool:
-    """Whether a word of the command line names an official list. A file is given as ./NAME."""
+    """Whether MANIFEST names an official list. A file of that name is given as ./NAME."""
     dataset, _, split = text.partition("/")
     return dataset in ADDRESSES and split.isalpha() | (split == "")
 
@@ -122,14 +151,14 @@ def fetch(
     Args:
         name: a dataset's name, or `NAME/SPLIT`.
         cache: the user's cache folder.
-        address: in place of the official one: of such an archive, or of a CSV.
+        address: of such an archive, or of a CSV, instead of the official one.
         skip_bad_rows: as in `read_manifest`.
-        pauses_s: as in `web.fetch`.
+        pauses_s: as in `http_client.fetch`.
 
     Raises:
         UnknownNameError: no such split.
-        ManifestError: it cannot be fetched, is damaged, or is not the list that the name promises;
-            or some rows asked for are bad.
+        ManifestError: it cannot be fetched, is damaged, or is not the list that `name` means; or
+            some of its rows are bad.
     """
     dataset, slash, word = name.partition("/")
     official = lookup("list", dataset, ADDRESSES)
@@ -139,19 +168,19 @@ def fetch(
     home = cache / "manifests"
     folder = home / f"{dataset}-{digest(address)[:8]}"
     with file_lock(home / f".lock-{folder.name}"):
-        kept = _kept(folder)
-        if kept is None:
-            kept = _fetch(dataset, address, folder, split, pauses_s)
-    if split is not None and split not in kept.splits:
-        raise ManifestError(f"{address} has no {split} list; it has {', '.join(kept.splits)}")
-    names = sorted(kept.splits, key=_rank) if split is None else [split]
-    chosen = {name: kept.splits[name] for name in names}
+        cached = _read_cached(folder)
+        if cached is None:
+            cached = _fetch(dataset, address, folder, split, pauses_s)
+    if split is not None and split not in cached.splits:
+        raise ManifestError(f"{address} has no {split} list; it has {', '.join(cached.splits)}")
+    names = sorted(cached.splits, key=_rank) if split is None else [split]
+    chosen = {name: cached.splits[name] for name in names}
     return OfficialList(
         name=name,
         manifest=_read(folder, dataset, chosen, skip_bad_rows=skip_bad_rows),
-        labels=kept.labels,
+        labels=cached.labels,
         address=address,
-        sha256=kept.sha256,
+        sha256=cached.sha256,
         rows={name: found.rows for name, found in chosen.items()},
     )
 
@@ -162,7 +191,7 @@ def _rank(split: str) -> tuple[int, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """Where the cache has a split: a CSV, its digest, and how many of its rows are the split's."""
+    """A split in the cache: its CSV, that file's SHA-256, and how many of its rows are of it."""
 
     file: str
     sha256: str
@@ -170,8 +199,8 @@ class _Split:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """The cache's record of one address; `list.json` in the folder of its CSVs."""
+class _CachedList:
+    """What the cache has of one address: `list.json` in the folder of its CSVs."""
 
     address: str
     sha256: str
@@ -179,26 +208,30 @@ class _Kept:
     splits: Mapping[str, _Split]
 
 
-def _kept(folder: Path) -> _Kept | None:
-    """What the cache has in `folder`; None where that is nothing, or not what was put there."""
+def _read_cached(folder: Path) -> _CachedList | None:
+    """What the cache has in `folder`; None where it has nothing, or its files were changed."""
     path = folder / "list.json"
     if not path.is_file():
         return None
     value = read_json(path)
-    splits = {name: _Split(**facts) for name, facts in value.pop("splits").items()}
-    kept = _Kept(**value | {"labels": tuple(value["labels"])}, splits=splits)
-    for split in splits.values():
+    cached = _CachedList(
+        address=value["address"],
+        sha256=value["sha256"],
+        labels=tuple(value["labels"]),
+        splits={name: _Split(**facts) for name, facts in value["splits"].items()},
+    )
+    for split in cached.splits.values():
         file = folder / split.file
         if not file.is_file() or file_digest(file) != split.sha256:
             logger.info("%s was changed; the list is fetched again", file)
             return None
-    return kept
+    return cached
 
 
 def _read(
     folder: Path, dataset: str, splits: Mapping[str, _Split], *, skip_bad_rows: bool
 ) -> Manifest:
-    """The rows of some splits. They may share a file, and then others may be in it too."""
+    """The rows of some splits. Splits may share a file, also with other splits."""
     read = []
     for file in dict.fromkeys(split.file for split in splits.values()):
         mine = [name for name, split in splits.items() if split.file == file]
@@ -226,8 +259,8 @@ def _read(
 
 def _fetch(
     dataset: str, address: str, folder: Path, split: str | None, pauses_s: Sequence[float]
-) -> _Kept:
-    """Fetch and check what is at `address`, and make `folder` of it."""
+) -> _CachedList:
+    """Fetch and check the list at `address`, and store it in `folder`."""
     with scratch_folder(folder.parent) as scratch:
         fetched, new = scratch / "fetched", scratch / "new"
         logger.info("fetching the list of %s from %s", dataset, address)
@@ -236,19 +269,21 @@ def _fetch(
         except SourceError as error:
             raise ManifestError(
                 f"{dataset} cannot be fetched ({error.reason}: {error.detail}); try "
-                "again, name another --manifest-address, or give a CSV by its path"
+                "again, give another --manifest-address, or give a CSV by its path"
             ) from error
         new.mkdir()
-        kept = _unpack(dataset, address, fetched, new, split)
-        write_json(new / "list.json", asdict(kept))
+        cached = _unpack(dataset, address, fetched, new, split)
+        write_json(new / "list.json", asdict(cached))
         if folder.exists():
             shutil.rmtree(folder)
         new.rename(folder)
-    return kept
+    return cached
 
 
-def _unpack(dataset: str, address: str, fetched: Path, into: Path, split: str | None) -> _Kept:
-    """Write the CSVs of a fetched file into a folder, and check that they are the list."""
+def _unpack(
+    dataset: str, address: str, fetched: Path, into: Path, split: str | None
+) -> _CachedList:
+    """Write the CSVs of a fetched file into a folder, and check that they are the dataset's."""
     splits: dict[str, _Split] = {}
     labels: set[str] = set()
     for its_split, data in _lists(address, fetched):
@@ -263,14 +298,15 @@ def _unpack(dataset: str, address: str, fetched: Path, into: Path, split: str | 
                 raise ManifestError(f"{address}: two of its lists have rows of the split {name}")
             splits[name] = _Split(file, file_digest(into / file), rows)
     if not splits:
-        raise ManifestError(f"{address}: no {', '.join(sorted(MEMBERS))} is in this archive")
+        raise ManifestError(f"{address}: this archive has no {', '.join(sorted(MEMBERS))}")
     for name, found in splits.items():
         _check_rows(dataset, name, found.rows, address)
-    return _Kept(address, file_digest(fetched), _full(dataset, labels, address), splits)
+    full = _full_labels(dataset, labels, address)
+    return _CachedList(address, file_digest(fetched), full, splits)
 
 
 def _lists(address: str, fetched: Path) -> Iterator[tuple[str | None, bytes]]:
-    """Each list in a fetched file: the split that an archive's member is named for, its bytes."""
+    """Yield each list in a fetched file: the split that its name means (None: a CSV), its bytes."""
     with fetched.open("rb") as file:
         is_archive = file.read(len(_GZIP)) == _GZIP
     if not is_archive:
@@ -279,7 +315,7 @@ def _lists(address: str, fetched: Path) -> Iterator[tuple[str | None, bytes]]:
     try:
         with gzip.open(fetched) as unzipped:
             stream = _Bounded(unzipped, address)
-            # Members are read, never extracted: their paths say nothing to us but a base name.
+            # Members are read, never extracted: of their paths only the base name is used.
             with tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[call-overload]  # only read() is used
                 for member in archive:
                     split = MEMBERS.get(PurePosixPath(member.name).name)
@@ -288,15 +324,15 @@ def _lists(address: str, fetched: Path) -> Iterator[tuple[str | None, bytes]]:
                     if content is not None:
                         yield split, content.read()
             while stream.read(2**20):
-                pass  # to the end, where gzip keeps its checksum
+                pass  # to the end, where gzip has its checksum
     except _DAMAGED as error:
         raise ManifestError(
-            f"{address} is damaged or cut off ({error}); give the same command again"
+            f"{address} is damaged or cut off ({error}); rerun the same command"
         ) from error
 
 
 class _Bounded:
-    """A file that may give at most MAX_BYTES: a small archive can claim to hold anything."""
+    """A file of which at most MAX_BYTES can be read: a small archive can unpack to any size."""
 
     def __init__(self, file: gzip.GzipFile, address: str) -> None:
         self._file = file
@@ -304,7 +340,11 @@ class _Bounded:
         self._address = address
 
     def read(self, size: int) -> bytes:
-        """As of any file."""
+        """Read `size` bytes, fewer only at the end.
+
+        Raises:
+            ManifestError: more than MAX_BYTES were read.
+        """
         data = self._file.read(size)
         self._left -= len(data)
         if self._left < 0:
@@ -313,7 +353,7 @@ class _Bounded:
 
 
 def _count(read: Manifest) -> dict[str, int]:
-    """Rows by split. Those that are no segment belong to the split of the others, if it is one."""
+    """Rows by split. Where all are of one split, duplicates and bad rows count there."""
     counts = Counter(s.split for s in read.segments)
     if len(counts) == 1:
         (only,) = counts
@@ -326,21 +366,21 @@ def _check_rows(dataset: str, split: str, rows: int, address: str) -> None:
     if rows not in expected:
         raise ManifestError(
             f"{address}: its {split} list has {rows} rows, {dataset}'s has "
-            f"{' or '.join(map(str, expected))}; to use it nevertheless give the CSV by its path"
+            f"{' or '.join(map(str, expected))}; to use it anyway, give the CSV by its path"
         )
 
 
-def _full(dataset: str, found: set[str], address: str) -> tuple[str, ...]:
-    """The dataset's whole label list. A list without labels leaves a known one as it is."""
+def _full_labels(dataset: str, found: set[str], address: str) -> tuple[str, ...]:
+    """The dataset's full label list: the labels found, else a known dataset's own."""
     labels = tuple(sorted(found))
     known = known_labels(dataset) if dataset in KNOWN_LABELS else labels
     if not labels and known:
         return known
     if len(labels) != NUM_LABELS[dataset] or labels != known:
         odd = sorted(set(labels) ^ set(known))
-        which = f", {odd[0]!r} for one is not in both" if odd else ""
+        which = f", {odd[0]!r} is only in one of them" if odd else ""
         raise ManifestError(
             f"{address} has {len(labels)} labels, {dataset} has {NUM_LABELS[dataset]}{which}; "
-            "to use it nevertheless give the CSV by its path, with --labels"
+            "to use it anyway, give the CSV by its path, with --labels"
         )
     return labels

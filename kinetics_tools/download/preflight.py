@@ -1,4 +1,4 @@
-"""What is missing or old, found before a long job instead of after it."""
+"""`--check`: what a long job needs and lacks, found before it instead of after it."""
 
 import os
 import re
@@ -20,13 +20,18 @@ from kinetics_tools.download.sources import js_runtime
 from kinetics_tools.media import encode
 from kinetics_tools.media.cut import ClipRecipe, cut
 
-OLD_DAYS = 90  # YouTube changes every few weeks; older releases fail in ways that look like others
-SPARE = 1.1  # the disk estimate is no promise
+OLD_DAYS = 90  # YouTube changes every few weeks; what an older release reports is misleading
+DISK_MARGIN = 1.1  # the estimate is not exact
 INSTALL = 'pip install -U "yt-dlp[default,deno]"'
+ADVICE: Mapping[str, str] = {
+    "--cookies": "give a cookies.txt file in Netscape format",
+    "--cookies-from-browser": "close the browser, or export a cookies.txt file for --cookies",
+    "--impersonate": 'pip install -U "yt-dlp[default,curl-cffi]"',
+}
 
 
 class Level(StrEnum):
-    """How a finding bears on the job."""
+    """What a finding means for the job."""
 
     OK = "ok"
     MISSING = "missing"  # the job would fail
@@ -36,7 +41,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at, how it is, and what to do where it is not well."""
+    """One thing that was checked: its level, what was found, and what to do about it."""
 
     level: Level
     what: str
@@ -52,15 +57,15 @@ class PreflightJob:
     """What is to be checked.
 
     Attributes:
-        out: the folder to fill. Nothing is written to it, nor is it made.
+        out: the folder to fill. The check neither makes it nor writes to it.
         cache: the user's cache folder.
-        tmp_dir: where scratch files go, where that is not `out`.
+        tmp_dir: folder of scratch files; None for `out`.
         binary: the ffmpeg program.
         recipe: of the clips.
-        needed_bytes: what the finished clips are expected to take.
+        needed_bytes: expected size of the finished clips.
         ytdlp: parameters of yt-dlp; None where no source uses it.
-        is_youtube: whether it is YouTube that is asked.
-        lockout: what the pace says of YouTube's refusals; None where it may be asked.
+        is_youtube: whether one of the sources is YouTube.
+        lockout: why YouTube blocks this address or account; None where it does not.
     """
 
     out: Path
@@ -75,11 +80,11 @@ class PreflightJob:
 
 
 def check(job: PreflightJob, *, today: date | None = None) -> list[Finding]:
-    """Look at everything that a job needs, without asking any source.
+    """Check everything that a job needs, without a request to any source.
 
     Args:
         job: what is to be done.
-        today: by default the clock's.
+        today: the date; None for that of the clock.
     """
     found = [*_ffmpeg(job), *_folders(job), _space(job)]
     if job.ytdlp is not None:
@@ -91,7 +96,7 @@ def check(job: PreflightJob, *, today: date | None = None) -> list[Finding]:
 
 
 def check_youtube(parameters: Mapping[str, Any], *, today: date | None = None) -> list[Finding]:
-    """Look at what yt-dlp needs to be given videos by YouTube; `parameters` are its own."""
+    """Check what yt-dlp needs for YouTube; `parameters` are yt-dlp's own."""
     return [_release(today), _js_runtime(parameters), _solver(parameters)]
 
 
@@ -101,7 +106,7 @@ def is_ready(findings: Sequence[Finding]) -> bool:
 
 
 def _ffmpeg(job: PreflightJob) -> Iterator[Finding]:
-    """Whether the binary makes a clip: a stranger's build may lack the encoder."""
+    """Whether the binary makes a clip: a build of the user's may lack the encoder."""
     what = f"ffmpeg {job.recipe.ffmpeg} ({job.binary})"
     grey = np.full((16, 16, 3), 128, np.uint8)
     with tempfile.TemporaryDirectory() as folder:
@@ -120,11 +125,11 @@ def _ffmpeg(job: PreflightJob) -> Iterator[Finding]:
             yield Finding(
                 Level.MISSING,
                 f"{what} cannot make a clip ({error.detail})",
-                "leave --ffmpeg out to use our own",
+                "leave --ffmpeg out to use the included one",
             )
             return
     if re.match(r"n?8\.1\b", job.recipe.ffmpeg):
-        what += ", with which yt-dlp's --download-sections hangs; our sections are fetched without"
+        what += ", with which yt-dlp's --download-sections hangs; it is not used here"
     yield Finding(Level.OK, what)
 
 
@@ -145,7 +150,7 @@ def _folders(job: PreflightJob) -> Iterator[Finding]:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder itself, or the first above it that is there."""
+    """The folder itself, or the nearest folder above it that exists."""
     absolute = folder.absolute()
     return next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
 
@@ -153,8 +158,8 @@ def _nearest(folder: Path) -> Path:
 def _space(job: PreflightJob) -> Finding:
     free = shutil.disk_usage(_nearest(job.out)).free
     what = f"{size_text(free)} free, about {size_text(job.needed_bytes)} needed at {job.out}"
-    if free < job.needed_bytes * SPARE:
-        return Finding(Level.MISSING, what, "make room, choose another OUT, or fewer --classes")
+    if free < job.needed_bytes * DISK_MARGIN:
+        return Finding(Level.MISSING, what, "make room, or choose another OUT or fewer --classes")
     return Finding(Level.OK, what)
 
 
@@ -168,35 +173,14 @@ def _release(today: date | None) -> Finding:
 
 
 def _options(parameters: Mapping[str, Any]) -> Iterator[Finding]:
-    """Options that yt-dlp would only refuse, or pass over in silence, when it is used."""
-    path = parameters.get("cookiefile")
-    if path is not None and not os.access(path, os.R_OK):
-        # yt-dlp itself goes on without cookies then, and says nothing.
-        yield Finding(Level.MISSING, f"--cookies {path} cannot be read", "give a cookies.txt file")
-    elif path is not None:
-        yield _accepted(parameters, "cookiefile", f"--cookies {path}", "export cookies.txt again")
-    if parameters.get("cookiesfrombrowser"):
-        browser = parameters["cookiesfrombrowser"][0]
-        yield _accepted(
-            parameters,
-            "cookiesfrombrowser",
-            f"--cookies-from-browser {browser}",
-            "close the browser, or export a cookies.txt file for --cookies",
-        )
-    if parameters.get("impersonate") is not None:
-        yield _accepted(
-            parameters,
-            "impersonate",
-            f"--impersonate {parameters['impersonate']}",
-            'pip install -U "yt-dlp[default,curl-cffi]"',
-        )
-
-
-def _accepted(parameters: Mapping[str, Any], name: str, what: str, advice: str) -> Finding:
-    said = js_runtime.objection({name: parameters[name]})
-    if said is None:
-        return Finding(Level.OK, what)
-    return Finding(Level.MISSING, f"{what} cannot be used ({said})", advice)
+    """Options that yt-dlp rejects, or silently ignores, only when it is used."""
+    for option in js_runtime.check_options(parameters):
+        what = f"{option.name} {option.value}"
+        if option.problem is None:
+            yield Finding(Level.OK, what)
+        else:
+            problem = f"{what} cannot be used ({option.problem})"
+            yield Finding(Level.MISSING, problem, ADVICE[option.name])
 
 
 def _js_runtime(parameters: Mapping[str, Any]) -> Finding:
@@ -208,11 +192,11 @@ def _js_runtime(parameters: Mapping[str, Any]) -> Finding:
     if usable:
         return Finding(
             Level.MISSING,
-            f"{usable[0].name} {usable[0].version} is there, but yt-dlp may not use it",
+            f"{usable[0].name} {usable[0].version} is installed, but yt-dlp may not use it",
             f"add --js-runtimes {usable[0].name}",
         )
     if found:
-        old = min(found, key=lambda js: not js.is_enabled)  # the one that the user meant
+        old = min(found, key=lambda js: not js.is_enabled)  # one that the user enabled, if any
         return Finding(
             Level.MISSING,
             f"{old.name} {old.version} ({old.path}) is too old a JavaScript runtime",
@@ -231,15 +215,15 @@ def _solver(parameters: Mapping[str, Any]) -> Finding:
     return Finding(
         Level.MISSING,
         f"no {js_runtime.SOLVER}, yt-dlp's solver scripts" if scripts.installed is None else has,
-        f"{INSTALL}, which brings {scripts.wanted or 'the version wanted'}",
+        f"{INSTALL}, which installs {scripts.wanted or 'the version that fits'}",
     )
 
 
 def _lockout(lockout: SourceError | None) -> Finding:
     if lockout is None:
-        return Finding(Level.OK, "no refusal of YouTube stands against this identity")
+        return Finding(Level.OK, "YouTube is not blocking this address or account")
     return Finding(
         Level.WARNING,
-        f"YouTube is not asked now ({lockout})",
+        f"YouTube is blocking this address or account ({lockout})",
         "wait, or use the mirror: --source cvdf",
     )

@@ -1,4 +1,4 @@
-"""The report on an OUT: one HTML page without any other file, in `OUT/report`, beside the lists."""
+"""The report on an OUT: one self-contained HTML page in `OUT/report`, beside the lists."""
 
 import math
 from collections import Counter
@@ -34,9 +34,9 @@ from kinetics_tools.download.coverage import (
 TEMPLATE: Final = Path(__file__).with_name("report.html.jinja")
 FOLDER: Final = "report"
 PAGE: Final = "report.html"
-NUM_WORST: Final = 24  # classes whose bars can be read; more get a histogram beside
+NUM_WORST: Final = 24  # classes whose bars can be read; for more there is also a histogram
 MAX_BINS: Final = 120
-WIDTH_IN: Final = 5.2  # about a phone's width: letters keep their size there
+WIDTH_IN: Final = 5.2  # about the width of a phone, so that letters keep their size there
 COLOURS: Final[Mapping[State, str]] = {
     State.PRESENT: "#2a6fb4",
     State.RETRYABLE: "#e0a030",
@@ -56,18 +56,17 @@ _STEPS_S: Final = (60, 600, 3600, DAY_S // 4, DAY_S)
 
 
 def write_report(out: Path, *, absolute: bool = False) -> tuple[Coverage, list[Path]]:
-    """Write the page and the lists into `out/report`; return what they say, and their paths.
+    """Write the page and the lists into `out/report`; return what they show, and their paths.
 
-    It only reads elsewhere, so it may be asked while a run is under way. The same OUT gives the
-    same bytes.
+    Nothing else is written, so it may be called during a run. The same OUT gives the same bytes.
 
     Args:
         out: a folder that kinetics-download filled, or is filling.
         absolute: whether the lists have absolute paths.
 
     Raises:
-        ManifestError: `out` is no such folder.
-        OutError: a ledger is broken, or an absolute path would have a space.
+        ManifestError: `out` is not such a folder.
+        OutError: a ledger is damaged, or an absolute path would have a space.
     """
     coverage = survey(out)
     lists = write_lists(coverage, out / FOLDER, root=out if absolute else None)
@@ -77,7 +76,7 @@ def write_report(out: Path, *, absolute: bool = False) -> tuple[Coverage, list[P
 
 
 def page(coverage: Coverage, lists: list[Path]) -> str:
-    """The HTML page, which links the lists that lie beside it."""
+    """The HTML page, with links to the lists beside it."""
     total = coverage.total
     classes = coverage.states(lambda segment: segment.label or UNLABELLED)
     order = sorted(classes, key=lambda label: (_covered(classes[label]), label))
@@ -120,7 +119,7 @@ def _axes(height_in: float, *, rows: int = 1) -> tuple[Figure, Any]:
 
 
 def _bars(axes: Axes, groups: Mapping[str, Counter[State]]) -> None:
-    """A bar a group, divided by state, as shares of what was expected."""
+    """One bar per group, divided by state, in percent of the expected clips."""
     names = [_name(name) for name in groups]
     left = [0.0] * len(names)
     for state in State:
@@ -137,35 +136,35 @@ def _splits(coverage: Coverage) -> Markup:
     groups = dict(sorted(coverage.states(lambda segment: segment.split).items()))
     figure, axes = _axes(1.5 + 0.4 * len(groups))
     _bars(axes, groups)
-    told = "; ".join(f"{name} {_told(states)}" for name, states in groups.items())
-    return figure_image(figure, f"Coverage by split: {told}")
+    shown = "; ".join(f"{name} {_coverage_text(states)}" for name, states in groups.items())
+    return figure_image(figure, f"Coverage by split: {shown}")
 
 
-def _told(states: Counter[State]) -> str:
+def _coverage_text(states: Counter[State]) -> str:
     return f"{share(states[State.PRESENT], states.total())} % of {states.total():,}"
 
 
 def _worst(classes: Mapping[str, Counter[State]], worst: list[str]) -> Markup:
     figure, axes = _axes(1.5 + 0.26 * len(worst))
     _bars(axes, {label: classes[label] for label in worst})
-    told = "; ".join(f"{label} {_told(classes[label])}" for label in worst)
-    return figure_image(figure, f"Coverage of the classes that lack most: {told}")
+    shown = "; ".join(f"{label} {_coverage_text(classes[label])}" for label in worst)
+    return figure_image(figure, f"Coverage of the classes with the most missing clips: {shown}")
 
 
 def _histogram(classes: Mapping[str, Counter[State]]) -> Markup:
-    """How many classes are covered how well, in steps of 5 %."""
+    """The number of classes by coverage, in steps of 5 %."""
     steps = Counter(min(int(20 * _covered(states)), 19) for states in classes.values())
     figure, axes = _axes(2.6)
     lows = [5 * step for step in range(20)]
     axes.bar(lows, [steps[step] for step in range(20)], 4.6, align="edge", color="#2a6fb4")
     axes.set(xlabel="% of the class's expected clips", ylabel="classes", xlim=(0, 100))
     style_axes(axes)
-    told = ", ".join(f"{n} with {5 * s} to {5 * s + 5} %" for s, n in sorted(steps.items()))
-    return figure_image(figure, f"Number of classes by coverage: {told}")
+    shown = ", ".join(f"{n} with {5 * s} to {5 * s + 5} %" for s, n in sorted(steps.items()))
+    return figure_image(figure, f"Number of classes by coverage: {shown}")
 
 
 def _attrition(coverage: Coverage) -> Markup:
-    """A stair from what was expected, through what each source gave, to what is not there."""
+    """A waterfall from the expected clips, through those of each source, to the missing ones."""
     total = coverage.total
     steps = [("expected", total.total(), "#3b3b58")]
     given = coverage.given.items()
@@ -182,12 +181,12 @@ def _attrition(coverage: Coverage) -> Markup:
     axes.set(xlabel="segments", xlim=(0, max(total.total(), 1)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     style_axes(axes)
-    told = ", ".join(f"{name} {count:,}" for name, count, _ in steps)
-    return figure_image(figure, f"From what was expected to what is not there: {told}")
+    shown = ", ".join(f"{name} {count:,}" for name, count, _ in steps)
+    return figure_image(figure, f"From expected to missing clips: {shown}")
 
 
 def _number(axes: Axes, place: int, count: int, bar: tuple[int, int], whole: int) -> None:
-    """Write a bar's number where there is room: inside, before it, or behind it."""
+    """Write a bar's number where there is room: inside it, before it, or after it."""
     start, end = bar
     if end - start > 0.25 * whole:
         axes.text(start, place, f" {count:,}", va="center", ha="left", color="white")
@@ -204,19 +203,19 @@ def _reasons(coverage: Coverage) -> Markup:
     for kind in sorted(set(kinds), key=list(CLASS_COLOURS).index):
         places = [at for at, other in enumerate(kinds) if other == kind]
         counts = [list(reasons.values())[at] for at in places]
-        axes.barh(places, counts, color=CLASS_COLOURS[kind], label=kind or "no answer yet")
+        axes.barh(places, counts, color=CLASS_COLOURS[kind], label=kind or "not tried or lost")
     axes.set_yticks(range(len(reasons)), [_name(reason) for reason in reasons])
     axes.invert_yaxis()
     axes.set(xlabel="gaps")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     style_axes(axes)
-    told = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
-    return figure_image(figure, f"Gaps by reason: {told}")
+    shown = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+    return figure_image(figure, f"Gaps by reason: {shown}")
 
 
 def _sources(coverage: Coverage) -> Markup:
-    """Clips that each source gave, and their bytes."""
+    """Clips of each source, and their bytes."""
     given = coverage.given
     unit, size = ("GB", 1e9) if coverage.num_bytes >= 1e9 else ("MB", 1e6)
     figure = Figure(figsize=(WIDTH_IN, 0.9 + 0.36 * len(given)), layout="constrained")
@@ -232,20 +231,20 @@ def _sources(coverage: Coverage) -> Markup:
         axes.set_xlim(left=0, right=None if any(n for n, _ in given.values()) else 1)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=axes is clips))
         style_axes(axes)
-    told = "; ".join(
+    shown = "; ".join(
         f"{source} {num_clips:,} clips, {size_text(num_bytes)}"
         for source, (num_clips, num_bytes) in given.items()
     )
-    return figure_image(figure, f"Clips and bytes by source: {told}")
+    return figure_image(figure, f"Clips and bytes by source: {shown}")
 
 
 def _rate(coverage: Coverage) -> Markup:
-    """Clips made and refusals, an hour, over time."""
+    """Clips made, and rate limits and bot checks, per hour over time."""
     step, (made, refused) = rebin(coverage.made, coverage.refused)
     figure, panels = _axes(3.8, rows=2)
     for axes, counts, title, state in (
-        (panels[0], made, "clips an hour", State.PRESENT),
-        (panels[1], refused, "refusals an hour", State.PERMANENT),
+        (panels[0], made, "clips per hour", State.PRESENT),
+        (panels[1], refused, "blocks per hour", State.PERMANENT),
     ):
         rates = [3600 * count / step.total_seconds() for count in counts.values()]
         axes.bar(list(counts), rates, step, align="edge", color=COLOURS[state])
@@ -256,8 +255,8 @@ def _rate(coverage: Coverage) -> Markup:
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=UTC))  # type: ignore[no-untyped-call]  # matplotlib's
         style_axes(axes)
     panels[1].set(xlabel=f"UTC, in steps of {step}")
-    told = f"{_span(made, step, 'clips made')}; {_span(refused, step, 'refusals')}"
-    return figure_image(figure, f"Rate over time: {told}")
+    shown = f"{_span(made, step, 'clips made')}; {_span(refused, step, 'blocks')}"
+    return figure_image(figure, f"Rate over time: {shown}")
 
 
 def _span(counts: Bins, step: timedelta, what: str) -> str:
@@ -268,9 +267,9 @@ def _span(counts: Bins, step: timedelta, what: str) -> str:
 
 
 def rebin(*by_minute: Mapping[str, int]) -> tuple[timedelta, list[Bins]]:
-    """Counts by minute, summed in steps so long that `MAX_BINS` of them cover all the time.
+    """Counts by minute, summed in steps; at most `MAX_BINS` steps cover the whole time.
 
-    Empty steps are left out.
+    Steps without counts are left out.
     """
     parsed = [{_epoch_s(text): count for text, count in counts.items()} for counts in by_minute]
     times = [time_s for counts in parsed for time_s in counts]

@@ -107,7 +107,7 @@ def test_the_table_counts_each_segment_once(out: Path) -> None:
         "retryable gaps": "3",
         "permanent gaps": "2",
         "not tried": "1",
-        "covered %": "33.3",
+        "coverage %": "33.3",
     }
     assert [rows[split]["expected"] for split in ("train", "val")] == ["4", "5"]
 
@@ -216,7 +216,7 @@ def test_what_cannot_be_reported_is_one_line(tmp_path: Path) -> None:
         survey(tmp_path)
     spaced = tmp_path / "my clips"
     ask(spaced, [LATER])
-    with pytest.raises(OutError, match="has a space, at which readers of lists split"):
+    with pytest.raises(OutError, match="has a space, at which readers of such lists split"):
         write_report(spaced, absolute=True)
     write_report(spaced)
     tell(spaced, [Line(key=LATER.key, status="done", source="cvdf", time="yesterday")])

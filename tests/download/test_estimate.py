@@ -94,12 +94,15 @@ def test_the_tables_read_well() -> None:
         "val           4       2        1",
         "all        1004    1000        1",
     ]
-    assert said[5].split() == ["source", "clips", "to", "fetch", "time", "counted", "with"]
+    assert said[5].split() == ["source", "clips", "to", "fetch", "time", "assuming"]
     assert said[6].startswith(
         "dir:/v    1004       nothing  15 min  nothing is fetched; cutting takes longer, 1.8 s"
     )
-    assert said[7].startswith("youtube   1004  up to 1.9 GB   4.2 h  240 videos an hour, ")
-    assert said[-1] == "disk for the finished clips: about 1.1 GB (1.1 MB for 10 s at 256 lines)"
+    assert said[7].startswith("youtube   1004  up to 1.9 GB   4.2 h  240 videos per hour, ")
+    assert (
+        said[-1]
+        == "disk for the finished clips: about 1.1 GB (1.1 MB for 10 s at a height of 256 pixels)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -293,10 +293,10 @@ def with_hurt_byte(data: bytes) -> bytes:
 
 # Ways of tar 1, and the reason and words for what may have been in it.
 BROKEN: dict[str, tuple[bytes, dict[str, Any], Reason, str]] = {
-    "cut gzip": (tarball(clips([2, 3]))[:-3000], {}, Reason.DAMAGED, "broken archive"),
-    "hurt gzip": (with_hurt_byte(tarball(clips([2, 3]))), {}, Reason.DAMAGED, "broken archive"),
-    "no archive": (b"\0\1" * 9999, {}, Reason.DAMAGED, "broken archive"),
-    "empty": (b"", {}, Reason.DAMAGED, "broken archive"),
+    "cut gzip": (tarball(clips([2, 3]))[:-3000], {}, Reason.DAMAGED, "damaged archive"),
+    "hurt gzip": (with_hurt_byte(tarball(clips([2, 3]))), {}, Reason.DAMAGED, "damaged archive"),
+    "no archive": (b"\0\1" * 9999, {}, Reason.DAMAGED, "damaged archive"),
+    "empty": (b"", {}, Reason.DAMAGED, "damaged archive"),
     "page": (b"<html>", {"kind": "text/html"}, Reason.SERVER, "is an HTML page"),
     "forbidden": (b"", {"statuses": [403] * 9}, Reason.SERVER, "HTTP 403"),
     "busy": (b"", {"statuses": [429] * 9}, Reason.SERVER, "HTTP 429"),

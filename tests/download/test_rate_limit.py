@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kinetics_tools.core.errors import Reason, SourceError
 from kinetics_tools.download.sources.rate_limit import (
     MAX_LOCKOUT_S,
-    STRIKES,
+    MAX_REFUSALS,
     LockedOut,
     RateLimiter,
     rate_limit_path,
@@ -43,7 +43,7 @@ def edit(pace: RateLimiter, **values: object) -> None:
 
 
 def lock_out(pace: RateLimiter) -> None:
-    for _ in range(STRIKES):
+    for _ in range(MAX_REFUSALS):
         pace.wait()
         pace.refused(Reason.BOT_CHECK, detail="Sign in to confirm you're not a bot")
 
@@ -139,7 +139,7 @@ def test_three_refusals_in_a_row_lock_the_identity_out(tmp_path: Path) -> None:
 
 def test_an_answer_ends_the_row(tmp_path: Path) -> None:
     pace = make_pace(tmp_path)
-    for _ in range(STRIKES):
+    for _ in range(MAX_REFUSALS):
         pace.refused(Reason.RATE_LIMITED)
         pace.refused(Reason.RATE_LIMITED)
         pace.granted()
@@ -150,7 +150,7 @@ def test_an_answer_to_who_had_asked_before_the_refusal_does_not_end_the_row(
     tmp_path: Path,
 ) -> None:
     pace = make_pace(tmp_path, interval_s=60)
-    for _ in range(STRIKES):
+    for _ in range(MAX_REFUSALS):
         pace.refused(Reason.RATE_LIMITED)
         pace.granted()  # another worker's, a moment later
         with pace._held() as state:  # the pause is over, unless it is a lock-out
@@ -161,7 +161,7 @@ def test_an_answer_to_who_had_asked_before_the_refusal_does_not_end_the_row(
 
 def test_refusals_of_requests_that_were_under_way_are_one_refusal(tmp_path: Path) -> None:
     pace = make_pace(tmp_path, interval_s=60)
-    for _ in range(STRIKES + 1):
+    for _ in range(MAX_REFUSALS + 1):
         pace.refused(Reason.RATE_LIMITED)
     assert pace.locked_s() == 0
 
@@ -182,7 +182,7 @@ def test_how_long_a_refusal_holds(
     with pace._held() as state:
         left_s = state.paused_until_s - time.clock_gettime(time.CLOCK_BOOTTIME)
     assert pause_s - 30 < left_s <= pause_s
-    assert (pace.locked_s() > 0) == (num_before == STRIKES - 1)
+    assert (pace.locked_s() > 0) == (num_before == MAX_REFUSALS - 1)
 
 
 def test_a_lockout_is_as_long_as_the_site_asks_for_up_to_a_day(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_only_a_row_of_refusals_locks(
     pace = make_pace(tmp_path_factory.mktemp("pace"), interval_s=1e-5)
     row = 0
     for answer in answers:
-        if row == STRIKES:
+        if row == MAX_REFUSALS:
             with pytest.raises(SourceError):
                 pace.wait()
             return
@@ -272,7 +272,7 @@ def test_only_a_row_of_refusals_locks(
         else:
             pace.refused(Reason.RATE_LIMITED)
             row += 1
-        assert (pace.locked_s() > 0) == (row == STRIKES)
+        assert (pace.locked_s() > 0) == (row == MAX_REFUSALS)
 
 
 numbers = st.floats() | st.integers() | st.none() | st.text(max_size=3)

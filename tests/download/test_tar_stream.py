@@ -103,14 +103,14 @@ def test_a_cut_or_changed_archive_is_damaged_wherever_it_is_hurt() -> None:
         f"header {n}": plain[: 3584 * n] + b"\xff" * 20 + plain[3584 * n + 20 :] for n in range(4)
     }
     for name, data in wounds.items():
-        with pytest.raises(SourceError, match="broken archive") as caught:
+        with pytest.raises(SourceError, match="damaged archive") as caught:
             stems(data)
         assert caught.value.reason is Reason.DAMAGED, name
 
 
 def test_a_wound_inside_a_clip_leaves_no_half_of_it(tmp_path: Path) -> None:
     data = tarball(CLIPS, compressed=False)[: 3584 + 1000]
-    with pytest.raises(SourceError, match="broken archive"):
+    with pytest.raises(SourceError, match="damaged archive"):
         for member in tar_stream.videos(Raw(data)):
             member.save(tmp_path / member.stem)
     assert list(tree(tmp_path)) == ["clip0"]

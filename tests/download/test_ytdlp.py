@@ -31,7 +31,7 @@ from kinetics_tools.download import cli
 from kinetics_tools.download.sources import youtube as youtube_module
 from kinetics_tools.download.sources import ytdlp, ytdlp_options
 from kinetics_tools.download.sources.base import Footage, SourceUnit
-from kinetics_tools.download.sources.rate_limit import STRIKES, LockedOut, RateLimiter
+from kinetics_tools.download.sources.rate_limit import MAX_REFUSALS, LockedOut, RateLimiter
 from kinetics_tools.download.sources.youtube import OnlineSource
 from kinetics_tools.media.cut import ClipRecipe, cut
 from support import MediaServer
@@ -339,7 +339,7 @@ def test_a_video_that_is_refused_is_not_asked_for_again_whatever_its_segments(
 def test_the_third_refusal_in_a_row_locks_the_visitor_out_and_nothing_more_is_asked(
     youtube: YouTubeStandIn, source: OnlineSource, ask: Ask
 ) -> None:
-    for number in range(STRIKES):
+    for number in range(MAX_REFUSALS):
         assert source.lockout() is None
         youtube.put(f"refused000{number}", refusal="bot-check")
         refused(source, ask, f"refused000{number}")
@@ -370,7 +370,7 @@ def test_a_row_of_refusals_ends_with_whatever_else_became_of_a_video(
     is_answer: bool,
 ) -> None:
     youtube.put("refused0000", refusal="rate-limited")
-    for _ in range(STRIKES - 1):
+    for _ in range(MAX_REFUSALS - 1):
         refused(source, ask, "refused0000")
     youtube.put("another0000", long_video, seconds=60, **behaviour)
     with contextlib.suppress(SourceError):
@@ -406,7 +406,7 @@ def test_media_that_are_refused_to_the_visitor_count_although_the_site_tells_of_
     long_video: Path,
     behaviour: dict[str, list[int]],
 ) -> None:
-    for number in range(STRIKES):
+    for number in range(MAX_REFUSALS):
         assert source.lockout() is None
         name = f"refused000{number}"
         own = {
@@ -426,7 +426,7 @@ def test_a_lockout_while_an_address_is_renewed_is_no_refusal_of_the_video(
     opened = source.open(SourceUnit((segment("aged0000000"),)), tmp_path)
     footage = opened.footage(segment("aged0000000"))
     next(footage)
-    for _ in range(STRIKES):
+    for _ in range(MAX_REFUSALS):
         source.limiter.refused(Reason.BOT_CHECK)
     youtube.put("aged0000000", long_video, seconds=60, media=[403])
     with pytest.raises(LockedOut):
@@ -687,9 +687,9 @@ def test_every_option_that_passes_is_one_of_yt_dlp() -> None:
     ],
 )
 def test_what_could_run_a_program_or_write_elsewhere_does_not_pass(word: str) -> None:
-    with pytest.raises(KineticsError, match="does not pass through"):
+    with pytest.raises(KineticsError, match="is not passed to yt-dlp"):
         ytdlp.parse([word])
-    with pytest.raises(KineticsError, match="does not pass through"):
+    with pytest.raises(KineticsError, match="is not passed to yt-dlp"):
         ytdlp_options.settle([word])
 
 

@@ -1,14 +1,15 @@
-"""What yt-dlp needs besides itself to fetch from YouTube, as yt-dlp itself finds it.
+"""What else yt-dlp needs to fetch from YouTube, found in the way that yt-dlp finds it.
 
-YouTube asks its visitors to solve a puzzle in JavaScript: yt-dlp hands it to a runtime that must be
-installed beside it, with solver scripts that must fit its version.
+YouTube sends a puzzle in JavaScript. yt-dlp solves it with a JavaScript runtime, which must be
+installed, and with solver scripts that must fit yt-dlp's version.
 """
 
 import contextlib
 import importlib.metadata
 import io
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -19,6 +20,11 @@ import yt_dlp.globals
 
 SOLVER = "yt-dlp-ejs"
 ONLY_ENABLED: Mapping[str, Any] = {"deno": {}}  # yt-dlp's own default
+CHECKED_OPTIONS: Mapping[str, str] = {  # by the name of yt-dlp's parameter
+    "cookiefile": "--cookies",
+    "cookiesfrombrowser": "--cookies-from-browser",
+    "impersonate": "--impersonate",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +34,10 @@ class JsRuntime:
     Attributes:
         name: yt-dlp's name of it: deno, node, quickjs or bun.
         path: of the program.
-        version: as it says.
+        version: as the program prints it.
         minimum: the first version that yt-dlp can use.
         is_supported: whether `version` is one that yt-dlp can use.
-        is_enabled: whether yt-dlp's options let it be used; only deno is without being named.
+        is_enabled: whether yt-dlp's options allow it; deno needs no option.
     """
 
     name: str
@@ -47,9 +53,9 @@ class Solver:
     """The solver scripts.
 
     Attributes:
-        installed: version of the package, None where it is not there.
-        wanted: the version that this yt-dlp was released with, None where it does not say.
-        may_be_fetched: whether options let yt-dlp fetch the scripts when it needs them.
+        installed: version of the package; None where it is not installed.
+        wanted: the version that this yt-dlp was released with; None where that is unknown.
+        may_be_fetched: whether options allow yt-dlp to fetch the scripts when it needs them.
     """
 
     installed: str | None
@@ -65,17 +71,17 @@ class Solver:
 
 
 def release() -> tuple[str, date]:
-    """yt-dlp's version, and the day of its release: its versions are dates."""
+    """yt-dlp's version, and the day of its release (a version is a date)."""
     version = yt_dlp.version.__version__
     year, month, day = (int(number) for number in version.split(".")[:3])
     return version, date(year, month, day)
 
 
 def js_runtimes(parameters: Mapping[str, Any]) -> list[JsRuntime]:
-    """The JavaScript runtimes that are there, found as yt-dlp finds them.
+    """The JavaScript runtimes that are installed.
 
     Args:
-        parameters: of `yt_dlp.YoutubeDL`; `js_runtimes` says which are enabled, and their paths.
+        parameters: of `yt_dlp.YoutubeDL`; `js_runtimes` has the enabled ones and their paths.
     """
     enabled = parameters.get("js_runtimes", ONLY_ENABLED)
     found = []
@@ -96,7 +102,7 @@ def js_runtimes(parameters: Mapping[str, Any]) -> list[JsRuntime]:
 
 
 def solver(parameters: Mapping[str, Any]) -> Solver:
-    """The solver scripts that are there, and those that this yt-dlp wants."""
+    """The solver scripts that are installed, and those that this yt-dlp wants."""
     package = yt_dlp.dependencies.yt_dlp_ejs
     needs = " ".join(importlib.metadata.requires("yt-dlp") or ())
     wanted = re.search(rf"\b{SOLVER}==([0-9.]*[0-9])", needs)
@@ -107,8 +113,37 @@ def solver(parameters: Mapping[str, Any]) -> Solver:
     )
 
 
-def objection(parameters: Mapping[str, Any]) -> str | None:
-    """What yt-dlp itself has against its options of cookies and impersonation; None for nothing."""
+@dataclass(frozen=True, slots=True)
+class CheckedOption:
+    """An option that yt-dlp itself checks only when it is used.
+
+    Attributes:
+        name: as on the command line.
+        value: as on the command line.
+        problem: why yt-dlp cannot use it; None where it can.
+    """
+
+    name: str
+    value: str
+    problem: str | None
+
+
+def check_options(parameters: Mapping[str, Any]) -> Iterator[CheckedOption]:
+    """Check those of yt-dlp's `parameters` that name cookies or a browser to impersonate."""
+    for parameter, name in CHECKED_OPTIONS.items():
+        value = parameters.get(parameter)
+        if value is None:
+            continue
+        shown = value[0] if parameter == "cookiesfrombrowser" else value
+        if parameter == "cookiefile" and not os.access(value, os.R_OK):
+            problem: str | None = "it cannot be read"  # yt-dlp goes on without it, and says nothing
+        else:
+            problem = _problem({parameter: value})
+        yield CheckedOption(name, str(shown), problem)
+
+
+def _problem(parameters: Mapping[str, Any]) -> str | None:
+    """Why yt-dlp does not start with these parameters; None where it does."""
     settings = {"quiet": True, "logger": Silent(), "cachedir": False} | dict(parameters)
     try:
         # Never closed: closing writes the cookies back to the user's file. And its warnings show
@@ -117,14 +152,14 @@ def objection(parameters: Mapping[str, Any]) -> str | None:
             _ = yt_dlp.YoutubeDL(settings).cookiejar
     except yt_dlp.utils.YoutubeDLError as error:
         said = " ".join(str(error).removeprefix("ERROR: ").split())
-        return said.partition(". ")[0]  # advice to use options of yt-dlp that we have not
+        return said.partition(". ")[0]  # the rest advises options of yt-dlp that we do not have
     return None
 
 
 class Silent:
-    """yt-dlp's messages come back in its exceptions; what it prints besides is not ours to show."""
+    """A logger for yt-dlp that prints nothing; its exceptions hold the messages that we show."""
 
     def debug(self, message: str) -> None:
-        """Take and drop a line."""
+        """Drop the message."""
 
     info = warning = error = debug

@@ -37,8 +37,8 @@ from kinetics_tools.download.sources.base import Footage, Opened, Source, Source
 from kinetics_tools.download.sources.mirror_index import (
     NOT_SAID,
     Contents,
-    Memory,
     Search,
+    TarIndex,
     of_tar,
     short_hash,
 )
@@ -200,14 +200,14 @@ class Mirror(_ReadyClips):
         for segment in segments:
             by_split.setdefault(segment.split, {})[segment.key] = segment
         lists = {split: self._list(split) for split in by_split}  # all lists before any tar
-        memory = Memory(self.cache / "cvdf", self.out / SHARED if part.count > 1 else None)
+        index = TarIndex(self.cache / "cvdf", self.out / SHARED if part.count > 1 else None)
         searches = []
         for split, tars in lists.items():
             if isinstance(tars, SourceError):
                 yield SourceUnit(tuple(by_split[split].values()), error=tars)
                 continue
             answers = self._request_sizes(part.of(tars))
-            searches.append(Search(split, by_split[split], tars, part, answers, memory))
+            searches.append(Search(split, by_split[split], tars, part, answers, index))
         self._announce(searches)
         yield from _prefetched(self._read(searches, scratch))
 

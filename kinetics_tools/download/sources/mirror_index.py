@@ -1,15 +1,16 @@
-"""Which tars of a mirror to read for what is wanted of it, and what their being read says.
+"""Which tars of a mirror to read for the wanted clips, and what is known of each tar.
 
-Nothing says which clip is in which tar but the tars themselves. What was seen in each is
-remembered, so that a tar is read only where it is not known to be of no use.
+Only the tars themselves say which clip is in which tar. The members that were seen in each are
+remembered, so that a tar in which no wanted clip can be is not read again.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from kinetics_tools.core.errors import TRANSIENT, Reason, SourceError
@@ -26,11 +27,11 @@ class Contents:
     """What is known of a tar.
 
     Attributes:
-        remote: the version that was read.
+        remote: size and version of the tar that was read.
         is_complete: whether it was read to its end.
-        stems: its members' names without suffix, in its order, as far as it was read; only those
-            that can be keys.
-        error: why it could not be read to where it mattered, when that was last tried.
+        stems: names without suffix of the members that were read, in order; only those that can be
+            keys.
+        error: why the last reading failed before all wanted clips had come; None where it did not.
         num_given: how many of the members came before that error.
     """
 
@@ -42,54 +43,60 @@ class Contents:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """The contents of tars, a small file each. Losing it costs only bytes.
+class TarIndex:
+    """The contents of tars, one small file per tar. If it is lost, tars are read again.
 
     Attributes:
-        cache: of this user, for all jobs; without errors, which are of one job.
-        shared: of the tasks of one job, which may have a cache each. None for a job of one part.
+        cache: folder of this user, for all jobs; without errors, which belong to one job.
+        shared: folder of one job, whose tasks may each have another cache; None for a job of one
+            part.
     """
 
     cache: Path
     shared: Path | None = None
 
-    def recall(self, address: str) -> Contents | None:
-        """What is known of a tar, whatever its version."""
+    def get(self, address: str) -> Contents | None:
+        """What is known of a tar, of any version; None for nothing."""
         known = None if self.shared is None else _read(self.shared / _file_name(address))
         return known or _read(self.cache / _file_name(address))
 
-    def remember(self, address: str, contents: Contents) -> None:
-        """Keep the better of what is known and what was seen now, and how that ended."""
-        known = self.recall(address)
+    def update(self, address: str, contents: Contents) -> None:
+        """Store the more complete of what was known and what was read now, with the new error."""
+        known = self.get(address)
         if (
             known is not None
             and contents.remote in (known.remote, NOT_SAID)
             and (known.is_complete, len(known.stems)) >= (contents.is_complete, len(contents.stems))
         ):
             contents = replace(known, error=contents.error, num_given=contents.num_given)
-        value: dict[str, Any] = {
-            "address": address,
-            "size": contents.remote.size,
-            "etag": contents.remote.etag,
-            "complete": contents.is_complete,
-            "members": contents.stems,
-        }
-        write_json(self.cache / _file_name(address), value)
+        _write(self.cache / _file_name(address), address, replace(contents, error=None))
         if self.shared is not None:
-            if contents.error is not None:
-                value["error"] = {
-                    "reason": contents.error.reason,
-                    "detail": contents.error.detail,
-                    "after": contents.num_given,
-                }
-            write_json(self.shared / _file_name(address), value)
+            _write(self.shared / _file_name(address), address, contents)
 
 
 def _file_name(address: str) -> str:
     return f"{short_hash(address)}.json"
 
 
+def _write(path: Path, address: str, contents: Contents) -> None:
+    value: dict[str, object] = {
+        "address": address,
+        "size": contents.remote.size,
+        "etag": contents.remote.etag,
+        "complete": contents.is_complete,
+        "members": contents.stems,
+    }
+    if contents.error is not None:
+        value["error"] = {
+            "reason": contents.error.reason,
+            "detail": contents.error.detail,
+            "after": contents.num_given,
+        }
+    write_json(path, value)
+
+
 def _read(path: Path) -> Contents | None:
+    """What `_write` wrote; None where it is absent or damaged, so that it is written again."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         contents = Contents(
@@ -103,20 +110,20 @@ def _read(path: Path) -> Contents | None:
         error = SourceError(Reason(said["reason"]), said["detail"])
         return replace(contents, error=error, num_given=int(said["after"]))
     except (FileNotFoundError, ValueError, TypeError, KeyError):
-        return None  # a file that is not ours to read is written anew
+        return None
 
 
 class Search:
-    """The search for what is wanted of one split, in one run.
+    """The search for the wanted segments of one split, in one run.
 
-    Iterating over it gives the tars to read, in the order in which to read them: first those that
-    are known to hold something wanted, so that the search may end before the unknown ones.
+    Iterating over it gives the tars to read: first those that are known to hold a wanted clip, so
+    that the search may end before the unknown ones.
 
     Attributes:
         split: its name.
         wanted: segments that were not found yet, by key.
-        own: this task's tars.
-        broken: those of them that could not be read to where it mattered, and why.
+        own: addresses of this task's tars.
+        broken: those of them that could not be read, and why.
     """
 
     def __init__(
@@ -126,13 +133,13 @@ class Search:
         tars: Sequence[str],
         part: Part,
         answers: Mapping[str, Remote | SourceError],
-        memory: Memory,
+        index: TarIndex,
     ) -> None:
         self.split = split
         self.wanted = wanted
         self.own = part.of(tars)
         self.broken: dict[str, SourceError] = {}
-        self._memory = memory
+        self._index = index
         self._tars = tars
         self._answers = answers
         self._place: dict[str, str] = {}  # the first tar known to hold a wanted key
@@ -144,7 +151,7 @@ class Search:
 
     def _look_up(self, address: str) -> None:
         answer = self._answers.get(address)
-        contents = self._memory.recall(address)
+        contents = self._index.get(address)
         if isinstance(answer, SourceError) and answer.reason is Reason.GONE:
             self.learn(address, Contents(error=of_tar(address, answer)))
         if contents is not None and answer is not None:
@@ -158,57 +165,58 @@ class Search:
             self._unread.add(address)
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the tars to read, as what is wanted stands at each one's turn."""
+        """Yield each tar that may still hold a wanted clip when its turn comes."""
         turns = sorted(self.own, key=lambda a: (a in self._unread, not self._known_in[a]))
         return (a for a in turns if a not in self.broken and self.may_be_in(a))
 
     def size(self, address: str) -> int | None:
-        """A tar's bytes, where the mirror says them."""
+        """A tar's size in bytes; None where the mirror does not say it."""
         answer = self._answers[address]
         return answer.size if isinstance(answer, Remote) else None
 
     def may_be_in(self, address: str) -> bool:
-        """Whether reading a tar, or reading on in it, may give something wanted."""
+        """Whether a tar, or its unread rest, may hold a wanted clip."""
         return bool(self._known_in[address] or (address in self._unread and self._nowhere))
 
     def found(self, key: str) -> None:
-        """Take a segment off the list."""
+        """Remove a segment from those that are wanted."""
         del self.wanted[key]
         self._nowhere.discard(key)
         if key in self._place:
             self._known_in[self._place[key]].discard(key)
 
     def learn(self, address: str, contents: Contents) -> None:
-        """Remember what reading one of its own tars gave, for later runs and for other tasks."""
+        """Remember what one of its own tars has, for later runs and for other tasks."""
         if contents.error is not None:
             self.broken[address] = contents.error
-        self._memory.remember(address, contents)
+        self._index.update(address, contents)
 
     def rest(self) -> tuple[list[tuple[SourceError, tuple[Segment, ...]]], int]:
-        """What was not found, once all own tars had their turn.
+        """The segments that were not found, after all of this task's tars.
 
         Returns:
-            the segments by why they were not found, and how many others wait for other tasks.
+            segments by the reason why they are missing, and how many others may be in the tars of
+            other tasks.
         """
-        others = self._others() if self.wanted else _Others()
-        verdicts = {key: self._verdict(key, others) for key in self.wanted}
+        others = self._others() if self.wanted else _OtherTars()
+        errors = {key: self._error(key, others) for key in self.wanted}
         missing: dict[str, tuple[SourceError, list[Segment]]] = {}
-        for key, error in verdicts.items():
+        for key, error in errors.items():
             if error is not None:
                 missing.setdefault(str(error), (error, []))[1].append(self.wanted[key])
-        num_waiting = sum(error is None for error in verdicts.values())
+        num_waiting = sum(error is None for error in errors.values())
         return [(error, tuple(segments)) for error, segments in missing.values()], num_waiting
 
-    def _others(self) -> "_Others":
-        """What is known of other tasks' tars by now."""
-        others = _Others()
+    def _others(self) -> _OtherTars:
+        """What other tasks have found in their tars so far."""
+        others = _OtherTars()
         own = set(self.own)
         for address in self._tars:
             if address not in own:
-                others.add(self._memory.recall(address), self.wanted)
+                others.add(self._index.get(address), self.wanted)
         return others
 
-    def _verdict(self, key: str, others: "_Others") -> SourceError | None:
+    def _error(self, key: str, others: _OtherTars) -> SourceError | None:
         """Why a segment was not found; None where another task's tars may have it."""
         place = self._place.get(key)
         if place in self.broken:
@@ -224,13 +232,13 @@ class Search:
 
 
 @dataclass(slots=True)
-class _Others:
-    """What other tasks' tars hold of what is wanted.
+class _OtherTars:
+    """Which wanted clips are in the tars of other tasks.
 
     Attributes:
-        are_unread: some tar was not read yet, or only as far as its task had use for it.
+        are_unread: some tar was not read yet, or only as far as its own task needed.
         stems: wanted keys that their tasks can give.
-        broken: why their tasks could not give other wanted keys.
+        broken: wanted keys that their tasks could not give, and why.
         doubt: why one of the tars, which may hold any key, could not be read to its end.
     """
 
@@ -240,7 +248,7 @@ class _Others:
     doubt: SourceError | None = None
 
     def add(self, contents: Contents | None, wanted: Container[str]) -> None:
-        """Take one of the tars into account."""
+        """Add what is known of one tar."""
         if contents is None:
             self.are_unread = True
             return
@@ -255,12 +263,12 @@ class _Others:
 
 
 def of_tar(address: str, error: SourceError) -> SourceError:
-    """Why a tar could not be read, as a reason that may pass: one that is absent is listed."""
+    """Why a tar could not be read, as a transient reason: an absent tar is in the path list."""
     reason = error.reason if error.reason in TRANSIENT else Reason.SERVER
     name = urlsplit(address).path.rpartition("/")[2]
     return SourceError(reason, error.detail if name in error.detail else f"{name}: {error.detail}")
 
 
 def short_hash(address: str) -> str:
-    """A file's name for what is known of an address."""
+    """The name of an address in the cache: 24 hex digits of its SHA-256."""
     return hashlib.sha256(address.encode()).hexdigest()[:24]

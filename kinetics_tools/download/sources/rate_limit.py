@@ -1,12 +1,15 @@
-"""One pace for everything on a host that asks a site under one identity: workers, parts, runs.
+"""One rate limit for all workers, parts and runs on a host that use one identity at a site.
 
-The site sees an identity (a source address, a proxy, cookies), not our processes, so what they may
-do is kept in one small file, changed under a lock. A slot is taken at the moment of asking, never
-ahead: nothing is lost when a process dies in its sleep, and a refusal holds everybody at once.
+A site counts the requests of an identity (a source address, a proxy, cookies), not of a process. So
+the limit is a token bucket in one small file, changed under a lock. A token is taken when the
+request is sent, not before: nothing is lost when a waiting process is killed, and when the site
+refuses one request, all processes pause at once.
 
-Times are on the kernel's clock since boot, which no change of the wall clock moves. Only a lock-out
-is also kept as wall time, for the first run after a reboot.
+Times are those of the kernel's clock since boot, which does not change with the wall clock. Only a
+lockout is also stored as wall time, for the first run after a reboot.
 """
+
+from __future__ import annotations
 
 import json
 import math
@@ -22,32 +25,32 @@ from kinetics_tools.core.errors import Reason, SourceError
 from kinetics_tools.core.files import digest, file_lock
 from kinetics_tools.core.system import boot_id, boot_time_s
 
-STRIKES = 3  # so many refusals in a row: the site has locked us out
+MAX_REFUSALS = 3  # in a row: the identity is locked out
 COOL_DOWN_INTERVALS = 10  # after the first refusal; twice that after the second
-MAX_LOCKOUT_S = 86_400.0  # whatever a site asks for
-LOOK_AGAIN_S = 5.0  # a sleeper hears so soon of a lock-out
-# Of its own: a seed that somebody sets must not wake all workers at the same moment.
+MAX_LOCKOUT_S = 86_400.0  # also where a site asks for more
+POLL_S = 5.0  # a waiting process notices a lockout after this time
+# A generator of its own: a common seed must not wake all workers at the same moment.
 _JITTER = random.Random()
 
 
 class LockedOut(SourceError):
-    """The identity is left in peace for now: nothing was asked, so it says nothing of a video."""
+    """The identity is locked out, so no request was sent: it says nothing about the video."""
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimiter:
-    """How often an identity may ask. A value: sent to workers, on any host.
+    """How often an identity may send requests. A value: it is sent to workers, on any host.
 
-    `wait()` before asking for a video; then `refused()` where the site, at whatever step, turned
-    the identity away, `granted()` when it came to any other end.
+    Call `wait()` before a video is requested; afterwards `refused()` where the site refused the
+    identity at any step, or `granted()` where the request had any other end.
 
     Attributes:
-        path: how the names of its files begin. The host's name follows, so that hosts which share
-            a home are paced apart.
-        interval_s: from one request to the next on average; 0 for no spacing. In any W seconds
-            there are at most `burst` + W / `interval_s` requests.
-        lockout_s: how long the site is left alone after three refusals in a row.
-        burst: so many may ask at once after a quiet time.
+        path: beginning of the names of its files. The host's name follows, so that hosts with a
+            common home folder are limited separately.
+        interval_s: mean time between requests; 0 for no limit. In any W seconds there are at most
+            `burst` + W / `interval_s` requests.
+        lockout_s: length of the lockout after three refusals in a row.
+        burst: how many requests may be sent at once after a quiet time.
     """
 
     path: Path
@@ -56,7 +59,7 @@ class RateLimiter:
     burst: int = 3
 
     def wait(self) -> None:
-        """Return when the next request may be made.
+        """Return when the next request may be sent.
 
         Raises:
             LockedOut: the identity is locked out; the detail says until when.
@@ -66,33 +69,33 @@ class RateLimiter:
                 left_s = self._take(state)
             if left_s == 0:
                 return
-            # Who comes late still finds the slot there, so jitter costs nothing on average.
+            # A late process still finds its token, so jitter costs nothing on average.
             jitter_s = _JITTER.uniform(0, self.interval_s / 2)
-            time.sleep(min(left_s + jitter_s, LOOK_AGAIN_S))
+            time.sleep(min(left_s + jitter_s, POLL_S))
 
     def refused(
         self, reason: Reason, retry_after_s: float | None = None, *, detail: str = ""
     ) -> None:
-        """Hold everybody: for a cool-down, or locked out when this is the third in a row.
+        """Pause all processes: for a cool-down, or a lockout after the third refusal in a row.
 
         Args:
             reason: the identity error.
-            retry_after_s: how long the site itself asks for; the longer time counts.
-            detail: the tool's last words.
+            retry_after_s: the pause that the site asks for; the longer one counts.
+            detail: the last message of the tool.
         """
         asked_s = max(retry_after_s or 0.0, 0.0)
         with self._held() as state:
             now = boot_time_s()
             if now < state.paused_until_s:
-                # Asked before the pause began, so it is the same refusal once more.
+                # Requested before the pause began: it is the same refusal again.
                 if not state.is_locked:
                     self._pause(state, min(asked_s, self.lockout_s))
                 return
             if now - state.paused_until_s > self.lockout_s:
-                state.num_refused = 0  # too long ago to be one row
+                state.num_refused = 0  # the last refusal is too long ago
             state.num_refused += 1
             state.reason, state.detail = reason, detail
-            state.is_locked = state.num_refused >= STRIKES
+            state.is_locked = state.num_refused >= MAX_REFUSALS
             if state.is_locked:
                 state.num_refused = 0
                 self._pause(state, min(max(asked_s, self.lockout_s), MAX_LOCKOUT_S))
@@ -101,9 +104,9 @@ class RateLimiter:
                 self._pause(state, min(max(cool_down_s, asked_s), self.lockout_s))
 
     def granted(self) -> None:
-        """Say that the site gave what was asked: refusals after this begin a new row."""
+        """The site did not refuse: the count of refusals in a row starts again at 0."""
         with self._held() as state:
-            # While everybody is held: asked before the refusal, so it says nothing after it.
+            # In a pause: requested before the refusal, so it does not end the count.
             if boot_time_s() >= state.paused_until_s:
                 state.num_refused = 0
 
@@ -113,12 +116,12 @@ class RateLimiter:
             return state.locked_s()
 
     def lockout(self) -> LockedOut | None:
-        """What `wait` would raise now: the reason, the tool's last words, and until when."""
+        """What `wait` would raise now: the reason, the last message, and until when."""
         with self._held() as state:
             return state.lockout() if state.locked_s() > 0 else None
 
-    def _take(self, state: "_State") -> float:
-        """Take the slot that is free, and return 0; else return the seconds until there is one."""
+    def _take(self, state: _State) -> float:
+        """Take a token and return 0; where there is none, the seconds until there is one."""
         now = boot_time_s()
         if now < state.paused_until_s:
             if state.is_locked:
@@ -130,40 +133,41 @@ class RateLimiter:
         state.full_at_s = max(state.full_at_s, now) + self.interval_s
         return 0.0
 
-    def _pause(self, state: "_State", seconds: float) -> None:
-        """Hold everybody for `seconds` from now at least; then one may try, not a whole burst."""
+    def _pause(self, state: _State, seconds: float) -> None:
+        """Pause for at least `seconds` from now; after it one request may be sent, not a burst."""
         state.paused_until_s = max(state.paused_until_s, boot_time_s() + seconds)
         state.paused_until_wall_s = time.time() + state.paused_until_s - boot_time_s()
         drained_s = state.paused_until_s + (self.burst - 1) * self.interval_s
         state.full_at_s = max(state.full_at_s, drained_s)
 
     @contextmanager
-    def _held(self) -> Iterator["_State"]:
-        """Yield the state under the lock, and keep what the block made of it."""
+    def _held(self) -> Iterator[_State]:
+        """Yield the state under the lock, and store it as the block leaves it."""
         with file_lock(self._file(".lock")):
-            kept = self._read()
-            state = self._mended(kept)
+            stored = self._read()
+            state = self._valid_now(stored)
             try:
                 yield state
             finally:
-                # Mended times too: measured from another now each time, they would never come.
-                if state != kept:
-                    # One scratch name will do: there is one writer at a time.
+                # Also where only limited times differ: limited again from a later now, they would
+                # never come.
+                if state != stored:
+                    # One scratch name is enough: there is one writer at a time.
                     scratch = self._file(".new")
                     scratch.write_text(json.dumps(asdict(state)), encoding="utf-8")
                     scratch.replace(self._file(".json"))
 
-    def _read(self) -> "_State":
-        """What the file says; a new state where there is none or it makes no sense."""
+    def _read(self) -> _State:
+        """The stored state; a new one where there is no file or it is damaged."""
         try:
             return _parse(self._file(".json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError, TypeError, KeyError, OverflowError):
             return _State(boot_id())
 
-    def _mended(self, state: "_State") -> "_State":
-        """As it holds now: in this boot, and nobody held longer than we would hold him ourselves.
+    def _valid_now(self, state: _State) -> _State:
+        """The state in this boot, without pauses that are longer than this limiter's own.
 
-        A longer time is of a damaged file, or of a run with a longer interval.
+        A longer pause comes from a damaged file, or from a run with a longer interval.
         """
         now = boot_time_s()
         if state.boot_id != boot_id():
@@ -175,8 +179,8 @@ class RateLimiter:
             state, paused_until_s=paused_until_s, full_at_s=min(state.full_at_s, full_at_s)
         )
 
-    def _after_reboot(self, state: "_State", now: float) -> "_State":
-        """What outlives a reboot: a lock-out, by the wall clock as far as it can be trusted."""
+    def _after_reboot(self, state: _State, now: float) -> _State:
+        """A lockout survives a reboot, by the wall clock, for at most `lockout_s`."""
         fresh = _State(boot_id())
         if state.is_locked:
             left_s = min(state.paused_until_wall_s - time.time(), self.lockout_s)
@@ -191,23 +195,23 @@ class RateLimiter:
 
 
 def rate_limit_path(cache: Path, identity: str) -> Path:
-    """`RateLimiter.path` of an identity, in the user's cache folder. Its name tells no secret."""
+    """`RateLimiter.path` of an identity, in the user's cache folder; a hash hides its secrets."""
     return cache / "pace" / digest(identity)[:16]
 
 
 @dataclass(slots=True)
 class _State:
-    """What the file holds. Times in seconds since boot, but for the wall clock's.
+    """The stored state. Times are in seconds since boot, except the wall clock's.
 
     Attributes:
         boot_id: of the boot since which times count.
-        full_at_s: when the whole burst is there again; each request moves it one interval on.
-        paused_until_s: until then nobody may ask.
+        full_at_s: when the bucket is full; each request moves it by one interval.
+        paused_until_s: no request may be sent before.
         paused_until_wall_s: the same by the wall clock.
-        is_locked: the pause is a lock-out: nobody waits for its end.
+        is_locked: whether the pause is a lockout, for whose end no process waits.
         num_refused: refusals in a row.
         reason: of the last refusal.
-        detail: of the last refusal, the tool's last words.
+        detail: of the last refusal: the last message of the tool.
     """
 
     boot_id: str
@@ -220,15 +224,15 @@ class _State:
     detail: str = ""
 
     def locked_s(self) -> float:
-        """Seconds that are left of a lock-out."""
+        """Seconds left of a lockout; 0 for none."""
         return max(self.paused_until_s - boot_time_s(), 0.0) if self.is_locked else 0.0
 
     def lockout(self) -> LockedOut:
-        """The error that says until when."""
+        """The error that names the end of the lockout."""
         end_s = time.time() + self.locked_s()
         until = time.strftime("%Y-%m-%d %H:%M", time.localtime(end_s))
-        words = f"{self.detail}; " if self.detail else ""
-        return LockedOut(self.reason, f"{words}locked out until {until}")
+        said = f"{self.detail}; " if self.detail else ""
+        return LockedOut(self.reason, f"{said}locked out until {until}")
 
 
 def _parse(text: str) -> _State:

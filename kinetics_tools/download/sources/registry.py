@@ -1,4 +1,4 @@
-"""The sources by name, as the command line has them."""
+"""The sources by name, as `--source` takes them."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,23 +13,23 @@ from kinetics_tools.download.sources.rate_limit import RateLimiter, rate_limit_p
 from kinetics_tools.download.sources.ytdlp_options import identity
 
 HOUR_S = 3600
-URL_LOCKOUT_S = 60  # a server of one's own that refuses is asked again soon
+URL_LOCKOUT_S = 60  # a user's own server is tried again soon
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the sources are told beside their names.
+    """The options of all sources.
 
     Attributes:
-        cache: the user's folder for what is worth keeping between runs.
+        cache: the user's cache folder.
         out: the folder to fill.
-        ytdlp: options of yt-dlp, as `options.settle` gives them.
+        ytdlp: options of yt-dlp, as `ytdlp_options.settle` returns them.
         keep_audio: whether clips keep their sound, so that it must be fetched.
-        fetch: "auto", "section" or "full".
-        videos_per_hour: how often YouTube may be asked by one identity.
+        fetch: a name in FETCHES.
+        videos_per_hour: YouTube's rate limit for one address or account.
         cvdf_base: address of the mirror.
-        cvdf_lists: addresses of the mirror's path lists, by split; for a known dataset's splits
-            the mirror's own.
+        cvdf_lists: addresses of path lists of the mirror, by split; they replace or extend those
+            of a known dataset.
         dataset: the known dataset whose full label list the manifest has, or None.
     """
 
@@ -46,24 +46,24 @@ class Settings:
 
 def _youtube(argument: str, settings: Settings) -> tuple[Source, ...]:
     if argument:
-        raise KineticsError(f"--source youtube takes nothing behind a colon, not {argument!r}")
-    pace = RateLimiter(
+        raise KineticsError(f"--source youtube takes nothing after a colon, not {argument!r}")
+    limiter = RateLimiter(
         path=rate_limit_path(settings.cache, f"youtube\n{identity(settings.ytdlp)}"),
         interval_s=HOUR_S / settings.videos_per_hour,
         lockout_s=HOUR_S,
     )
     audio = settings.keep_audio
-    return (youtube.youtube(settings.ytdlp, pace, keep_audio=audio, fetch=settings.fetch),)
+    return (youtube.youtube(settings.ytdlp, limiter, keep_audio=audio, fetch=settings.fetch),)
 
 
 def _url(argument: str, settings: Settings) -> tuple[Source, ...]:
-    pace = RateLimiter(
+    limiter = RateLimiter(
         path=rate_limit_path(settings.cache, f"{argument}\n{identity(settings.ytdlp)}"),
         interval_s=0,
         lockout_s=URL_LOCKOUT_S,
     )
     audio = settings.keep_audio
-    return (youtube.url(argument, settings.ytdlp, pace, keep_audio=audio, fetch=settings.fetch),)
+    return (youtube.url(argument, settings.ytdlp, limiter, keep_audio=audio, fetch=settings.fetch),)
 
 
 def _dir(argument: str, settings: Settings) -> tuple[Source, ...]:  # noqa: ARG001 - needs none
@@ -76,8 +76,8 @@ def _dir(argument: str, settings: Settings) -> tuple[Source, ...]:  # noqa: ARG0
 def _cvdf(argument: str, settings: Settings) -> tuple[Source, ...]:
     if argument:
         raise KineticsError(
-            f"--source cvdf takes nothing behind a colon, not {argument!r}; a copy of the mirror "
-            "is named by --cvdf-base"
+            f"--source cvdf takes nothing after a colon, not {argument!r}; give the address of "
+            "a copy of the mirror by --cvdf-base"
         )
     return mirror.make(
         settings.cache,
@@ -97,15 +97,15 @@ SOURCES: Mapping[str, Callable[[str, Settings], tuple[Source, ...]]] = {
 
 
 def make_sources(named: Sequence[str], settings: Settings) -> tuple[Source, ...]:
-    """The chain that words of the command line name, each source once.
+    """The chain of sources, each once.
 
     Args:
-        named: `cvdf`, `youtube`, `url:TEMPLATE` or `dir:PATH`, in the order to ask them.
-        settings: what they are told.
+        named: `cvdf`, `youtube`, `url:TEMPLATE` or `dir:PATH`, in the order in which to try them.
+        settings: their options.
 
     Raises:
         UnknownNameError: no such source.
-        KineticsError: its argument is unusable.
+        KineticsError: what follows a source's colon, or one of its options, cannot be used.
     """
     chain: dict[str, Source] = {}
     for word in named:

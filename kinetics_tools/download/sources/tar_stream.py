@@ -1,8 +1,8 @@
-"""The videos in a tar that comes over a wire: read once, in order, whatever its maker meant by it.
+"""The videos in a tar that is read from the network: once, in order, without trust in it.
 
-Of a member only the last part of its name counts, and only its bytes are used: no path of an
-archive reaches the disk. Links, folders, devices, sparse files and AppleDouble files (`._*`) are
-passed over. Nothing is read into memory at the archive's word.
+Only the last part of a member's name and its bytes are used: no path of an archive reaches the
+disk. Links, folders, devices, sparse files and AppleDouble files (`._*`) are skipped. No size that
+the archive claims decides how much memory is used.
 """
 
 import bz2
@@ -22,19 +22,19 @@ from kinetics_tools.core.errors import Reason, SourceError
 from kinetics_tools.core.files import publish
 from kinetics_tools.core.keys import VIDEO_SUFFIXES
 
-MAX_MEMBER_BYTES = 2**30  # a clip of ten seconds has a few million
+MAX_MEMBER_BYTES = 2**30  # a clip of ten seconds has a few MB
 MAX_MEMBERS = 10**6
 MAX_HEADER_BYTES = 2**20
-MAX_TAIL_BYTES = 2**24  # behind the archive's end mark: padding
+MAX_TAIL_BYTES = 2**24  # after the archive's end mark: padding
 BUFFER_BYTES = 2**18
 
 
 @dataclass(frozen=True, slots=True)
 class TarVideo:
-    """A video in a tar. It can be saved until the next one is asked for.
+    """A video in a tar. It can be saved until the next one is read.
 
     Attributes:
-        stem: the last part of its name, without suffix. Not to be trusted as a name on disk.
+        stem: the last part of its name, without suffix. Not safe as a file name.
         suffix: with its dot, in lower case.
         size: in bytes.
     """
@@ -45,26 +45,26 @@ class TarVideo:
     _content: IO[bytes]
 
     def save(self, path: Path) -> None:
-        """Write its bytes to `path`, which is there only when it is complete.
+        """Write its bytes to `path`, which exists only when it is complete.
 
         Raises:
-            SourceError: the archive is broken here, or cannot be read on.
+            SourceError: the archive is damaged here, or reading it fails.
             OSError: the disk is full.
         """
-        with publish(path) as scratch, _damage_told(), scratch.open("wb") as file:
+        with publish(path) as scratch, _damage_as_source_error(), scratch.open("wb") as file:
             shutil.copyfileobj(self._content, file, BUFFER_BYTES)
 
 
 def videos(stream: io.RawIOBase) -> Iterator[TarVideo]:
-    """Yield the videos of a tar, plain or compressed, which its first bytes say.
+    """Yield the videos of a tar, plain or compressed, as its first bytes say.
 
-    An archive that ends before its end mark, or whose checksum is wrong, is broken: what came
-    before that was yielded.
+    An archive that ends before its end mark, or whose checksum is wrong, is damaged; the videos
+    before the damage are yielded.
 
     Raises:
-        SourceError: it is broken (damaged), or cannot be read on.
+        SourceError: it is damaged, or reading it fails.
     """
-    with _damage_told():
+    with _damage_as_source_error():
         file = _Forward(_decompressed(io.BufferedReader(stream, BUFFER_BYTES)))
         with tarfile.TarFile(fileobj=cast(IO[bytes], file), mode="r") as archive:
             for info in _members(archive):
@@ -84,7 +84,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         info = archive.next()
         if info is None:
             return
-        cast(Any, archive).members.clear()  # it would keep them all
+        cast(Any, archive).members.clear()  # tarfile would keep them all
         if info.size > MAX_MEMBER_BYTES:
             raise tarfile.ReadError(f"a member of {info.size} bytes")
         yield info
@@ -92,10 +92,10 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 class _Forward:
-    """What tarfile needs of a file, on one that can only be read on.
+    """A file for tarfile that is read forwards only.
 
-    tarfile's own streams do not check a compressed file's checksum, and it takes a header that it
-    cannot read for the archive's end: `finish` tells such an end from the true one.
+    tarfile's own streams do not check a compressed file's checksum, and tarfile takes a damaged
+    header for the archive's end: `finish` tells such an end from the true one.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -112,11 +112,11 @@ class _Forward:
         return self._latest
 
     def tell(self) -> int:
-        """How many bytes were read."""
+        """The number of bytes read so far."""
         return self._position
 
     def seek(self, position: int) -> None:
-        """Read on to `position`, or to the end where that comes first."""
+        """Skip to `position`, or to the end if that comes first."""
         if position < self._position:
             raise tarfile.ReadError("a member that begins before its header")
         while self._position < position:
@@ -126,7 +126,7 @@ class _Forward:
             self._position += skipped
 
     def finish(self) -> None:
-        """Read the rest, in which a compressed file has its checksum.
+        """Read to the end, where a compressed file has its checksum.
 
         Raises:
             tarfile.ReadError: what was read last is not the end mark of a tar.
@@ -146,7 +146,7 @@ _COMPRESSIONS: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
 
 
 def _decompressed(file: io.BufferedReader) -> IO[bytes]:
-    """The tar in a file whose name may say anything: some `.tar.gz` of CVDF are plain tars."""
+    """The tar in a file, whatever its name: some `.tar.gz` of CVDF are plain tars."""
     start = file.peek(6)
     for magic, opener in _COMPRESSIONS:
         if start.startswith(magic):
@@ -155,13 +155,13 @@ def _decompressed(file: io.BufferedReader) -> IO[bytes]:
 
 
 @contextmanager
-def _damage_told() -> Iterator[None]:
-    """In this block a broken archive is a SourceError."""
+def _damage_as_source_error() -> Iterator[None]:
+    """In this block a damaged archive raises a SourceError."""
     try:
         yield
     except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
-        raise SourceError(Reason.DAMAGED, f"broken archive: {error}") from error
+        raise SourceError(Reason.DAMAGED, f"damaged archive: {error}") from error
     except OSError as error:
         if error.errno is not None:  # the disk's; gzip's and bz2's own have no number
             raise
-        raise SourceError(Reason.DAMAGED, f"broken archive: {error}") from error
+        raise SourceError(Reason.DAMAGED, f"damaged archive: {error}") from error

@@ -1,7 +1,7 @@
-"""Which options of yt-dlp pass through to it, under its own names.
+"""Which options are passed to yt-dlp, under its own names.
 
-Written as NAME or NAME=VALUE, without dashes. What could run a program, write elsewhere or change
-what a run is asked for is none of them.
+Written as NAME or NAME=VALUE, without dashes. Options that could run a program, write elsewhere or
+change which videos are fetched are not passed.
 """
 
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kinetics_tools.core.errors import KineticsError, unknown_name
 
-# Options of our own commands too: each with what its value is called there; None takes none.
+# Options of kinetics-download too, with the name of their value; None for options without value.
 PASSED_THROUGH: Mapping[str, str | None] = {
     "cookies": "FILE",
     "cookies-from-browser": "BROWSER[+KEYRING][:PROFILE][::CONTAINER]",
@@ -27,7 +27,7 @@ PASSED_THROUGH: Mapping[str, str | None] = {
     "js-runtimes": "RUNTIME[:PATH]",
     "no-check-certificates": None,
 }
-# What `--ytdlp-option` takes besides.
+# Further options that `--ytdlp-option` takes.
 FREE = frozenset(
     {
         "add-headers",
@@ -86,12 +86,12 @@ _OF_IDENTITY = (
 
 
 def name_of(word: str) -> str:
-    """The option that a word names; underscores will do for its dashes, as in yt-dlp's Python."""
+    """The option that a word names; it may have underscores for dashes, as in yt-dlp's Python."""
     return word.partition("=")[0].strip().removeprefix("--").replace("_", "-")
 
 
 def refuse_unsafe(words: Sequence[str]) -> None:
-    """Check that all words name options that pass through.
+    """Check that all words name options that are passed to yt-dlp.
 
     Raises:
         KineticsError: one does not.
@@ -100,14 +100,14 @@ def refuse_unsafe(words: Sequence[str]) -> None:
         name = name_of(word)
         if name not in PASSED_THROUGH and name not in FREE:
             known = unknown_name("option of yt-dlp", name, [*PASSED_THROUGH, *FREE])
-            raise KineticsError(f"--ytdlp-option {name} does not pass through; {known}")
+            raise KineticsError(f"--ytdlp-option {name} is not passed to yt-dlp; {known}")
 
 
 def settle(words: Sequence[str]) -> tuple[str, ...]:
-    """The words as workers may use them, wherever they run: checked, with full paths.
+    """The words checked and with full paths, as workers in other folders need them.
 
     Raises:
-        KineticsError: an option does not pass through, or its file is not there.
+        KineticsError: an option is not passed to yt-dlp, or its file does not exist.
     """
     refuse_unsafe(words)
     return tuple(_settled(word) for word in words)
@@ -124,14 +124,14 @@ def _settled(word: str) -> str:
 
 
 def identity(words: Sequence[str]) -> str:
-    """What a site takes for one visitor: two runs with equal answers share its patience.
+    """The options by which a site tells its users apart: runs with the same share a rate limit.
 
     Args:
-        words: settled.
+        words: as `settle` returns them.
     """
     return "\n".join(sorted(word for word in words if name_of(word) in _OF_IDENTITY))
 
 
 def redacted(text: str) -> str:
-    """A text whose addresses have lost what may be secret: the user, the password, the query."""
+    """The text without what may be secret in its addresses: user, password and query."""
     return re.sub(r"(?<=://)[^\s/]*@|(?<=\S)\?[^\s'\")]+", "", text)
