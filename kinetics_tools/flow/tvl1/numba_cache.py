@@ -1,60 +1,101 @@
-"""Compilation by Numba, and machine code that is kept for later processes.
+"""Compilation by Numba, and the folder of the machine code that later processes load.
 
-Numba keeps an index of what it compiled, and numbers the files of the code. The same number comes
+Numba writes an index of what it compiled, and numbers the files of the code. The same number comes
 to mean other code when the source changes or when another kind of processor shares the folder, and
-who is killed, or reads, between two writes takes one for the other. So here each kind of processor,
-Numba and source has a folder of its own, in which a file name means one thing for ever.
+a process that is killed, or reads, between two writes takes one for the other. So each kind of
+processor, Numba and source has a folder of its own here, in which a file name always means the same
+code. All this is built on what Numba documents: `cache=True`, `config.CACHE_DIR`, `stats`.
 """
 
-import contextlib
 import hashlib
 import logging
 import pickle
-from collections.abc import Callable
-from functools import cache
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
-from numba.core.caching import CompileResultCacheImpl, FunctionCache
-from numba.core.registry import cpu_target
 
+from kinetics_tools.core.errors import KineticsError
+from kinetics_tools.core.system import cache_dir
 from kinetics_tools.flow.tvl1 import numba_simd
 
 logger = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
-# What reading a file that was half written before a loss of power may raise.
-DAMAGED = (OSError, EOFError, pickle.UnpicklingError)
+config: Any = numba.config  # whose types name no setting
+_njit: Callable[..., Any] = partial(numba.njit, nogil=True, error_model="numpy")
+# What Numba raises for a file that cannot be written, or that a loss of power left half written.
+_UNUSABLE = (OSError, EOFError, pickle.UnpicklingError)
 
 
 def compile_inline(function: F) -> F:
-    """Compile a function when it is first called; threads run it side by side."""
-    dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
-    return cast("F", dispatcher)  # to type checkers it is what it was before
+    """Compile a function when it is first called; threads may run it at the same time."""
+    return cast("F", _njit(function))  # type checkers see the function's own signature
 
 
 def compile_cached(function: Callable[..., Any]) -> Any:
-    """The same, and keep the machine code where a folder can be written.
+    """The same, but machine code is stored where a folder can be written.
 
-    Call it with arguments of the same Numba types always: each other type is compiled anew.
+    Make the first call by `load_or_compile`, and all calls with arguments of the same Numba types:
+    each other type is compiled again.
 
     Returns:
         Numba's dispatcher, which is called as the function is.
     """
-    dispatcher: Any = compile_inline(function)
+    folder = next(filter(_is_writable, _folders()), None)
+    if folder is not None:
+        try:
+            with _numba_cache_dir(folder / f"tvl1-{_kind()}"):
+                return _njit(function, cache=True)
+        except RuntimeError as error:
+            logger.debug("%s", error)  # the function has no source file
+    return compile_inline(function)
+
+
+def load_or_compile(dispatcher: Any, *arguments: Any) -> None:
+    """Make the first call of what `compile_cached` returned.
+
+    Files that cannot be read or written cost no more than the time to compile.
+
+    Raises:
+        KineticsError: a damaged file cannot be removed.
+    """
+    folder = dispatcher.stats.cache_path
+    if folder is None or not any(Path(folder).glob("*.nbc")):
+        logger.info("compiling TV-L1 for this processor, which may take a minute")
     try:
-        dispatcher._cache = _Cache(function)  # type: ignore[no-untyped-call]  # where enable_caching puts Numba's own
-    except RuntimeError:
-        logger.debug("no folder to keep machine code in; each process compiles")
-    return dispatcher
+        dispatcher(*arguments)
+    except _UNUSABLE as error:
+        if dispatcher.signatures:  # compiled, but not stored
+            logger.warning(
+                "compiled code cannot be stored in %s (%s); each process compiles it again",
+                folder,
+                error,
+            )
+        else:
+            logger.info("compiling TV-L1 again: the stored code in %s is damaged", folder)
+            _remove_code(Path(folder))
+        dispatcher(*arguments)
 
 
-class _Apart:
-    """A locator of Numba's whose folder has one below it for each kind; see above."""
+def _remove_code(folder: Path) -> None:
+    try:
+        for path in folder.glob("*.nb[ci]"):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise KineticsError(f"{folder} holds damaged machine code: remove it ({error})") from error
 
-    def get_cache_path(self) -> str:
-        path: str = super().get_cache_path()  # type: ignore[misc]  # of the locator
-        return str(Path(path) / f"tvl1-{_kind()}")
+
+def _folders() -> Iterator[Path]:
+    """Yield the folders to try: as NUMBA_CACHE_DIR says, beside the source, the user's cache."""
+    if config.CACHE_DIR:
+        yield Path(config.CACHE_DIR)
+    yield Path(__file__).parent / "__pycache__"
+    with suppress(KineticsError):  # the user has no home folder
+        yield cache_dir()
 
 
 @cache
@@ -64,37 +105,25 @@ def _kind() -> str:
         hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(Path(__file__).parent.glob("*.py"))
     ]
-    processor = cpu_target.target_context.codegen().magic_tuple()
-    text = repr((numba.__version__, numba_simd.LLVM_VERSION, processor, sources))
+    text = repr((numba_simd.target(), sources))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class _Implementation(CompileResultCacheImpl):
-    _locator_classes = [  # noqa: RUF012 - as Numba has it
-        type(locator.__name__, (_Apart, locator), {})  # type: ignore[misc]  # Numba's
-        for locator in CompileResultCacheImpl._locator_classes
-    ]
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
 
 
-class _Cache(FunctionCache):
-    """Numba's, but files that cannot be read or written cost the time of compiling only."""
-
-    _impl_class = _Implementation
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        found = None
-        with contextlib.suppress(*DAMAGED):
-            found = super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
-        if found is None:
-            logger.info("compiling TV-L1 for this processor, which may take a minute")
-        return found
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        try:
-            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
-        except DAMAGED as error:
-            logger.warning(
-                "compiled code cannot be kept in %s (%s); each process compiles it anew",
-                self.cache_path,
-                error,
-            )
+@contextmanager
+def _numba_cache_dir(folder: Path) -> Iterator[None]:
+    """Let functions that are declared in the block store their machine code in a folder."""
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(folder)
+    try:
+        yield
+    finally:
+        config.CACHE_DIR = before

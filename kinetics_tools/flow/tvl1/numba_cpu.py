@@ -32,7 +32,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kinetics_tools.flow.tvl1.numba_cache import compile_cached, compile_inline
+from kinetics_tools.flow.tvl1.numba_cache import compile_cached, compile_inline, load_or_compile
+from kinetics_tools.flow.tvl1.numba_median import SCRATCH_ROWS, median_5x5
 from kinetics_tools.flow.tvl1.numba_simd import (
     LANES,
     count_from,
@@ -44,14 +45,11 @@ from kinetics_tools.flow.tvl1.numba_simd import (
     keep,
     load,
     low,
-    merge_fives,
     sample,
-    sort_fives,
     splat,
     sqrt,
     store,
     total,
-    two_medians,
     unzip,
     zip_4,
 )
@@ -64,8 +62,6 @@ Floats = npt.NDArray[np.float32]
 PAD = LANES
 STATE_PLANES = 6
 TERM_PLANES = 4
-# Rows that the median, the hungriest, needs of scratch: a line, 4 sorted fives, 2 sorted tens.
-SCRATCH_ROWS = 42
 # Pixels of 0 on each side of the image that is warped: as far out as a cubic may reach.
 MARGIN = 4
 MIN_SQUARED_GRADIENT = np.float32(2.0**-23)
@@ -196,44 +192,6 @@ def _step(s: Floats, places: _Places, level: _Level, numbers: _Numbers) -> float
 
 
 @compile_inline
-def _sort_row(s: Floats, row: int, line: int, fives: int, level: _Level) -> None:
-    """Sort each five neighbours in a row; `line` is where it gets its borders, which repeat."""
-    for x in range(0, level.width, LANES):
-        store(s, line + x, load(s, row + x))
-    for border in range(1, 3):
-        s[line - border] = s[row]
-        s[line + level.width - 1 + border] = s[row + level.width - 1]
-    for x in range(0, level.width, LANES):
-        sort_fives(s, line + x, fives + x, level.stride)
-
-
-@compile_inline
-def _median(s: Floats, plane: int, level: _Level, scratch: int) -> None:
-    """Replace a plane of the state by its 5x5 median, two rows at a time. Borders repeat.
-
-    Rows 2k and 2k + 1 share four rows of their windows: pair k, which is rows 2k - 1 and 2k, and
-    pair k + 1. The first has row 2k - 2 besides, the second row 2k + 3.
-    """
-    n, last, step = level.stride, level.height - 1, STATE_PLANES * level.stride
-    line = scratch
-    odd = line + n
-    evens = odd + 5 * n  # the last three even rows
-    tens = evens + 15 * n  # the last two pairs
-    for k in range(-1, last // 2 + 3):
-        even = evens + (k + 1) % 3 * 5 * n
-        _sort_row(s, plane + min(max(2 * k - 1, 0), last) * step, line, odd, level)
-        y = 2 * (k - 2)
-        for x in range(0, level.width if 0 <= y <= last else 0, LANES):
-            upper, lower = two_medians(s, tens + x, tens + 10 * n + x, even + x, odd + x, n)
-            store(s, plane + y * step + x, upper)
-            if y < last:
-                store(s, plane + (y + 1) * step + x, lower)
-        _sort_row(s, plane + min(max(2 * k, 0), last) * step, line, even, level)
-        for x in range(0, level.width, LANES):
-            merge_fives(s, odd + x, even + x, tens + k % 2 * 10 * n + x, n)
-
-
-@compile_inline
 def _make_movable(s: Floats, level: _Level, movable: int) -> None:
     """Lay `after`, its slopes along x and y, and a 0 beside each other for each pixel."""
     step = (level.width + 2 * MARGIN) * 4
@@ -324,6 +282,7 @@ def _resize(
 def _refine(s: Floats, level: _Level, places: _Places, numbers: _Numbers) -> int:
     """Refine the flow on one level; return how many inner steps that took."""
     limit = numbers.epsilon**2 * level.height * level.width
+    size, steps = (level.height, level.width), (STATE_PLANES * level.stride, level.stride)
     num_steps = 0
     _make_movable(s, level, places.movable)
     for _ in range(numbers.num_warps):
@@ -332,8 +291,8 @@ def _refine(s: Floats, level: _Level, places: _Places, numbers: _Numbers) -> int
         moves = True
         outer = 0
         while moves and outer < numbers.outer_iterations:
-            _median(s, places.state, level, places.scratch)
-            _median(s, places.state + 3 * level.stride, level, places.scratch)
+            for plane in (places.state, places.state + 3 * level.stride):
+                median_5x5(s, plane, size, steps, places.scratch)
             inner = 0
             while moves and inner < numbers.inner_iterations:
                 moves = _step(s, places, level, numbers) > limit
@@ -475,13 +434,14 @@ class Workspace:
             if frame.shape != self._size or frame.dtype != np.uint8:
                 raise ValueError(f"uint8 {self._size} is needed, not {frame.dtype} {frame.shape}")
         prepare()
-        return self._solve(before, after)
-
-    def _solve(self, before: Gray, after: Gray) -> Flow:
         flow = np.empty((*self._size, 2), np.float32)
-        pair = (_plain(before), _plain(after))
-        self.work = _solve(pair, self._memory, self._levels, self._places, self._numbers, flow)
+        self.work = _solve(*self.arguments(before, after, flow))
         return flow
+
+    def arguments(self, before: Gray, after: Gray, flow: Flow) -> tuple[Any, ...]:
+        """Return the arguments with which `_solve` writes to `flow`: always of the same types."""
+        pair = (_plain(before), _plain(after))
+        return pair, self._memory, self._levels, self._places, self._numbers, flow
 
 
 def _plain(frame: Gray) -> Gray:
@@ -499,8 +459,8 @@ def prepare() -> None:
     keep the same result. Where nothing can be kept, each process compiles.
     """
     start = perf_counter()
-    frame = np.zeros((1, 1), np.uint8)
-    Workspace(1, 1, TVL1Params())._solve(frame, frame)
+    frame, flow = np.zeros((1, 1), np.uint8), np.empty((1, 1, 2), np.float32)
+    load_or_compile(_solve, *Workspace(1, 1, TVL1Params()).arguments(frame, frame, flow))
     if _solve.stats.cache_misses:
         logger.info("compiled TV-L1 in %.0f s", perf_counter() - start)
 

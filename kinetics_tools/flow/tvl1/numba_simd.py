@@ -11,36 +11,30 @@ nothing is checked at their ends.
 
 import operator
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import llvmlite
-import numba.core.typing.templates
+import numba
 import numba.extending
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.core.typing.templates import ConcreteTemplate
+from llvmlite import binding, ir
 from numba.extending import models
 
-# Numba has types for some of its functions; these it has not, or not these.
-_Inline = Callable[[Callable[..., Any]], Callable[..., Any]]
-_signature: Callable[..., Any] = numba.core.typing.templates.signature
-_infer_global: Callable[..., Any] = numba.core.typing.templates.infer_global
+# Numba has types for some of its functions, but not for these.
+_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+_overload: Callable[..., _Decorator] = numba.extending.overload
 _register_model: Callable[..., Any] = numba.extending.register_model
-_lower_builtin: Callable[..., Any] = numba.extending.lower_builtin
-_declared: Callable[..., Any] = cgutils.get_or_insert_function
-_tuple_of: Callable[..., Any] = types.UniTuple
 # A function of this kind writes the LLVM instructions of its calls. Its first argument is Numba's.
-intrinsic: _Inline = numba.extending.intrinsic
+intrinsic: _Decorator = numba.extending.intrinsic
+types: Any = numba.types
+config: Any = numba.config
 
 LANES = 16
-LLVM_VERSION: str = llvmlite.__version__
 _FLOAT = ir.FloatType()
 _INT = ir.IntType(32)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
-_QUARTER = ir.VectorType(_FLOAT, 4)
 
 
-class _Floats(types.Type):
+class _Floats(types.Type):  # type: ignore[misc]  # Numba's
     """The type, for Numba."""
 
     def __init__(self, width: int) -> None:
@@ -62,21 +56,42 @@ quarter = _Floats(4)
 def _define(symbol: Callable[..., Any], instruction: str) -> None:
     """Let an operator of Python work on two vectors by an instruction of LLVM."""
 
-    @_infer_global(symbol)
-    class Template(ConcreteTemplate):
-        cases: ClassVar = [_signature(kind, kind, kind) for kind in (floats, quarter)]
+    @intrinsic
+    def compute(typing: Any, a: Any, b: Any) -> Any:
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return getattr(builder, instruction)(*args, flags=("contract",))
 
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return getattr(builder, instruction)(*args, flags=("contract",))
+        return a(a, b), lower
 
-    for kind in (floats, quarter):
-        _lower_builtin(symbol, kind, kind)(lower)
+    def operate(a: Any, b: Any) -> Any:
+        return compute(a, b)
+
+    @_overload(symbol)
+    def choose(a: Any, b: Any) -> Any:
+        return operate if isinstance(a, _Floats) and a == b else None
 
 
 _define(operator.add, "fadd")
 _define(operator.sub, "fsub")
 _define(operator.mul, "fmul")
 _define(operator.truediv, "fdiv")
+
+
+def target() -> tuple[object, ...]:
+    """Return all that decides the machine code besides the source: compiler and processor."""
+    try:
+        features = binding.get_host_cpu_features().flatten()
+    except RuntimeError:  # LLVM cannot tell for this processor
+        features = ""
+    return (
+        numba.__version__,
+        llvmlite.__version__,
+        binding.get_process_triple(),
+        binding.get_host_cpu_name(),
+        features,
+        config.CPU_NAME,
+        config.CPU_FEATURES,
+    )
 
 
 def _pointer(context: Any, builder: Any, sig: Any, args: Any, kind: Any) -> Any:
@@ -125,9 +140,8 @@ def splat(typing: Any, value: Any) -> Any:
 
 def _call(builder: Any, name: str, args: Any) -> Any:
     kind = args[0].type
-    function = _declared(
-        builder.module, ir.FunctionType(kind, [kind] * len(args)), f"llvm.{name}.v{kind.count}f32"
-    )
+    function_type = ir.FunctionType(kind, [kind] * len(args))
+    function = builder.module.declare_intrinsic(f"llvm.{name}.v{kind.count}f32", fnty=function_type)
     return builder.call(function, args)
 
 
@@ -246,7 +260,7 @@ def cubic_weights(typing: Any, f: Any) -> Any:
             weights.append(_polynomial(builder, args[0], factors))
         return context.make_tuple(builder, sig.return_type, weights)
 
-    return _tuple_of(floats, 4)(f), lower
+    return types.UniTuple(floats, 4)(f), lower
 
 
 def _polynomial(builder: Any, x: Any, factors: list[Any]) -> Any:
@@ -369,41 +383,7 @@ def unzip(typing: Any, array: Any, index: Any) -> Any:
         ]
         return context.make_tuple(builder, sig.return_type, parts)
 
-    return _tuple_of(floats, 3)(array, index), lower
-
-
-def _exchange(builder: Any, values: list[Any], i: int, j: int) -> None:
-    a, b = values[i], values[j]
-    values[i], values[j] = _low(builder, a, b), _high(builder, a, b)
-
-
-def _low(builder: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
-
-
-def _high(builder: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-
-def _sort_5(builder: Any, values: list[Any]) -> list[Any]:
-    """Sort elementwise, lowest first, by the nine exchanges that are known to do."""
-    for i, j in ((0, 3), (1, 4), (0, 2), (1, 3), (0, 1), (2, 4), (1, 2), (3, 4), (2, 3)):
-        _exchange(builder, values, i, j)
-    return values
-
-
-def _merge(builder: Any, a: list[Any], b: list[Any]) -> list[Any]:
-    """Merge two elementwise sorted lists (Batcher's odd-even merge)."""
-    if not (a and b):
-        return [*a, *b]
-    if len(a) == len(b) == 1:
-        return [_low(builder, a[0], b[0]), _high(builder, a[0], b[0])]
-    odd = _merge(builder, a[0::2], b[0::2])
-    even = _merge(builder, a[1::2], b[1::2])
-    merged = odd[:1]
-    for x, y in zip(even, odd[1:], strict=False):
-        merged += [_low(builder, x, y), _high(builder, x, y)]
-    return merged + even[len(odd) - 1 :] + odd[len(even) + 1 :]
+    return types.UniTuple(floats, 3)(array, index), lower
 
 
 def _loads(builder: Any, data: Any, index: Any, num: int, step: Any) -> list[Any]:
@@ -413,79 +393,3 @@ def _loads(builder: Any, data: Any, index: Any, num: int, step: Any) -> list[Any
         values.append(builder.load(place, align=4))
         index = builder.add(index, step)
     return values
-
-
-def _stores(builder: Any, data: Any, index: Any, values: list[Any], step: Any) -> None:
-    for value in values:
-        place = builder.bitcast(builder.gep(data, [index]), _VECTOR.as_pointer())
-        builder.store(value, place, align=4)
-        index = builder.add(index, step)
-
-
-@intrinsic
-def sort_fives(typing: Any, array: Any, source: Any, to: Any, step: Any) -> Any:
-    """Sort each number with the two on its left and the two on its right.
-
-    The five numbers lowest first go to array[to], [to + step] ... [to + 4 step], 16 of each.
-    """
-
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        first = builder.sub(args[1], ir.Constant(args[1].type, 2))
-        values = _loads(builder, data, first, 5, ir.Constant(args[1].type, 1))
-        _stores(builder, data, args[2], _sort_5(builder, values), args[3])
-        return context.get_dummy_value()
-
-    return types.void(array, source, to, step), lower
-
-
-@intrinsic
-def merge_fives(typing: Any, array: Any, a: Any, b: Any, to: Any, step: Any) -> Any:
-    """Merge what `sort_fives` left at `a` and at `b` into ten at `to`."""
-
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        fives = [_loads(builder, data, index, 5, args[4]) for index in args[1:3]]
-        _stores(builder, data, args[3], _merge(builder, *fives), args[4])
-        return context.get_dummy_value()
-
-    return types.void(array, a, b, to, step), lower
-
-
-@intrinsic
-def two_medians(
-    typing: Any, array: Any, tens: Any, other_tens: Any, above: Any, below: Any, step: Any
-) -> Any:
-    """Return the medians of two windows of 25 that share 20 numbers.
-
-    Args:
-        typing: of Numba.
-        array: float32.
-        tens: index of ten sorted, as `merge_fives` left them.
-        other_tens: of ten more; both windows hold these twenty.
-        above: of five sorted, which only the first window holds.
-        below: of five sorted, which only the second holds.
-        step: between the indices of two that are sorted.
-    """
-
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        a, b = (_loads(builder, data, index, 10, args[5]) for index in args[1:3])
-        # The lower ten of the twenty, then the upper ten; each rises and falls (or falls and
-        # rises), so that comparing its halves parts the five highest from the five lowest.
-        lower_ten = [_low(builder, x, y) for x, y in zip(a, reversed(b), strict=True)]
-        upper_ten = [_high(builder, x, y) for x, y in zip(a, reversed(b), strict=True)]
-        top = [_high(builder, lower_ten[i], lower_ten[i + 5]) for i in range(5)]
-        bottom = [_low(builder, upper_ten[i], upper_ten[i + 5]) for i in range(5)]
-        middle = _sort_5(builder, top)[2:] + _sort_5(builder, bottom)[:3]  # ranks 8 to 13
-        medians = []
-        for index in args[3:5]:
-            five = _loads(builder, data, index, 5, args[5])
-            # The 13th of 25: i of the five, 13 - i of the twenty, in the best of all such ways.
-            median = middle[5]
-            for i in range(5):
-                median = _low(builder, median, _high(builder, five[i], middle[4 - i]))
-            medians.append(median)
-        return context.make_tuple(builder, sig.return_type, medians)
-
-    return _tuple_of(floats, 2)(array, tens, other_tens, above, below, step), lower
