@@ -17,8 +17,8 @@ import hypothesis
 import pytest
 import torch
 
-from kinetics_tools.media import cut as cutting
 from kinetics_tools.media import encode
+from kinetics_tools.media.cut import ClipRecipe, Cut, cut
 from support import SHARED, MediaServer
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and so what they start.
@@ -52,9 +52,9 @@ def ffmpeg() -> Path:
 
 
 @pytest.fixture(scope="session")
-def recipe(ffmpeg: Path) -> cutting.ClipRecipe:
+def recipe(ffmpeg: Path) -> ClipRecipe:
     """The default recipe of clips."""
-    return cutting.ClipRecipe(ffmpeg=encode.ffmpeg_version(ffmpeg))
+    return ClipRecipe(ffmpeg=encode.ffmpeg_version(ffmpeg))
 
 
 MakeVideo = Callable[..., Path]
@@ -86,19 +86,19 @@ def make_video(ffmpeg: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeVi
     return make
 
 
-Cutter = Callable[[Path, object, object], tuple[cutting.Cut, Path]]
+Cutter = Callable[[Path, object, object], tuple[Cut, Path]]
 
 
 @pytest.fixture
-def cut(ffmpeg: Path, recipe: cutting.ClipRecipe, tmp_path: Path) -> Cutter:
-    """Cut [start, end) of a video in seconds; the answer, and the clip."""
+def cutter(ffmpeg: Path, recipe: ClipRecipe, tmp_path: Path) -> Cutter:
+    """Cuts [start, end) of a video, in seconds; returns the Cut and the clip."""
 
-    def cut(video: Path, start: object, end: object) -> tuple[cutting.Cut, Path]:
+    def cut_segment(video: Path, start: object, end: object) -> tuple[Cut, Path]:
         clip = tmp_path / "clip.mp4"
         times = {"start_s": Fraction(str(start)), "end_s": Fraction(str(end))}
-        return cutting.cut(video, clip, **times, recipe=recipe, binary=ffmpeg), clip
+        return cut(video, clip, **times, recipe=recipe, binary=ffmpeg), clip
 
-    return cut
+    return cut_segment
 
 
 def _handler(server: MediaServer) -> type[http.server.BaseHTTPRequestHandler]:

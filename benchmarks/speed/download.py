@@ -34,6 +34,7 @@ from functools import partial
 from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from kinetics_tools.core.system import num_processors
 from kinetics_tools.dataset.ledger import DONE
@@ -41,7 +42,6 @@ from kinetics_tools.dataset.manifest import Segment
 from kinetics_tools.download.run import DownloadPlan, download
 from kinetics_tools.download.sources.base import SourceUnit
 from kinetics_tools.download.sources.registry import Settings, make_sources
-from kinetics_tools.media import cut as cutting
 from kinetics_tools.media import decode
 from kinetics_tools.media.cut import ClipRecipe, cut
 from kinetics_tools.media.encode import ffmpeg_version, find_ffmpeg
@@ -155,12 +155,8 @@ def _is_exact(
     video: Path, clip: Path, again: Path, start_s: int, recipe: ClipRecipe, binary: Path
 ) -> bool:
     """Whether a cut that decodes from the video's beginning has the same bytes."""
-    seek_from_s = cutting.SEEK_FROM_S
-    cutting.SEEK_FROM_S = VIDEO_S * 1000
-    try:
+    with mock.patch("kinetics_tools.media.cut.SEEK_FROM_S", VIDEO_S * 1000):
         _cut(video, again, start_s, recipe, binary)
-    finally:
-        cutting.SEEK_FROM_S = seek_from_s
     return again.read_bytes() == clip.read_bytes()
 
 

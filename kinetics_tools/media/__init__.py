@@ -1,1 +1,1 @@
-"""The wall to ffmpeg, PyAV and OpenCV."""
+"""Videos and pictures: the only code that uses ffmpeg, PyAV and OpenCV."""

@@ -1,11 +1,7 @@
-"""Cutting: the frames of a segment, and any video in the form of a clip."""
+"""Clips: `cut` makes one of a segment of a video, `conform` of a whole video."""
 
-import errno
 import itertools
 import math
-import os
-import signal
-import subprocess
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,11 +10,13 @@ from typing import Any
 import ffmpeg
 
 from kinetics_tools.core.errors import MediaError, Reason
-from kinetics_tools.media.decode import SEEK_MARGIN_S, Video, count_frames, decode_frames, probe
-from kinetics_tools.media.encode import last_words, raise_if_full
+from kinetics_tools.media.decode import Video, count_frames, decode_frames, probe
+from kinetics_tools.media.encode import run_ffmpeg
 
-SEEK_FROM_S = 5  # an earlier start is decoded from zero: some AVI files lose frames by any seek
+SEEK_FROM_S = 5  # earlier starts are decoded from zero: any seek loses frames of some AVI files
+SEEK_MARGIN_S = 1  # demuxers seek by decoding time, which is ahead of presentation time
 HOLD_S = Fraction(1, 2)  # labels are whole seconds; a video may end this much before its segment
+_EMPTY_MP4_BYTES = 1024  # ffmpeg writes up to this, with status 0, when no frame passed its filters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +27,12 @@ class ClipRecipe:
         fps: constant rate of the clip.
         short_side: pixels of the shorter side; None keeps the size.
         enlarge: whether a smaller video is enlarged to `short_side`.
-        keep_original: keeps size and rate, whatever the two above say.
+        keep_original: keeps size and rate, whatever the three above say.
         keep_audio: keeps the first audio track, as AAC.
-        crf: x264's constant rate factor; 18 is the value that its authors call visually lossless.
-        preset: x264's trade of time for size.
-        keyframe_interval: at least one keyframe in so many frames, for reading from the middle.
-        ffmpeg: version of the binary.
+        crf: x264's constant rate factor; its authors call 18 visually lossless.
+        preset: x264's preset, which trades time for size.
+        keyframe_interval: frames from one keyframe to the next, at most; for random access.
+        ffmpeg: version of the ffmpeg program.
     """
 
     fps: int = 25
@@ -52,59 +50,13 @@ class ClipRecipe:
         return asdict(self)
 
 
-def conforming_frames(path: Path, recipe: ClipRecipe, *, most: int | None = None) -> int:
-    """How many frames a clip has that already is what `recipe` would make of it; of others, 0.
-
-    Such a clip's bytes may be kept. Every frame is decoded: a constant rate is a claim about all.
-
-    Args:
-        path: the clip.
-        recipe: of clips.
-        most: frames to look at; None for all.
-
-    Raises:
-        MediaError: it cannot be decoded.
-    """
-    video = probe(path)
-    wanted = _size(video, recipe)
-    if (video.codec, video.pixel_format, video.width, video.height) != ("h264", "yuv420p", *wanted):
-        return 0
-    if "mp4" not in video.container.split(","):
-        return 0
-    if video.num_audio > int(recipe.keep_audio):
-        return 0
-    since_key = num_frames = 0
-    for frame in itertools.islice(decode_frames(path), most):
-        if frame.rotation or (frame.width, frame.height) != wanted or frame.pts is None:
-            return 0
-        if frame.pts * frame.time_base * recipe.fps != num_frames:
-            return 0
-        since_key = 0 if frame.key_frame else since_key + 1
-        if since_key >= recipe.keyframe_interval:
-            return 0
-        num_frames += 1
-    return num_frames
-
-
-def _size(video: Video, recipe: ClipRecipe) -> tuple[int, int]:
-    """Width and height of the clip: even numbers, for chroma has half the size."""
-    width, height, short = video.width, video.height, recipe.short_side
-    smaller = min(width, height)
-    if recipe.keep_original or short is None or (smaller <= short and not recipe.enlarge):
-        return max(width // 2 * 2, 2), max(height // 2 * 2, 2)
-    scale = Fraction(short, smaller)
-    return tuple(
-        2 * max(math.floor(side * scale / 2 + Fraction(1, 2)), 1) for side in (width, height)
-    )  # type: ignore[return-value]  # a pair in, a pair out
-
-
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What a cut wrote.
+    """A clip that was written.
 
     Attributes:
-        num_frames: frames of the clip, counted by decoding it.
-        num_held: how many of them repeat the video's last frame, since it ends before its segment.
+        num_frames: its number of frames, counted by decoding it.
+        num_held: how many of them repeat the last frame of a video that ends before its segment.
     """
 
     num_frames: int
@@ -123,8 +75,8 @@ def cut(
     """Cut the segment `[start_s, end_s)` of `video` into the new file `clip`.
 
     Frame k of the clip is the last frame of the video whose time, counted from the video's first
-    frame, is at most `start_s + k / fps`; there are `(end_s - start_s) * fps` of them. A late
-    segment is reached by a seek; whenever its result is not exact, the video is decoded from zero.
+    frame, is at most `start_s + k / fps`; there are `(end_s - start_s) * fps` of them. Segments
+    after SEEK_FROM_S are reached by a seek; if its result is not exact, all is decoded from zero.
 
     Raises:
         MediaError: damaged, or (reason too-short) it ends more than half a second before `end_s`.
@@ -182,15 +134,15 @@ def conform(
     start: int = 0,
     num_frames: int | None = None,
 ) -> Cut:
-    """Write `source`, from its time 0, into the new file `clip` as `recipe` says.
+    """Write `source`, from its time 0, into the new file `clip` in the form of `recipe`.
 
     Args:
         source: any video.
         clip: the new file.
-        recipe: of the clip.
+        recipe: the form of the clip.
         binary: the ffmpeg program.
-        start: number of the first frame to write, of those that the whole clip would have.
-        num_frames: at most to write; None for all.
+        start: number of the first frame to write, counted in frames of the whole clip.
+        num_frames: the number of frames to write at most; None for all.
 
     Raises:
         MediaError: damaged.
@@ -208,9 +160,55 @@ def conform(
     return Cut(written)
 
 
+def conforming_frames(path: Path, recipe: ClipRecipe, *, most: int | None = None) -> int:
+    """The number of frames of a clip that already is as `recipe` says; 0 if it is not.
+
+    The bytes of such a clip can be kept. Every frame is decoded, as only that proves the rate.
+
+    Args:
+        path: the clip.
+        recipe: the form of clips.
+        most: the number of frames to check at most; None for all.
+
+    Raises:
+        MediaError: it cannot be decoded.
+    """
+    video = probe(path)
+    wanted = _size(video, recipe)
+    if (video.codec, video.pixel_format, video.width, video.height) != ("h264", "yuv420p", *wanted):
+        return 0
+    if "mp4" not in video.container.split(","):
+        return 0
+    if video.num_audio > int(recipe.keep_audio):
+        return 0
+    since_key = num_frames = 0
+    for frame in itertools.islice(decode_frames(path), most):
+        if frame.rotation or (frame.width, frame.height) != wanted or frame.pts is None:
+            return 0
+        if frame.pts * frame.time_base * recipe.fps != num_frames:
+            return 0
+        since_key = 0 if frame.key_frame else since_key + 1
+        if since_key >= recipe.keyframe_interval:
+            return 0
+        num_frames += 1
+    return num_frames
+
+
+def _size(video: Video, recipe: ClipRecipe) -> tuple[int, int]:
+    """Width and height of the clip, even numbers, as chroma planes have half the size."""
+    width, height, short = video.width, video.height, recipe.short_side
+    smaller = min(width, height)
+    if recipe.keep_original or short is None or (smaller <= short and not recipe.enlarge):
+        return max(width // 2 * 2, 2), max(height // 2 * 2, 2)
+    scale = Fraction(short, smaller)
+    return tuple(
+        2 * max(math.floor(side * scale / 2 + Fraction(1, 2)), 1) for side in (width, height)
+    )  # type: ignore[return-value]  # a pair in, a pair out
+
+
 @dataclass(frozen=True, slots=True)
 class _FfmpegRun:
-    """One run of ffmpeg: which frames of which video, written how."""
+    """One run of ffmpeg: which frames of a video it writes, and how."""
 
     video: Path
     facts: Video
@@ -222,15 +220,15 @@ class _FfmpegRun:
     end_s: Fraction | None = None
 
     def graph(self, clip: Path) -> Any:
-        # A picture of another size goes to the same filters, of which `scale` takes any: new ones
-        # would count times from there on anew.
+        # Frames of another size go to the same filters, as `scale` takes any size: new filters
+        # would start to count times from zero there.
         reading: dict[str, Any] = {"threads": 1, "reinit_filter:v": 0}
         if self.seek or self._with_sound:
-            # Else times count from the file's first packet, of whichever track.
+            # Otherwise times would count from the first packet of any track.
             reading["copyts"] = None
         if self.seek:
-            # All frames from the keyframe on are kept (noaccurate_seek): the frame shown at the
-            # start may lie before it.
+            # Keep all frames from the keyframe on (noaccurate_seek), as the frame shown at
+            # start_s may have an earlier time.
             zero_s = self.facts.first_tick * self.facts.time_base_s
             before = max(self.start_s - SEEK_MARGIN_S, Fraction(0))
             reading |= {
@@ -249,7 +247,7 @@ class _FfmpegRun:
         return self.recipe.keep_audio and self.facts.num_audio > 0
 
     def _picture(self, picture: Any) -> Any:
-        # Ticks so fine that the start falls on one: every comparison of times below is exact.
+        # Ticks so fine that start_s is a whole number of them: all comparisons of times are exact.
         ticks = math.lcm(self.facts.time_base_s.denominator, self.start_s.denominator)
         ticks = ticks if ticks < 2**31 else self.facts.time_base_s.denominator
         zero = "STARTPTS"
@@ -265,8 +263,8 @@ class _FfmpegRun:
             )
             picture = picture.filter("trim", start_pts=0, **length)
         else:
-            # round=up gives a frame the first output time that is not before it, and holds it until
-            # the next frame's: the last frame at or before each output time.
+            # round=up moves a frame to the first output time that is not before it, and repeats it
+            # until the next frame's: each output time gets the last frame at or before it.
             picture = picture.filter("fps", fps=self.recipe.fps, round="up")
             if self.hold:
                 picture = picture.filter("tpad", stop=self.hold, stop_mode="clone")
@@ -305,28 +303,11 @@ class _FfmpegRun:
 
 
 def _write(job: _FfmpegRun, clip: Path, binary: Path) -> int:
-    """Run the job and count, by decoding, the frames that it wrote (0: ffmpeg found none)."""
-    command = ffmpeg.compile(
-        job.graph(clip).global_args("-loglevel", "error", "-xerror", "-nostdin"),
-        cmd=str(binary),
-        overwrite_output=True,
-    )
-    said = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
-    words = said.stderr.decode(errors="replace").strip()
-    raise_if_full(words, clip)
-    if said.returncode == -signal.SIGXFSZ:
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(clip))
-    if said.returncode < 0:
-        detail = f"ffmpeg was killed by {signal.Signals(-said.returncode).name}"
-        raise MediaError(job.video, detail, reason=Reason.KILLED)
-    if said.returncode != 0:
-        raise MediaError(job.video, last_words(words) or f"ffmpeg ended with {said.returncode}")
+    """Run the job and count, by decoding, the frames that it wrote; 0 if the video had none."""
+    messages = run_ffmpeg(job.graph(clip), binary=binary, video=job.video, output=clip)
     try:
         return count_frames(clip)
     except MediaError:
-        if words or clip.stat().st_size > _EMPTY_MP4_BYTES:
+        if messages or clip.stat().st_size > _EMPTY_MP4_BYTES:
             raise
         return 0
-
-
-_EMPTY_MP4_BYTES = 1024  # what ffmpeg writes, with status 0, when no frame passed its filters

@@ -1,8 +1,6 @@
-"""The one wall to ffmpeg and PyAV: probing, cutting, encoding, decoding.
+"""Reading videos with PyAV: headers, frames, and how many frames there are.
 
-Writing goes through the ffmpeg binary (the same one everywhere: it comes in a wheel), reading
-through PyAV. What they say of a video that cannot be read becomes a MediaError; a full disk stays
-an OSError, for it says nothing about the video.
+Errors of PyAV become MediaErrors.
 """
 
 import errno
@@ -23,24 +21,26 @@ import numpy.typing as npt
 from kinetics_tools.core.errors import MediaError, Reason
 
 Frame = npt.NDArray[np.uint8]
-SEEK_MARGIN_S = 1  # a demuxer seeks by decoding time, which runs ahead of the time shown
+MISSING_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+# The loop filter takes a fifth of the decoder's time, and without it all of the stream is read.
+SKIP_LOOP_FILTER = {"skip_loop_filter": "all"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Video:
-    """What a file's header says of its video stream. It may be wrong: only decoding tells.
+    """What a file's header says of its video stream. It may be wrong; only decoding shows that.
 
     Attributes:
-        width: pixels as shown, after rotation.
-        height: pixels as shown, after rotation.
-        fps: average rate, where the header has one.
+        width: in pixels, after rotation.
+        height: in pixels, after rotation.
+        fps: average rate; None where the header has none.
         container: FFmpeg's names of the file format, such as "mov,mp4,m4a,3gp,3g2,mj2".
-        codec: PyAV's name of the decoder's codec, such as "h264".
+        codec: PyAV's name of the codec, such as "h264".
         pixel_format: FFmpeg's name, such as "yuv420p".
         num_audio: number of audio tracks.
-        duration_s: length, where the header has one.
-        time_base_s: length of one tick.
-        first_tick: time of the first frame shown; zero of every time that we count.
+        duration_s: length in seconds; None where the header has none.
+        time_base_s: length of one tick in seconds.
+        first_tick: time of the first frame, in ticks; all our times count from it.
     """
 
     width: int
@@ -55,14 +55,12 @@ class Video:
     first_tick: int
 
 
-MISSING_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
-
-
 def require_regular_file(path: Path) -> None:
-    """Raise MediaError where `path` is no file.
+    """Raise an error unless `path` is a regular file.
 
     Raises:
-        OSError: it cannot be told, as in a folder that is closed to this user.
+        MediaError: there is no file, or it is a folder or a device.
+        OSError: that cannot be found out, as without permission to read the folder.
     """
     try:
         mode = path.stat().st_mode
@@ -71,21 +69,22 @@ def require_regular_file(path: Path) -> None:
             raise
         raise MediaError(path, "no such file") from error
     if not stat.S_ISREG(mode):
-        raise MediaError(path, "is a folder" if stat.S_ISDIR(mode) else "is no file")
-
-
-# The last touch of a picture, a fifth of the decoder's time: all of the stream is read without it.
-SKIP_LOOP_FILTER = {"skip_loop_filter": "all"}
+        raise MediaError(path, "is a folder" if stat.S_ISDIR(mode) else "is not a file")
 
 
 @contextmanager
 def open_video(
     source: Path | bytes, *, strict: bool = True, for_display: bool = True
 ) -> Iterator[tuple[Any, Any]]:
-    """Open `source`; yield its container and video stream. Errors of PyAV become MediaErrors.
+    """Open a video; yield PyAV's container and first video stream.
 
-    A strict decoder stops at damage; another one would paint over it and say nothing. Frames that
-    are only counted need not be fit to be seen.
+    Args:
+        source: a file or its bytes.
+        strict: damage in the stream is an error; otherwise the decoder conceals it silently.
+        for_display: False skips the loop filter, where frames are only counted.
+
+    Raises:
+        MediaError: the video cannot be opened, or what the block does with it fails.
     """
     name = source if isinstance(source, Path) else Path("<bytes>")
     if isinstance(source, Path):
@@ -112,7 +111,7 @@ def open_video(
 
 
 def decode_frames(source: Path | bytes) -> Iterator[Any]:
-    """Yield PyAV's frames in the order shown."""
+    """Yield PyAV's frames in presentation order."""
     with open_video(source) as (container, stream):
         yield from container.decode(stream)
 
@@ -143,7 +142,7 @@ def probe(path: Path) -> Video:
 
 
 def _duration(container: Any, stream: Any) -> Fraction | None:
-    """The stream's length in seconds, or that of all, as the header has it."""
+    """The length of the stream, else of the file, in seconds; None where the header has neither."""
     if stream.duration is not None:
         return Fraction(stream.duration * stream.time_base)
     if container.duration is not None:
@@ -162,7 +161,7 @@ def count_frames(path: Path) -> int:
 
 
 def frames(source: Path | bytes) -> Iterator[Frame]:
-    """Yield every frame in the order shown: uint8 (H, W, 3), RGB, full range.
+    """Yield every frame in presentation order: uint8 (H, W, 3), RGB, full range.
 
     Raises:
         MediaError: damage anywhere in it.
@@ -178,11 +177,11 @@ def _rgb(frame: Any) -> Frame:
 
 
 def read_frames(source: Path | bytes, indices: Sequence[int] | None = None) -> Frame:
-    """Read frames of a clip of ours by number: uint8 (N, H, W, 3), RGB, full range.
+    """Read frames of a clip by number: uint8 (N, H, W, 3), RGB, full range.
 
     Args:
         source: a file, or its bytes, of constant rate whose first frame has time 0.
-        indices: numbers from 0, in any order, repeated as wanted; None for all frames.
+        indices: frame numbers from 0, in any order, with or without repeats; None for all frames.
 
     Raises:
         MediaError: damaged, or a number is past its end.
@@ -194,7 +193,7 @@ def read_frames(source: Path | bytes, indices: Sequence[int] | None = None) -> F
             raise MediaError(name, "holds no frame")
         return np.stack(list(found.values()))
     if not len(indices):
-        raise ValueError("no frame was asked for")
+        raise ValueError("no frame is requested")
     wanted = set(indices)
     found = {}
     with open_video(source) as (container, stream):

@@ -1,4 +1,4 @@
-"""Grey pictures stored as a video, and read again."""
+"""Grey frames encoded as a video, and decoded again: how flow is stored."""
 
 import io
 import itertools
@@ -15,21 +15,24 @@ import numpy as np
 from kinetics_tools.core.errors import MediaError
 from kinetics_tools.media.decode import Frame, open_video
 
+_GRAY_FPS = 25
+_FULL_RANGE = 2  # AVCOL_RANGE_JPEG: values 0 to 255 stay as they are
+
 
 def encode_gray(
     frames: Iterable[Frame], *, encoder: str, container: str, options: Mapping[str, str]
 ) -> bytes:
-    """Store grey frames as a video, the same bytes each time.
+    """Encode grey frames as a video; equal frames give equal bytes.
 
     Args:
-        frames: uint8 (H, W) each, one at least, all of one size, H and W from 2. They are read one
-            by one, so that a long clip needs no memory but for what is stored of it.
-        encoder: FFmpeg's name of one that takes grey pictures: ffv1, libx264.
-        container: FFmpeg's name, such as matroska.
-        options: of the encoder. They must make each frame a keyframe, as `decode_gray` needs it.
+        frames: uint8 (H, W) each, at least one, all of one size, H and W at least 2. They are read
+            one by one: memory holds one frame and the encoded bytes.
+        encoder: FFmpeg's name of an encoder for grey frames: ffv1, libx264.
+        container: FFmpeg's name of a file format, such as matroska.
+        options: of the encoder. They must make each frame a keyframe, as `decode_gray` needs that.
 
     Raises:
-        MediaError: the encoder takes no such frames, as those that are too large for it.
+        MediaError: the encoder does not take such frames, as they are too large for it.
     """
     rest = iter(frames)
     first = next(rest)
@@ -53,7 +56,7 @@ def _encoded_gray(
     buffer = io.BytesIO()
     height, width = shape
     with av.open(buffer, "w", format=container, options={"fflags": "bitexact"}) as file:
-        stream: Any = file.add_stream(  # of video: the encoder is
+        stream: Any = file.add_stream(  # a video stream, as the encoder is one of video
             encoder, rate=_GRAY_FPS, options={**options, "threads": "1", "flags": "+bitexact"}
         )
         stream.width, stream.height, stream.pix_fmt = width, height, "gray"
@@ -67,16 +70,20 @@ def _encoded_gray(
 
 
 def decode_gray(data: bytes, indices: Sequence[int] | None = None) -> Frame:
-    """Read what `encode_gray` stored: uint8 (N, H, W); `indices` as in `read_frames`.
+    """Decode frames of `encode_gray`: uint8 (N, H, W).
 
-    Only the frames wanted are decoded. Pixels that were changed on the way are not noticed: FFmpeg
-    conceals them. Who stores the bytes keeps their digest.
+    Only the requested frames are decoded. Damaged bytes may give wrong pixels without an error, as
+    FFmpeg conceals damage: the caller must check a digest of the bytes.
+
+    Args:
+        data: the bytes of the video.
+        indices: frame numbers from 0, in any order, with or without repeats; None for all frames.
 
     Raises:
-        MediaError: not such a file, or a number is past its end.
+        MediaError: not such a video, or a number is past its end.
     """
     if indices is not None and not len(indices):
-        raise ValueError("no frame was asked for")
+        raise ValueError("no frame is requested")
     wanted = None if indices is None else set(indices)
     found = dict(_numbered_gray(data, wanted))
     name = Path("<bytes>")
@@ -89,21 +96,21 @@ def decode_gray(data: bytes, indices: Sequence[int] | None = None) -> Frame:
 
 def _numbered_gray(data: bytes, wanted: Collection[int] | None) -> Iterator[tuple[int, Frame]]:
     with open_video(data) as (container, stream):
-        ticks = 1 / (stream.average_rate * stream.time_base)  # of a frame
+        ticks = 1 / (stream.average_rate * stream.time_base)  # per frame
         if wanted and min(wanted) > 0:
             container.seek(int(min(wanted) * ticks), stream=stream)
         for packet in container.demux(stream):
-            ends = packet.pts is None  # what the demuxer says last; the decoder gives what it holds
-            if not ends and wanted is not None and round(packet.pts / ticks) not in wanted:
+            is_last = packet.pts is None  # at the end of the file; it flushes the decoder
+            if not is_last and wanted is not None and round(packet.pts / ticks) not in wanted:
                 continue
             for frame in packet.decode():
                 yield round(frame.pts / ticks), _luma(frame)
 
 
 def _luma(frame: Any) -> Frame:
-    """The grey values as they were stored; some decoders put empty colour planes beside them."""
+    """The stored grey values, without the empty colour planes that some decoders add."""
     if frame.format.name not in ("gray", "yuvj420p"):
-        raise MediaError(Path("<bytes>"), f"is no grey video but {frame.format.name}")
+        raise MediaError(Path("<bytes>"), f"is not a grey video but {frame.format.name}")
     plane = frame.planes[0]
     rows: Frame = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
     return rows[: frame.height, : frame.width].copy()
@@ -111,9 +118,9 @@ def _luma(frame: Any) -> Frame:
 
 @cache
 def encoder_versions(encoder: str) -> dict[str, str]:
-    """Versions of what decides an encoder's bytes: FFmpeg's libraries, and x264 where it is used.
+    """Versions on which an encoder's bytes depend: FFmpeg's libraries, and x264 if it is used.
 
-    They are those in PyAV's wheel, not of the ffmpeg program.
+    They are those of PyAV's wheel, not of the ffmpeg program.
     """
     versions = {"ffmpeg": av.ffmpeg_version_info}
     if encoder == "libx264":
@@ -121,11 +128,7 @@ def encoder_versions(encoder: str) -> dict[str, str]:
         tiny = encode_gray(
             [np.zeros((16, 16), np.uint8)], encoder=encoder, container="mp4", options=options
         )
-        said = re.search(rb"x264 - core (\S+)", tiny)  # it signs its work
+        said = re.search(rb"x264 - core (\S+)", tiny)  # x264 writes its version into the stream
         assert said is not None
         versions["x264"] = said[1].decode()
     return versions
-
-
-_GRAY_FPS = 25
-_FULL_RANGE = 2  # AVCOL_RANGE_JPEG: nobody may squeeze the values

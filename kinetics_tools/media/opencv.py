@@ -1,4 +1,4 @@
-"""The one wall to OpenCV: grey values, JPEG, and its own TV-L1 as the reference method."""
+"""OpenCV: grey values, JPEG, and its TV-L1 as the reference method. The only importer of cv2."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 VERSION: str = cv2.__version__
-MIN_SIDE_PX = 3  # on less, OpenCV's TV-L1 reads memory that is not its own
+MIN_SIDE_PX = 3  # on smaller frames OpenCV's TV-L1 reads outside its memory
 
 
 def gray(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return grey values as OpenCV's RGB2GRAY makes them: uint8 (..., H, W) of (..., H, W, 3)."""
+    """Convert RGB to grey by OpenCV's RGB2GRAY: uint8 (..., H, W, 3) to (..., H, W)."""
     *lead, width, _ = rgb.shape
     rows = np.ascontiguousarray(rgb).reshape(-1, width, 3)
     converted = np.asarray(cv2.cvtColor(rows, cv2.COLOR_RGB2GRAY), np.uint8)
@@ -21,14 +21,14 @@ def gray(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def encode_jpeg(picture: npt.NDArray[np.uint8], *, quality: int) -> bytes:
-    """Encode uint8 (H, W), grey, or (H, W, 3), RGB, as OpenCV's users do: its other defaults."""
+    """Encode uint8 (H, W), grey, or (H, W, 3), RGB, as JPEG with OpenCV's other defaults."""
     if picture.ndim == 3:
         picture = np.ascontiguousarray(picture[..., ::-1])
     return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
 def decode_jpeg(data: bytes) -> npt.NDArray[np.uint8]:
-    """Decode what `encode_jpeg` made.
+    """Decode a JPEG to uint8 (H, W), grey, or (H, W, 3), RGB.
 
     Raises:
         ValueError: not a picture.
@@ -43,10 +43,10 @@ Solve = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.uint8]], npt.NDArray[np.
 
 
 def make_solver(name: str = "tvl1") -> Solve:
-    """Return one of OpenCV's methods, on one thread, as a function of a pair of frames.
+    """Make a function from two uint8 (H, W) frames to float32 (H, W, 2), on one thread.
 
-    It is not to be shared: it keeps its memory, is not safe between threads, and for TV-L1 one
-    small frame lowers the number of pyramid levels for good.
+    Each thread and each clip needs its own: it keeps buffers, and OpenCV's TV-L1 keeps the number
+    of pyramid levels of the smallest frame that it has seen.
 
     Args:
         name: "tvl1", DualTVL1OpticalFlow with its defaults; "dis", DIS with its preset medium.
@@ -74,7 +74,7 @@ class OpenCVTVL1:
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
 
     def as_json(self) -> dict[str, Any]:
-        """What decides the flow. OpenCV's version does: its releases differ by some 0.01 px."""
+        """The parameters, and OpenCV's version: its releases differ by about 0.01 px."""
         solver = cv2.optflow.DualTVL1OpticalFlow.create()
         return {
             "opencv": VERSION,
@@ -91,7 +91,7 @@ class OpenCVTVL1:
         }
 
     def prepare(self, device: str) -> None:
-        """Do nothing: there is nothing to compile."""
+        """Does nothing, as there is nothing to compile."""
 
     def flows(
         self,
@@ -112,7 +112,7 @@ class OpenCVTVL1:
         solve = make_solver()
         before = next(frames, None)
         if before is not None and min(before.shape) < MIN_SIDE_PX:
-            raise ValueError(f"OpenCV's TV-L1 needs 3x3 pixels at least, not {before.shape}")
+            raise ValueError(f"OpenCV's TV-L1 needs at least 3x3 pixels, not {before.shape}")
         for after in frames:
             assert before is not None
             yield solve(before, after)

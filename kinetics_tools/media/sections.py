@@ -1,4 +1,4 @@
-"""The part of a video that a segment needs, copied undecoded out of files read over the network."""
+"""Copies of the part of a video that a segment needs, without decoding, from files on a network."""
 
 import io
 import math
@@ -12,10 +12,10 @@ from typing import Any
 import av
 
 from kinetics_tools.core.errors import MediaError
-from kinetics_tools.media.decode import SEEK_MARGIN_S
-from kinetics_tools.media.encode import STORAGE_WORDS
+from kinetics_tools.media.cut import SEEK_MARGIN_S
+from kinetics_tools.media.encode import DISK_ERRNOS
 
-# Enough to know the codecs; more would be fetched for nothing.
+# Enough to recognise the codecs; more would be downloaded in vain.
 PROBE_OPTIONS = {"probesize": "65536", "analyzeduration": "0"}
 
 
@@ -27,26 +27,28 @@ def copy_section(
     end_s: Fraction,
     with_sound: bool,
 ) -> Fraction:
-    """Copy what `cut` needs for the segment `[start_s, end_s)`, undecoded, into the new `section`.
+    """Copy the packets that `cut` needs for the segment `[start_s, end_s)` into the new `section`.
 
-    Cut from the section, at its times less the answer, a clip has the pictures of the one that is
-    cut from the whole video, bit for bit. Little else is read of the files: the index, the first
-    frame, and from the last keyframe at or before the segment to the first frame after it.
+    A clip that is cut from the section, with the returned time subtracted from its times, has the
+    same frames, bit for bit, as one that is cut from the whole video. Only the index, the first
+    frame, and the packets from the last keyframe at or before the segment to the first frame after
+    it are read.
 
     Args:
-        files: the video, readable at any position, and its sound where that is a file of its own.
-            What they raise when they are read is raised.
+        files: the video, readable at any position, and its sound if that is a file of its own.
+            Exceptions of their `read` are raised.
         section: written as MP4.
         start_s: seconds from the video's first frame.
         end_s: seconds from the video's first frame.
-        with_sound: whether sound is copied, from a second before the segment: decoders of sound
-            take time to settle.
+        with_sound: whether sound is copied, from a second before the segment, as audio decoders
+            need some packets to settle.
 
     Returns:
-        Time of the section's first frame, in seconds, counted from the video's first frame.
+        Time of the section's first frame, in seconds from the video's first frame.
 
     Raises:
-        MediaError: damaged, or a video of which no exact section can be had; all of it may do.
+        MediaError: the video is damaged, or no exact section of it is possible; the whole video may
+            still be usable.
         OSError: the disk is full.
     """
     with ExitStack() as stack, _section_errors(section):
@@ -65,14 +67,16 @@ def copy_section(
         with av.open(str(section)) as written:
             copied_colors, first_s = read_first_frame(written, section)
         if copied_colors != color_properties:
-            raise MediaError(section, "a section cannot say what the video's container says")
+            raise MediaError(
+                section, "a section cannot keep the colours or the shape that the container gives"
+            )
         return Fraction(first_s - section_s + begin_s - zero_s)
 
 
 def _section_packets(
     inputs: Sequence[Any], streams: Sequence[Any], window: tuple[Fraction, Fraction], path: Path
 ) -> list[Any]:
-    """The packets of a window: those of `streams[0]`, the pictures, begin with a keyframe."""
+    """The packets of a window; those of `streams[0]`, the video, start with a keyframe."""
     start_s, end_s = window
     first_s = streams[0].start_time * streams[0].time_base if streams[0].start_time else 0
     for before_s in (SEEK_MARGIN_S,) if len(streams) > 1 else (0, SEEK_MARGIN_S):
@@ -85,7 +89,7 @@ def _section_packets(
     else:
         raise MediaError(path, "no keyframe was found before the segment")
     if len(inputs) > 1 and len(streams) > 1:
-        # Each of the two would begin at its own zero, were they merged into one file.
+        # In one file both would start at zero, so keep the difference of their start times.
         later_s = Fraction(inputs[1].start_time - inputs[0].start_time, av.time_base)
         theirs = list(_window(inputs[1], streams[1:], since_s + later_s, end_s + later_s, path))
         for packet in theirs:
@@ -97,17 +101,17 @@ def _section_packets(
 
 @contextmanager
 def _section_errors(section: Path) -> Iterator[None]:
-    """In this block FFmpeg's errors become MediaErrors, but for those of the disk."""
+    """In this block FFmpeg's errors become MediaErrors, except those of a full disk."""
     try:
         yield
     except av.FFmpegError as error:
-        if error.errno is not None and error.errno in STORAGE_WORDS.values():
+        if error.errno is not None and error.errno in DISK_ERRNOS:
             raise OSError(error.errno, os.strerror(error.errno), str(section)) from error
         raise MediaError(section, f"no section can be copied: {error.strerror}") from error
 
 
 def read_first_frame(container: Any, path: Path) -> tuple[tuple[Any, ...], Fraction]:
-    """How the first frame is to be shown, which a container may change, and its time in seconds."""
+    """Display properties of the first frame, which a container may change; its time in seconds."""
     if not container.streams.video:
         raise MediaError(path, "holds no video")
     stream = container.streams.video[0]
@@ -123,9 +127,9 @@ def read_first_frame(container: Any, path: Path) -> tuple[tuple[Any, ...], Fract
 def _window(
     container: Any, streams: Sequence[Any], since_s: Fraction, until_s: Fraction, path: Path
 ) -> Iterator[Any]:
-    """Yield packets from the last keyframe at or before `since_s` to the first one from `until_s`.
+    """Yield packets from the last keyframe at or before `since_s` to the first from `until_s` on.
 
-    The times are those of decoding: a frame that is shown by then has been decoded by then.
+    Both are decoding times: a frame is decoded before it is shown.
     """
     container.seek(math.floor(since_s / streams[0].time_base), stream=streams[0])
     unfinished = {stream.index for stream in streams}
@@ -133,12 +137,14 @@ def _window(
     for packet in container.demux(*streams):
         if packet.size == 0:  # the end of the file
             if ends_s < until_s and streams[0].type == "video":
-                raise MediaError(path, "no section shows how the video ends; all of it would")
+                raise MediaError(
+                    path, "the video ends within the segment, which no section can show"
+                )
             return
         if packet.pts is None or packet.dts is None or packet.is_corrupt:
             raise MediaError(path, "holds a frame that is cut off or has no time")
         if packet.stream is streams[0]:
-            # A webm does not say how long its last frame is shown.
+            # WebM does not store how long the last frame is shown.
             lasts = 0 if "webm" in container.format.name else packet.duration or 0
             ends_s = max(ends_s, (packet.pts + lasts) * packet.time_base)
         time_s = packet.dts * packet.time_base
@@ -146,14 +152,14 @@ def _window(
             yield packet
             if time_s >= until_s:
                 unfinished.remove(packet.stream_index)
-        if not unfinished or time_s > until_s + SEEK_MARGIN_S:  # a sound may end before
+        if not unfinished or time_s > until_s + SEEK_MARGIN_S:  # sound may end earlier
             return
 
 
 def _write_packets(packets: Iterable[Any], streams: Sequence[Any], path: Path) -> Fraction:
-    """Write packets as they are; the answer is the first picture's new time, in seconds."""
+    """Write packets unchanged; return the new time of the first video packet, in seconds."""
     ticks_s = streams[0].time_base
-    # In the ticks of the movie the file says when each track begins: they must suit all tracks.
+    # The start of each track is stored in ticks of the movie, so these must fit all tracks.
     movie = math.lcm(*(stream.time_base.denominator for stream in streams))
     exact = {"movie_timescale": str(min(movie, 2**31 - 1)), "fflags": "bitexact"}
     with av.open(str(path), "w", format="mp4", options=exact) as container:

@@ -229,7 +229,7 @@ def test_what_cannot_be_read_is_one_line_in_its_record(
         (loop, 0, "loop.mp4: no such file"),
         (tmp_path / f"{'long' * 70}.mp4", 0, "long.mp4: no such file"),
         (tmp_path, 0, f"{tmp_path}: is a folder"),
-        (Path(os.devnull), 0, "/dev/null: is no file"),
+        (Path(os.devnull), 0, "/dev/null: is not a file"),
         (Path("/proc/self/mem"), 0, "/proc/self/mem: cannot be read: Input/output error"),
     ):
         with pytest.raises(MediaError, match=words) as caught:

@@ -1,4 +1,4 @@
-"""The wall to ffmpeg: which frames a clip has, what damage does, what is stored and read back."""
+"""Clips: which frames they have, what damage does, what is stored and read back."""
 
 import errno
 import math
@@ -20,9 +20,8 @@ from hypothesis.extra import numpy as hnp
 
 from conftest import Cutter, MakeVideo
 from kinetics_tools.core.errors import KineticsError, MediaError, Reason
-from kinetics_tools.media import cut as cutting
 from kinetics_tools.media import decode, gray
-from kinetics_tools.media.cut import ClipRecipe, Cut
+from kinetics_tools.media.cut import ClipRecipe, Cut, conform, conforming_frames, cut
 from kinetics_tools.media.encode import ffmpeg_version, find_ffmpeg, write_video
 from support import environment, run
 
@@ -78,16 +77,14 @@ def test_a_clip_has_the_last_frame_at_or_before_each_of_its_times(
     start_s = Fraction(start_ms, 1000)
     clip = tmp_path_factory.mktemp("cut") / "clip.mp4"
     end_s = start_s + Fraction(num_frames, 25)
-    cutting.cut(
-        numbered_video(fps), clip, start_s=start_s, end_s=end_s, recipe=recipe, binary=ffmpeg
-    )
+    cut(numbered_video(fps), clip, start_s=start_s, end_s=end_s, recipe=recipe, binary=ffmpeg)
     assert numbers(clip) == [
         math.floor((start_s + Fraction(k, 25)) * fps) for k in range(num_frames)
     ]
 
 
 def test_a_variable_rate_is_held_until_the_next_frame(
-    ffmpeg: Path, cut: Cutter, tmp_path: Path
+    ffmpeg: Path, cutter: Cutter, tmp_path: Path
 ) -> None:
     steady, varied = tmp_path / "steady.mp4", tmp_path / "varied.mp4"
     write_video(steady, map(numbered, range(40)), fps=10, binary=ffmpeg)
@@ -95,12 +92,12 @@ def test_a_variable_rate_is_held_until_the_next_frame(
     times = ("-vf", "settb=1/1000,setpts=N*N*10", "-fps_mode", "passthrough")
     exact = ("-enc_time_base", "1:1000")
     run(ffmpeg, "-loglevel", "error", "-i", steady, *times, *exact, varied)
-    _, clip = cut(varied, 7, 12)
+    _, clip = cutter(varied, 7, 12)
     assert numbers(clip) == [math.isqrt(math.floor((7 + k / 25) * 100 + 1e-6)) for k in range(125)]
 
 
 def test_times_count_from_the_first_frame_shown_not_from_the_files_zero(
-    ffmpeg: Path, cut: Cutter, tmp_path: Path
+    ffmpeg: Path, cutter: Cutter, tmp_path: Path
 ) -> None:
     steady, late = tmp_path / "steady.mp4", tmp_path / "late.mkv"
     write_video(steady, map(numbered, range(300)), fps=25, binary=ffmpeg)
@@ -119,15 +116,15 @@ def test_times_count_from_the_first_frame_shown_not_from_the_files_zero(
         late,
     )
     for start in (0, 7):  # decoded from zero, and reached by a seek
-        _, clip = cut(late, start, start + 1)
+        _, clip = cutter(late, start, start + 1)
         assert numbers(clip) == list(range(start * 25, start * 25 + 25))
 
 
 def test_a_clip_is_h264_of_the_wanted_size_with_keyframes_and_nothing_else(
-    make_video: MakeVideo, recipe: ClipRecipe, cut: Cutter
+    make_video: MakeVideo, recipe: ClipRecipe, cutter: Cutter
 ) -> None:
     video = make_video(size="642x360", fps="30", sound=True)
-    made, clip = cut(video, 1, 3)
+    made, clip = cutter(video, 1, 3)
     assert made == Cut(50)
     facts = decode.probe(clip)
     assert (facts.width, facts.height, facts.codec) == (456, 256, "h264")
@@ -136,9 +133,9 @@ def test_a_clip_is_h264_of_the_wanted_size_with_keyframes_and_nothing_else(
         keys = [n for n, frame in enumerate(container.decode(video=0)) if frame.key_frame]
         assert "encoder" not in container.metadata
     assert max(b - a for a, b in zip(keys, [*keys[1:], 50], strict=True)) <= 16
-    assert cutting.conforming_frames(clip, recipe) == decode.count_frames(clip)
-    assert not cutting.conforming_frames(clip, replace(recipe, short_side=128))
-    assert not cutting.conforming_frames(video, recipe)
+    assert conforming_frames(clip, recipe) == decode.count_frames(clip)
+    assert not conforming_frames(clip, replace(recipe, short_side=128))
+    assert not conforming_frames(video, recipe)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +160,7 @@ def test_sizes(
 ) -> None:
     chosen = replace(recipe, **changes)  # type: ignore[arg-type]  # of a test's table
     video = make_video(seconds=1, size=size, options="-c:v libx264 -pix_fmt yuv444p")
-    cutting.conform(video, tmp_path / "c.mp4", recipe=chosen, binary=ffmpeg)
+    conform(video, tmp_path / "c.mp4", recipe=chosen, binary=ffmpeg)
     facts = decode.probe(tmp_path / "c.mp4")
     assert (facts.width, facts.height) == shown
 
@@ -175,22 +172,22 @@ def test_rotation_is_applied(
     turn = ("-display_rotation", "90")
     run(ffmpeg, "-loglevel", "error", *turn, "-i", upright, "-c", "copy", turned)
     assert (decode.probe(turned).width, decode.probe(turned).height) == (96, 128)
-    cutting.conform(turned, tmp_path / "a.mp4", recipe=recipe, binary=ffmpeg)
-    cutting.conform(upright, tmp_path / "b.mp4", recipe=recipe, binary=ffmpeg)
+    conform(turned, tmp_path / "a.mp4", recipe=recipe, binary=ffmpeg)
+    conform(upright, tmp_path / "b.mp4", recipe=recipe, binary=ffmpeg)
     a, b = (next(iter(decode.frames(tmp_path / name))) for name in ("a.mp4", "b.mp4"))
     assert a.shape == (128, 96, 3)
     assert np.abs(a.astype(int) - np.rot90(b).astype(int)).mean() < 2
 
 
 def test_a_video_that_ends_too_early_is_too_short_and_half_a_second_is_held(
-    make_video: MakeVideo, cut: Cutter
+    make_video: MakeVideo, cutter: Cutter
 ) -> None:
     video = make_video(seconds=3)
-    assert cut(video, 1, 3)[0] == Cut(50)
-    assert cut(video, "1.4", "3.4")[0] == Cut(50, num_held=10)
+    assert cutter(video, 1, 3)[0] == Cut(50)
+    assert cutter(video, "1.4", "3.4")[0] == Cut(50, num_held=10)
     for start, end in ((1, 4), (3, 4), (50, 60)):
         with pytest.raises(MediaError, match="ends") as caught:
-            cut(video, start, end)
+            cutter(video, start, end)
         assert caught.value.reason is Reason.TOO_SHORT
 
 
@@ -201,7 +198,7 @@ def test_sound_is_kept_when_asked_and_size_and_rate_too(
     chosen = replace(recipe, keep_audio=True, keep_original=True)
     for start in (1, 6):
         times = {"start_s": Fraction(start), "end_s": Fraction(start + 2)}
-        made = cutting.cut(video, clip, **times, recipe=chosen, binary=ffmpeg)
+        made = cut(video, clip, **times, recipe=chosen, binary=ffmpeg)
         assert made == Cut(60)
         with av.open(str(clip)) as container:
             assert container.streams.video[0].average_rate == 30
@@ -211,7 +208,7 @@ def test_sound_is_kept_when_asked_and_size_and_rate_too(
 
 
 def test_damage_is_an_error_whatever_the_status_of_ffmpeg(
-    make_video: MakeVideo, cut: Cutter, tmp_path: Path
+    make_video: MakeVideo, cutter: Cutter, tmp_path: Path
 ) -> None:
     whole = make_video(seconds=4, options="-c:v libx264 -movflags +faststart").read_bytes()
     middle = len(whole) // 2
@@ -225,7 +222,7 @@ def test_damage_is_an_error_whatever_the_status_of_ffmpeg(
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(MediaError) as caught:
-            cut(tmp_path / name, 0, 4)
+            cutter(tmp_path / name, 0, 4)
         assert caught.value.reason is Reason.DAMAGED, name
         assert "\n" not in str(caught.value)
         # Of what ffmpeg says one line, and not how its threads end.
@@ -263,7 +260,7 @@ def test_bytes_do_not_depend_on_the_clock_or_the_name(
 ) -> None:
     made = []
     for name in ("a.mp4", "-b.mp4"):
-        cutting.conform(make_video(), tmp_path / name, recipe=recipe, binary=ffmpeg)
+        conform(make_video(), tmp_path / name, recipe=recipe, binary=ffmpeg)
         made.append((tmp_path / name).read_bytes())
     assert made[0] == made[1]
 
@@ -272,7 +269,7 @@ def test_frames_are_read_by_number(
     numbered_video: Callable[[Fraction], Path], ffmpeg: Path, recipe: ClipRecipe, tmp_path: Path
 ) -> None:
     clip = tmp_path / "clip.mp4"
-    cutting.conform(numbered_video(Fraction(25)), clip, recipe=recipe, binary=ffmpeg)
+    conform(numbered_video(Fraction(25)), clip, recipe=recipe, binary=ffmpeg)
     whole = decode.read_frames(clip)
     assert whole.dtype == np.uint8
     for source in (clip, clip.read_bytes()):
@@ -300,7 +297,7 @@ def test_gray_frames_are_stored_without_loss(frames: decode.Frame, data: st.Data
 
 
 def test_a_video_of_other_colours_is_not_taken_for_a_grey_one(make_video: MakeVideo) -> None:
-    with pytest.raises(MediaError, match="no grey video but yuv420p"):
+    with pytest.raises(MediaError, match="is not a grey video but yuv420p"):
         gray.decode_gray(make_video(size="64x64", seconds=1).read_bytes())
 
 
@@ -324,7 +321,7 @@ def test_another_ffmpeg_must_be_one(tmp_path: Path) -> None:
         ffmpeg_version(Path(sys.executable))
 
 
-def test_real_videos_become_exact_clips(shared_data: Path, cut: Cutter) -> None:
+def test_real_videos_become_exact_clips(shared_data: Path, cutter: Cutter) -> None:
     clips = shared_data / "clips"
     for name, start, end in (
         ("R6llTwEh07w.mp4", 0, 10),
@@ -335,6 +332,6 @@ def test_real_videos_become_exact_clips(shared_data: Path, cut: Cutter) -> None:
         ("hmdb51_Turnk_r_Pippi_Michel_cartwheel_f_cm_np2_le_med_6.avi", 0, 2),
         ("RATRACE_wave_f_nm_np1_fr_goo_37.avi", 0, 2),
     ):
-        assert cut(clips / name, start, end)[0] == Cut((end - start) * 25), name
+        assert cutter(clips / name, start, end)[0] == Cut((end - start) * 25), name
     with pytest.raises(MediaError):
-        cut(clips / "corrupted.mp4", 0, 5)
+        cutter(clips / "corrupted.mp4", 0, 5)
