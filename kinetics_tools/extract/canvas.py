@@ -1,8 +1,9 @@
-"""A picture of panels, which keep every pixel, and text between them."""
+"""A picture of panels, which keep every pixel, and text between them: drawn by matplotlib."""
+
+from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.image import FigureImage
+from matplotlib.text import Text
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -20,25 +23,13 @@ _DPI = 100
 _POINT_PX = _DPI / 72
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
-    x: float
-    y: float
-    text: str
-    size: float
-    colour: str
-    align: Literal["left", "center", "right"]
-    bold: bool
-
-
-@dataclass(slots=True)
 class Board:
-    """A white board of so many pixels. Places are (x, y) from its upper left corner."""
+    """A white picture of so many pixels. Places are (x, y) from its upper left corner."""
 
-    width: int
-    height: int
-    _texts: list[_Text] = field(default_factory=list)
-    _panels: list[tuple[Pixels, int, int]] = field(default_factory=list)
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        self._figure = Figure((width / _DPI, height / _DPI), dpi=_DPI)
+        self._canvas = FigureCanvasAgg(self._figure)
 
     def write(
         self,
@@ -49,50 +40,36 @@ class Board:
         colour: str = INK,
         align: Literal["left", "center", "right"] = "left",
         bold: bool = False,
-    ) -> None:
-        """Put one line of text, as tall as `size` pixels, whose middle height is at `place`."""
-        self._texts.append(_Text(*place, text, size, colour, align, bold))
+    ) -> Text:
+        """Put one line of text, `size` pixels high, whose middle height is at `place`."""
+        return self._figure.text(
+            place[0] / self.width,
+            1 - place[1] / self.height,
+            text,
+            fontsize=size / _POINT_PX,
+            color=colour,
+            ha=align,
+            va="center_baseline",
+            weight="bold" if bold else "normal",
+            parse_math=False,
+        )
 
-    def paste(self, pixels: Pixels, place: tuple[int, int], *, framed: bool = True) -> None:
+    def paste(self, pixels: Pixels, place: tuple[int, int], *, framed: bool = True) -> FigureImage:
         """Put uint8 (h, w, 3) with its upper left pixel at `place`, with a fine line around it."""
         x, y = place
+        height, width, _ = pixels.shape
         if framed:
-            height, width, _ = pixels.shape
             line = np.full((height + 2, width + 2, 3), _EDGE, np.uint8)
-            self._panels.append((line, x - 1, y - 1))
-        self._panels.append((pixels, x, y))
+            self.paste(line, (x - 1, y - 1), framed=False)
+        return self._figure.figimage(pixels, x, self.height - y - height, origin="upper")
 
     def render(self) -> Pixels:
-        """The board: uint8 (height, width, 3), RGB. Panels lie above the text."""
-        figure = Figure((self.width / _DPI, self.height / _DPI), dpi=_DPI)
-        canvas = FigureCanvasAgg(figure)
-        for text in self._texts:
-            figure.text(
-                text.x / self.width,
-                1 - text.y / self.height,
-                text.text,
-                fontsize=text.size / _POINT_PX,
-                color=text.colour,
-                ha=text.align,
-                va="center_baseline",
-                weight="bold" if text.bold else "normal",
-                parse_math=False,
-            )
+        """The picture as it is now: uint8 (height, width, 3), RGB."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # shown as a box
-            canvas.draw()  # type: ignore[no-untyped-call]  # matplotlib gives it no types
-        buffer = canvas.buffer_rgba()  # type: ignore[no-untyped-call]  # nor this
-        drawn = np.asarray(buffer, np.uint8)[..., :3].copy()
-        for pixels, x, y in self._panels:
-            put(drawn, pixels, (x, y))
-        return drawn
-
-
-def put(onto: Pixels, pixels: Pixels, place: tuple[int, int]) -> None:
-    """Copy uint8 (h, w, 3) into a larger picture, its upper left pixel at `place` (x, y)."""
-    x, y = place
-    height, width, _ = pixels.shape
-    onto[y : y + height, x : x + width] = pixels
+            self._canvas.draw()  # type: ignore[no-untyped-call]  # matplotlib gives it no types
+        buffer = self._canvas.buffer_rgba()  # type: ignore[no-untyped-call]  # nor this
+        return np.asarray(buffer, np.uint8)[..., :3].copy()
 
 
 def width_of(text: str, *, size: float = TEXT_PX, bold: bool = False) -> float:

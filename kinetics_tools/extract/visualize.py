@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from kinetics_tools.core.errors import MediaError, Reason
 from kinetics_tools.core.files import publish
-from kinetics_tools.extract.canvas import FAINT, Board, fit, put, resize, shorten, width_of
+from kinetics_tools.extract.canvas import FAINT, Board, fit, resize, shorten, width_of
 from kinetics_tools.extract.flow_colours import colours, ramp, wheel
 from kinetics_tools.extract.plan import MIN_FRAMES, MIN_SIDE_PX
 from kinetics_tools.flow.methods import find_devices, make_method, stream
@@ -314,27 +314,32 @@ def film_pictures(
 ) -> Iterator[Frame]:
     """Yield a picture of each moment: uint8 (H, W, 3) of even sides, all of one size.
 
-    By one method the frame is beside its flow; by two the frame is beside their difference, the
+    With one method the frame is beside its flow; with two the frame is beside their difference, the
     two flows are below.
     """
-    ground, places = None, []
+    board = None
     for moment in moments:
         panels = _panels(moment, scale)
-        if ground is None:
+        width = panels[0].shape[1]
+        if board is None:
             places = _places(panels)
-            ground = _ground(panels, places, scale)
-        picture = ground.copy()
+            board = _film_board(panels, places, scale)
+            images = [board.paste(p, place) for p, place in zip(panels, places, strict=True)]
+            middles = [(x, y - _CAPTION / 2) for x, y in places]
+            names_at = [board.write(at, "", bold=True) for at in middles]
+            words_at = [
+                board.write((x + width, y), "", size=_SMALL, colour=FAINT, align="right")
+                for x, y in middles
+            ]
         captions = _captions(moment, title, names)
-        for panel, place, (name, words) in zip(panels, places, captions, strict=True):
-            line = Board(panel.shape[1], _CAPTION - 2)
-            room = panel.shape[1] - width_of(words, size=_SMALL) - _GAP
-            line.write((0, _CAPTION / 2), shorten(name, room, bold=True), bold=True)
-            line.write(
-                (panel.shape[1], _CAPTION / 2), words, size=_SMALL, colour=FAINT, align="right"
-            )
-            put(picture, line.render(), (place[0], place[1] - _CAPTION))
-            put(picture, panel, place)
-        yield picture
+        for image, panel, name_at, word_at, (name, words) in zip(
+            images, panels, names_at, words_at, captions, strict=True
+        ):
+            image.set_data(panel)
+            room = width - width_of(words, size=_SMALL) - _GAP
+            name_at.set_text(shorten(name, room, bold=True))
+            word_at.set_text(words)
+        yield board.render()
 
 
 def _places(panels: Sequence[Frame]) -> list[tuple[int, int]]:
@@ -347,17 +352,15 @@ def _places(panels: Sequence[Frame]) -> list[tuple[int, int]]:
     return [(left, upper), (left, lower), (right, lower), (right, upper)]
 
 
-def _ground(panels: Sequence[Frame], places: Sequence[tuple[int, int]], scale: Scale) -> Frame:
-    """What all pictures of a film have in common."""
+def _film_board(panels: Sequence[Frame], places: Sequence[tuple[int, int]], scale: Scale) -> Board:
+    """A board that has room for the panels, and the key below them."""
     height, width, _ = panels[0].shape
     foot = max(y for _, y in places) + height + _MARGIN
     right = max(x for x, _ in places) + width + _MARGIN
     sides = (max(right, _MIN_WIDTH), foot + _WHEEL + _MARGIN)
-    ground = Board(*(side + side % 2 for side in sides))
-    for panel, place in zip(panels, places, strict=True):
-        ground.paste(panel, place)
-    _write_key(ground, foot, scale, with_difference=len(panels) > 2)
-    return ground.render()
+    board = Board(*(side + side % 2 for side in sides))
+    _write_key(board, foot, scale, with_difference=len(panels) > 2)
+    return board
 
 
 def _captions(moment: Moment, title: str, names: tuple[str, ...]) -> list[tuple[str, str]]:
