@@ -333,16 +333,21 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield known
 
 
+def script_of_docs(name: str, folder: Path) -> Path:
+    """A batch script of docs/scaling.md, written into `folder`."""
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    found = re.search(rf"```bash\n(#!\S+\n# {re.escape(name)}\n.*?)```", page, re.DOTALL)
+    assert found is not None
+    (folder / name).write_text(found[1])
+    return folder / name
+
+
 @pytest.mark.slurm
 def test_the_array_job_of_the_docs_gives_the_same_tree(
     videos: Path, tmp_path: Path, slurm: dict[str, str]
 ) -> None:
     run(videos, tmp_path / "one")
-    page = (ROOT / "docs" / "scaling.md").read_text()
-    found = re.search(r"```bash\n(#!\S+\n# extract-flow\.sbatch\n.*?)```", page, re.DOTALL)
-    assert found is not None
-    script = tmp_path / "extract-flow.sbatch"
-    script.write_text(found[1])
+    script = script_of_docs("extract-flow.sbatch", tmp_path)
     programs = tmp_path / "programs"
     programs.mkdir()
     (programs / "srun").symlink_to(program("srun"))
@@ -377,3 +382,32 @@ def test_the_array_job_of_the_docs_gives_the_same_tree(
     again = submitted()
     assert not any("computed now" in text for text in again.values())
     assert tree(out) == tree(tmp_path / "one")
+
+
+@pytest.mark.slurm
+def test_the_scripts_of_the_docs_end_as_told(tmp_path: Path, slurm: dict[str, str]) -> None:
+    """With programs of a few words in place of ours: exit codes, and what torchrun is given."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+
+    def submit(name: str, *options: str, program_text: str) -> int:
+        program_name = "torchrun" if name == "run-benchmark" else name
+        (programs / program_name).write_text(f"#!/bin/sh\n{program_text}\n")
+        (programs / program_name).chmod(0o755)
+        script = script_of_docs(f"{name}.sbatch", tmp_path)
+        words = [program("sbatch"), "--wait", "--cpus-per-task=1", "--time=5", *options]
+        words += [f"--output={tmp_path}/{name}.log", str(script), "--word"]
+        path = f"{programs}:/usr/bin:/bin"
+        return subprocess.run(words, env=slurm | {"PATH": path}, check=False).returncode
+
+    for name in ("kinetics-download", "extract-flow"):
+        for code, told in {3: 0, 4: 4, 75: 75}.items():
+            assert submit(name, "--array=0-0", program_text=f"exit {code}") == told
+
+    said = f'echo "$@" > {tmp_path}/said'
+    assert submit("run-benchmark", "--nodes=1", "--gpus-per-node=2", program_text=said) == 0
+    words = (tmp_path / "said").read_text().split()
+    host = socket.gethostname().partition(".")[0]
+    assert words[words.index("--nnodes") + 1] == "1"
+    assert words[words.index("--rdzv-endpoint") + 1] in (f"{host}:29500", "node:29500")
+    assert words[-5:] == ["run-benchmark", "--resume", "--workers", "14", "--word"]
