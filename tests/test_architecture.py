@@ -127,6 +127,15 @@ def test_imports_point_down_and_each_library_has_one_owner(module: str) -> None:
             assert may_import(module, other), f"{module} may not import {other}"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_only_commands_import_the_command_line(module: str) -> None:
+    commands = ("kinetics_bench.demo.run", "kinetics_bench.demo.picture")
+    if module in commands or module.rpartition(".")[2] == "cli":
+        return
+    used = [other for name in imports(MODULES[module]) if (other := module_of(name))]
+    assert not any(other.endswith(".cli") for other in used)
+
+
 def test_no_modules_import_each_other_in_a_ring() -> None:
     graph = {
         module: {

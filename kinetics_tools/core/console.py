@@ -24,7 +24,7 @@ def progress(
         size: how many of these an item is.
     """
     if sys.stderr.isatty():
-        from tqdm import tqdm
+        from tqdm import tqdm  # only here, to keep --help fast
 
         with tqdm(total=total, desc=what, unit="", dynamic_ncols=True) as bar:
             for item in items:

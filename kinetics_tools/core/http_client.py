@@ -77,7 +77,7 @@ def size_of(
     """Ask for a file's size and version (HEAD).
 
     Raises:
-        SourceError: it cannot be had; `detail` names the address.
+        SourceError: the file is not available; `detail` names the address.
         KineticsError: `address` is not an HTTP address.
     """
 
@@ -98,7 +98,7 @@ def fetch(
     """Fetch a small file (at most 1 GiB) to `path`, which exists only when it is complete.
 
     Raises:
-        SourceError: it cannot be had; `detail` names the address.
+        SourceError: the file is not available; `detail` names the address.
         KineticsError: `address` is not an HTTP address.
         OSError: the disk is full.
     """
@@ -109,7 +109,7 @@ def fetch(
     ):
         while piece := stream.read(CHUNK_BYTES):
             if stream.position > MAX_FETCHED_BYTES:
-                detail = f"{_shown(address)} is larger than {MAX_FETCHED_BYTES} bytes"
+                detail = f"{_without_secrets(address)} is larger than {MAX_FETCHED_BYTES} bytes"
                 raise SourceError(Reason.SERVER, detail)
             file.write(piece)
 
@@ -125,7 +125,7 @@ def open_stream(
         pauses_s: seconds to wait before each retry; the retries start over when a new byte comes.
 
     Raises:
-        SourceError: it cannot be had; `detail` names the address.
+        SourceError: the file is not available; `detail` names the address.
         KineticsError: `address` is not an HTTP address.
     """
     return Stream(address, timeout_s, pauses_s)
@@ -161,7 +161,7 @@ class Stream(io.RawIOBase):
         return answer
 
     def readable(self) -> bool:
-        """Inherited: always true."""
+        """Always true."""
         return True
 
     def readinto(self, buffer: Any) -> int:
@@ -169,7 +169,7 @@ class Stream(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         piece = _retried(lambda: self._piece(len(view)), self._pauses_s)
         if self.position == 0 and _is_page(piece):
-            raise SourceError(Reason.SERVER, f"{_shown(self._address)} is an HTML page")
+            raise SourceError(Reason.SERVER, f"{_without_secrets(self._address)} is an HTML page")
         view[: len(piece)] = piece
         self.position += len(piece)
         return len(piece)
@@ -194,7 +194,7 @@ class Stream(io.RawIOBase):
             if not piece and self.position < (self.remote.size or 0):
                 raise _RetryableError(
                     Reason.NETWORK,
-                    f"{_shown(self._address)} broke off after {self.position} of "
+                    f"{_without_secrets(self._address)} broke off after {self.position} of "
                     f"{self.remote.size} bytes",
                 )
         except SourceError:
@@ -208,7 +208,7 @@ class Stream(io.RawIOBase):
             return piece
 
         def error(said: str) -> SourceError:
-            return SourceError(Reason.NETWORK, f"{_shown(self._address)}: {said}")
+            return SourceError(Reason.NETWORK, f"{_without_secrets(self._address)}: {said}")
 
         return self._guard.read(read, error)
 
@@ -238,7 +238,9 @@ class Stream(io.RawIOBase):
             for new, old in ((now.size, self.remote.size), (now.etag, self.remote.etag))
         )
         if differs or start != self.position:
-            raise SourceError(Reason.SERVER, f"{_shown(self._address)} changed while it was read")
+            raise SourceError(
+                Reason.SERVER, f"{_without_secrets(self._address)} changed while it was read"
+            )
 
     def _skip(self, answer: requests.Response) -> None:
         left = self.position
@@ -246,7 +248,8 @@ class Stream(io.RawIOBase):
             piece = self._read(answer, min(left, CHUNK_BYTES))
             if not piece:
                 raise _RetryableError(
-                    Reason.NETWORK, f"{_shown(self._address)} broke off before byte {self.position}"
+                    Reason.NETWORK,
+                    f"{_without_secrets(self._address)} broke off before byte {self.position}",
                 )
             left -= len(piece)
 
@@ -293,10 +296,10 @@ def _problem(answer: requests.Response, address: str) -> SourceError | None:
     status = answer.status_code
     if status < FIRST_ERROR:
         if answer.headers.get("Content-Type", "").lower().startswith("text/html"):
-            return SourceError(Reason.SERVER, f"{_shown(address)} is an HTML page")
+            return SourceError(Reason.SERVER, f"{_without_secrets(address)} is an HTML page")
         return None
     reason = status_reason(status)
-    detail = f"{_shown(address)}: HTTP {status} {answer.reason or ''}".strip()
+    detail = f"{_without_secrets(address)}: HTTP {status} {answer.reason or ''}".strip()
     if status < FIRST_SERVER_ERROR and status != TOO_MANY_REQUESTS:
         return SourceError(reason, detail)
     error = _RetryableError(reason, detail)
@@ -314,7 +317,7 @@ def _is_page(start: bytes) -> bool:
     return start.lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
-def _shown(address: str) -> str:
+def _without_secrets(address: str) -> str:
     """An address without passwords and tokens: ledgers that hold it are passed on."""
     parts = urlsplit(address)
     host = parts.netloc.rpartition("@")[2]
@@ -338,11 +341,11 @@ def _translated(address: str) -> Iterator[None]:
             f"{address!r} is not an address; it must begin with http:// or https://"
         ) from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        detail = f"{_shown(address)}: {_words(error)}"
+        detail = f"{_without_secrets(address)}: {_innermost_message(error)}"
         raise _RetryableError(Reason.NETWORK, detail) from error
 
 
-def _words(error: BaseException) -> str:
+def _innermost_message(error: BaseException) -> str:
     """The innermost error's message: requests wraps urllib3's errors, which wrap the system's."""
     inner = error
     while True:

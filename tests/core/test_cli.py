@@ -1,4 +1,4 @@
-"""The manner of the commands: help, suggestions, progress, exit codes."""
+"""What all commands share: help, suggestions, progress, exit codes."""
 
 import logging
 import re
@@ -29,11 +29,11 @@ def test_help_and_version(name: str) -> None:
     assert run_command(name, "--version").stdout.strip() == __version__
 
 
-def test_a_reader_that_has_enough_is_no_bug() -> None:
+def test_a_closed_pipe_is_not_a_crash() -> None:
     code = (
         "import sys; from kinetics_tools.core import cli\n"
         "def main():\n"
-        "    sys.stdin.read()\n"  # until the reader has gone
+        "    sys.stdin.read()\n"  # until the pipe is closed
         "    print('row\\n' * 100_000)\n"
         "    return 0\n"
         "cli.run(main)"
@@ -51,19 +51,19 @@ def test_a_reader_that_has_enough_is_no_bug() -> None:
     assert command.wait(60) == 141
 
 
-def test_abbreviations_are_not_guessed() -> None:
+def test_abbreviated_options_are_refused() -> None:
     said = run_command("kinetics-download", "m.csv", "out", "--forc")
     assert said.returncode == 2
     assert "unrecognized arguments: --forc" in said.stderr
 
 
-def test_a_verb_is_a_verb_and_a_file_of_its_name_is_not() -> None:
+def test_a_first_argument_is_a_verb_unless_it_is_a_path() -> None:
     assert cli.take_verb(["report", "out"], ("report",)) == ("report", ["out"])
     assert cli.take_verb(["./report", "out"], ("report",)) == (None, ["./report", "out"])
     assert cli.take_verb([], ("report",)) == (None, [])
 
 
-def test_progress_without_a_terminal_is_a_line_now_and_then_also_while_nothing_is_done(
+def test_progress_without_a_terminal_is_logged_also_while_nothing_is_finished(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console, "LOG_EVERY_S", 0.01)
@@ -83,7 +83,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then_also_while_nothing_i
         assert list(console.progress(words(), total=3, what="letters", size=len)) == ["ab", "c"]
 
 
-def test_a_bug_is_a_traceback_and_exit_1() -> None:
+def test_a_bug_is_a_traceback_and_exit_code_1() -> None:
     code = "from kinetics_tools.core import cli; cli.run(lambda: 1 // 0)"
     said = subprocess.run(
         [sys.executable, "-c", code],
@@ -96,7 +96,7 @@ def test_a_bug_is_a_traceback_and_exit_1() -> None:
     assert "ZeroDivisionError" in said.stderr
 
 
-def test_the_options_of_a_run_are_the_same_words_everywhere() -> None:
+def test_all_commands_have_the_same_run_options() -> None:
     parser = Parser("make", "Make things.")
     run = parser.add_run(jobs="things at once", made="thing")
     cli.add_cache_dir(run)
@@ -111,7 +111,7 @@ def test_the_options_of_a_run_are_the_same_words_everywhere() -> None:
         assert option in shown
 
 
-def test_an_engine_that_is_none_is_one_line_with_the_nearest_name() -> None:
+def test_an_unknown_engine_is_one_line_with_the_nearest_name() -> None:
     said = run_command("extract-flow", "clips", "out", "--engine", "rat")
     assert said.returncode == 2
     assert "Did you mean 'ray'?" in said.stderr

@@ -1,4 +1,4 @@
-"""One engine: results come back, dead workers are told apart, nothing outlives the run."""
+"""The engine: results come back, a dead worker costs one unit, nothing outlives the run."""
 
 import ast
 import importlib
@@ -54,7 +54,7 @@ def die_once(number: int, *, folder: Path) -> int:
 
 
 def mark_and_wait(number: int, *, folder: Path) -> int:
-    """Say who works on the unit; end when the test says so."""
+    """Record which process works on the unit, then wait for the file "go on"."""
     (folder / f"{number}-{os.getpid()}").touch()
     wait_until(lambda: (folder / "go on").exists(), seconds=60)
     return number * number
@@ -63,7 +63,7 @@ def mark_and_wait(number: int, *, folder: Path) -> int:
 def hold_device(
     number: int, *, resources: WorkerResources, folder: Path
 ) -> tuple[WorkerResources, int]:
-    """Hold the device for a while; fails when somebody else holds it. The unit 2 kills."""
+    """Use the device for a while; fails if another process uses it. Unit 2 kills its process."""
     held = folder / resources.device
     held.touch(exist_ok=False)
     time.sleep(0.05)
@@ -76,7 +76,7 @@ def hold_device(
 def say_what_is_seen(
     number: int, *, resources: WorkerResources, folder: Path
 ) -> tuple[WorkerResources, str]:
-    """Which GPU Ray shows, seen while another unit is at work too."""
+    """The resources, and the GPU that Ray shows, while another unit is at work too."""
     (folder / f"{number}").touch()
     wait_until(lambda: len(list(folder.iterdir())) >= 2)
     return resources, os.environ.get("CUDA_VISIBLE_DEVICES", "all")
@@ -95,7 +95,7 @@ def is_alive(pid: int) -> bool:
         num_threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
     except FileNotFoundError:
         return False
-    return state != "Z" or num_threads > 1  # its parent hears of it when all have ended
+    return state != "Z" or num_threads > 1  # its parent is told when all have ended
 
 
 def still_at_work(pids: Path) -> tuple[int, int]:
@@ -106,7 +106,7 @@ def still_at_work(pids: Path) -> tuple[int, int]:
 
 
 def give_much(_: int) -> bytes:
-    return bytes(2**24)  # more than a pipe holds: it waits until it is read
+    return bytes(2**24)  # more than a pipe holds, so the sender waits until it is read
 
 
 @pytest.mark.parametrize("jobs", [0, 1, 3])
@@ -114,11 +114,11 @@ def test_every_unit_is_worked_on_once(jobs: int) -> None:
     assert sorted(engine.run(range(7), square, jobs=jobs)) == [(n, n * n) for n in range(7)]
 
 
-def test_each_device_is_lent_to_one_process_at_a_time(tmp_path: Path) -> None:
+def test_each_device_is_used_by_one_process_at_a_time(tmp_path: Path) -> None:
     work = partial(hold_device, folder=tmp_path)
     results = dict(engine.run(range(12), work, jobs=5, devices=("one", "two")))
 
-    assert isinstance(results.pop(2), Crash)  # its device is lent again
+    assert isinstance(results.pop(2), Crash)  # its device is used again
     assert set(results) == {*range(12)} - {2}
     held = {result for result in results.values() if not isinstance(result, Crash)}
     assert {resources for resources, _ in held} == {
@@ -133,9 +133,9 @@ def test_a_process_that_is_ended_while_it_sends_prints_nothing(
 ) -> None:
     kill = os.killpg
 
-    def kill_late(pid: int, told: int) -> None:
+    def kill_late(pid: int, number: int) -> None:
         time.sleep(0.5)  # as on a busy machine
-        kill(pid, told)
+        kill(pid, number)
 
     monkeypatch.setattr(os, "killpg", kill_late)
     with closing(engine.run([0, 1, 2, 3], give_much, jobs=2)) as results:
@@ -166,7 +166,7 @@ def test_units_are_read_as_they_are_needed() -> None:
 
 @dataclass
 class Slow:
-    """Units of which one is long in coming: until the test says so, or for ever."""
+    """Units of which the last one comes only when the test sets `go_on`, or after a minute."""
 
     before: int
     go_on: threading.Event = field(default_factory=threading.Event)
@@ -195,7 +195,7 @@ def test_results_come_while_the_next_unit_is_awaited(before: int) -> None:
 
 
 def test_no_unit_is_taken_before_the_last_result_was_seen() -> None:
-    """So the caller may end the units for what a result says."""
+    """So that a result can make the caller end the units."""
     seen: list[int] = []
     taken_after = []
 
@@ -211,7 +211,7 @@ def test_no_unit_is_taken_before_the_last_result_was_seen() -> None:
 
 
 def test_a_run_may_end_while_a_unit_is_awaited() -> None:
-    """Whoever waits for a server that says nothing can still be stopped."""
+    """A run that waits for a silent server can still be stopped."""
     slow = Slow(before=1)
     running = engine.run(slow.units(), square, jobs=2)
     assert next(running) == (0, 0)
@@ -242,7 +242,7 @@ def test_a_worker_that_dies_while_it_waits_costs_no_unit() -> None:
         yield 0
         wait_until(lambda: pids)
         os.kill(pids[0], signal.SIGKILL)
-        # Its parent is told only when the last of its threads is gone.
+        # Its parent is told only when the last of its threads has ended.
         wait_until(lambda: len(list(Path(f"/proc/{pids[0]}/task").iterdir())) == 1)
         wait_until(lambda: not is_alive(pids[0]))
         yield 1
@@ -386,7 +386,7 @@ def test_the_part_follows_from_the_option_or_from_slurm() -> None:
 
 @pytest.fixture(scope="module")
 def own_ray() -> Iterator[None]:
-    """A Ray that the engine started; later runs of this module use it."""
+    """A local Ray that the engine started; later runs of this module use it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
@@ -606,7 +606,7 @@ os.environ["RAY_ADDRESS"] = cluster.address
 work = functools.partial(test_engine.say_what_is_seen, folder=folder)
 for word in ("auto", "cuda", "cpu"):
     running = engine.run(range(4), work, jobs=None, engine="ray", devices=(word,))
-    print(sorted((lent.device, lent.threads, seen) for _, (lent, seen) in running))
+    print(sorted((own.device, own.threads, seen) for _, (own, seen) in running))
     for path in folder.iterdir():
         path.unlink()
 cluster.shutdown()
@@ -615,7 +615,7 @@ cluster.shutdown()
 
 @pytest.mark.full
 def test_each_unit_asks_a_cluster_with_gpus_for_one(tmp_path: Path) -> None:
-    """The GPUs are only said to be there: Ray counts them and shows them all the same."""
+    """The machine needs no GPUs: Ray believes the numbers that it is given."""
     env = environment() | ray_engine._LOCAL_RAY_ENVIRONMENT
     env.pop("CUDA_VISIBLE_DEVICES", None)  # own_ray hides all, and may still be there
     said = subprocess.run(

@@ -1,4 +1,4 @@
-"""Files are complete when they exist, folders have one owner, scratch does not pile up."""
+"""Files are complete when they exist, folders have one owner, scratch files do not pile up."""
 
 import multiprocessing
 import os
@@ -79,7 +79,7 @@ def test_parts_of_one_job_run_together(tmp_path: Path) -> None:
         pass
 
 
-def test_what_killed_processes_were_writing_is_swept_away(tmp_path: Path) -> None:
+def test_scratch_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
     with files.publish(tmp_path / "clips" / "a.mp4") as mine:
         mine.touch()
         dead = mine.with_name(mine.name.replace(f"-{os.getpid()}-", "-99999999-"))
@@ -96,7 +96,7 @@ def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_scratch_of_the_dead_is_removed_and_of_the_living_kept(tmp_path: Path) -> None:
+def test_scratch_folders_of_ended_processes_are_removed(tmp_path: Path) -> None:
     with files.scratch_folder(tmp_path) as mine:
         (mine / "video.mp4").touch()
         dead = mine.with_name(mine.name + "9")  # the same host, another process

@@ -1,4 +1,4 @@
-"""HTTP against a server that breaks, lies, stalls and changes its mind."""
+"""HTTP against a server that breaks off, lies, stalls and changes its files."""
 
 import random
 import socket
@@ -23,8 +23,8 @@ def mirror_server() -> Iterator[MirrorServer]:
         yield server
 
 
-def read(address: str, **manner: object) -> bytes:
-    with http_client.open_stream(address, **(QUICK | manner)) as stream:  # type: ignore[arg-type]
+def read(address: str, **options: object) -> bytes:
+    with http_client.open_stream(address, **(QUICK | options)) as stream:  # type: ignore[arg-type]
         return stream.read()
 
 
@@ -42,7 +42,9 @@ def test_a_file_comes_whole_and_says_its_size_and_version(mirror_server: MirrorS
 
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("resets", [True, False])
-def test_a_break_is_mended(mirror_server: MirrorServer, ranges: bool, resets: bool) -> None:
+def test_a_broken_connection_is_resumed(
+    mirror_server: MirrorServer, ranges: bool, resets: bool
+) -> None:
     served = mirror_server.put("/a", CONTENT, ranges=ranges, resets=resets)
     served.breaks += [300_000, 650_000, 650_000]
     assert read(mirror_server.address + "/a") == CONTENT
@@ -63,7 +65,7 @@ def test_without_a_length_the_end_is_where_the_server_ends(mirror_server: Mirror
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_break_that_comes_again_and_again_is_the_network(
+def test_a_connection_that_always_breaks_is_a_network_error(
     mirror_server: MirrorServer, ranges: bool
 ) -> None:
     mirror_server.put("/a", CONTENT, always_breaks=300_000, ranges=ranges)
@@ -73,13 +75,15 @@ def test_a_break_that_comes_again_and_again_is_the_network(
     assert len(mirror_server.gets("/a")) == 3  # one try, and as many more as there are pauses
 
 
-def test_any_number_of_breaks_is_mended_while_bytes_come(mirror_server: MirrorServer) -> None:
+def test_any_number_of_breaks_is_resumed_while_new_bytes_come(mirror_server: MirrorServer) -> None:
     mirror_server.put("/a", CONTENT, breaks=list(range(50_000, 1_000_000, 50_000)))
     assert read(mirror_server.address + "/a") == CONTENT
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_file_that_changed_since_is_not_mixed(mirror_server: MirrorServer, ranges: bool) -> None:
+def test_parts_of_two_versions_of_a_file_are_never_joined(
+    mirror_server: MirrorServer, ranges: bool
+) -> None:
     mirror_server.put("/a", CONTENT, breaks=[300_000])
     with http_client.open_stream(
         mirror_server.address + "/a", timeout_s=5, pauses_s=(0.0,)
@@ -91,7 +95,7 @@ def test_a_file_that_changed_since_is_not_mixed(mirror_server: MirrorServer, ran
                 pass
 
 
-def test_without_a_version_the_size_tells_another_file(mirror_server: MirrorServer) -> None:
+def test_without_a_version_a_change_of_size_is_noticed(mirror_server: MirrorServer) -> None:
     mirror_server.put("/a", CONTENT, etag=None, breaks=[300_000])
     with http_client.open_stream(
         mirror_server.address + "/a", timeout_s=5, pauses_s=(0.0,)
@@ -123,13 +127,13 @@ def test_each_status_has_its_reason(
     assert len(mirror_server.gets("/a")) == tries
 
 
-def test_a_server_that_recovers_is_waited_for(mirror_server: MirrorServer) -> None:
+def test_a_server_that_recovers_is_tried_again(mirror_server: MirrorServer) -> None:
     mirror_server.put("/a", CONTENT, statuses=[503, 429], headers={"Retry-After": "0"})
     assert read(mirror_server.address + "/a") == CONTENT
 
 
 @pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "text/plain"])
-def test_a_page_in_place_of_a_file_is_told(
+def test_an_html_page_in_place_of_a_file_is_an_error(
     mirror_server: MirrorServer, kind: str, tmp_path: Path
 ) -> None:
     mirror_server.put("/a", b"\n<!DOCTYPE html><p>Sign in to this network", kind=kind)
@@ -145,10 +149,10 @@ def test_a_server_that_never_answers_is_given_up(mirror_server: MirrorServer) ->
         with pytest.raises(SourceError, match="timed out") as caught:
             ask(mirror_server.address + "/a", timeout_s=0.2, pauses_s=(0.0,))
         assert caught.value.reason is Reason.NETWORK
-    wait_until(lambda: len(mirror_server.requests) == 4)  # it hears of them on a thread of its own
+    wait_until(lambda: len(mirror_server.requests) == 4)  # it records them in a thread of its own
 
 
-def test_a_server_that_does_not_listen_is_the_network(tmp_path: Path) -> None:
+def test_a_refused_connection_is_a_network_error(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}/a"
@@ -169,7 +173,7 @@ def test_a_fetched_file_is_there_only_when_complete(
     assert tree(tmp_path) == {"deep/list.txt": b"old"}
 
 
-def test_a_small_file_that_does_not_end_is_cut_short(
+def test_a_small_file_that_does_not_end_is_an_error(
     mirror_server: MirrorServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_client, "MAX_FETCHED_BYTES", 500_000)
@@ -185,7 +189,7 @@ def test_an_empty_file_is_a_file(mirror_server: MirrorServer, tmp_path: Path) ->
     assert (tmp_path / "a").read_bytes() == b""
 
 
-def test_what_is_recorded_holds_no_password_and_no_token(mirror_server: MirrorServer) -> None:
+def test_errors_name_no_password_and_no_token(mirror_server: MirrorServer) -> None:
     host = mirror_server.address.removeprefix("http://")
     with pytest.raises(SourceError) as caught:
         http_client.size_of(f"http://me:hidden@{host}/none?token=secret")
@@ -193,14 +197,14 @@ def test_what_is_recorded_holds_no_password_and_no_token(mirror_server: MirrorSe
 
 
 @pytest.mark.parametrize("address", ["list.txt", "ftp://host/list", "http://", "file:///etc/x"])
-def test_what_is_no_address_is_one_line(address: str) -> None:
+def test_other_addresses_are_refused(address: str) -> None:
     with pytest.raises(KineticsError, match="must begin with http") as caught:
         http_client.size_of(address)
     assert not isinstance(caught.value, SourceError)
 
 
 @pytest.mark.parametrize("where", ["in the file", "in what is read again"])
-def test_a_server_that_drips_is_given_up(
+def test_a_server_below_minimum_throughput_is_given_up(
     mirror_server: MirrorServer, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.setattr(http_client, "STALL_WINDOW_S", 0.2)
@@ -219,7 +223,7 @@ def test_a_server_that_drips_is_given_up(
     assert caught.value.reason is Reason.NETWORK
 
 
-def test_a_reader_who_takes_his_time_is_not_the_servers_fault(
+def test_a_slow_reader_is_not_taken_for_a_slow_server(
     mirror_server: MirrorServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_client, "STALL_WINDOW_S", 0.2)

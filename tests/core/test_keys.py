@@ -1,4 +1,4 @@
-"""Keys: one rule, no two files with one key, every key fit for a file name and a tar member."""
+"""Keys: no two files have the same one, and each can name a file and a tar member."""
 
 from pathlib import PurePosixPath
 
@@ -16,14 +16,14 @@ PATHS = st.lists(
 
 
 @given(PATHS)
-def test_every_file_gets_a_key_of_its_own(paths: list[PurePosixPath]) -> None:
+def test_every_file_gets_its_own_key(paths: list[PurePosixPath]) -> None:
     keys = file_keys(paths)
     assert set(keys) == set(paths)
     assert all(is_key(key) for key in keys.values())
     assert len(set(keys.values())) == len(keys)
 
 
-def test_a_plain_name_is_its_own_key_and_others_say_whence_they_came() -> None:
+def test_a_key_is_the_stem_or_has_a_hash_of_the_path() -> None:
     paths = [PurePosixPath(p) for p in ("jump/eli_jump.avi", "a/x.avi", "b/x.avi", "a/ö.y.avi")]
     # printf a/x.avi | sha256sum | cut -c1-8
     assert list(file_keys(paths).values()) == [
@@ -34,13 +34,13 @@ def test_a_plain_name_is_its_own_key_and_others_say_whence_they_came() -> None:
     ]
 
 
-def test_label_folders_keep_everything_but_spaces() -> None:
+def test_label_folders_change_only_spaces() -> None:
     assert label_folder("hurling (sport)") == "hurling_(sport)"
     assert label_folder("massaging person's head") == "massaging_person's_head"
     assert label_folder(None) == "unlabelled"
 
 
-def test_hostile_labels_are_named() -> None:
+def test_labels_that_cannot_name_a_folder_are_found() -> None:
     for label in ("../up", "a/b", "a\nb", "a\0b", ".hidden", "x" * 300, " a", "a\\b", ".."):
         assert label_problem(label) is not None, label
     assert label_problem("tying knot (not on a tie)") is None

@@ -30,14 +30,14 @@ BLOCK_PX = 16
 
 
 def numbered(number: int) -> decode.Frame:
-    """A picture that says its number: ten black or white blocks, low bit first."""
+    """A picture that encodes its number: ten black or white blocks, lowest bit first."""
     bits = [(number >> bit) & 1 for bit in range(NUM_BITS)]
     row = np.repeat(np.array(bits, np.uint8) * 255, BLOCK_PX)
     return np.broadcast_to(row[None, :, None], (2 * BLOCK_PX, len(row), 3)).copy()
 
 
 def numbers(clip: Path) -> list[int]:
-    """The numbers that a clip's pictures say."""
+    """The numbers that the frames of a clip encode."""
     bright = [
         f[BLOCK_PX // 2 :: BLOCK_PX, BLOCK_PX // 2 :: BLOCK_PX, 0][0] for f in decode.frames(clip)
     ]
@@ -96,7 +96,7 @@ def test_a_variable_rate_is_held_until_the_next_frame(
     assert numbers(clip) == [math.isqrt(math.floor((7 + k / 25) * 100 + 1e-6)) for k in range(125)]
 
 
-def test_times_count_from_the_first_frame_shown_not_from_the_files_zero(
+def test_times_count_from_the_first_frame_not_from_time_zero_of_the_file(
     ffmpeg: Path, cutter: Cutter, tmp_path: Path
 ) -> None:
     steady, late = tmp_path / "steady.mp4", tmp_path / "late.mkv"
@@ -149,7 +149,7 @@ def test_a_clip_is_h264_of_the_wanted_size_with_keyframes_and_nothing_else(
         ("642x360", {"keep_original": True}, (642, 360)),
     ],
 )
-def test_sizes(
+def test_the_size_of_clips(
     make_video: MakeVideo,
     ffmpeg: Path,
     recipe: ClipRecipe,
@@ -191,7 +191,7 @@ def test_a_video_that_ends_too_early_is_too_short_and_half_a_second_is_held(
         assert caught.value.reason is Reason.TOO_SHORT
 
 
-def test_sound_is_kept_when_asked_and_size_and_rate_too(
+def test_sound_size_and_rate_are_kept_on_request(
     make_video: MakeVideo, ffmpeg: Path, recipe: ClipRecipe, tmp_path: Path
 ) -> None:
     video, clip = make_video(fps="30", sound=True, seconds=9), tmp_path / "clip.mp4"
@@ -225,13 +225,13 @@ def test_damage_is_an_error_whatever_the_status_of_ffmpeg(
             cutter(tmp_path / name, 0, 4)
         assert caught.value.reason is Reason.DAMAGED, name
         assert "\n" not in str(caught.value)
-        # Of what ffmpeg says one line, and not how its threads end.
+        # One line of ffmpeg's messages, and not one about the end of its threads.
         assert not re.search(
             r" \| |thread|Task| 0x|\] \[|Nothing was|Could not open enc", caught.value.detail
         ), caught.value
 
 
-def test_a_full_disk_is_not_the_videos_fault(
+def test_a_full_disk_is_not_an_error_of_the_video(
     make_video: MakeVideo, ffmpeg: Path, tmp_path: Path
 ) -> None:
     code = (
@@ -296,12 +296,12 @@ def test_gray_frames_are_stored_without_loss(frames: decode.Frame, data: st.Data
     np.testing.assert_array_equal(gray.decode_gray(stored, indices), frames[indices])
 
 
-def test_a_video_of_other_colours_is_not_taken_for_a_grey_one(make_video: MakeVideo) -> None:
+def test_a_colour_video_is_not_taken_for_a_grey_one(make_video: MakeVideo) -> None:
     with pytest.raises(MediaError, match="is not a grey video but yuv420p"):
         gray.decode_gray(make_video(size="64x64", seconds=1).read_bytes())
 
 
-def test_an_encoder_says_its_versions() -> None:
+def test_encoders_have_versions() -> None:
     assert gray.encoder_versions("ffv1").keys() == {"ffmpeg"}
     assert gray.encoder_versions("libx264")["x264"].isdecimal()
 
@@ -314,7 +314,7 @@ def test_damage_of_a_stored_clip_is_noticed(make_video: MakeVideo) -> None:
         decode.read_frames(bytes(stored))
 
 
-def test_another_ffmpeg_must_be_one(tmp_path: Path) -> None:
+def test_another_ffmpeg_must_be_a_program_that_answers_as_ffmpeg(tmp_path: Path) -> None:
     with pytest.raises(KineticsError, match="no program there"):
         find_ffmpeg(tmp_path / "ffmpeg")
     with pytest.raises(KineticsError, match="does not answer"):
