@@ -73,17 +73,17 @@ class Board:
 
 
 def width_of(text: str, *, size: float = TEXT_PX, bold: bool = False) -> float:
-    """About how many pixels wide `text` is on a board: to one in twenty."""
+    """About how many pixels wide `text` is on a board, with an error of at most 5 %."""
     font = get_font(findfont(FontProperties(weight="bold" if bold else "normal")))
     font.set_size(size / _POINT_PX, _DPI)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         font.set_text(text)
-    return float(font.get_width_height()[0]) / 64  # it counts in shares of a pixel
+    return float(font.get_width_height()[0]) / 64  # in 1/64 pixel
 
 
 def shorten(text: str, width: float, *, size: float = TEXT_PX, bold: bool = False) -> str:
-    """`text`, with its middle left out where it would be wider than `width` pixels."""
+    """`text`, with an ellipsis for its middle if it is wider than `width` pixels."""
     short = text
     for most in range(len(text) - 1, 1, -1):
         if width_of(short, size=size, bold=bold) <= width:
@@ -94,12 +94,12 @@ def shorten(text: str, width: float, *, size: float = TEXT_PX, bold: bool = Fals
 
 
 def fit(size: Sequence[int], *, at_least: int, at_most: int) -> tuple[int, int]:
-    """By what whole numbers to enlarge and to reduce (height, width); one of the two is 1.
+    """The whole factors by which to enlarge and to reduce a picture; one of the two is 1.
 
     Args:
         size: height and width.
-        at_least: pixels that the shorter side is to have, as nearly as whole numbers allow.
-        at_most: pixels that the longer side may have; it comes first.
+        at_least: pixels of the shorter side, as nearly as whole factors allow.
+        at_most: pixels of the longer side; this limit goes first.
     """
     if max(size) > at_most:
         return 1, -(-max(size) // at_most)

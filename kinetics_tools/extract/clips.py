@@ -1,8 +1,10 @@
-"""The clips that a set has, and those that it should have: what extract-flow's CLIPS holds.
+"""The clips that extract-flow's CLIPS holds, and those that it should hold.
 
-CLIPS is a folder that kinetics-download filled, where the manifest and the ledger say what is
-expected and what became of it; or a folder of class folders of videos, such as UCF-101's.
+CLIPS is a folder that kinetics-download filled: the manifest says which clips are expected, and the
+ledger why some are missing. Or it has one folder of videos per class, such as UCF-101's.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,12 +26,12 @@ class Clip:
     Attributes:
         key: its name.
         label: class name, or None.
-        split: where its sample goes.
+        split: of its sample.
         path: of its file.
         source: the path relative to CLIPS.
-        sha256: of the file; None where there is none.
-        reason: why there is none.
-        frames: as the ledger has it, or None.
+        sha256: of the file; None if the clip is missing.
+        reason: why it would be missing.
+        frames: their number, as the ledger says, or None.
     """
 
     key: str
@@ -54,9 +56,9 @@ def read_clips(root: Path, splits: Sequence[str] = (), *, out: Path | None = Non
     """Read what a folder of clips holds, and what it should hold.
 
     Args:
-        root: a folder that kinetics-download filled, or a folder of class folders of videos.
-        splits: only these; none for all.
-        out: where shards are to go; it may not be taken for a class folder.
+        root: a folder that kinetics-download filled, or one with a folder of videos per class.
+        splits: only these; empty for all.
+        out: folder of the shards; it may not lie among the class folders.
 
     Raises:
         ManifestError: it is neither; the message says what was looked for.
@@ -64,7 +66,7 @@ def read_clips(root: Path, splits: Sequence[str] = (), *, out: Path | None = Non
     """
     if not root.is_dir():
         raise ManifestError(
-            f"{root} is not a folder; give kinetics-download's OUT or class folders"
+            f"{root} is not a folder; give kinetics-download's OUT, or a folder of class folders"
         )
     if out is not None and out.resolve() == root.resolve():
         raise ManifestError(f"{out} is both CLIPS and OUT; choose another OUT")
@@ -118,7 +120,7 @@ def _clip_digest(path: Path, history: ledger.History) -> str | None:
 
 
 def _gap_reason(history: ledger.History) -> str:
-    """Only what will never change is told apart: a new reason makes the shard anew."""
+    """The reason, if it is permanent: every change of a reason makes the shard again."""
     return history.main_reason if history.main_reason in PERMANENT else MISSING
 
 
@@ -132,8 +134,8 @@ def _class_folders(root: Path) -> ClipSet:
         loose = [entry for entry in entries if _is_video(entry)]
         if loose:
             raise ManifestError(
-                f"{root}: {len(loose)} videos such as {loose[0].name} lie in no class folder; "
-                "put each into the folder of its class, or give their folder's parent"
+                f"{root}: {len(loose)} videos such as {loose[0].name} are in no class folder; "
+                "put each into the folder of its class, or give the folder above"
             )
         found = {
             folder.name: [f for f in sorted(folder.iterdir()) if _is_video(f)]
@@ -148,7 +150,7 @@ def _class_folders(root: Path) -> ClipSet:
         if not videos and any(each.is_dir() for each in (root / name).iterdir()):
             raise ManifestError(
                 f"{root / name} holds folders and no video; if it is a split whose folders are "
-                f"classes, give {root / name} itself, and each split an OUT of its own"
+                f"classes, give {root / name}, and for each split another OUT"
             )
         if not videos:
             raise ManifestError(
@@ -176,6 +178,6 @@ def _class_folders(root: Path) -> ClipSet:
 
 
 def _is_video(path: Path) -> bool:
-    # A link to nowhere (a disk that is not mounted) is a clip that is missing.
+    # A broken link (a disk that is not mounted) is a missing clip.
     is_there = path.is_file() or path.is_symlink()
     return path.suffix.lower() in VIDEO_SUFFIXES and is_there

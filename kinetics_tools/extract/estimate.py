@@ -1,4 +1,6 @@
-"""What an extraction will cost, before it is made: frame pairs, and the time they take here."""
+"""What a run of extract-flow will cost: frame pairs, and the time they take on this machine."""
+
+from __future__ import annotations
 
 import tempfile
 import time
@@ -23,19 +25,20 @@ from kinetics_tools.media import decode
 from kinetics_tools.media.cut import conform, conforming_frames, cut
 from kinetics_tools.media.opencv import gray
 
-NUM_PROBED = 32  # clips whose headers say how long the others may be
-PROBE_S = 3.0  # and no new one after so long: where a header does not say, the clip is decoded
+NUM_PROBED = 32  # clips whose lengths stand for all others
+PROBE_S = 3.0  # no further clip is probed after so long: one without a length is decoded
 NUM_MEASURED = 4  # clips whose flow is timed
 MEASURED_S = 2  # how much of each is made into a sample
-BUDGET_S = 3.0  # how long flow is timed; one pair of each clip at least
+BUDGET_S = 3.0  # how long flow is timed, if each clip's first pair takes no longer
 
 Fields = Sequence[npt.NDArray[np.float32]]
 
 
 def estimate_pairs(units: Sequence[ShardUnit], plan: ExtractPlan) -> int:
-    """About how many frame pairs the clips of some units have.
+    """About how many frame pairs the clips of some shards have.
 
-    Frames are as the ledger has them; where it has none, some clips' headers speak for all.
+    The ledger says how many frames a clip has; for clips without that, some headers are read and
+    stand for all.
     """
     clips = [clip for unit in units for clip in unit.clips if clip.sha256 is not None]
     unknown = [clip for clip in clips if clip.frames is None]
@@ -66,11 +69,12 @@ class Rate:
 
     Attributes:
         device: that computed them, as torch names it.
-        num_clips: that they are of.
-        num_pairs: measured.
-        flow_s: seconds of the device that a pair took on average.
-        store_s: seconds of one processor to decode its frame and to encode its field.
-        rgb_s: seconds of one processor to make its frame of the clip, or to find that it need not.
+        num_clips: that were measured.
+        num_pairs: that were measured.
+        flow_s: seconds per pair on the device.
+        store_s: seconds per pair on one processor, to decode the frame and to encode the field.
+        rgb_s: seconds per pair on one processor, to make the sample's RGB, or to find that the clip
+            can be kept as it is.
     """
 
     device: str
@@ -81,26 +85,26 @@ class Rate:
     rgb_s: float
 
     def seconds(self, num_pairs: int, *, jobs: int, num_gpus: int, rgb_share: float = 1.0) -> float:
-        """How long so many pairs take, if nothing that works at once slows the rest.
+        """Seconds for so many pairs, if no job slows another.
 
         Args:
             num_pairs: to be computed.
             jobs: processors at work.
-            num_gpus: that share the flow; without one, the processors do.
-            rgb_share: of the pairs, how many need their RGB made, from 0 to 1.
+            num_gpus: that share the flow; 0 if the processors compute it.
+            rgb_share: share of the pairs whose RGB is to be made, from 0 to 1.
         """
         rgb_s = self.rgb_s * rgb_share / jobs
         if self.device == "cpu":
             return num_pairs * (rgb_s + (self.flow_s + self.store_s) / jobs)
-        # Of a shard, RGB comes first; then processors decode and encode beside the GPU.
+        # A shard's RGB comes first; then processors decode and encode while the GPU computes.
         return num_pairs * (rgb_s + max(self.flow_s / num_gpus, self.store_s / jobs))
 
 
 def measure(units: Sequence[ShardUnit], plan: ExtractPlan) -> Rate | None:
-    """Time the first clips of some units, for a few seconds; None if no clip can be decoded.
+    """Time the first clips of some shards, for a few seconds; None if no clip can be decoded.
 
     Their beginnings are made into samples at the recipe's size, in a scratch folder, and their flow
-    is computed and encoded, as `extract` does it. What is compiled is compiled before.
+    is computed and encoded, as a worker does it. Compiling is not timed.
 
     Raises:
         KineticsError: this machine does not have the device.
@@ -141,7 +145,7 @@ def measure(units: Sequence[ShardUnit], plan: ExtractPlan) -> Rate | None:
 
 
 def _some_flow(frames: Sequence[npt.NDArray[np.uint8]], plan: ExtractPlan, device: str) -> Fields:
-    """The flow of a clip's first pairs: one at least, and no new one after its share of time."""
+    """The flow of a clip's first pairs: at least one, and no more after its share of the time."""
     end = time.perf_counter() + BUDGET_S / NUM_MEASURED
     fields = []
     for field in stream(frames, plan.flow.method, device):
@@ -154,7 +158,7 @@ def _some_flow(frames: Sequence[npt.NDArray[np.uint8]], plan: ExtractPlan, devic
 def _samples(
     clips: Iterator[Clip], plan: ExtractPlan, folder: Path
 ) -> Iterator[tuple[list[npt.NDArray[np.uint8]], float, float]]:
-    """Of each usable clip grey frames, seconds to decode them, seconds to make them of the clip."""
+    """Yield for each usable clip its grey frames, the seconds to decode and to make them."""
     for clip in clips:
         path = folder / f"{clip.key}.mp4"
         start = time.perf_counter()
@@ -167,7 +171,7 @@ def _samples(
             made = time.perf_counter()
             frames = [gray(frame) for frame in islice(decode.frames(path), most)]
         except MediaError:
-            continue  # the run will say so
+            continue  # the run will report it
         decoded = time.perf_counter()
         if len(frames) < MIN_FRAMES or min(frames[0].shape) < MIN_SIDE_PX:
             continue
@@ -179,5 +183,5 @@ def _write_beginning(video: Path, sample: Path, plan: ExtractPlan) -> None:
     end_s = Fraction(MEASURED_S)
     try:
         cut(video, sample, start_s=Fraction(0), end_s=end_s, recipe=plan.rgb, binary=plan.binary)
-    except MediaError:  # too short for that, and so soon written whole
+    except MediaError:  # it is shorter than that
         conform(video, sample, recipe=plan.rgb, binary=plan.binary)

@@ -1,12 +1,14 @@
 """Shards as folders of JPEGs, the layout that denseflow, mmaction2 and TSN read.
 
     FOLDER/<split>/<label, spaces to underscores>/<key>/img_00001.jpg, flow_x_00001.jpg, flow_y_...
-    FOLDER/<split>_list_rawframes.txt        a line `<label>/<key> num_frames label_id` a clip
-    FOLDER/<split>_list_rawframes_flow.txt   the same with the number of fields, one less
+    FOLDER/<split>_list_rawframes.txt        one line per clip: <label>/<key> num_frames label_id
+    FOLDER/<split>_list_rawframes_flow.txt   the same with the number of fields, one fewer
 
-A clip's folder has its name when it is whole. What it was made from lies in it, so that running
-again makes only what is missing or was made from something else.
+A clip's folder gets its name when it is whole. A file in it says what it was made from, so that
+running again makes only what is missing or was made from something else.
 """
+
+from __future__ import annotations
 
 import shutil
 from collections import Counter
@@ -37,7 +39,7 @@ class Layout:
         flow: name of the flow.
         start_index: number of the first picture: 1 for mmaction2 and TSN, 0 for denseflow.
         images: whether the frames are written beside the flow.
-        quality: of JPEG, up to 100.
+        quality: of JPEG, 1 to 100.
     """
 
     flow: str
@@ -143,7 +145,7 @@ def open_export(
             yield export
 
 
-def _home(split: str, sample: Sample) -> Path:
+def _clip_folder(split: str, sample: Sample) -> Path:
     return Path(split, label_folder(sample.label), sample.key)
 
 
@@ -155,43 +157,43 @@ def _fingerprint(sample: Sample, layout: Layout) -> str:
 
 
 def _is_whole(folder: Path, split: str, sample: Sample, layout: Layout) -> bool:
-    told = folder / _home(split, sample) / MADE_FROM
-    return told.is_file() and told.read_text() == _fingerprint(sample, layout)
+    made_from = folder / _clip_folder(split, sample) / MADE_FROM
+    return made_from.is_file() and made_from.read_text() == _fingerprint(sample, layout)
 
 
-def export_clip(unit: tuple[str, Sample], *, folder: Path, scratch: Path, layout: Layout) -> bool:
-    """Write a clip's folder; its old one, made from something else, goes first. Return True.
+def export_clip(unit: Unit, *, folder: Path, scratch: Path, layout: Layout) -> None:
+    """Write a clip's folder, in place of one that was made from something else.
 
-    Nothing is deleted under its final name: half of a folder might stay there.
+    A folder is moved to scratch before it is deleted: a kill would leave half of it in its place.
 
     Raises:
-        OutError: somebody else's folder has that name.
+        OutError: a folder with that name was not made by an export.
         ShardError: the sample cannot be read.
         OSError: the disk is full.
     """
     split, sample = unit
-    home = folder / _home(split, sample)
-    mine = scratch / "new" / _home(split, sample)
-    old = scratch / "old" / _home(split, sample)
-    for left in (mine, old):  # by an attempt that died
-        shutil.rmtree(left, ignore_errors=True)
-    mine.mkdir(parents=True)
+    final, new, old = (
+        parent / _clip_folder(split, sample)
+        for parent in (folder, scratch / "new", scratch / "old")
+    )
+    for leftover in (new, old):  # of an attempt that died
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
     try:
         for name, jpeg in _pictures(sample, layout):
-            with name_in_errors(mine / name):
-                (mine / name).write_bytes(jpeg)
-        (mine / MADE_FROM).write_text(_fingerprint(sample, layout))
-        home.parent.mkdir(parents=True, exist_ok=True)
-        if home.exists():
-            if not (home / MADE_FROM).is_file():
-                raise OutError(f"{home} is not of an export; move it away")
+            with name_in_errors(new / name):
+                (new / name).write_bytes(jpeg)
+        (new / MADE_FROM).write_text(_fingerprint(sample, layout))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.exists():
+            if not (final / MADE_FROM).is_file():
+                raise OutError(f"{final} was not made by an export; move it away")
             old.parent.mkdir(parents=True, exist_ok=True)
-            home.rename(old)
-        mine.rename(home)
+            final.rename(old)
+        new.rename(final)
     finally:
-        for left in (mine, old):
-            shutil.rmtree(left, ignore_errors=True)
-    return True
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _pictures(sample: Sample, layout: Layout) -> Iterator[tuple[str, bytes]]:
@@ -215,18 +217,16 @@ def _name(kind: str, number: int, layout: Layout) -> str:
     return f"{kind}_{number + layout.start_index:05d}.jpg"
 
 
-def _write_lists(
-    folder: Path, units: Iterable[tuple[str, Sample]], layout: Layout
-) -> Iterator[Path]:
-    """Write the lists of the clips that are there; yield their paths."""
+def _write_lists(folder: Path, units: Iterable[Unit], layout: Layout) -> Iterator[Path]:
+    """Write the lists of the clips that are whole; yield their paths."""
     splits: dict[str, list[Sample]] = {}
     for split, sample in units:
         own = splits.setdefault(split, [])
         if _is_whole(folder, split, sample, layout):
             own.append(sample)
-    kinds = {"_flow": 1} | ({"": 0} if layout.images else {})
+    kinds = {"": 0, "_flow": 1} if layout.images else {"_flow": 1}
     for split, samples in splits.items():
-        for kind, fewer in sorted(kinds.items()):
+        for kind, fewer in kinds.items():
             path = folder / f"{split}_list_rawframes{kind}.txt"
             write_text(path, "".join(_line(sample, fewer) for sample in samples))
             yield path

@@ -4,6 +4,8 @@ Source of the wheel: Baker, Scharstein, Lewis, Roth, Black and Szeliski, "A Data
 Methodology for Optical Flow", ICCV 2007, and the program that they publish with it.
 """
 
+from __future__ import annotations
+
 import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
@@ -16,7 +18,7 @@ _SMOOTH = 4  # samples along each axis of a pixel at the wheel's edge
 
 
 def _hues() -> npt.NDArray[np.float64]:
-    """The wheel: (55, 3) in 0..255. Hues that the eye tells apart better have more steps."""
+    """The wheel: (55, 3) in 0..255. There are more steps where the eye sees more hues."""
     red, yellow, green, cyan, blue, magenta = np.array(
         [[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1]]
     )
@@ -35,16 +37,16 @@ HUES = _hues()
 def colours(flow: Array, *, full_px: float) -> Pixels:
     """Flow as colours: the hue is the direction, the saturation the speed.
 
-    No motion is white, to the right is red, down is yellow, to the left is blue-green, up is
-    violet. What is faster than `full_px` has its hue at three quarters of the brightness; what is
-    unknown (NaN, or above 1e9) is black.
+    No motion is white, right is red, down is yellow, left is blue-green, up is violet. Motion
+    faster than `full_px` has its hue at three quarters of the brightness; unknown motion (NaN, or
+    above 1e9) is black.
 
     Args:
         flow: float32 (..., 2), pixels per frame, x then y, +x right, +y down.
         full_px: speed of full saturation, above 0.
 
     Returns:
-        uint8 (..., 3), RGB: those of Middlebury's own program.
+        uint8 (..., 3), RGB, equal to Middlebury's program.
 
     Raises:
         ValueError: `full_px` is not above 0.
@@ -64,9 +66,9 @@ def colours(flow: Array, *, full_px: float) -> Pixels:
 
 
 def wheel(diameter: int) -> Pixels:
-    """The key to `colours`: a disc on white whose edge has full saturation.
+    """The key to `colours`: a disc on white with full saturation at its edge.
 
-    What moves right has the colour at the right of the middle.
+    Motion to the right has the colour at the right of the centre, and so on.
 
     Args:
         diameter: pixels.
@@ -96,7 +98,7 @@ def ramp(values: Array, *, full: float) -> Pixels:
         uint8 (..., 3), RGB.
     """
     shares = np.linspace(0, 1, 256)
-    white = (1 - shares[:, None]) ** 4  # the map begins with a yellow, which is not "none"
+    white = (1 - shares[:, None]) ** 4  # the map begins with yellow, but no difference is white
     steps = white + (1 - white) * colormaps["magma_r"](shares)[:, :3]
     pixels: Pixels = (steps * 255).round().astype(np.uint8)
     return pixels[(values * (255 / full)).clip(0, 255).round().astype(np.intp)]

@@ -1,11 +1,12 @@
 """A clip beside its flow in colours: a sheet of some moments, or a film of all of them.
 
-Shown is the flow that would be computed for a sample, before it is clamped and stored in bytes: the
-clip is brought to the size and rate of samples first, and flow is computed from the frames that
-this decodes to. (Part of a clip is encoded by itself, and that changes a grey value here and
-there.) A film is made moment by moment, so that a clip's length
-costs no memory.
+The flow is the one that would be computed for a sample, before it is clamped and stored in bytes:
+the clip is first brought to the size and rate of samples, and flow is computed from the frames that
+the result decodes to. (A part of a clip is encoded without the rest, which changes grey values
+slightly.) A film is drawn moment by moment: a long clip takes no more memory.
 """
+
+from __future__ import annotations
 
 import itertools
 import math
@@ -33,12 +34,12 @@ Frame = npt.NDArray[np.uint8]
 Flow = npt.NDArray[np.float32]
 
 FPS = 25  # of a recipe's clips, and of films
-MIN_FULL_PX = 0.5  # or the noise of a still clip would be shown in full colour
+MIN_FULL_PX = 0.5  # so that the noise of a still clip is not shown in full colour
 MIN_DIFFERENCE_PX = 0.1
 SHOWN_PERCENTILE = 99
 _NICE = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
-_NUM_SPEEDS = 2**16  # of a field, that are looked at for the scale
-_NUM_SCALE_MOMENTS = 12
+_NUM_SPEEDS = 2**16  # per field, that the scale is chosen from
+_NUM_SCALE_MOMENTS = 12  # of a film, that the scale is chosen from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class Moment:
     Attributes:
         number: of the frame, from 0.
         frame: uint8 (H, W, 3), RGB.
-        flows: float32 (H, W, 2) each, pixels per frame; by one method, or by two.
+        flows: float32 (H, W, 2) each, pixels per frame; one per method, one or two.
     """
 
     number: int
@@ -57,7 +58,7 @@ class Moment:
 
     @property
     def difference(self) -> Flow | None:
-        """How far the second flow is from the first, float32 (H, W), pixels; None of one flow."""
+        """Length of the second flow minus the first: float32 (H, W), pixels; None for one flow."""
         if len(self.flows) == 1:
             return None
         px: Flow = np.linalg.norm(self.flows[1] - self.flows[0], axis=-1)
@@ -72,7 +73,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strip:
-    """Some moments of a clip, as many as of every other strip in a sheet.
+    """Some moments of a clip, as many as in every other strip of a sheet.
 
     Attributes:
         title: of the clip.
@@ -87,23 +88,23 @@ class Strip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """What the strongest colours stand for.
+    """What the strongest colours mean.
 
     Attributes:
-        full_px: speed with full saturation, pixels per frame.
-        difference_px: difference of two flows with the last colour of the ramp, pixels.
+        full_px: speed of full saturation, pixels per frame.
+        difference_px: difference of two flows at the last colour of the ramp, pixels.
     """
 
     full_px: float
     difference_px: float
 
     @classmethod
-    def of(cls, moments: Iterable[Moment], full_px: float | None = None) -> "Scale":
+    def of(cls, moments: Iterable[Moment], full_px: float | None = None) -> Scale:
         """The scale on which 99 of 100 vectors of these moments can be told apart.
 
         Args:
-            moments: one at least.
-            full_px: keeps the speed of full saturation.
+            moments: at least one.
+            full_px: speed of full saturation; None to choose it.
         """
         speeds, differences = [], [np.zeros(1, np.float32)]
         for moment in moments:
@@ -123,7 +124,7 @@ class Scale:
 
 
 def _nice(number: float) -> float:
-    """The next number, from `number` up, that people like to read."""
+    """The smallest round number that is not below `number`."""
     power = 10.0 ** math.floor(math.log10(number))
     return next(n for n in _NICE if n * power >= number * (1 - 1e-9)) * power
 
@@ -133,13 +134,13 @@ def _nice(number: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """Frames of a clip that is as its recipe says.
+    """Some frames of a clip that has its recipe's size and rate.
 
     Attributes:
-        path: a clip of ours.
-        start: number, in it, of the first frame.
-        num_frames: two at least.
-        number: of the first frame, in the clip that all of the video would be.
+        path: of the clip, which may hold a part of the video only.
+        start: number of the first frame, in the clip at `path`.
+        num_frames: at least two.
+        number: of the first frame, in a clip that holds all of the video.
     """
 
     path: Path
@@ -152,14 +153,14 @@ class Excerpt:
 def open_clip(
     clip: Path, recipe: ClipRecipe, *, start: int, num_frames: int | None, tmp_dir: Path
 ) -> Iterator[Excerpt]:
-    """Bring a video to its recipe's size and rate, for the block, unless it is so already.
+    """Bring a video to a recipe's size and rate, for the block, unless it has them already.
 
     Args:
         clip: any video.
         recipe: of RGB samples.
-        start: number, at the recipe's rate, of the first frame wanted.
-        num_frames: wanted at most; None for all.
-        tmp_dir: where the scratch copy goes.
+        start: number of the first frame, at the recipe's rate.
+        num_frames: at most so many; None for all.
+        tmp_dir: folder for the scratch copy.
 
     Raises:
         MediaError: it is damaged, too small, or has fewer than two frames there.
@@ -178,9 +179,9 @@ def open_clip(
                 start=start,
                 num_frames=num_frames,
             ).num_frames
-        facts = decode.probe(path)
-        if min(facts.width, facts.height) < MIN_SIDE_PX:
-            detail = f"is {facts.width}x{facts.height} pixels; flow needs {MIN_SIDE_PX} a side"
+        video = decode.probe(path)
+        if min(video.width, video.height) < MIN_SIDE_PX:
+            detail = f"is {video.width}x{video.height} pixels; flow needs {MIN_SIDE_PX} a side"
             raise MediaError(clip, detail)
         num = max(min(num, num_frames or num), 0)
         if num < MIN_FRAMES:
@@ -192,13 +193,13 @@ def open_clip(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Film:
-    """Frames of a clip, and the flow between them.
+    """Some frames of a clip, and the flow between them.
 
     Attributes:
         title: of the clip.
-        part: of it, that is shown.
+        part: the frames.
         methods: names of one flow method, or of two.
-        device: what `find_devices` takes.
+        device: as `find_devices` takes it; the first of several.
         threads: that may compute on a CPU.
     """
 
@@ -214,17 +215,17 @@ class Film:
         return self.part.num_frames - 1
 
     def moments(self) -> Iterator[Moment]:
-        """Yield every moment; the last frame has no flow and is none. Few are held at a time."""
+        """Yield every moment, one by one; the last frame has no flow, and so is not a moment."""
         begin, num = self.part.start, self.part.num_frames
         frames = itertools.islice(decode.frames(self.part.path), begin, begin + num)
         shown, *copies = itertools.tee(frames, 1 + len(self.methods))
         flows = [self._flow(c, method) for c, method in zip(copies, self.methods, strict=True)]
-        together = zip(shown, *flows, strict=False)  # one frame more than flow
+        together = zip(shown, *flows, strict=False)  # there is one frame more than fields
         for number, (frame, *fields) in enumerate(together, start=self.part.number):
             yield Moment(number=number, frame=frame, flows=tuple(fields))
 
     def some(self, num: int) -> Iterator[Moment]:
-        """Yield `num` moments, or fewer of a short clip, spread over it."""
+        """Yield `num` moments at equal distances, or all of a short clip."""
         last = self.part.num_frames - 2
         num = min(num, last + 1)
         for i in range(num):
@@ -250,11 +251,11 @@ _TITLE_PX = 15
 _WHEEL = 72
 _RAMP = (140, 12)  # width, height
 _NAMES = 104  # width of the column of names in a sheet
-_SMALL = 11  # height of the lesser text
-_MIN_WIDTH = 520  # that the key needs
+_SMALL = 11  # height of small text
+_MIN_WIDTH = 520  # for the key
 _PANEL_PX = (256, 960)  # shorter side at least, longer side at most
-_SHEET_PX = 2200  # width that a sheet's panels may have together
-_SHEET_PANELS = (2, 6)  # in a row, at least and at most
+_SHEET_PX = 2200  # width of all panels in a row of a sheet, at most
+_SHEET_PANELS = (2, 6)  # per row of a sheet, at least and at most
 
 
 def num_in_sheet(height: int, width: int) -> int:
@@ -269,7 +270,7 @@ def draw_sheet(path: Path, strips: Sequence[Strip], scale: Scale) -> None:
 
     Args:
         path: the PNG file; it appears when it is whole.
-        strips: one at least, with equally many moments; drawn one below the other.
+        strips: at least one, with equally many moments; drawn one below the other.
         scale: of the colours.
     """
     rows = [[_panels(moment, scale) for moment in strip.moments] for strip in strips]
@@ -377,7 +378,7 @@ def _names_of_panels(title: str, names: tuple[str, ...]) -> list[str]:
 
 
 def _panels(moment: Moment, scale: Scale) -> list[Frame]:
-    """The frame, each flow, and the difference of two, enlarged or reduced to be seen."""
+    """The frame, each flow, and the difference of two, enlarged or reduced to the panels' size."""
     panels = [moment.frame, *(colours(field, full_px=scale.full_px) for field in moment.flows)]
     if moment.difference is not None:
         panels.append(ramp(moment.difference, full=scale.difference_px))
@@ -402,8 +403,8 @@ def _write_key(onto: Board, y: int, scale: Scale, *, with_difference: bool) -> N
     onto.paste(wheel(_WHEEL), (_MARGIN, y), framed=False)
     x = _MARGIN + _WHEEL + 14
     onto.write((x, middle - 18), "hue: direction of motion")
-    onto.write((x, middle), f"full colour: {scale.full_px:g} px a frame")
-    onto.write((x, middle + 18), "beyond that darker", colour=FAINT)
+    onto.write((x, middle), f"full colour: {scale.full_px:g} px per frame")
+    onto.write((x, middle + 18), "faster motion is darker", colour=FAINT)
     if not with_difference:
         return
     width, height = _RAMP
@@ -425,9 +426,9 @@ class Shown:
     """What was drawn.
 
     Attributes:
-        num_moments: of them.
+        num_moments: how many.
         scale: of the colours.
-        mean_px: mean difference of two flows over the moments; None of one flow.
+        mean_px: mean difference of two flows over the moments, pixels; None for one flow.
     """
 
     num_moments: int

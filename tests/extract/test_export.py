@@ -142,7 +142,7 @@ def test_a_folder_of_somebody_else_is_left_alone(folder: Path, tmp_path: Path) -
     theirs.mkdir(parents=True)
     (theirs / "notes.txt").write_text("mine")
 
-    with pytest.raises(OutError, match="is not of an export; move it away"):
+    with pytest.raises(OutError, match="was not made by an export; move it away"):
         run(folder, tmp_path / "out")
 
     assert [path.name for path in theirs.iterdir()] == ["notes.txt"]

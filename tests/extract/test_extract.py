@@ -504,7 +504,7 @@ def test_unusable_clips_are_named_in_one_line(clips: Path, tmp_path: Path) -> No
         read_clips(clips, out=clips)
     with pytest.raises(ManifestError, match="whose folders are classes; choose another OUT"):
         read_clips(clips, out=clips / "shards")
-    with pytest.raises(ManifestError, match=r"2 videos such as clapping_0.mp4 lie in no class"):
+    with pytest.raises(ManifestError, match=r"2 videos such as clapping_0.mp4 are in no class"):
         read_clips(clips / "clapping")
     with pytest.raises(ManifestError, match=r"/clips holds folders and no video; if it is a split"):
         read_clips(clips.parent)
