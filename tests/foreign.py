@@ -1,6 +1,7 @@
-"""Networks under the names that others gave them, written from their class diagrams: what a state
-dict of theirs looks like. GoogLeNet also computes, as torchvision's does; the rest only hold.
-Nothing here but `deepmind_variables` knows how we map names.
+"""Networks of other projects, with the parameter names and shapes of their state dicts.
+
+GoogLeNet can also compute, as torchvision's; the others only hold parameters. Except for
+`deepmind_variables`, nothing here uses our mapping of names.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from kinetics_bench.weights.naming import SCHEMES
 
 Net = TypeVar("Net", bound=nn.Module)
 
-# Of each block: input; 1x1; 1x1, 3x3; 1x1, 3x3; 1x1 after the pool.
+# Channels of each block: input; 1x1; 1x1, 3x3; 1x1, 3x3; 1x1 after the pool.
 BLOCKS: Mapping[str, tuple[int, ...]] = {
     "3b": (192, 64, 96, 128, 16, 32, 32),
     "3c": (256, 128, 128, 192, 32, 96, 64),
@@ -83,11 +84,11 @@ class Hassony2(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """torchvision's, side classifiers included; they are not computed.
+    """torchvision's GoogLeNet with its auxiliary classifiers, which are not computed.
 
     Args:
-        pad: what conv1 adds in front and at the back of each axis: 3 and 3 there, 2 and 3 in
-            TensorFlow at even sizes.
+        pad: padding of conv1 on both sides of each axis: 3 and 3 in torchvision, 2 and 3 in
+            TensorFlow for even sizes.
     """
 
     def __init__(self, pad: tuple[int, int] = (3, 3)) -> None:
@@ -110,7 +111,7 @@ class GoogLeNet(nn.Module):
         self.fc = nn.Linear(1024, 1000)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Map (B, 3, H, W), normalised by ImageNet's mean and deviation, to logits (B, 1000)."""
+        """Map (B, 3, H, W), normalised by ImageNet's mean and std, to logits (B, 1000)."""
         deviation = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
         mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
         x = pictures * (deviation / 0.5) + (mean - 0.5) / 0.5
@@ -153,8 +154,8 @@ class Block(nn.Module):
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
 
 
-def shake(net: Net, seed: int = 0) -> Net:
-    """Give every batch norm statistics, offsets and scales as training leaves them."""
+def randomize_batch_norm(net: Net, seed: int = 0) -> Net:
+    """Give all batch norms random statistics and offsets, and switch to evaluation mode."""
     random = torch.Generator().manual_seed(seed)
     for name, tensor in net.state_dict().items():
         if name.endswith("running_var"):
@@ -165,13 +166,13 @@ def shake(net: Net, seed: int = 0) -> Net:
 
 
 def deepmind_variables(net: nn.Module, scope: str) -> dict[str, Tensor]:
-    """Our I3D's weights as variables of the published TensorFlow checkpoints."""
+    """The weights of our I3D as variables of the published TensorFlow checkpoints."""
     variables = SCHEMES["deepmind"].from_ours(net.state_dict())
     return {scope + name: tensor for name, tensor in variables.items()}
 
 
 def deepmind_shapes(channels: int = 3, num_classes: int = 400) -> dict[str, tuple[int, ...]]:
-    """Names, but for their scope, and shapes of the variables in the published checkpoints."""
+    """Names without scope, and shapes, of the variables in the published checkpoints."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def unit(name: str, inputs: int, outputs: int, kernel: int = 1) -> None:

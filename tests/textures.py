@@ -1,4 +1,4 @@
-"""Frames whose motion is known."""
+"""Synthetic frames with known motion."""
 
 import cv2
 import numpy as np
@@ -8,7 +8,7 @@ Gray = npt.NDArray[np.uint8]
 
 
 def texture(num: int, height: int, width: int, step: tuple[float, float], seed: int = 0) -> Gray:
-    """Frames of a smooth random texture that moves by `step` (x, y) pixels each time."""
+    """A smooth random texture that moves by `step` (x, y) pixels per frame: (T, H, W)."""
     margin = 32
     noise = np.random.default_rng(seed).random((height + 2 * margin, width + 2 * margin))
     smooth = cv2.GaussianBlur(noise, (0, 0), 2.0)

@@ -1,4 +1,4 @@
-"""A tiny set of real shards: eight clips of two classes, told by motion; made once a test run."""
+"""A tiny set of real shards, made once per test run: eight clips, two classes of motion."""
 
 import atexit
 import functools
@@ -26,7 +26,7 @@ SIZE = (40, 48)  # height, width
 
 @functools.cache
 def tiny_clips() -> Path:
-    """A folder of class folders: textures that drift left or right by two pixels a frame."""
+    """A folder of class folders: textures that move left or right by two pixels per frame."""
     folder = Path(tempfile.mkdtemp(prefix="tiny-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     random = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def tiny_shards() -> Path:
     return shards
 
 
-# What each network sees of a clip of 14 frames: the least that it takes.
+# Inputs of each network from a clip of 14 frames: its minimum.
 TINY = {
     "i3d": {"rgb": Sampling(9), "flow": Sampling(9)},
     "convnet-lstm": {"rgb": Sampling(4, 3)},
@@ -61,7 +61,7 @@ TINY = {
 
 
 def tiny_recipe(arch: str = "i3d", stream: str = "rgb", **changes: Any) -> Recipe:
-    """A recipe that trains a network on `tiny_shards` in seconds: 32 pixels, the smallest."""
+    """A recipe that trains a network on `tiny_shards` in seconds, at the minimum of 32 pixels."""
     sampling = {name: TINY[arch][name] for name in ARCHS[arch].clips_of(stream)}
     values: dict[str, Any] = {
         "name": "tiny",
@@ -81,9 +81,9 @@ def copy_of_shards(folder: Path) -> Path:
 
 
 def damage(shards: Path, key: str) -> None:
-    """Overwrite the middle of a sample's mp4 in its shard, and tell the index the new digest.
+    """Overwrite the middle of a sample's mp4 in its shard, and write the new digest to the index.
 
-    The sample is what its shard says, and cannot be decoded.
+    The sample then matches its digest, but cannot be decoded.
     """
     tar = shards / "all" / "rgb-000000.tar"
     with tarfile.open(tar) as members:

@@ -365,18 +365,19 @@ def _verify_weights(arguments: argparse.Namespace) -> int:
     if not clips:
         raise KineticsError("give the example's arrays: --rgb NPY, --flow NPY, or both")
     from kinetics_bench.device import open_machine
-    from kinetics_bench.weights.published_example import LOGIT_TOLERANCE, furthest, verify
+    from kinetics_bench.weights.published_example import LOGIT_TOLERANCE, verify, worst
 
     with open_machine(arguments.device, "none") as machine:
         checks = verify(arguments.path, clips, machine)
-    print(console.text_table([check.cells() for check in checks], words=("what", "")))
-    num_met = sum(check.is_met for check in checks)
-    worst = furthest(checks)
+    print(console.text_table([check.cells() for check in checks], words=("class", "")))
+    num_passed = sum(check.passed for check in checks)
+    largest = worst(checks)
     print(
-        f"{num_met} of {len(checks)} numbers are met within {LOGIT_TOLERANCE:g}; the furthest is "
-        f"{worst.stream}, {worst.what}: {abs(worst.found - worst.expected):.3g} off"
+        f"{num_passed} of {len(checks)} numbers agree within {LOGIT_TOLERANCE:g}; the largest "
+        f"difference is {abs(largest.found - largest.expected):.3g} ({largest.stream}, "
+        f"{largest.what})"
     )
-    return Exit.COMPLETE if num_met == len(checks) else Exit.PERMANENT_GAPS
+    return Exit.COMPLETE if num_passed == len(checks) else Exit.PERMANENT_GAPS
 
 
 def _archs(arguments: argparse.Namespace) -> int:

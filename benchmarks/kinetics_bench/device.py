@@ -1,5 +1,7 @@
 """What a run computes on: device, precision, and the processes that torchrun started."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,14 +21,14 @@ CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A device, its precision, and which of how many processes this one is.
+    """The device and precision of this process, and its rank among the run's processes.
 
     Attributes:
-        device: where networks are placed.
-        bfloat16: whether convolutions compute in it.
-        rank: of this process.
-        num_processes: of the run.
-        activation_checkpointing: of networks placed here, in training.
+        device: the device of networks and clips.
+        bfloat16: whether forward passes run under autocast to bfloat16.
+        rank: rank of this process, from 0.
+        num_processes: number of processes, the world size.
+        activation_checkpointing: whether `place` makes networks checkpoint their activations.
     """
 
     device: torch.device
@@ -37,20 +39,20 @@ class Machine:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes files."""
+        """Whether this is rank 0, which writes files and shows progress."""
         return self.rank == 0
 
     @property
     def precision(self) -> str:
-        """What convolutions compute in. Weights, statistics and logits are float32 in any case."""
+        """Precision of convolutions. Weights, statistics and logits are always float32."""
         return "bfloat16" if self.bfloat16 else "float32"
 
     def autocast(self) -> torch.autocast:
-        """The context for forward passes."""
+        """The autocast context for forward passes."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
     def place(self, net: nn.Module) -> nn.Module:
-        """Move a network here, channels last: without it bfloat16 gains little."""
+        """Move a network to the device, channels last, which bfloat16 needs to be faster."""
         if self.activation_checkpointing and isinstance(net, Network):
             net.checkpoint_activations()
         net.to(self.device)
@@ -60,12 +62,12 @@ class Machine:
         return net
 
     def place_clips(self, clips: Sequence[Tensor]) -> list[Tensor]:
-        """Move what a network is called with, each (B, C, T, H, W), here, channels last."""
+        """Move a network's inputs, each (B, C, T, H, W), to the device, channels last."""
         moved = (each.to(self.device, non_blocking=True) for each in clips)
         return [each.contiguous(memory_format=torch.channels_last_3d) for each in moved]
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes, in one message."""
+        """Replace each tensor, in place, by its sum over all processes; one all-reduce for all."""
         if self.num_processes == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
@@ -75,7 +77,7 @@ class Machine:
             tensor.copy_(part.view_as(tensor))
 
     def gather(self, value: T) -> list[T]:
-        """The value of each process, on every process."""
+        """The values of all processes in the order of their ranks, on every process."""
         if self.num_processes == 1:
             return [value]
         values: list[Any] = [None] * self.num_processes
@@ -83,7 +85,7 @@ class Machine:
         return values
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until all processes have called this."""
         if self.num_processes > 1:
             distributed.barrier()
 
@@ -92,15 +94,16 @@ class Machine:
 def open_machine(
     device: str, amp: str, *, activation_checkpointing: bool = False
 ) -> Iterator[Machine]:
-    """The machine to compute on; under torchrun the processes find each other first.
+    """The machine to compute on. Under torchrun, its process group exists inside the context.
 
     Args:
-        device: `auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:N`.
-        amp: `bfloat16`, `none`, or `auto`: bfloat16 where the hardware computes in it.
+        device: `auto` (CUDA if there is a GPU), `cpu`, `cuda` (under torchrun one GPU per process)
+            or `cuda:N`.
+        amp: `bfloat16`, `none`, or `auto`: bfloat16 if the hardware supports it.
         activation_checkpointing: see `Machine`.
 
     Raises:
-        EvaluationError: CUDA is asked for and there is none.
+        EvaluationError: CUDA was asked for and torch finds no GPU.
     """
     chosen = _device(device)
     bfloat16 = amp == "bfloat16" or (amp == "auto" and _has_bfloat16(chosen))
@@ -125,7 +128,7 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise EvaluationError(f"--device {name}: this torch sees no CUDA device; use --device cpu")
+        raise EvaluationError(f"--device {name}: torch finds no CUDA device here; use --device cpu")
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(name)

@@ -216,7 +216,7 @@ FOLDS = ("--arch", "i3d", "--train-split", "train.txt", "--test-split", "test.tx
         (["--arch", "i3d", "--flow", "opencv-tvl2"], "Did you mean 'opencv-tvl1'?"),
         (["--arch", "i3d"], "no split 'train' for --train-split"),
         (["--arch", "i3d", "--train-split", "all", "--test-split", "all"], "share 8 keys"),
-        (["--arch", "i3d", "--device", "cuda"], "sees no CUDA device"),
+        (["--arch", "i3d", "--device", "cuda"], "finds no CUDA device"),
         ([*FOLDS, "--init", "nowhere.pt"], "nowhere.pt is missing"),
         ([*FOLDS, "--finetune", "last"], "say whose, with --init"),
         ([*FOLDS, "--epochs", "2"], "recipe paper counts steps"),

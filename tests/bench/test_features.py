@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from conftest import MakeVideo
-from foreign import shake
+from foreign import randomize_batch_norm
 from kinetics_bench import cli
 from kinetics_bench.archs.registry import ARCHS, build
 from kinetics_bench.device import Machine
@@ -192,7 +192,7 @@ def test_features_of_another_network_or_stretch_are_not_overwritten(
     video = make_video(seconds=1)
     ours = networks_of_run(run, "rgb")
     (path,) = Extractor(ours, CPU, tmp_path).write(video, Span(), tmp_path / "v")
-    torch.save(shake(build("i3d", "rgb", 5)).state_dict(), tmp_path / "rgb.pt")
+    torch.save(randomize_batch_norm(build("i3d", "rgb", 5)).state_dict(), tmp_path / "rgb.pt")
     weights = networks_of_weights(str(tmp_path / "rgb.pt"), "i3d", "rgb", whole=False)
     for networks, span, names in (
         (networks_of_run(run, "flow"), Span(), "stream, weights_sha256, recipes, sampling"),
@@ -325,7 +325,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(
 def test_features_and_logits_that_are_not_finite_are_an_error_of_the_video(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    net = shake(build("i3d", "rgb"))
+    net = randomize_batch_norm(build("i3d", "rgb"))
     net.get_parameter("Conv3d_1a_7x7.conv_3d.weight").detach().fill_(3e38)  # its sums overflow
     torch.save(net.state_dict(), tmp_path / "rgb.pt")
     video = tiny_clips() / "left" / "ann_left.mp4"
@@ -343,7 +343,7 @@ def test_features_and_logits_that_are_not_finite_are_an_error_of_the_video(
 
 
 def test_weights_alone_give_features_by_the_papers_recipe(tmp_path: Path) -> None:
-    net = shake(build("i3d", "rgb", 5)).eval()
+    net = randomize_batch_norm(build("i3d", "rgb", 5)).eval()
     weights = tmp_path / "weights.pt"
     torch.save(net.state_dict(), weights)
     extractor = Extractor(

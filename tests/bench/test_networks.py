@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from foreign import shake
+from foreign import randomize_batch_norm
 from kinetics_bench import cli
 from kinetics_bench.archs.registry import build
 from kinetics_bench.evaluation.results import Predictions
@@ -143,7 +143,7 @@ def test_other_weights_are_evaluated_anew_and_do_not_mix(
     words = ("--stream", "rgb", "--data", shards, "--test-split", keys, "--work-dir", "work")
     call(capsys, "evaluate", "--init", own, *words)
     before = Predictions.read(Path("work/rgb/predictions.parquet"), {})
-    torch.save(shake(build("i3d", "rgb"), seed=1).state_dict(), own)
+    torch.save(randomize_batch_norm(build("i3d", "rgb"), seed=1).state_dict(), own)
     call(capsys, "evaluate", "--init", own, *words)
     after = Predictions.read(Path("work/rgb/predictions.parquet"), {})
     assert np.abs(after.logits - before.logits).max() > 1e-3

@@ -1,4 +1,4 @@
-"""Published weights: every name, every shape, every way in which a file can be wrong."""
+"""Published weights: names, shapes, and files that cannot be used."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ from foreign import (
     Piergiaj,
     deepmind_shapes,
     deepmind_variables,
-    shake,
+    randomize_batch_norm,
 )
 from kinetics_bench.archs.network import Network
 from kinetics_bench.archs.registry import build
@@ -37,16 +37,16 @@ from kinetics_bench.recipes import OneCycle
 from kinetics_bench.training.checkpoint import CHECKPOINT
 from kinetics_bench.training.trainer import train
 from kinetics_bench.weights import download, published_example
-from kinetics_bench.weights.files import Weights, find, need_tensorflow, read
+from kinetics_bench.weights.files import Weights, find_weights, import_tensorflow, read
 from kinetics_bench.weights.init import (
     InitWeights,
-    for_channels,
+    adapt_input_conv,
     last_layer_warning,
     load_init,
-    placed,
-    shapes_of,
+    network_state,
+    state_shapes,
 )
-from kinetics_bench.weights.naming import SCHEMES, scheme_of, units
+from kinetics_bench.weights.naming import SCHEMES, conv_units, scheme_of
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.files import digest
 from kinetics_tools.dataset.labels import known_labels
@@ -62,9 +62,9 @@ CLIP = torch.randn(1, 3, 9, 32, 32, generator=torch.Generator().manual_seed(0)).
 
 @pytest.fixture(scope="module")
 def net() -> Network:
-    """An rgb I3D of five classes, with statistics as after training."""
+    """An rgb I3D of five classes with random statistics."""
     torch.manual_seed(0)
-    return shake(build("i3d", num_classes=5))
+    return randomize_batch_norm(build("i3d", num_classes=5))
 
 
 def logits(net: nn.Module) -> Tensor:
@@ -74,7 +74,7 @@ def logits(net: nn.Module) -> Tensor:
 
 
 def loaded(state: dict[str, Tensor]) -> nn.Module:
-    """An I3D of five classes with these weights, which must be all that it has."""
+    """An I3D of five classes with exactly these weights."""
     with torch.device("meta"):
         fresh = build("i3d", num_classes=5)
     counts = {name for name in fresh.state_dict() if name.endswith(".num_batches_tracked")}
@@ -88,7 +88,7 @@ def read_rgb(path: Path, net: nn.Module) -> Weights:
 
 def test_the_units_are_those_of_the_network(net: nn.Module) -> None:
     convs = [n for n in net.state_dict() if n.endswith("conv_3d.weight") and "Logits" not in n]
-    assert [f"{unit.ours(3)}.conv_3d.weight" for unit in units()] == convs
+    assert [f"{unit.our_name(3)}.conv_3d.weight" for unit in conv_units()] == convs
     assert len(convs) == 57
 
 
@@ -122,8 +122,8 @@ def distinct(theirs: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tenso
 
 
 @pytest.mark.parametrize("scope", ["RGB/inception_i3d/", ""])
-def test_deepminds_values_land_where_they_belong(scope: str) -> None:
-    """Written out by hand: the mapping's own tables have no part in what is expected."""
+def test_deepminds_values_go_to_the_right_place(scope: str) -> None:
+    """The expectation is written by hand, without the mapping's own tables."""
     with torch.device("meta"):
         net = build("i3d")
     theirs = {f"{scope}{name}": torch.zeros(sizes) for name, sizes in deepmind_shapes().items()}
@@ -142,7 +142,9 @@ def test_deepminds_values_land_where_they_belong(scope: str) -> None:
             f"{scope}{unit}/batch_norm/moving_variance",
         )
         made = distinct(theirs, (kernel, beta, mean, variance))
-        state = placed(Weights(state=SCHEMES["deepmind"].to_ours(theirs), source="", dims=3), net)
+        state = network_state(
+            Weights(state=SCHEMES["deepmind"].to_ours(theirs), source="", dims=3), net
+        )
         want = torch.einsum("thwio->oithw", made[kernel])
         assert torch.equal(state[f"{ours}.conv_3d.weight"], want)
         assert torch.equal(state[f"{ours}.batch_norm.bias"], made[beta].flatten())
@@ -150,7 +152,9 @@ def test_deepminds_values_land_where_they_belong(scope: str) -> None:
         assert torch.equal(state[f"{ours}.batch_norm.running_var"], made[variance].flatten())
     logits = ("Logits/Conv3d_0c_1x1/conv_3d/w", "Logits/Conv3d_0c_1x1/conv_3d/b")
     made = distinct(theirs, [f"{scope}{name}" for name in logits])
-    state = placed(Weights(state=SCHEMES["deepmind"].to_ours(theirs), source="", dims=3), net)
+    state = network_state(
+        Weights(state=SCHEMES["deepmind"].to_ours(theirs), source="", dims=3), net
+    )
     weight, bias = made.values()
     last = state["Logits.Conv3d_0c_1x1.conv_3d.weight"]
     assert last.shape == (400, 1024, 1, 1, 1)
@@ -190,7 +194,7 @@ def test_deepminds_values_land_where_they_belong(scope: str) -> None:
         ),
     ],
 )
-def test_values_of_the_other_schemes_land_where_they_belong(
+def test_values_of_the_other_schemes_go_to_the_right_place(
     scheme: str,
     theirs: type[nn.Module],
     words: tuple[str, str],
@@ -227,7 +231,7 @@ def test_a_scheme_names_exactly_what_their_network_has(
     table = SCHEMES[scheme]
     with torch.device("meta"):
         net, own = theirs(), build("i3d")
-    # Each tensor is told by its value.
+    # The value of each tensor is unique.
     state = {
         name: torch.full(tensor.shape, float(number + 2))
         for number, (name, tensor) in enumerate(net.state_dict().items())
@@ -241,7 +245,7 @@ def test_a_scheme_names_exactly_what_their_network_has(
             name: tuple(tensor.shape)
             for name, tensor in ours.items()
             if not name.endswith(".scale")
-        } == shapes_of(own)
+        } == state_shapes(own)
 
 
 @pytest.mark.parametrize("scheme", ["deepmind", "piergiaj", "hassony2"])
@@ -309,7 +313,9 @@ def test_each_tensor_is_used_once_or_is_on_the_list(net: nn.Module) -> None:
         "aux1.fc1.weight",  # which is GoogLeNet's
         "mixed_3b.branch_0.conv3d.weight/Momentum",  # TensorFlow's
     ):
-        with pytest.raises(EvaluationError, match=rf"^{name} has no place in Inception-v1 \(hasso"):
+        with pytest.raises(
+            EvaluationError, match=rf"^{name} does not belong to Inception-v1 \(hasso"
+        ):
             table.to_ours(theirs | {name: torch.zeros(1)})
     del theirs["mixed_3b.branch_3.1.batch3d.running_var"]
     with pytest.raises(
@@ -320,11 +326,11 @@ def test_each_tensor_is_used_once_or_is_on_the_list(net: nn.Module) -> None:
     twice |= deepmind_variables(net, "Flow/inception_i3d/")
     with pytest.raises(EvaluationError, match="is there twice, under two scopes"):
         SCHEMES["deepmind"].to_ours(twice)
-    with pytest.raises(EvaluationError, match=r"^nonsense/Momentum has no place"):
+    with pytest.raises(EvaluationError, match=r"^nonsense/Momentum does not belong"):
         SCHEMES["deepmind"].to_ours({"nonsense/Momentum": torch.zeros(1)} | twice)
     with torch.device("meta"):
         flat = dict(GoogLeNet().state_dict())
-    with pytest.raises(EvaluationError, match=r"^aux1\.foo has no place"):
+    with pytest.raises(EvaluationError, match=r"^aux1\.foo does not belong"):
         SCHEMES["torchvision"].to_ours(flat | {"aux1.foo": torch.zeros(1)})
 
 
@@ -348,38 +354,38 @@ def bad_files(folder: Path, net: nn.Module) -> Iterator[tuple[Path, str]]:
 
     good = save("good.pt", state)
     content = good.read_bytes()
-    at = len(content) // 2  # in a weight, of which torch.load takes any byte
+    at = len(content) // 2  # in a weight: torch.load accepts any bytes there
     for name, left in (
         ("truncated.pt", content[:at]),
         ("flipped.pt", content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]),
     ):
         (folder / name).write_bytes(left)
-        yield folder / name, "is damaged or truncated; fetch or save it anew$"
+        yield folder / name, "is damaged or truncated; download or save it again$"
     old = folder / "old.pt"
     torch.save(state, old, _use_new_zipfile_serialization=False)
     os.truncate(old, 1_000_000)
-    yield old, "is truncated, or no file by torch.save"
+    yield old, "is truncated, or torch.save did not write it"
     for protocol in (4, 5):
         plain = folder / f"plain-{protocol}.pt"
         plain.write_bytes(pickle.dumps({"w": Trap(folder / "made")}, protocol=protocol))
-        yield plain, "is pickled by protocol 4 or later.*was not run.*Save a state dict by torch"
+        yield plain, "is a pickle of protocol 4 or later.*was not run.*Save a state dict with torch"
     empty = folder / "empty.pt"
     empty.touch()
     yield empty, "is empty"
     text = folder / "text.pt"
     text.write_text("<html>404</html>")
-    yield text, "is truncated, or no file by torch.save"
+    yield text, "is truncated, or torch.save did not write it"
     yield (
         save("trap.pt", {"w": Trap(folder / "made")}),
-        r"holds code \((posix|nt)\.mkdir\).*was not run",
+        r"contains code \((posix|nt)\.mkdir\).*was not run",
     )
-    yield save("net.pt", net), r"holds code \(kinetics_bench.archs.*Save a state dict"
+    yield save("net.pt", net), r"contains code \(kinetics_bench.archs.*Save a state dict"
     yield save("numbers.pt", {"a": 1}), "holds no state dict"
     yield save("list.pt", [1]), "holds no state dict"
     yield save("none.pt", {}), "holds no state dict"
     yield (
         save("resnet.pt", {"layer1.0.conv1.weight": state["Conv3d_1a_7x7.batch_norm.bias"]}),
-        (r"names of no known scheme \(layer1\.0\.conv1\.weight \.\.\.\): .*hassony2"),
+        (r"unknown parameter names \(layer1\.0\.conv1\.weight \.\.\.\): .*hassony2"),
     )
     theirs = SCHEMES["piergiaj"].from_ours(state)
     theirs.pop("logits.conv3d.bias")
@@ -433,7 +439,7 @@ def test_a_plain_pickle_is_refused(net: nn.Module, tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
-def test_a_joint_checkpoint_is_no_start_of_one_stream(tmp_path: Path) -> None:
+def test_a_joint_checkpoint_cannot_initialise_one_stream(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     net = {"rgb.Conv2d_1a_7x7.conv_2d.weight": torch.zeros(1)}
     torch.save({"net": net, "arch": "two-stream", "stream": "joint"}, path)
@@ -453,27 +459,29 @@ def test_weights_are_found_by_their_streams_name(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     index = tmp_path / "rgb_imagenet" / "model.ckpt.index"
-    assert find(tmp_path, "rgb") == index
-    assert find(tmp_path, "flow") == tmp_path / "flow" / "checkpoint.pt"
-    assert find(index, "flow") == index
-    assert find(index.with_suffix(""), "rgb") == index  # as TensorFlow names it
+    assert find_weights(tmp_path, "rgb") == index
+    assert find_weights(tmp_path, "flow") == tmp_path / "flow" / "checkpoint.pt"
+    assert find_weights(index, "flow") == index
+    assert find_weights(index.with_suffix(""), "rgb") == index  # as TensorFlow names it
     data = index.with_name("model.ckpt.data-00000-of-00001")
-    assert find(data, "rgb") == index  # the largest file of it, which users name
-    assert find(tmp_path / "flow", "flow") == tmp_path / "flow" / "checkpoint.pt"
+    assert find_weights(data, "rgb") == index  # the largest file of it, which users name
+    assert find_weights(tmp_path / "flow", "flow") == tmp_path / "flow" / "checkpoint.pt"
     (tmp_path / "flow.pth").touch()
     with pytest.raises(
         EvaluationError,
-        match=r"several files of flow weights \(flow\.pth, flow/.*; name one of them; for both "
-        r"streams of i3d \(joint\) give a folder that holds one file for each$",
+        match=r"several files of flow weights \(flow\.pth, flow/.*; give one of them; for both "
+        r"streams of i3d \(joint\) give a folder with one file per stream$",
     ):
-        find(tmp_path, "flow")
+        find_weights(tmp_path, "flow")
     index.unlink()
-    with pytest.raises(EvaluationError, match=r"^.*model\.ckpt\.index is missing, without which"):
-        find(data, "rgb")
+    with pytest.raises(
+        EvaluationError, match=r"^.*model\.ckpt\.index is missing; model.*without it"
+    ):
+        find_weights(data, "rgb")
     with pytest.raises(EvaluationError, match="is a folder without rgb weights"):
-        find(tmp_path / "flow", "rgb")
+        find_weights(tmp_path / "flow", "rgb")
     with pytest.raises(EvaluationError, match="nowhere is missing"):
-        find(tmp_path / "nowhere", "rgb")
+        find_weights(tmp_path / "nowhere", "rgb")
 
 
 @pytest.mark.parametrize(
@@ -511,11 +519,14 @@ def test_of_a_repositorys_own_folder_imagenets_weights_are_taken(
         path.touch()
     for stream in ("rgb", "flow"):
         want = taken.format(stream=stream)
-        assert find(tmp_path / folder, stream) == tmp_path / folder / want
-        assert f"of {stream} weights the one of imagenet is taken, {want}" in caplog.text
+        assert find_weights(tmp_path / folder, stream) == tmp_path / folder / want
+        assert (
+            f"with {stream} weights the one with imagenet in its name is used, {want}"
+            in caplog.text
+        )
     (tmp_path / folder / "rgb-of-imagenet-too.pt").touch()
     with pytest.raises(EvaluationError, match="several files of rgb weights"):
-        find(tmp_path / folder, "rgb")
+        find_weights(tmp_path / folder, "rgb")
 
 
 @pytest.fixture(scope="module")
@@ -523,7 +534,7 @@ def googlenet() -> GoogLeNet:
     """torchvision's network with TensorFlow's padding, and scales as training leaves them."""
     torch.manual_seed(1)
     net = GoogLeNet(pad=(2, 3))
-    shake(net)
+    randomize_batch_norm(net)
     for name, tensor in net.state_dict().items():
         if name.endswith("bn.weight"):
             tensor.uniform_(0.8, 1.2)
@@ -546,7 +557,7 @@ def test_imagenets_network_gives_googlenets_logits_on_our_input(
     address = serve(media_server, googlenet, tmp_path)
     weights = download.imagenet(tmp_path / "cache", address=address)
     ours = build("two-stream", "rgb", num_classes=1000).eval()
-    state = placed(weights, ours)
+    state = network_state(weights, ours)
     InitWeights(state=state, source="", sha256="").load(ours)
     assert sum(name.endswith(".scale") for name in state) == 57
     random = np.random.default_rng(0)
@@ -570,9 +581,9 @@ def test_imagenets_network_gives_googlenets_logits_on_our_input(
 def test_a_first_convolution_for_other_channels_keeps_the_size_of_its_sums(channels: int) -> None:
     kernel = torch.randn(4, 3, 7, 7, dtype=torch.float64)
     pictures = torch.randn(2, 1, 16, 16, dtype=torch.float64)
-    got = torch.conv2d(pictures.expand(-1, channels, -1, -1), for_channels(kernel, channels))
+    got = torch.conv2d(pictures.expand(-1, channels, -1, -1), adapt_input_conv(kernel, channels))
     torch.testing.assert_close(got, torch.conv2d(pictures.expand(-1, 3, -1, -1), kernel))
-    assert for_channels(kernel, 3) is kernel
+    assert adapt_input_conv(kernel, 3) is kernel
 
 
 @pytest.mark.parametrize(
@@ -589,21 +600,23 @@ def test_imagenet_goes_to_every_inception_of_an_architecture(
         state=SCHEMES["torchvision"].to_ours(googlenet.state_dict()), source="it", dims=2
     )
     net = build(arch, stream, num_classes=4)
-    drawn = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    state = placed(weights, net)
+    initial = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    state = network_state(weights, net)
     InitWeights(state=state, source="it", sha256="").load(net)
     now = net.state_dict()
-    same = {name for name in state if name in drawn and torch.equal(now[name], drawn[name])}
+    same = {name for name in state if name in initial and torch.equal(now[name], initial[name])}
     assert not same
     num_parts = 2 if stream == "joint" else 1
     assert len(state) == num_parts * 57 * 5  # kernel, offset, mean, variance, scale; no logits
     has_logits = "Logits" in " ".join(net.last_layers)
-    told = "drawn anew: of 1000 classes in it, of 4 here" if has_logits else "of it is left out: he"
-    assert told in last_layer_warning(weights, net, state)
+    warning = "re-initialised: it has 1000 classes, this network 4"
+    if not has_logits:
+        warning = "of it is not used: this network has its own"
+    assert warning in last_layer_warning(weights, net, state)
     for name, tensor in state.items():
         if name.endswith("conv_3d.weight"):  # inflated: the sum over time is the flat kernel
             flat = weights.state[name.replace("3d", "2d")]
-            want = for_channels(flat, tensor.shape[1])
+            want = adapt_input_conv(flat, tensor.shape[1])
             torch.testing.assert_close(tensor.sum(dim=2), want, atol=1e-6, rtol=1e-5)
 
 
@@ -636,10 +649,14 @@ def test_imagenet_has_no_place_in_c3d(
     state = SCHEMES["torchvision"].to_ours(googlenet.state_dict())
     with torch.device("meta"):
         net = build("c3d")
-    with pytest.raises(EvaluationError, match=r"^it is of Inception-v1, and there is none in 3D"):
-        placed(Weights(state=state, source="it", dims=2), net)
+    with pytest.raises(
+        EvaluationError, match=r"^it has weights of Inception-v1, and 3D-ConvNet has no"
+    ):
+        network_state(Weights(state=state, source="it", dims=2), net)
     monkeypatch.delattr(download, "imagenet")  # it says so before it fetches anything
-    with pytest.raises(EvaluationError, match=r"^--init imagenet is of .* none in c3d; .* PATH"):
+    with pytest.raises(
+        EvaluationError, match=r"^--init imagenet has weights of .* c3d has no Inception; .* PATH"
+    ):
         load_init("imagenet", arch="c3d", stream="rgb", num_classes=4, cache=tmp_path)
 
 
@@ -662,10 +679,10 @@ def test_imagenet_that_cannot_be_fetched_is_one_line_and_leaves_no_file(
 
     nobody = "http://127.0.0.1:9/googlenet-12345678.pth"
     for bad, words in (
-        (half, "did not give what its name promises .*hash"),
-        (other, "did not give what its name promises .*hash"),
-        (gone, "cannot fetch .*404"),
-        (nobody, "cannot fetch .*refused.*--init PATH"),
+        (half, "gave another file than its name says .*hash"),
+        (other, "gave another file than its name says .*hash"),
+        (gone, "cannot download .*404"),
+        (nobody, "cannot download .*refused.*--init PATH"),
     ):
         with pytest.raises(EvaluationError, match=words) as caught:
             download.imagenet(cache, address=bad)
@@ -679,7 +696,7 @@ def test_imagenet_that_cannot_be_fetched_is_one_line_and_leaves_no_file(
 def test_what_the_data_holds_at_least_is_what_the_networks_have() -> None:
     for stream, num_bytes in download.MIN_DATA_BYTES.items():
         with torch.device("meta"):
-            shapes = shapes_of(build("i3d", stream))
+            shapes = state_shapes(build("i3d", stream))
         assert num_bytes == 4 * sum(math.prod(sizes) for sizes in shapes.values())
 
 
@@ -701,13 +718,13 @@ def test_the_authors_checkpoint_is_fetched_once_and_whole(
     checkpoint: dict[str, bytes], media_server: MediaServer, tmp_path: Path
 ) -> None:
     half = f"{media_server.address}/half-of-x"
-    with pytest.raises(EvaluationError, match=r"^cannot fetch .*IncompleteRead.*PATH") as caught:
+    with pytest.raises(EvaluationError, match=r"^cannot download .*IncompleteRead.*PATH") as caught:
         download.kinetics("flow", tmp_path, address=half, pauses_s=())
     assert "\n" not in str(caught.value)
     assert not [path for path in tmp_path.rglob("*") if "ckpt" in path.name]
     index = download.kinetics("flow", tmp_path, address=media_server.address)
     assert index.name == "model.ckpt.index"
-    assert find(index.with_suffix(""), "flow") == index
+    assert find_weights(index.with_suffix(""), "flow") == index
     kept = {f"flow_imagenet/{path.name}": path.read_bytes() for path in index.parent.glob("model*")}
     assert kept == checkpoint
     media_server.requests.clear()
@@ -724,7 +741,9 @@ def test_a_page_in_place_of_the_authors_checkpoint_is_not_kept(
 ) -> None:
     name = list(checkpoint)[at]
     media_server.put(name, page)
-    with pytest.raises(EvaluationError, match=rf"^cannot fetch .*{name}.*; fetch it wh") as caught:
+    with pytest.raises(
+        EvaluationError, match=rf"^cannot download .*{name}.*; download it on"
+    ) as caught:
         download.kinetics("flow", tmp_path, address=media_server.address, pauses_s=())
     assert "\n" not in str(caught.value)
     media_server.put(name, checkpoint[name])  # logged in
@@ -765,15 +784,15 @@ GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
     [
         (
             {GRAPH: b"\n\x08", "net/kernel/.ATTRIBUTES/VARIABLE_VALUE": np.zeros(2, np.float32)},
-            r": names of no known scheme \(net/kernel/\.ATTRIBUTES/VARIABLE_VALUE",
+            r": unknown parameter names \(net/kernel/\.ATTRIBUTES/VARIABLE_VALUE",
         ),
         (
             {"Conv3d_1a_7x7/conv_3d/w": b"text"},
-            r": Conv3d_1a_7x7/conv_3d/w is of \|S4; weights are",
+            r": Conv3d_1a_7x7/conv_3d/w has dtype \|S4; expected float32",
         ),
         (
             {"Conv3d_1a_7x7/conv_3d/w": np.zeros(2, ml_dtypes.bfloat16)},
-            ": Conv3d_1a_7x7/conv_3d/w is of bfloat16; weights are float32",
+            ": Conv3d_1a_7x7/conv_3d/w has dtype bfloat16; expected float32",
         ),
     ],
     ids=["objects", "text", "bfloat16"],
@@ -811,7 +830,7 @@ def test_of_a_fetched_checkpoint_that_cannot_be_read_the_folder_is_named(
         load_init("kinetics", arch="i3d", stream="rgb", num_classes=5, cache=tmp_path)
     assert str(caught.value) == (
         f"{folder}/model.ckpt.index cannot be read: Unable to open table file {folder}/model.ckpt; "
-        f"remove {folder} to fetch it anew"
+        f"remove {folder} to download it again"
     )
 
 
@@ -820,14 +839,14 @@ def test_without_tensorflow_its_package_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # as if it were not installed
     with pytest.raises(EvaluationError, match=r"not installed; .* with: pip install tensorflow$"):
-        need_tensorflow("It")
+        import_tensorflow("It")
     with pytest.raises(EvaluationError, match=r"^--init kinetics reads a TensorFlow checkpoint, "):
         load_init("kinetics", arch="i3d", stream="rgb", num_classes=4, cache=tmp_path)
     for arch, others in (
         ("c3d", "scratch or PATH"),
         ("convnet-lstm", "scratch, imagenet or PATH"),
     ):
-        with pytest.raises(EvaluationError, match=rf"authors' i3d; {arch} starts from {others}$"):
+        with pytest.raises(EvaluationError, match=rf"authors' i3d; for {arch} give {others}$"):
             load_init("kinetics", arch=arch, stream="rgb", num_classes=4, cache=tmp_path)
 
 
@@ -848,8 +867,10 @@ def test_other_classes_replace_the_last_layer_and_nothing_else(
     whole = start(path)
     assert whole.warning == ""
     got = start(path, num_classes=7)
-    assert got.warning == f"the last layer is drawn anew: of 5 classes in {path}, of 7 here"
-    assert caplog.text == ""  # a training tells it, when it begins
+    assert got.warning == (
+        f"the last layer is re-initialised: {path} has 5 classes, this network 7"
+    )
+    assert caplog.text == ""  # the training logs it
     assert set(whole.state) - set(got.state) == {
         "Logits.Conv3d_0c_1x1.conv_3d.weight",
         "Logits.Conv3d_0c_1x1.conv_3d.bias",
@@ -878,22 +899,25 @@ def test_weights_that_do_not_fit_are_one_line(net: Network, tmp_path: Path) -> N
     first = "Conv3d_1a_7x7.conv_3d.weight"
     offset = "Mixed_3b.Branch_0.Conv3d_0a_1x1.batch_norm.bias"
     other = r"another stream: .* 3 channels \(rgb\) there, 2 channels \(flow\)"
-    refused({}, rf"{other} here; for both streams .* one file for each$", stream="flow")
+    refused({}, rf"{other} here; for both streams .* one file per stream$", stream="flow")
     refused({first: None}, rf"lacks {first}: weights of another architecture")
-    refused({"Mixed_6a.w": torch.ones(1)}, r"has Mixed_6a\.w, which the network lacks")
+    refused({"Mixed_6a.w": torch.ones(1)}, r"has Mixed_6a\.w, which this network lacks")
     refused({offset: torch.ones(3)}, rf"another architecture: {offset} is \(3,\) there, \(64,\)")
     refused({offset: torch.tensor(0.0)}, rf"{offset} is \(\) there, \(64,\) here")
     last = "Logits.Conv3d_0c_1x1.conv_3d.bias"
     refused({last: torch.tensor(0.0)}, rf"{last} is \(\) there, \(5,\) here")
-    refused({offset: torch.ones(64, dtype=torch.int64)}, rf"{offset} is of int64, which no weights")
-    refused({offset: torch.ones(64, dtype=torch.complex64)}, rf"{offset} is of complex64, which no")
-    refused({"a.num_batches_tracked": torch.tensor(0.0)}, r"has a\.num_batches_tracked, which the")
-    refused({offset: torch.full((64,), torch.nan)}, rf"not all values of {offset} are finite")
+    refused({offset: torch.ones(64, dtype=torch.int64)}, rf"{offset} has dtype int64, not a float")
+    refused(
+        {offset: torch.ones(64, dtype=torch.complex64)},
+        rf"{offset} has dtype complex64, not a float",
+    )
+    refused({"a.num_batches_tracked": torch.tensor(0.0)}, r"has a\.num_batches_tracked, which this")
+    refused({offset: torch.full((64,), torch.nan)}, rf"{offset} has NaN or infinite values")
     variance = offset.removesuffix("bias") + "running_var"
-    refused({variance: torch.linspace(-1e-4, 1, 64)}, rf"{variance} has values below 0: no var")
+    refused({variance: torch.linspace(-1e-4, 1, 64)}, rf"{variance}: negative running variance")
     scale = offset.removesuffix("bias") + "scale"
     refused({scale: torch.ones(3)}, rf"{scale} is \(3,\) there, \(64,\) here")
-    with pytest.raises(EvaluationError, match=r"Conv3d_1a_7x7\..* not this network's"):
+    with pytest.raises(EvaluationError, match=r"Conv3d_1a_7x7\..* neither of this network"):
         load_init(str(path), arch="convnet-lstm", stream="rgb", num_classes=5, cache=tmp_path)
 
 
@@ -923,7 +947,7 @@ def test_weights_of_other_floats_become_float32(
     ids=["DataParallel", "Lightning", "both"],
 )
 @pytest.mark.parametrize("scheme", [None, "piergiaj"])
-def test_what_trainers_wrap_around_weights_is_taken_off(
+def test_weights_in_a_trainers_checkpoint_are_unwrapped(
     scheme: str | None,
     wrapped: Callable[[Mapping[str, Tensor]], object],
     prefix: str,
@@ -938,13 +962,11 @@ def test_what_trainers_wrap_around_weights_is_taken_off(
     assert start(path).sha256 == plain.sha256
 
 
-def test_a_wrapping_that_leaves_a_choice_is_one_line(net: Network, tmp_path: Path) -> None:
+def test_several_state_dicts_in_a_checkpoint_are_one_line(net: Network, tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     state = dict(net.state_dict())
     torch.save({"model": state, "ema": state}, path)
-    with pytest.raises(
-        EvaluationError, match=r"several state dicts \(model, ema\); save one alone"
-    ):
+    with pytest.raises(EvaluationError, match=r"several state dicts \(model, ema\); save only one"):
         start(path)
     some = {name if "Mixed_3b" in name else f"module.{name}": t for name, t in state.items()}
     torch.save(some, path)
@@ -994,7 +1016,7 @@ def test_finetuning_of_the_last_layer_changes_nothing_else(net: Network, tmp_pat
 
 
 def example(nets: dict[str, Network], clips: dict[str, Tensor]) -> published_example.Example:
-    """What the networks give, as if it had been published."""
+    """The logits of the networks, as a published example."""
     labels = [f"class {number}" for number in range(5)]
     with torch.inference_mode():
         logits = {stream: net(clips[stream])[0] for stream, net in nets.items()}
@@ -1002,15 +1024,18 @@ def example(nets: dict[str, Network], clips: dict[str, Tensor]) -> published_exa
     streams = {}
     for stream, values in logits.items():
         order = values.argsort(descending=True).tolist()
-        shares = values.softmax(dim=0).tolist()
-        top = tuple((shares[at], float(values[at]), labels[at]) for at in order)
+        probabilities = values.softmax(dim=0).tolist()
+        top = tuple((probabilities[at], float(values[at]), labels[at]) for at in order)
         streams[stream] = published_example.Expected(float(values.norm()), top)
     return published_example.Example((9, 32, 32), streams)
 
 
-def test_verify_holds_every_number_against_those_expected(tmp_path: Path) -> None:
+def test_verify_compares_every_number_with_the_expected(tmp_path: Path) -> None:
     torch.manual_seed(3)
-    nets = {stream: shake(build("i3d", stream, num_classes=5)) for stream in ("rgb", "flow")}
+    nets = {
+        stream: randomize_batch_norm(build("i3d", stream, num_classes=5))
+        for stream in ("rgb", "flow")
+    }
     inputs = {"rgb": CLIP, "flow": CLIP[:, :2]}
     clips = {}
     for stream, net in nets.items():
@@ -1031,29 +1056,29 @@ def test_verify_holds_every_number_against_those_expected(tmp_path: Path) -> Non
 
     checks = verify()
     assert [check.stream for check in checks] == ["rgb"] * 6 + ["flow"] * 6 + ["joint"] * 6
-    assert all(check.is_met for check in checks)
+    assert all(check.passed for check in checks)
     with pytest.raises(EvaluationError, match="of another number of classes: 5 there, 400 here"):
         published_example.verify(tmp_path, clips, CPU, example=expected)
     alone = verify(tmp_path / "flow_imagenet.pt", streams=["flow"])
     assert [check.stream for check in alone] == ["flow"] * 6
-    # A file is of one stream: an array of the other would stay unchecked.
+    # A file has one stream: the array of the other would not be checked.
     for streams in (["rgb"], ["rgb", "flow"]):
         with pytest.raises(EvaluationError, match="of flow alone: give --flow and no other array"):
             verify(tmp_path / "flow_imagenet.pt", streams=streams)
     # One weight a little off is seen, and so is another network.
     off = dict(expected.streams) | {"rgb": replace(expected.streams["rgb"], norm=0.0)}
     checks = verify(example=replace(expected, streams=off))
-    assert [check.what for check in checks if not check.is_met] == ["norm of all"]
+    assert [check.what for check in checks if not check.passed] == ["norm of all"]
     state = nets["rgb"].state_dict()
     state["Mixed_5c.Branch_0.Conv3d_0a_1x1.batch_norm.bias"] += 0.01
     torch.save(state, tmp_path / "rgb_imagenet.pt")
     checks = verify()
-    assert all(check.is_met for check in checks if check.stream == "flow")
-    assert not all(check.is_met for check in checks if check.stream == "rgb")
-    assert published_example.furthest(checks).stream in ("rgb", "joint")
+    assert all(check.passed for check in checks if check.stream == "flow")
+    assert not all(check.passed for check in checks if check.stream == "rgb")
+    assert published_example.worst(checks).stream in ("rgb", "joint")
 
 
-def test_verify_of_what_is_no_i3d_is_one_line(
+def test_verify_of_another_network_is_one_line(
     net: Network, googlenet: GoogLeNet, tmp_path: Path
 ) -> None:
     path = tmp_path / "weights.pth"
@@ -1128,7 +1153,7 @@ def test_the_command_says_that_random_weights_are_not_the_published_ones(tmp_pat
     assert len(lines) == 1 + 3 * 7 + 1
     assert all(line.endswith("differs") for line in lines[1:-1])
     last = re.fullmatch(
-        r"0 of 21 numbers are met within 0\.001; .* joint, .*: ([\d.]+) off", lines[-1]
+        r"0 of 21 numbers agree within 0\.001; .* is ([\d.]+) \(joint, .*\)", lines[-1]
     )
     assert last is not None, lines[-1]
     assert float(last[1]) > 30  # from the joint norm of 138, or its first logit of 42
@@ -1138,7 +1163,7 @@ def test_the_command_says_that_random_weights_are_not_the_published_ones(tmp_pat
 def test_a_run_from_weights_to_a_result(tmp_path: Path) -> None:
     """A folder gives each stream its own; the run's own folder is such a folder."""
     for stream in ("rgb", "flow"):
-        state = shake(build("i3d", stream, num_classes=5)).state_dict()
+        state = randomize_batch_norm(build("i3d", stream, num_classes=5)).state_dict()
         torch.save(SCHEMES["hassony2"].from_ours(state), tmp_path / f"model_{stream}.pth")
     keys = (
         *("--train-split", key_file(tmp_path, "train.txt", "ann_*", "ben_*")),
@@ -1149,14 +1174,14 @@ def test_a_run_from_weights_to_a_result(tmp_path: Path) -> None:
     done = run_command("run-benchmark", *first)
     assert done.returncode == 0, done.stderr
     for stream in ("rgb", "flow"):
-        told = f"{stream}: the last layer is drawn anew: of 5 classes in {tmp_path}/model_{stream}"
-        assert done.stderr.count(told) == 1
+        warning = f"{stream}: the last layer is re-initialised: {tmp_path}/model_{stream}"
+        assert done.stderr.count(warning) == 1
     again = run_command("run-benchmark", *first)
     assert "rgb: reused, trained already" in again.stderr
     second = (*words, "--init", tmp_path / "first", "--stream", "flow")
     done = run_command("run-benchmark", *second, "--work-dir", tmp_path / "second")
     assert done.returncode == 0, done.stderr
-    assert "drawn anew" not in done.stderr
+    assert "re-initialised" not in done.stderr
     result = json.loads((tmp_path / "second" / "flow" / "result.json").read_text())
     assert result["data"]["init"]["source"] == str(tmp_path / "first" / "flow" / CHECKPOINT)
     other = run_command(

@@ -9,8 +9,8 @@ from kinetics_bench.archs.registry import ARCHS, build
 from kinetics_bench.recipes import recipe_for
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint
 from kinetics_bench.weights.choices import INITS
-from kinetics_bench.weights.files import labels_of
-from kinetics_bench.weights.init import SCRATCH, load_init, shapes_of
+from kinetics_bench.weights.files import CheckpointHeader
+from kinetics_bench.weights.init import SCRATCH, load_init, state_shapes
 from kinetics_tools.core import system
 from kinetics_tools.core.errors import EvaluationError, KineticsError
 from kinetics_tools.core.files import digest, read_json
@@ -152,7 +152,8 @@ def networks_of_weights(
 
 def _refuse_other_labels(path: Path, labels: Sequence[str]) -> None:
     """Raise EvaluationError where `path` is a checkpoint of ours with other classes."""
-    theirs = labels_of(path)
+    header = CheckpointHeader.read(path)
+    theirs = None if header is None else header.labels
     if theirs is not None and theirs != tuple(labels):
         run = path.absolute().parent.parent
         whose = run if (run / RUN).exists() else "the run that trained it"
@@ -173,7 +174,7 @@ def _as_given(init: str, arch: str, stream: str, *, cache: Path, whole: bool) ->
         _refuse_other_labels(Path(start.source), labels)
     net = build(arch, stream, len(labels))
     drawn = () if whole else tuple(f"{layer}." for layer in net.last_layers)
-    for name in shapes_of(net):
+    for name in state_shapes(net):
         if name not in start.state and not name.startswith(drawn):
             raise EvaluationError(
                 f"{start.source} has no {name} of {arch} with kinetics400's {len(labels)} classes, "

@@ -8,7 +8,7 @@ import torch
 
 from kinetics_bench.archs.network import Network
 from kinetics_bench.archs.registry import build
-from kinetics_bench.weights.files import BROKEN, is_damaged
+from kinetics_bench.weights.files import UNREADABLE_ERRORS, is_damaged
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.files import publish
 
@@ -71,7 +71,7 @@ class Checkpoint:
             checkpoint = cls(**values)
         except FileNotFoundError as error:
             raise EvaluationError(f"{path} is missing: no training was started there") from error
-        except BROKEN as error:
+        except UNREADABLE_ERRORS as error:
             raise EvaluationError(
                 f"{path} is damaged, or no checkpoint of this version; copy it anew, "
                 "or train anew with --force"

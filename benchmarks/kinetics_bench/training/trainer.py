@@ -30,7 +30,7 @@ from kinetics_bench.data.views import seeded_rng
 from kinetics_bench.device import Machine
 from kinetics_bench.recipes import Recipe
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint
-from kinetics_bench.weights.files import hush_tensorflow
+from kinetics_bench.weights.files import silence_tensorflow
 from kinetics_bench.weights.init import SCRATCH, InitWeights
 from kinetics_tools.core.console import progress
 from kinetics_tools.core.errors import EvaluationError
@@ -326,7 +326,7 @@ class _Training:
         write_text(self.job.folder / LOG, "".join(lines))
         row = history[-1]
         # Only here: it imports TensorFlow where that is installed.
-        hush_tensorflow()
+        silence_tensorflow()
         from torch.utils.tensorboard import SummaryWriter
 
         with SummaryWriter(str(self.job.folder / EVENTS), purge_step=row["epoch"]) as events:

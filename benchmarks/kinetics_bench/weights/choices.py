@@ -1,4 +1,4 @@
-"""Published weights: their names, their files, and a network's start from them."""
+"""The choices of `--init` and `--finetune`. Importing this module is quick."""
 
-INITS = ("scratch", "imagenet", "kinetics")  # what --init takes; anything else is a path
+INITS = ("scratch", "imagenet", "kinetics")  # anything else is a path
 FINETUNES = ("all", "last")

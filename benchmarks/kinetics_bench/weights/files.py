@@ -1,10 +1,12 @@
-"""Weights in files, read into our names. The only importer of tensorflow.
+"""Weights in files, read under the names of our networks. The only module that imports tensorflow.
 
-A file is one of: a state dict by torch.save under our names or a published scheme's, alone or as
-the only one among what another trainer keeps; a checkpoint of our own training; or a TensorFlow
-checkpoint (`model.ckpt.index` and its data), named by its prefix, as TensorFlow does, or by its
-index. Nothing in a file is ever run.
+A file is one of: a state dict by torch.save with our names or those of a published scheme, alone or
+as the only state dict in another trainer's checkpoint; a checkpoint of our own training; or a
+TensorFlow checkpoint (`model.ckpt.index` and its data), given by its prefix, index or data file.
+Code in a file is never run.
 """
+
+from __future__ import annotations
 
 import errno
 import hashlib
@@ -31,15 +33,14 @@ from kinetics_tools.core.errors import EvaluationError
 logger = logging.getLogger(__name__)
 INDEX: Final = ".index"
 SUFFIXES: Final = (".pt", ".pth", INDEX)
-PARALLEL: Final = "module."  # what torch's DataParallel puts before all names
-# Of several: the authors' folder also has networks from scratch, piergiaj's those of Charades.
+DATA_PARALLEL_PREFIX: Final = "module."  # of all names in torch's DataParallel
+# Of several files: the authors' folder also has weights from scratch, piergiaj's also of Charades.
 PREFERRED: Final = "imagenet"
-# TensorFlow 2 writes it beside the variables: text on which object holds which.
+# TensorFlow 2 stores it among the variables: which object owns which variable.
 _OBJECT_GRAPH: Final = "_CHECKPOINTABLE_OBJECT_GRAPH"
-# What a user whose I3D is of both streams has to know where a file is of one.
-ONE_EACH: Final = "; for both streams of i3d (joint) give a folder that holds one file for each"
-# What torch raises on bytes that are no file of its own, or a part of one.
-BROKEN: Final = (
+JOINT_ADVICE: Final = "; for both streams of i3d (joint) give a folder with one file per stream"
+# What torch.load raises for a file that torch.save did not write, or that is damaged.
+UNREADABLE_ERRORS: Final = (
     pickle.UnpicklingError,
     RuntimeError,
     EOFError,
@@ -51,21 +52,22 @@ BROKEN: Final = (
     OverflowError,
     struct.error,
 )
-_IS_FOLDER: Final = 0x10  # in a zip's external attributes, by DOS
-_ZIP: Final = b"PK\x03\x04"  # which a zip file begins with
+_DOS_FOLDER: Final = 0x10  # in the external attributes of a zip's member
+_ZIP_MAGIC: Final = b"PK\x03\x04"
 _DATA: Final = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
 _PARTS: Final = re.compile(r"[^a-z0-9]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Tensors under our names.
+    """Weights under the names of our networks.
 
     Attributes:
-        state: name -> tensor, on the CPU, float32 where the file has any float; batch norm's
-            counts are left out.
-        source: where they are from, in words.
-        dims: of the Inception-v1 that they are of, 2 or 3; None: they are of a network of ours.
+        state: name -> tensor, on the CPU; floats of any precision are float32 here. Batch norm's
+            `num_batches_tracked` is left out.
+        source: path or URL.
+        dims: dimensions, 2 or 3, of the Inception-v1 of a published scheme; None: the names in the
+            file are ours.
     """
 
     state: Mapping[str, Tensor]
@@ -74,7 +76,7 @@ class Weights:
 
     @property
     def sha256(self) -> str:
-        """Over names, shapes and values, hex: the same for the same weights in any scheme."""
+        """SHA-256 of names, shapes and values, hex; independent of the scheme of the file."""
         hashed = hashlib.sha256()
         for name in sorted(self.state):
             tensor = self.state[name].detach().contiguous()
@@ -83,16 +85,20 @@ class Weights:
         return hashed.hexdigest()
 
 
-def find(path: Path, stream: str) -> Path:
-    """The weights of a stream at `path`: a file itself, or the one in a folder that is named so.
+def find_weights(path: Path, stream: str) -> Path:
+    """The file with the weights of a stream: `path` itself, or a file in the folder `path`.
 
-    In a folder, two levels deep, files of weights are looked at whose path from there has the
-    stream's name as a word: `rgb/checkpoint.pt`, `flow_imagenet.pt`, `rgb_imagenet/model.ckpt`. Of
-    several the only one that has the word `imagenet` too, as in the authors' own folder. Where
-    there is none and the folder's own name has that word, the files in it are looked at.
+    In a folder it is the file, at most two levels deep, whose path from there has the name of the
+    stream as a word: `rgb/checkpoint.pt`, `flow_imagenet.pt`, `rgb_imagenet/model.ckpt.index`. Of
+    several it is the only one with the word `imagenet`, as in the authors' folder. If there is none
+    and the folder's own name has the word, it is the only file in the folder.
+
+    Args:
+        path: a file, the prefix of a TensorFlow checkpoint, or a folder.
+        stream: `rgb`, `flow` or `joint`.
 
     Raises:
-        EvaluationError: there is nothing, no such file in the folder, or several.
+        EvaluationError: `path` does not exist, or the folder has no such file, or several.
     """
     if not path.is_dir():
         return _file(path)
@@ -110,31 +116,31 @@ def find(path: Path, stream: str) -> Path:
     preferred = [file for file in found if PREFERRED in words[file]]
     if len(preferred) == 1:
         logger.info(
-            "%s: of %d files of %s weights the one of %s is taken, %s",
+            "%s: of %d files with %s weights the one with %s in its name is used, %s",
             *(path, len(found), stream, PREFERRED, preferred[0].relative_to(path)),
         )
         return preferred[0]
     names = ", ".join(str(file.relative_to(path)) for file in found[:3])
     raise EvaluationError(
-        f"{path} is a folder with several files of {stream} weights ({names}); name one of them"
-        + ONE_EACH
+        f"{path} is a folder with several files of {stream} weights ({names}); give one of them"
+        + JOINT_ADVICE
         if found
-        else f"{path} is a folder without {stream} weights; name a file ({', '.join(SUFFIXES)}), "
+        else f"{path} is a folder without {stream} weights; give a file ({', '.join(SUFFIXES)}), "
         f"or a folder with one that has {stream} in its name"
     )
 
 
 def _file(path: Path) -> Path:
-    """What `path`, which is no folder, names: a file, or by its prefix or data a checkpoint."""
+    """The file at `path`, or the index of the TensorFlow checkpoint with this prefix or data."""
     data = _DATA.fullmatch(path.name)
     if path.exists() and data is None:
         return path
     index = path.with_name((path.name if data is None else data[1]) + INDEX)
     if not index.exists():
         raise EvaluationError(
-            f"{path} is missing: no file, folder or TensorFlow checkpoint"
+            f"{path} is missing: there is no such file, folder or TensorFlow checkpoint"
             if data is None
-            else f"{index} is missing, without which {path.name} cannot be read"
+            else f"{index} is missing; {path.name} cannot be read without it"
         )
     return index
 
@@ -147,18 +153,20 @@ def read(path: Path, known: Collection[str], *, arch: str, stream: str | None = 
     """The weights in a file.
 
     Args:
-        path: the file; for a TensorFlow checkpoint its index.
-        known: names in our network, by which its own weights are told.
-        arch: the network's architecture, to which a checkpoint of ours must belong.
-        stream: the network's, in the same way; None: any.
+        path: the file; of a TensorFlow checkpoint its index.
+        known: parameter names of the network, `net.state_dict().keys()`.
+        arch: architecture of the network. A checkpoint of ours must have the same.
+        stream: its stream, in the same way; None: any.
 
     Raises:
-        EvaluationError: it is empty, damaged, no file of weights, holds code, belongs to another
-            architecture, has names of no known scheme, a tensor too many or too few; or
+        EvaluationError: the file is empty, damaged, not a file of weights, contains code, belongs
+            to another architecture or stream, has unknown, missing or superfluous names; or
             TensorFlow is needed and not installed.
     """
-    is_theirs = path.suffix == INDEX
-    tensors = _tensorflow(path) if is_theirs else _tensors(path, _load(path), arch, stream)
+    if path.suffix == INDEX:
+        tensors: Mapping[str, Tensor] = _tensorflow(path)
+    else:
+        tensors = _tensors(path, _load(path), arch, stream)
     scheme = scheme_of(tensors)
     try:
         state = _own(tensors, known) if scheme is None else scheme.to_ours(tensors)
@@ -169,13 +177,43 @@ def read(path: Path, known: Collection[str], *, arch: str, stream: str | None = 
     return Weights(state=state, source=str(path), dims=dims)
 
 
-def labels_of(path: Path) -> tuple[str, ...] | None:
-    """Class names in a checkpoint of ours, of which no tensor is read; None: it is another file."""
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return tuple(values["data"]["labels"])
-    except BROKEN:
-        return None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointHeader:
+    """What a checkpoint of our own training says about its weights.
+
+    `kinetics_bench.training.checkpoint` writes it. Files of other programs with a state dict under
+    the same name may lack any of it.
+
+    Attributes:
+        arch: a name in ARCHS.
+        stream: one of its streams.
+        labels: class names in index order.
+    """
+
+    arch: str | None
+    stream: str | None
+    labels: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, values: Any) -> CheckpointHeader | None:
+        """The header in what torch.load returned; None if that is not a checkpoint of ours."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("net"), Mapping):
+            return None
+        data = values.get("data")
+        labels = data.get("labels") if isinstance(data, Mapping) else None
+        return cls(
+            arch=values.get("arch"),
+            stream=values.get("stream"),
+            labels=None if labels is None else tuple(labels),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> CheckpointHeader | None:
+        """The header of a file, without its tensors; None if it is not a checkpoint of ours."""
+        try:
+            return cls.of(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+        except UNREADABLE_ERRORS:
+            return None
 
 
 def _own(tensors: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:
@@ -183,90 +221,91 @@ def _own(tensors: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Ten
         first = ", ".join(list(tensors)[:3])
         schemes = ", ".join(scheme.title for scheme in SCHEMES.values())
         raise EvaluationError(
-            f"names of no known scheme ({first} ...): not this network's, nor those of {schemes}"
+            f"unknown parameter names ({first} ...): neither of this network nor of {schemes}"
         )
     return {n: t for n, t in tensors.items() if not (n in known and n.endswith(COUNT))}
 
 
 def _load(path: Path) -> Any:
-    """What torch.save wrote, to the CPU; only tensors and plain values are read."""
+    """What torch.save wrote, on the CPU: tensors and plain values; anything else is refused."""
     if path.stat().st_size == 0:
         raise EvaluationError(f"{path} is empty")
     if is_damaged(path):
-        raise EvaluationError(f"{path} is damaged or truncated; fetch or save it anew")
+        raise EvaluationError(f"{path} is damaged or truncated; download or save it again")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # what matters of them is an error too
+            warnings.simplefilter("ignore", UserWarning)  # what matters is raised too
             return torch.load(path, map_location="cpu", weights_only=True)
-    except BROKEN as error:
+    except UNREADABLE_ERRORS as error:
         if f"Unsupported operand {pickle.FRAME[0]}" in str(error):
             raise EvaluationError(
-                f"{path} is pickled by protocol 4 or later, by which torch.save writes no weights; "
-                "it was not run. Save a state dict by torch.save and give that"
+                f"{path} is a pickle of protocol 4 or later, which torch.save does not write; it "
+                "was not run. Save a state dict with torch.save and give that"
             ) from error
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code is not None:
             raise EvaluationError(
-                f"{path} holds code ({code[1]}), not tensors alone; it was not run. "
+                f"{path} contains code ({code[1]}), not only tensors; it was not run. "
                 "Save a state dict and give that"
             ) from error
-        raise EvaluationError(f"{path} is truncated, or no file by torch.save") from error
+        raise EvaluationError(f"{path} is truncated, or torch.save did not write it") from error
 
 
 def is_damaged(path: Path) -> bool:
-    """Whether what torch.save wrote, a zip file, fails its checksums: torch does not look at them.
+    """Whether a file of torch.save, a zip, fails its checksums, which torch.load does not check.
 
-    Whoever switched them off (torch.serialization.set_crc32_options) has to save the file anew.
+    A file saved without checksums (torch.serialization.set_crc32_options) counts as damaged.
     """
     with path.open("rb") as file:
-        return file.read(len(_ZIP)) == _ZIP and not _is_whole(file)
+        return file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC and not _is_whole(file)
 
 
 def _is_whole(file: IO[bytes]) -> bool:
-    known = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other ways to compress torch cannot read
+    known = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # torch cannot read other ones
     try:
         with zipfile.ZipFile(file) as parts:
-            # What is marked a folder torch does not read: it leaves the weights as memory was.
+            # torch does not read a member that is marked as a folder: the tensor is uninitialised.
             is_known = all(
-                part.compress_type in known and not part.external_attr & _IS_FOLDER
+                part.compress_type in known and not part.external_attr & _DOS_FOLDER
                 for part in parts.infolist()
             )
             return is_known and parts.testzip() is None
-    except (*BROKEN, zipfile.BadZipFile, zlib.error):
+    except (*UNREADABLE_ERRORS, zipfile.BadZipFile, zlib.error):
         return False
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a place in the file that cannot be
+        if error.errno != errno.EINVAL:  # an impossible offset in the file
             raise
         return False
 
 
 def _tensors(path: Path, values: Any, arch: str, stream: str | None) -> Mapping[str, Tensor]:
-    """The state dict in what torch.save wrote: that itself, or the only one that is in it."""
+    """The state dict in what torch.save wrote: the whole file, or the only one in it."""
     if isinstance(values, Mapping) and not _is_state(values):
-        if isinstance(values.get("net"), Mapping):
-            _refuse_other(path, values, arch, stream)
+        header = CheckpointHeader.of(values)
+        if header is not None:
+            _require_same_network(path, header, arch, stream)
         inner = [key for key, value in values.items() if _is_state(value)]
         if len(inner) > 1:
             names = ", ".join(map(str, inner))
-            raise EvaluationError(f"{path} holds several state dicts ({names}); save one alone")
+            raise EvaluationError(f"{path} holds several state dicts ({names}); save only one")
         values = values[inner[0]] if inner else values
     if not _is_state(values):
-        raise EvaluationError(f"{path} holds no state dict: names of tensors and nothing else")
-    if all(name.startswith(PARALLEL) for name in values):
-        return {name.removeprefix(PARALLEL): tensor for name, tensor in values.items()}
+        raise EvaluationError(f"{path} holds no state dict (a dict of names and tensors)")
+    if all(name.startswith(DATA_PARALLEL_PREFIX) for name in values):
+        return {name.removeprefix(DATA_PARALLEL_PREFIX): tensor for name, tensor in values.items()}
     return values
 
 
-def _refuse_other(path: Path, checkpoint: Mapping[str, Any], arch: str, stream: str | None) -> None:
-    """Raise EvaluationError for a checkpoint of ours of another network."""
-    there = checkpoint.get("arch", arch)
-    if there != arch:
-        raise EvaluationError(f"{path} holds weights of {there}, not of {arch}")
-    of = checkpoint.get("stream", stream)
-    if stream is not None and of != stream:
-        advice = ONE_EACH if arch == "i3d" else ""
+def _require_same_network(
+    path: Path, header: CheckpointHeader, arch: str, stream: str | None
+) -> None:
+    """Raise EvaluationError if a checkpoint is of another architecture or stream."""
+    if header.arch not in (None, arch):
+        raise EvaluationError(f"{path} holds weights of {header.arch}, not of {arch}")
+    if stream is not None and header.stream not in (None, stream):
+        advice = JOINT_ADVICE if arch == "i3d" else ""
         raise EvaluationError(
-            f"{path} holds weights of {arch} {of}, not of {arch} {stream}{advice}"
+            f"{path} holds weights of {arch} {header.stream}, not of {arch} {stream}{advice}"
         )
 
 
@@ -279,11 +318,11 @@ def _is_state(values: Any) -> TypeGuard[Mapping[str, Tensor]]:
 
 
 def _tensorflow(index: Path) -> dict[str, Tensor]:
-    """Every variable of a TensorFlow checkpoint."""
+    """All variables of a TensorFlow checkpoint, by name."""
     prefix = index.with_suffix("")
     if not any(prefix.parent.glob(f"{prefix.name}.data-*")):
         raise EvaluationError(f"{index} has no {prefix.name}.data-00000-of-00001 beside it")
-    tensorflow = need_tensorflow(f"{index} is a TensorFlow checkpoint")
+    tensorflow = import_tensorflow(f"{index} is a TensorFlow checkpoint")
     try:
         reader = tensorflow.train.load_checkpoint(str(prefix))
         names = sorted(set(reader.get_variable_to_shape_map()) - {_OBJECT_GRAPH})
@@ -296,30 +335,30 @@ def _tensorflow(index: Path) -> dict[str, Tensor]:
 def _from_numpy(array: np.ndarray, what: str) -> Tensor:
     try:
         return torch.from_numpy(array)
-    except TypeError as error:  # text, or TensorFlow's bfloat16, which is none of numpy's types
-        raise EvaluationError(f"{what} is of {array.dtype}; weights are float32 there") from error
+    except TypeError as error:  # text, or bfloat16, which numpy does not have
+        raise EvaluationError(f"{what} has dtype {array.dtype}; expected float32") from error
 
 
 def first_line(error: Exception) -> str:
-    """Of what an error says; its type where it says nothing."""
+    """The first line of an error's message; its type if there is no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def hush_tensorflow() -> None:
-    """Ask TensorFlow, before it is imported, not to greet on stderr; what is wrong it raises."""
+def silence_tensorflow() -> None:
+    """Keep TensorFlow from writing to stderr; call it before TensorFlow is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def need_tensorflow(why: str) -> Any:
-    """The package tensorflow, which nothing else here needs.
+def import_tensorflow(why: str) -> Any:
+    """The package tensorflow, which is optional.
 
     Args:
-        why: it is needed, for the message.
+        why: what needs it, for the message.
 
     Raises:
         EvaluationError: it is not installed.
     """
-    hush_tensorflow()
+    silence_tensorflow()
     try:
         import tensorflow
     except ModuleNotFoundError as error:

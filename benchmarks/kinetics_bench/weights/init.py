@@ -1,15 +1,17 @@
-"""A network's start from weights: what of them goes where, and what is drawn anew.
+"""The initial weights of a network: which tensors go where, and which are re-initialised.
 
-Whole networks (a published I3D, a checkpoint of ours) must fit name by name and shape by shape; of
-other classes than the weights', the last layer alone is left as it was drawn. Two-dimensional
-Inception-v1 (ImageNet's) goes to every Inception in a network, told by the name of its first
-convolution: as it is in two dimensions, inflated in three.
+Weights of a whole network (the published I3D, a checkpoint of ours) must match in all names and
+shapes; only the last layer is re-initialised if the number of classes differs. Weights of a 2-D
+Inception-v1 (ImageNet's) are copied to every 2-D Inception of a network and inflated for every 3-D
+one. An Inception is recognised by the name of its first convolution.
 
-ImageNet's weights see three colours in [-1, 1] (see `download`). The paper does not
-say how flow became their input. As Wang et al. (arXiv 1608.00859, section 3.2) propose, each
-channel gets the mean of the three colours' kernels; and, ours, times 3 / channels, so that the sums
-that batch norm's statistics were taken of keep their size.
+ImageNet's weights take three colours in [-1, 1] (see `download`). The paper does not say how they
+were adapted to flow. As in Wang et al., arXiv 1608.00859, section 3.2, each channel gets the mean
+of the kernels of the three colours. Our addition: it is multiplied by 3 / channels, so that the
+scale of the output still matches batch norm's statistics.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -25,26 +27,32 @@ from kinetics_bench.archs.network import Network
 from kinetics_bench.archs.registry import CHANNELS, build
 from kinetics_bench.weights import download
 from kinetics_bench.weights.choices import INITS
-from kinetics_bench.weights.files import ONE_EACH, Weights, find, need_tensorflow, read
+from kinetics_bench.weights.files import (
+    JOINT_ADVICE,
+    Weights,
+    find_weights,
+    import_tensorflow,
+    read,
+)
 from kinetics_bench.weights.naming import COUNT, SCALE, VARIANCE
 from kinetics_tools.core.errors import EvaluationError
 
 SCRATCH: Final = INITS[0]
-FIRST: Final = "Conv2d_1a_7x7.conv_2d.weight"
-FLAT_LAST: Final = "Logits.Conv2d_0c_1x1.conv_2d"
+FIRST_CONV_2D: Final = "Conv2d_1a_7x7.conv_2d.weight"
+LAST_LAYER_2D: Final = "Logits.Conv2d_0c_1x1.conv_2d"
 Shapes = Mapping[str, tuple[int, ...]]
-_FIRST: Final = re.compile(r"((?:.*\.)?)Conv([23])d_1a_7x7\.conv_\2d\.weight")
+_FIRST_CONV: Final = re.compile(r"((?:.*\.)?)Conv([23])d_1a_7x7\.conv_\2d\.weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InitWeights:
-    """What a network starts from.
+    """Initial weights, checked against a network.
 
     Attributes:
-        state: name -> tensor, which the network of these names takes; what is not in it is drawn.
-        source: where it is from, in words.
-        sha256: of the weights as they were read, whatever their names and file.
-        warning: what is drawn anew of the last layer although the weights have one; else empty.
+        state: parameter name -> tensor. Parameters that are not in it keep their random values.
+        source: path or URL.
+        sha256: `Weights.sha256` of the weights as read.
+        warning: why the last layer is not among them, although the file has one; else empty.
     """
 
     state: Mapping[str, Tensor]
@@ -53,30 +61,30 @@ class InitWeights:
     warning: str = ""
 
     def load(self, net: nn.Module) -> None:
-        """Set the weights of `net`, which was built as it was for `load_init`."""
+        """Load the weights into `net`, a network of the arch, stream and classes of `load_init`."""
         net.load_state_dict(net.state_dict() | dict(self.state))
 
 
 def load_init(
     init: str, *, arch: str, stream: str, num_classes: int, cache: Path
 ) -> InitWeights | None:
-    """What `--init` names, checked against the network; None for `scratch`.
+    """The weights that `--init` names, checked against the network; None for `scratch`.
 
     Args:
-        init: `scratch`, `imagenet`, `kinetics`, or the path of a file or a folder of weights.
-        arch: the network's, as in `kinetics_bench.archs.registry.build`.
-        stream: in the same way.
-        num_classes: in the same way.
-        cache: the user's cache folder, which keeps what is fetched.
+        init: `scratch`, `imagenet`, `kinetics`, or the path of a file or folder of weights.
+        arch: architecture of the network, as in `kinetics_bench.archs.build`.
+        stream: its stream.
+        num_classes: its number of classes.
+        cache: folder for downloaded weights.
 
     Raises:
-        EvaluationError: the weights cannot be had or read, or are not of this network.
+        EvaluationError: the weights cannot be downloaded or read, or do not fit the network.
     """
     if init == SCRATCH:
         return None
-    with torch.device("meta"):  # names and shapes; nothing is drawn
+    with torch.device("meta"):  # names and shapes only
         net = build(arch, stream, num_classes)
-    has_inception = any(inceptions(shapes_of(net)))
+    has_inception = any(find_inceptions(state_shapes(net)))
     if init == "imagenet":
         if not has_inception:
             raise _no_inception(f"--init {init}", arch)
@@ -84,39 +92,38 @@ def load_init(
     elif init == "kinetics":
         if arch != "i3d":
             others = "scratch, imagenet or PATH" if has_inception else "scratch or PATH"
-            raise EvaluationError(
-                f"--init kinetics is the authors' i3d; {arch} starts from {others}"
-            )
-        need_tensorflow("--init kinetics reads a TensorFlow checkpoint")
+            raise EvaluationError(f"--init kinetics is the authors' i3d; for {arch} give {others}")
+        import_tensorflow("--init kinetics reads a TensorFlow checkpoint")
         index = download.kinetics(stream, cache)
         try:
             weights = read(index, net.state_dict(), arch=arch, stream=stream)
         except EvaluationError as error:
-            raise EvaluationError(f"{error}; remove {index.parent} to fetch it anew") from error
+            raise EvaluationError(f"{error}; remove {index.parent} to download it again") from error
     else:
-        path = find(Path(init), stream)
+        path = find_weights(Path(init), stream)
         weights = read(path, net.state_dict(), arch=arch, stream=stream)
-    state = placed(weights, net)
+    state = network_state(weights, net)
     warning = last_layer_warning(weights, net, state)
     return InitWeights(state=state, source=weights.source, sha256=weights.sha256, warning=warning)
 
 
-def placed(weights: Weights, net: Network) -> dict[str, Tensor]:
-    """What of the weights goes where in `net`: those of a whole network, or of its Inceptions.
+def network_state(weights: Weights, net: Network) -> dict[str, Tensor]:
+    """The weights under the parameter names of `net`, all or those of its Inceptions.
 
     Raises:
-        EvaluationError: they are not this network's, or there is no Inception in it.
+        EvaluationError: they do not fit, or the network has no Inception.
     """
-    shapes = shapes_of(net)
+    shapes = state_shapes(net)
     if weights.dims != 2:
-        return fit(weights, shapes, _tensors_of(net.last_layers))
-    parts = list(inceptions(shapes))
+        return fitting_state(weights, shapes, _parameters(net.last_layers))
+    parts = list(find_inceptions(shapes))
     if not parts:
         raise _no_inception(weights.source, net.title)
-    flat = _flat(weights, net)
+    inception = _inception_state(weights, net)
     state: dict[str, Tensor] = {}
     for prefix, dims, channels in parts:
-        own = flat | {FIRST: for_channels(flat[FIRST], channels)}
+        first = adapt_input_conv(inception[FIRST_CONV_2D], channels)
+        own = inception | {FIRST_CONV_2D: first}
         own = inflate(own) if dims == 3 else own
         state |= {prefix + name: tensor for name, tensor in own.items()}
     return state
@@ -124,68 +131,69 @@ def placed(weights: Weights, net: Network) -> dict[str, Tensor]:
 
 def _no_inception(source: str, what: str) -> EvaluationError:
     return EvaluationError(
-        f"{source} is of Inception-v1, and there is none in {what}; give --init scratch, or the "
-        "PATH of its own weights"
+        f"{source} has weights of Inception-v1, and {what} has no Inception; give --init scratch, "
+        "or the PATH of its own weights"
     )
 
 
 def last_layer_warning(weights: Weights, net: Network, state: Mapping[str, Tensor]) -> str:
-    """Why `state`, what of the weights goes into `net`, has no last layer; empty: it has one."""
-    last = _tensors_of(net.last_layers)
+    """Why `state`, the part of `weights` for `net`, has no last layer; empty if it has one."""
+    last = _parameters(net.last_layers)
     if last[0] in state:
         return ""
-    if weights.dims == 2 and not _ends_in_logits(net):
-        return (
-            f"the last layer of {weights.source} is left out: here other layers follow what is "
-            "before it"
-        )
-    theirs = _tensors_of([FLAT_LAST]) if weights.dims == 2 else last
+    if weights.dims == 2 and not _has_inceptions_last_layer(net):
+        return f"the last layer of {weights.source} is not used: this network has its own layers"
+    theirs = _parameters([LAST_LAYER_2D]) if weights.dims == 2 else last
     there = next(weights.state[name].shape[0] for name in theirs if name in weights.state)
-    here = shapes_of(net)[last[0]][0]
-    return f"the last layer is drawn anew: of {there} classes in {weights.source}, of {here} here"
+    here = state_shapes(net)[last[0]][0]
+    return (
+        f"the last layer is re-initialised: {weights.source} has {there} classes, "
+        f"this network {here}"
+    )
 
 
-def _ends_in_logits(net: Network) -> bool:
-    """Whether Inception-v1's last layer is the network's too."""
+def _has_inceptions_last_layer(net: Network) -> bool:
     return any("Logits." in name for name in net.last_layers)
 
 
-def _flat(weights: Weights, net: Network) -> dict[str, Tensor]:
-    """The weights of a 2-D Inception-v1, fit for it; their last layer where `net` ends in one."""
-    last = _tensors_of(net.last_layers)
+def _inception_state(weights: Weights, net: Network) -> dict[str, Tensor]:
+    """The checked weights of a 2-D Inception-v1; with its last layer if `net` has it too."""
+    last = _parameters(net.last_layers)
     with torch.device("meta"):
-        flat = build("two-stream", "rgb", num_classes=shapes_of(net)[last[0]][0])
-    shapes, their_last = shapes_of(flat), _tensors_of(flat.last_layers)
-    if _ends_in_logits(net):
-        return fit(weights, shapes, their_last)
-    state = {name: tensor for name, tensor in weights.state.items() if name not in their_last}
-    shapes = {name: sizes for name, sizes in shapes.items() if name not in their_last}
-    return fit(replace(weights, state=state), shapes)
+        inception = build("two-stream", "rgb", num_classes=state_shapes(net)[last[0]][0])
+    shapes, inceptions_last = state_shapes(inception), _parameters(inception.last_layers)
+    if _has_inceptions_last_layer(net):
+        return fitting_state(weights, shapes, inceptions_last)
+    state = {name: tensor for name, tensor in weights.state.items() if name not in inceptions_last}
+    shapes = {name: shape for name, shape in shapes.items() if name not in inceptions_last}
+    return fitting_state(replace(weights, state=state), shapes)
 
 
-def fit(weights: Weights, shapes: Shapes, last: Collection[str] = ()) -> dict[str, Tensor]:
-    """The weights of a whole network, as a network of these `shapes` takes them.
+def fitting_state(
+    weights: Weights, shapes: Shapes, last: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """The weights of a whole network, checked against its `shapes`.
 
     Args:
-        weights: of the network.
-        shapes: name -> sizes, of all that the network has.
-        last: names of the last layer's tensors, which are left out where classes differ.
+        weights: weights of the whole network.
+        shapes: parameter name -> shape, of the whole network.
+        last: names of the last layer's parameters, which are left out if the classes differ.
 
     Raises:
-        EvaluationError: a tensor is missing, too many, of another shape, no float, not finite,
-            or a variance below 0.
+        EvaluationError: a tensor is missing, superfluous, has another shape, is not floating point
+            or not finite, or is a negative variance.
     """
-    drawn = _of_other_classes(weights, shapes, last)
-    state = {name: tensor for name, tensor in weights.state.items() if name not in drawn}
+    omitted = _last_layer_of_other_classes(weights, shapes, last)
+    state = {name: tensor for name, tensor in weights.state.items() if name not in omitted}
     for name in shapes:
-        if name not in state and name not in drawn and not name.endswith(SCALE):
+        if name not in state and name not in omitted and not name.endswith(SCALE):
             raise EvaluationError(f"{weights.source} lacks {name}: weights of another architecture")
     for name, tensor in state.items():
-        # A network has a scale when it is given one.
+        # A network gets a scale when it is loaded.
         like = name.removesuffix("scale") + "bias" if name.endswith(SCALE) else name
         if like not in shapes:
             raise EvaluationError(
-                f"{weights.source} has {name}, which the network lacks: weights of another "
+                f"{weights.source} has {name}, which this network lacks: weights of another "
                 "architecture"
             )
         if tuple(tensor.shape) != shapes[like]:
@@ -193,33 +201,33 @@ def fit(weights: Weights, shapes: Shapes, last: Collection[str] = ()) -> dict[st
                 f"{weights.source}: {_mismatch(name, tuple(tensor.shape), shapes[like])}"
             )
         if not tensor.is_floating_point():
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise EvaluationError(f"{weights.source}: {name} is of {kind}, which no weights are of")
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise EvaluationError(f"{weights.source}: {name} has dtype {dtype}, not a float")
         if not bool(torch.isfinite(tensor).all()):
-            raise EvaluationError(f"{weights.source}: not all values of {name} are finite")
+            raise EvaluationError(f"{weights.source}: {name} has NaN or infinite values")
         if name.endswith(VARIANCE) and bool((tensor < 0).any()):
-            raise EvaluationError(f"{weights.source}: {name} has values below 0: no variances")
+            raise EvaluationError(f"{weights.source}: {name}: negative running variance")
     return state
 
 
-def inceptions(shapes: Shapes) -> Iterator[tuple[str, int, int]]:
-    """Every Inception-v1 in a network: what stands before its names, dimensions, channels."""
-    for name, sizes in shapes.items():
-        found = _FIRST.fullmatch(name)
+def find_inceptions(shapes: Shapes) -> Iterator[tuple[str, int, int]]:
+    """All Inceptions in a network: prefix of the names, dimensions, input channels."""
+    for name, shape in shapes.items():
+        found = _FIRST_CONV.fullmatch(name)
         if found is not None:
-            yield found[1], int(found[2]), sizes[1]
+            yield found[1], int(found[2]), shape[1]
 
 
-def for_channels(kernel: Tensor, channels: int) -> Tensor:
-    """A first convolution (O, 3, h, w) of colours, for so many `channels`; see the module's top."""
+def adapt_input_conv(kernel: Tensor, channels: int) -> Tensor:
+    """The first kernel (O, 3, h, w) for another number of channels; see the module's docstring."""
     if channels == kernel.shape[1]:
         return kernel
     mean = kernel.mean(dim=1, keepdim=True)
     return mean.repeat(1, channels, 1, 1) * (kernel.shape[1] / channels)
 
 
-def shapes_of(net: nn.Module) -> Shapes:
-    """Name -> sizes of all that a network starts from."""
+def state_shapes(net: nn.Module) -> Shapes:
+    """Name -> shape of a network's parameters and running statistics."""
     return {
         name: tuple(tensor.shape)
         for name, tensor in net.state_dict().items()
@@ -227,13 +235,15 @@ def shapes_of(net: nn.Module) -> Shapes:
     }
 
 
-def _tensors_of(layers: Iterable[str]) -> list[str]:
+def _parameters(layers: Iterable[str]) -> list[str]:
     """Names of the layers' weights and biases."""
     return [f"{layer}.{what}" for layer in layers for what in ("weight", "bias")]
 
 
-def _of_other_classes(weights: Weights, shapes: Shapes, last: Collection[str]) -> frozenset[str]:
-    """The last layer's tensors where they are of another number of classes, else none."""
+def _last_layer_of_other_classes(
+    weights: Weights, shapes: Shapes, last: Collection[str]
+) -> frozenset[str]:
+    """The names `last` if their tensors are of another number of classes, else none."""
     for name in last:
         have, want = weights.state.get(name), shapes.get(name, ())
         if have is not None and have.ndim == len(want) and have.shape[:1] != want[:1]:
@@ -242,11 +252,11 @@ def _of_other_classes(weights: Weights, shapes: Shapes, last: Collection[str]) -
 
 
 def _mismatch(name: str, have: tuple[int, ...], want: tuple[int, ...]) -> str:
-    is_first = _FIRST.fullmatch(name) is not None and have[2:] == want[2:]
+    is_first = _FIRST_CONV.fullmatch(name) is not None and have[2:] == want[2:]
     if is_first and have[0] == want[0]:
         names = {channels: stream for stream, channels in CHANNELS.items()}
         there, here = (f"{n} channels ({names.get(n, 'stacked')})" for n in (have[1], want[1]))
-        return f"weights of another stream: {name} takes {there} there, {here} here{ONE_EACH}"
+        return f"weights of another stream: {name} takes {there} there, {here} here{JOINT_ADVICE}"
     if name.startswith("Logits.") and len(have) == len(want) and have[1:] == want[1:]:
         return f"weights of another number of classes: {have[0]} there, {want[0]} here"
     return f"weights of another architecture: {name} is {have} there, {want} here"

@@ -1,14 +1,16 @@
-"""The names under which Inception-v1's weights are published: a table a scheme, read both ways.
+"""The names under which weights of Inception-v1 are published; conversion to and from ours.
 
-Every scheme tells the same units (a convolution and its batch norm) in other words. Ours are those
-of the authors' i3d.py, with dots for slashes; the names of torch for what is in a batch norm; and
-`batch_norm.scale` for a scale (gamma) that is not all ones, which the authors' networks lack.
+Each scheme names the same units: a convolution and its batch norm. Our names are those of the
+authors' i3d.py with dots in place of slashes, and torch's names for the tensors of a batch norm. A
+scale (gamma) that is not all ones is `batch_norm.scale`; the authors' networks have none.
 
 Sources: the index files of deepmind/kinetics-i3d, and the code of piergiaj/pytorch-i3d (05783d1),
 hassony2/kinetics_i3d_pytorch (786fbae) and torchvision's models/googlenet.py.
 
-Shapes: O outputs, I inputs, t, h, w a kernel's extent, C channels, K classes.
+Shapes: O output channels, I input channels, t, h, w size of a kernel, C channels, K classes.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,18 +25,20 @@ from kinetics_tools.core.errors import EvaluationError
 MIXED: Final = ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c")
 SCALE: Final = ".batch_norm.scale"
 VARIANCE: Final = ".batch_norm.running_var"
-COUNT: Final = ".num_batches_tracked"  # torch keeps it; batch norm with a momentum ignores it
+COUNT: Final = (
+    ".num_batches_tracked"  # of torch's batch norm, which does not use it if there is a momentum
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ConvUnit:
-    """A convolution and its batch norm: `op` of the stem, or of a branch of a Mixed block.
+    """A convolution and its batch norm, in the stem or in a branch of a Mixed block.
 
     Attributes:
-        op: the name's end, such as `0b_3x3`.
-        mixed: the block, such as `3b`; empty: the stem.
-        branch: of the block, from 0.
-        place: the unit's in its branch: 0, or 1 for the second convolution.
+        op: end of the name, such as `0b_3x3`.
+        mixed: name of the block, such as `3b`; empty: the stem.
+        branch: number of the branch, from 0.
+        place: 0 for the first convolution of the branch, 1 for the second.
     """
 
     op: str
@@ -42,18 +46,18 @@ class ConvUnit:
     branch: int = 0
     place: int = 0
 
-    def ours(self, dims: int) -> str:
+    def our_name(self, dims: int) -> str:
         """Its name in our networks of 2 or 3 dimensions."""
         name = f"Conv{dims}d_{self.op}"
         return f"Mixed_{self.mixed}.Branch_{self.branch}.{name}" if self.mixed else name
 
 
-def units() -> Iterator[ConvUnit]:
-    """All 57, in the order of the network."""
+def conv_units() -> Iterator[ConvUnit]:
+    """All 57 units, in the order of the network."""
     for op in ("1a_7x7", "2b_1x1", "2c_3x3"):
         yield ConvUnit(op)
     for mixed in MIXED:
-        # The published code has one irregular name, and checkpoints keep it.
+        # The published code and its checkpoints have one irregular name.
         third = "0a_3x3" if mixed == "5b" else "0b_3x3"
         branches = (("0a_1x1",), ("0a_1x1", "0b_3x3"), ("0a_1x1", third), ("0b_1x1",))
         for branch, ops in enumerate(branches):
@@ -63,16 +67,16 @@ def units() -> Iterator[ConvUnit]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """One way to name and shape the tensors.
+    """The names and shapes of weights in one project.
 
     Attributes:
-        title: whose it is, for messages.
-        dims: of the network, 2 or 3.
-        names: their name -> ours, of every tensor that may be there.
-        read: (our name, their tensor) -> ours.
-        write: (our name, our tensor) -> theirs.
-        ignored: their names of what stands in published files, and no network starts from.
-        scope: what may stand before all names.
+        title: the project, for messages.
+        dims: dimensions of its network, 2 or 3.
+        names: its name -> our name, for all tensors that may be in a file.
+        read: (our name, its tensor) -> our tensor.
+        write: (our name, our tensor) -> its tensor.
+        ignored: its names of other tensors in published files, such as optimizer state.
+        scope: regular expression of a prefix that all names may have.
     """
 
     title: str
@@ -84,24 +88,24 @@ class Scheme:
     scope: str = ""
 
     def knows(self, name: str) -> bool:
-        """Whether `name` is one of its own."""
-        return self._bare(name) in self.names
+        """Whether `name` is a name of this scheme."""
+        return self._without_scope(name) in self.names
 
     def to_ours(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors by our names and in our shapes; each is used once, or is on the list ignored.
+        """Convert tensors to our names and shapes. Each is used once, or is in `ignored`.
 
-        A scale that is all ones is dropped: it does nothing.
+        A scale of ones is left out, since it has no effect.
 
         Raises:
-            EvaluationError: a tensor has no place in the network, or one is missing.
+            EvaluationError: a name is unknown, duplicate or missing.
         """
         state: dict[str, Tensor] = {}
         for theirs, tensor in tensors.items():
-            name = self.names.get(self._bare(theirs))
+            name = self.names.get(self._without_scope(theirs))
             if name is None:
-                if self._bare(theirs) in self.ignored:
+                if self._without_scope(theirs) in self.ignored:
                     continue
-                raise EvaluationError(f"{theirs} has no place in Inception-v1 ({self.title})")
+                raise EvaluationError(f"{theirs} does not belong to Inception-v1 ({self.title})")
             if name in state:
                 raise EvaluationError(f"{theirs} is there twice, under two scopes")
             state[name] = self.read(name, tensor)
@@ -115,12 +119,12 @@ class Scheme:
         }
 
     def from_ours(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a network under the names of this scheme: what `to_ours` reads.
+        """Convert the tensors of a network to the names and shapes of this scheme.
 
-        A scale that the network lacks is written as ones where the scheme has one.
+        If the scheme has a scale and the network does not, it is written as ones.
 
         Raises:
-            EvaluationError: the network has a tensor that the scheme cannot name, or lacks one.
+            EvaluationError: the scheme has no name for a tensor, or a tensor is missing.
         """
         unnamed = next(
             (n for n in state if n not in self.names.values() and not n.endswith(COUNT)), None
@@ -137,11 +141,11 @@ class Scheme:
             tensors[theirs] = self.write(name, tensor)
         return tensors
 
-    def _bare(self, name: str) -> str:
+    def _without_scope(self, name: str) -> str:
         return re.sub(f"^(?:{self.scope})", "", name) if self.scope else name
 
 
-# What a unit has, with our names' ends: words of a scheme stand in this order.
+# The ends of our names for the tensors of a unit. Each scheme lists its own in this order.
 OURS: Final = (
     "{conv}.weight",
     "batch_norm.bias",
@@ -152,74 +156,74 @@ OURS: Final = (
 
 
 def _names(
-    dims: int, unit: Callable[[ConvUnit], str], words: Sequence[str], last: tuple[str, str]
+    dims: int, unit: Callable[[ConvUnit], str], ends: Sequence[str], last: tuple[str, str]
 ) -> dict[str, str]:
-    """Their names -> ours.
+    """The names of a scheme -> ours.
 
     Args:
-        dims: of the network.
-        unit: their name of a unit.
-        words: their ends of a unit's names, for OURS in turn; fewer where they have no scale.
-        last: their names of the last layer's weight and bias.
+        dims: dimensions of the network.
+        unit: the name of a unit in the scheme.
+        ends: the ends of its tensors' names, in the order of OURS; without scale there are four.
+        last: the names of weight and bias of the last layer.
     """
     conv = f"conv_{dims}d"
     names = {
-        unit(each) + theirs: f"{each.ours(dims)}.{ours.format(conv=conv)}"
-        for each in units()
-        for ours, theirs in zip(OURS, words, strict=False)
+        unit(each) + theirs: f"{each.our_name(dims)}.{ours.format(conv=conv)}"
+        for each in conv_units()
+        for ours, theirs in zip(OURS, ends, strict=False)
     }
     for theirs, ours in zip(last, ("weight", "bias"), strict=True):
         names[theirs] = f"Logits.Conv{dims}d_0c_1x1.{conv}.{ours}"
     return names
 
 
-def _torch_words(conv: str, norm: str) -> tuple[str, ...]:
+def _torch_ends(conv: str, norm: str) -> tuple[str, ...]:
     norms = ("bias", "running_mean", "running_var", "weight")
-    return (f".{conv}.weight", *(f".{norm}.{word}" for word in norms))
+    return (f".{conv}.weight", *(f".{norm}.{tensor}" for tensor in norms))
 
 
 def _counts(names: Iterable[str]) -> frozenset[str]:
-    """The name of each batch norm's COUNT, in a scheme of torch's words."""
+    """The names of all COUNT, in a scheme with torch's batch norms."""
     mean = ".running_mean"
     return frozenset(n.removesuffix(mean) + COUNT for n in names if n.endswith(mean))
 
 
 def _deepmind(unit: ConvUnit) -> str:
-    return unit.ours(3).replace(".", "/")
+    return unit.our_name(3).replace(".", "/")
 
 
 def _piergiaj(unit: ConvUnit) -> str:
     if not unit.mixed:
-        return unit.ours(3)
+        return unit.our_name(3)
     letter = ("", "ab"[unit.place], "ab"[unit.place], "b")[unit.branch]
     return f"Mixed_{unit.mixed}.b{unit.branch}{letter}"
 
 
 def _hassony2(unit: ConvUnit) -> str:
     if not unit.mixed:
-        return unit.ours(3).lower()
+        return unit.our_name(3).lower()
     return f"mixed_{unit.mixed}.branch_{unit.branch}{_number(unit)}"
 
 
 def _torchvision(unit: ConvUnit) -> str:
     if not unit.mixed:
         return {"1a_7x7": "conv1", "2b_1x1": "conv2", "2c_3x3": "conv3"}[unit.op]
-    # There a stage's blocks begin with a, here with b; and branches are counted from 1.
+    # There the blocks of a stage begin with a, here with b; branches are counted from 1.
     block = unit.mixed[0] + chr(ord(unit.mixed[1]) - 1)
     return f"inception{block}.branch{unit.branch + 1}{_number(unit)}"
 
 
 def _number(unit: ConvUnit) -> str:
-    """A unit's number in a branch of several modules, of which the last branch's pool is one."""
+    """The end of a unit's name in a branch of several modules; a pool counts as a module."""
     return ("", f".{unit.place}", f".{unit.place}", ".1")[unit.branch]
 
 
-def _as_it_is(_: str, tensor: Tensor) -> Tensor:
+def _unchanged(_: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
 def _from_tensorflow(name: str, tensor: Tensor) -> Tensor:
-    """A kernel [t, h, w, I, O] to (O, I, t, h, w); a vector [C] or [1, 1, 1, 1, C] to (C)."""
+    """Kernels [t, h, w, I, O] to (O, I, t, h, w); vectors [C] or [1, 1, 1, 1, C] to (C)."""
     if name.endswith(".weight") and tensor.ndim == 5:
         return tensor.permute(4, 3, 0, 1, 2).contiguous()
     is_vector = not name.endswith(".weight") and tensor.numel() == tensor.shape[-1:].numel()
@@ -231,7 +235,7 @@ def _to_tensorflow(name: str, tensor: Tensor) -> Tensor:
 
 
 def _from_linear(name: str, tensor: Tensor) -> Tensor:
-    """The last layer is a matrix (K, I) there, and a 1x1 convolution here."""
+    """The matrix (K, I) of the last layer to a kernel (K, I, 1, 1)."""
     is_last = name.startswith("Logits.") and name.endswith(".weight")
     return tensor[:, :, None, None] if is_last and tensor.ndim == 2 else tensor
 
@@ -248,21 +252,21 @@ _DEEPMIND: Final = _names(
     ("Logits/Conv3d_0c_1x1/conv_3d/w", "Logits/Conv3d_0c_1x1/conv_3d/b"),
 )
 _PIERGIAJ: Final = _names(
-    3, _piergiaj, _torch_words("conv3d", "bn"), ("logits.conv3d.weight", "logits.conv3d.bias")
+    3, _piergiaj, _torch_ends("conv3d", "bn"), ("logits.conv3d.weight", "logits.conv3d.bias")
 )
 _HASSONY2: Final = _names(
     3,
     _hassony2,
-    _torch_words("conv3d", "batch3d"),
+    _torch_ends("conv3d", "batch3d"),
     ("conv3d_0c_1x1.conv3d.weight", "conv3d_0c_1x1.conv3d.bias"),
 )
-_TORCHVISION: Final = _names(2, _torchvision, _torch_words("conv", "bn"), ("fc.weight", "fc.bias"))
-# GoogLeNet's two side classifiers: the paper's networks have none.
-_SIDES: Final = frozenset(
+_TORCHVISION: Final = _names(2, _torchvision, _torch_ends("conv", "bn"), ("fc.weight", "fc.bias"))
+# GoogLeNet's two auxiliary classifiers. The paper's networks have none.
+_AUXILIARY: Final = frozenset(
     f"aux{number}.{name}"
     for number in (1, 2)
     for name in (
-        *(f"conv{word}" for word in _torch_words("conv", "bn")),
+        *(f"conv{end}" for end in _torch_ends("conv", "bn")),
         *(f"{layer}.{what}" for layer in ("fc1", "fc2") for what in ("weight", "bias")),
     )
 )
@@ -274,24 +278,24 @@ SCHEMES: Final[Mapping[str, Scheme]] = {
         names=_DEEPMIND,
         read=_from_tensorflow,
         write=_to_tensorflow,
-        # What the optimizer kept of each variable, in the Kinetics-600 checkpoint.
+        # Optimizer state in the Kinetics-600 checkpoint.
         ignored=frozenset({"global_step", *(f"{name}/Momentum" for name in _DEEPMIND)}),
-        scope="(?:RGB|Flow)/inception_i3d/",  # but the Kinetics-600 checkpoint has none
+        scope="(?:RGB|Flow)/inception_i3d/",  # the Kinetics-600 checkpoint has none
     ),
     "piergiaj": Scheme(
         title="piergiaj/pytorch-i3d",
         dims=3,
         names=_PIERGIAJ,
-        read=_as_it_is,
-        write=_as_it_is,
+        read=_unchanged,
+        write=_unchanged,
         ignored=_counts(_PIERGIAJ),
     ),
     "hassony2": Scheme(
         title="hassony2/kinetics_i3d_pytorch",
         dims=3,
         names=_HASSONY2,
-        read=_as_it_is,
-        write=_as_it_is,
+        read=_unchanged,
+        write=_unchanged,
         ignored=_counts(_HASSONY2),
     ),
     "torchvision": Scheme(
@@ -300,12 +304,12 @@ SCHEMES: Final[Mapping[str, Scheme]] = {
         names=_TORCHVISION,
         read=_from_linear,
         write=_to_linear,
-        ignored=_SIDES | _counts((*_TORCHVISION, *_SIDES)),
+        ignored=_AUXILIARY | _counts((*_TORCHVISION, *_AUXILIARY)),
     ),
 }
 
 
 def scheme_of(names: Iterable[str]) -> Scheme | None:
-    """The scheme that knows one of the names; None where none does."""
+    """The scheme that knows at least one of the names; None if there is none."""
     names = list(names)
     return next((s for s in SCHEMES.values() if any(s.knows(name) for name in names)), None)

@@ -1,10 +1,12 @@
-"""The published example: what the authors' weights make of one clip of UCF-101.
+"""The published example: the logits of the authors' weights for one clip of UCF-101.
 
-deepmind/kinetics-i3d gives the clip v_CricketShot_g04_c01 as two arrays, and the logits that its
-checkpoints, trained on ImageNet and Kinetics-400, compute from them. A network that gives the same
-numbers from the same arrays is the published one: padding, batch norm and the weights' places are
-all in them.
+deepmind/kinetics-i3d publishes the clip v_CricketShot_g04_c01 as two arrays, rgb and flow, and the
+logits of its checkpoints that were trained on ImageNet and Kinetics-400. A network that computes
+the same logits from these arrays is the published one: its padding, its batch norm and the mapping
+of its weights are right.
 """
+
+from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -18,21 +20,26 @@ from torch import Tensor
 
 from kinetics_bench.archs.registry import CHANNELS, build
 from kinetics_bench.device import Machine
-from kinetics_bench.weights.files import Weights, find, read
-from kinetics_bench.weights.init import fit, shapes_of
+from kinetics_bench.weights.files import Weights, find_weights, read
+from kinetics_bench.weights.init import fitting_state, state_shapes
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.dataset.labels import known_labels
 
-# Float32 adds the same numbers up in another order on another machine. Others who computed these
-# logits with the same weights came within 2e-5; padding that is wrong by one cell is 1e-1 off.
+# Machines add float32 numbers in different orders. Other projects with the same weights are within
+# 2e-5 of these logits; with padding that is wrong by one pixel, the difference is 1e-1.
 LOGIT_TOLERANCE: Final = 1e-3
-PROBABILITY_TOLERANCE: Final = 5e-3  # of the probability: two logits may be off
-FIRST: Final = "Conv3d_1a_7x7.conv_3d.weight"
+PROBABILITY_TOLERANCE: Final = 5e-3  # relative: two logits may differ
+FIRST_CONV_3D: Final = "Conv3d_1a_7x7.conv_3d.weight"
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Logits of a stream: their norm, and (probability, logit, label) of the highest, in order."""
+    """Expected logits of a stream.
+
+    Attributes:
+        norm: L2 norm of all logits.
+        top: (probability, logit, label) of the highest logits, in descending order.
+    """
 
     norm: float
     top: tuple[tuple[float, float, str], ...]
@@ -40,7 +47,12 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A clip, its frames x height x width, and what is expected of each stream and of both."""
+    """A clip with its expected logits.
+
+    Attributes:
+        size: frames, height, width.
+        streams: `rgb`, `flow`, `joint` -> expected logits.
+    """
 
     size: tuple[int, int, int]
     streams: Mapping[str, Expected]
@@ -88,49 +100,47 @@ PUBLISHED: Final = Example(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One number: `what` of a stream, expected and found.
+    """One logit, or the norm of all logits: expected and computed.
 
-    `rank` is the place of the class among all, from 1, and `found_rank` the one found; for the norm
-    both are 0.
+    Attributes:
+        stream: `rgb`, `flow` or `joint`.
+        what: the label, or `norm of all`.
+        expected, found: the logit or norm.
+        expected_probability, found_probability: softmax of the logit; 1 for the norm.
+        rank, found_rank: rank of the class, from 1; 0 for the norm.
     """
 
     stream: str
     what: str
     expected: float
     found: float
-    expected_share: float = 1.0
-    found_share: float = 1.0
+    expected_probability: float = 1.0
+    found_probability: float = 1.0
     rank: int = 0
     found_rank: int = 0
 
     @property
-    def is_met(self) -> bool:
-        """Whether place, logit and probability are those expected, within the tolerances."""
+    def passed(self) -> bool:
+        """Whether the rank is equal, and logit and probability are within the tolerances."""
         return (
             self.rank == self.found_rank
             and abs(self.found - self.expected) <= LOGIT_TOLERANCE
-            and abs(self.found_share / self.expected_share - 1) <= PROBABILITY_TOLERANCE
+            and abs(self.found_probability / self.expected_probability - 1) <= PROBABILITY_TOLERANCE
         )
 
     def cells(self) -> dict[str, str]:
-        """The check as a table shows it, by column title."""
+        """The check as text, by column title."""
         is_norm = self.rank == 0
-        shares = (self.expected_share, self.found_share)
         return {
             "stream": self.stream,
-            "what": self.what,
-            "place": "" if is_norm else str(self.rank),
-            "found at": "" if is_norm else str(self.found_rank),
+            "class": self.what,
+            "rank": "" if is_norm else str(self.rank),
+            "our rank": "" if is_norm else str(self.found_rank),
             "logit": f"{self.expected:.6f}",
-            "found": f"{self.found:.6f}",
-            **dict(
-                zip(
-                    ("probability", "found as"),
-                    ("" if is_norm else f"{share:.6e}" for share in shares),
-                    strict=True,
-                )
-            ),
-            "": "ok" if self.is_met else "differs",
+            "our logit": f"{self.found:.6f}",
+            "probability": "" if is_norm else f"{self.expected_probability:.6e}",
+            "our probability": "" if is_norm else f"{self.found_probability:.6e}",
+            "": "ok" if self.passed else "differs",
         }
 
 
@@ -142,18 +152,18 @@ def verify(
     example: Example = PUBLISHED,
     labels: Sequence[str] | None = None,
 ) -> list[Check]:
-    """Compute the example's logits, in float32, and hold them against those expected.
+    """Compute the example's logits in float32 and compare them with the expected ones.
 
     Args:
-        path: a folder that holds both streams' weights, or a file of one stream's, which is told
-            by its channels and must be that of the one clip.
+        path: a folder with the weights of both streams, or a file with those of one stream. Then
+            `clips` has this stream alone; the input channels say which it is.
         clips: stream -> .npy of float32 (1, T, H, W, C) in [-1, 1], as published.
-        machine: where to compute; its bfloat16 is left aside.
-        example: what is expected.
-        labels: in index order; None: Kinetics-400's.
+        machine: device; its bfloat16 is not used.
+        example: the expected logits.
+        labels: class names in index order; None: those of Kinetics-400.
 
     Returns:
-        The norm and the highest classes of each stream, and of both where there are both.
+        The norm and the highest classes of each stream, then of their sum if there are both.
 
     Raises:
         EvaluationError: weights or arrays cannot be used, or a clip has no weights.
@@ -172,40 +182,42 @@ def verify(
     ]
 
 
-def furthest(checks: Sequence[Check]) -> Check:
-    """The check whose number is furthest from what is expected."""
+def worst(checks: Sequence[Check]) -> Check:
+    """The check with the largest difference from the expected logit or norm."""
     return max(checks, key=lambda check: abs(check.found - check.expected))
 
 
 def _weights(path: Path, clips: Mapping[str, Path]) -> dict[str, Weights]:
-    """Stream -> weights, of just the streams whose clip was given."""
+    """Stream -> weights, for the streams of `clips`."""
     with torch.device("meta"):
         names = build("i3d", "rgb").state_dict().keys()
     if path.is_dir():
-        return {stream: read(find(path, stream), names, arch="i3d") for stream in clips}
-    weights = read(find(path, next(iter(clips))), names, arch="i3d")
-    first = weights.state.get(FIRST)
+        return {stream: read(find_weights(path, stream), names, arch="i3d") for stream in clips}
+    weights = read(find_weights(path, next(iter(clips))), names, arch="i3d")
+    first = weights.state.get(FIRST_CONV_3D)
     if first is None or first.ndim != 5:
-        raise EvaluationError(f"{path} has no {FIRST} of 5 axes: weights of another architecture")
+        raise EvaluationError(
+            f"{path} has no {FIRST_CONV_3D} of 5 axes: weights of another architecture"
+        )
     streams = {channels: stream for stream, channels in CHANNELS.items()}
     stream = streams.get(first.shape[1])
     if stream is None:
         raise EvaluationError(f"{path} takes {first.shape[1]} channels: neither rgb nor flow")
     if set(clips) != {stream}:
         raise EvaluationError(
-            f"{path} holds weights of {stream} alone: give --{stream} and no other array, or name "
-            "a folder that holds both streams' weights"
+            f"{path} holds weights of {stream} alone: give --{stream} and no other array, or give "
+            "a folder with the weights of both streams"
         )
     return {stream: weights}
 
 
 def _clip(path: Path, stream: str, example: Example) -> Tensor:
-    """float32 (1, C, T, H, W) of a published array."""
+    """The published array as float32 (1, C, T, H, W)."""
     try:
         array = np.load(path, allow_pickle=False)
     except OSError as error:
         raise EvaluationError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # of which numpy's advice is unsafe
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # numpy would advise to unpickle it
         raise EvaluationError(
             f"{path} cannot be read as .npy of numbers; give the published {stream} array"
         ) from error
@@ -221,12 +233,12 @@ def _clip(path: Path, stream: str, example: Example) -> Tensor:
 def _logits(weights: Weights, clip: Tensor, machine: Machine, num_classes: int) -> Tensor:
     """float32 (K,), on the CPU."""
     stream = next(name for name, channels in CHANNELS.items() if channels == clip.shape[1])
-    with torch.device("meta"):  # first weights would be drawn for nothing
+    with torch.device("meta"):  # random initial weights would be overwritten
         net = build("i3d", stream, num_classes)
     net.to_empty(device="cpu")
-    net.load_state_dict(net.state_dict() | fit(weights, shapes_of(net)))
+    net.load_state_dict(net.state_dict() | fitting_state(weights, state_shapes(net)))
     machine.place(net.eval())
-    # TensorFloat-32, which GPUs use for convolutions unless told not to, is 1e-3 off.
+    # TensorFloat-32, the default of convolutions on GPUs, has errors of 1e-3.
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         logits: Tensor = net(*machine.place_clips([clip]))
     return logits[0].float().cpu()
@@ -234,10 +246,10 @@ def _logits(weights: Weights, clip: Tensor, machine: Machine, num_classes: int) 
 
 def _checks(stream: str, logits: Tensor, expected: Expected, labels: Sequence[str]) -> list[Check]:
     norm = float(torch.linalg.vector_norm(logits.double()))
-    shares = torch.softmax(logits.double(), dim=0).tolist()
+    probabilities = torch.softmax(logits.double(), dim=0).tolist()
     order = torch.argsort(logits, descending=True, stable=True).tolist()
     checks = [Check(stream=stream, what="norm of all", expected=expected.norm, found=norm)]
-    for rank, (share, logit, label) in enumerate(expected.top, start=1):
+    for rank, (probability, logit, label) in enumerate(expected.top, start=1):
         at = labels.index(label)
         checks.append(
             Check(
@@ -245,8 +257,8 @@ def _checks(stream: str, logits: Tensor, expected: Expected, labels: Sequence[st
                 what=label,
                 expected=logit,
                 found=float(logits[at]),
-                expected_share=share,
-                found_share=shares[at],
+                expected_probability=probability,
+                found_probability=probabilities[at],
                 rank=rank,
                 found_rank=order.index(at) + 1,
             )
