@@ -24,6 +24,7 @@ from kinetics_bench.recipes import RECIPES
 from kinetics_bench.weights.choices import INITS
 from kinetics_tools.core.cli import Exit, Parser
 from kinetics_tools.core.errors import REASON_CLASSES
+from kinetics_tools.core.keys import VIDEO_SUFFIXES
 from kinetics_tools.dataset.ledger import Line
 from kinetics_tools.download import cli as kinetics_download
 from kinetics_tools.download.sources.registry import SOURCES
@@ -225,6 +226,11 @@ def test_features_files_are_named_as_shown() -> None:
 
     ((video, name),) = re.findall(r"\(`(\S.*\.mp4)`: `(\S+)`\)", PAGES["docs/run-benchmark.md"])
     assert keys_of([Path(video)]) == {Path(video): name}
+
+
+def test_the_tutorial_names_the_kinds_of_video_files() -> None:
+    line = PAGES["docs/tutorial.md"].split("Videos are files that end in", 1)[1].split(". ", 1)[0]
+    assert set(re.findall(r"`(\.\w+)`", line.split("\nEvery")[0])) == VIDEO_SUFFIXES
 
 
 def test_every_layer_is_in_contributing() -> None:
