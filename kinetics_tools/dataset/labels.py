@@ -1,4 +1,4 @@
-"""Label lists: what the classes of a set are called, and the index of each."""
+"""Label lists: the class names of a dataset; a label's index in the list is its id."""
 
 import importlib.resources
 from collections.abc import Mapping, Sequence
@@ -17,22 +17,22 @@ def known_labels(name: str) -> tuple[str, ...]:
 
 
 def dataset_of(labels: Sequence[str]) -> str | None:
-    """The known dataset whose full label list this is."""
+    """The known dataset whose full label list this is, or None."""
     return next((name for name in KNOWN_LABELS if known_labels(name) == tuple(labels)), None)
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Read a label list: one label a line, sorted, each once. The line's number is the label id.
+    """Read a label list: one label per line, sorted, each once. The line's number is the label id.
 
     Raises:
-        ManifestError: it cannot be read, or it is empty, unsorted or repeats a label.
+        ManifestError: it cannot be read, is empty or unsorted, or repeats a label.
     """
     try:
         labels = tuple(path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: cannot be read as a label list: {error}") from error
     if not labels or list(labels) != sorted(set(labels)):
-        raise ManifestError(f"{path}: a label list has one label a line, sorted, each once")
+        raise ManifestError(f"{path}: a label list has one label per line, sorted, each once")
     return labels
 
 
@@ -40,13 +40,12 @@ def choose_labels(manifest: Manifest, named: str | None) -> tuple[str, ...]:
     """The dataset's full label list: the named one, else the labels that the manifest has.
 
     Args:
-        manifest: all rows, before any of them is left out by choice.
-        named: a known dataset's name or the path of a label list.
+        manifest: all rows, before splits or classes are chosen.
+        named: a known dataset's name, or the path of a label list.
 
     Raises:
         ManifestError: the manifest has a label that the list lacks; or no list is named and the
-            manifest's labels are only some of a known dataset's, so that indices counted in them
-            would not be the dataset's.
+            manifest has only some of a known dataset's labels, whose indices would be wrong.
     """
     own = manifest.labels
     if named is not None:
@@ -63,8 +62,8 @@ def choose_labels(manifest: Manifest, named: str | None) -> tuple[str, ...]:
         full = known_labels(name)
         if own and set(own) < set(full):
             raise ManifestError(
-                f"the manifest has {len(own)} of the {len(full)} labels of {name}, so a label's "
-                f"index cannot be told from it; add --labels {name}, or --labels FILE with the "
-                "full list"
+                f"the manifest has only {len(own)} of the {len(full)} labels of {name}, so label "
+                f"ids cannot follow from it; add --labels {name}, or --labels FILE with the full "
+                "list"
             )
     return own

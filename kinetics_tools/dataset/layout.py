@@ -1,4 +1,4 @@
-"""The folder that kinetics-download fills: where its manifest, labels and clips lie."""
+"""OUT, the folder that kinetics-download fills: its manifest, label list and clips."""
 
 import os
 from collections.abc import Sequence
@@ -11,34 +11,36 @@ from kinetics_tools.core.keys import label_folder
 from kinetics_tools.dataset.labels import read_labels
 from kinetics_tools.dataset.manifest import Manifest, Segment, format_manifest, read_manifest
 
-MISSING = "missing"
+MISSING = "missing"  # reason of a clip that the ledger has as done, but whose file is lost
 
 
 def read_out(out: Path) -> tuple[Manifest, tuple[str, ...]]:
-    """What kinetics-download was asked to fill `out` with, and the dataset's full label list.
+    """The manifest of all clips expected in `out`, and the dataset's full label list.
 
     Raises:
-        ManifestError: `out` is not such a folder, or its two lists are not of one set.
+        ManifestError: `out` is not such a folder, or its two lists are not of one dataset.
     """
     table, listed = out / "manifest.csv", out / "labels.txt"
     if not table.is_file():
-        raise ManifestError(f"{out} holds no manifest.csv; give a folder of kinetics-download's")
+        raise ManifestError(
+            f"{out} holds no manifest.csv; give a folder that kinetics-download filled"
+        )
     manifest = read_manifest(table)
-    # A manifest without labels comes with an empty list.
+    # The list of a manifest without labels is empty.
     has_list = listed.is_file() and listed.stat().st_size > 0
     labels = read_labels(listed) if has_list else manifest.labels
     unknown = sorted(set(manifest.labels) - set(labels))
     if unknown:
         raise ManifestError(
-            f"{listed} lacks {unknown[0]!r}, a label of {table}; these two files are not of one set"
+            f"{listed} lacks {unknown[0]!r}, a label of {table}; these files are not of one dataset"
         )
     return manifest, labels
 
 
 def clip_files(out: Path) -> dict[str, int]:
-    """The files in `out/clips` that are where clips lie, with their bytes.
+    """The files in `clips/<split>/<label>` of `out`, with their sizes in bytes.
 
-    Names are relative to `out`, with slashes. Hidden files are being written, and are left out.
+    Names are relative to `out`, with slashes. Hidden files are still being written and are skipped.
     """
     return {
         f"clips/{split.name}/{label.name}/{clip.name}": clip.stat().st_size
@@ -50,7 +52,7 @@ def clip_files(out: Path) -> dict[str, int]:
 
 
 def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
-    """What is in a folder, by name; nothing when it is none (a run may move files meanwhile)."""
+    """The entries of a folder, by name; none where it does not exist or is not a folder."""
     try:
         with os.scandir(folder) as entries:
             return sorted(
@@ -61,19 +63,19 @@ def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
 
 
 def clip_path(out: Path, segment: Segment) -> Path:
-    """Where the clip of a segment lies in a folder that kinetics-download fills."""
+    """The path of a segment's clip in `out`."""
     return out / clip_name(segment)
 
 
 def clip_name(segment: Segment) -> str:
-    """The clip's path in that folder, with slashes."""
+    """The path of a segment's clip relative to OUT, with slashes."""
     return f"clips/{segment.split}/{label_folder(segment.label)}/{segment.key}.mp4"
 
 
 def record_selection(out: Path, segments: Sequence[Segment], labels: tuple[str, ...]) -> None:
     """Add the segments to `out/manifest.csv` and put `labels` into `out/labels.txt`.
 
-    The manifest of an OUT is what has been asked for so far: a later run may add a split.
+    The manifest of an OUT has the segments of all runs so far: a later run may add a split.
 
     Raises:
         OutError: OUT has another label list, or a row with the same key and another label or time.

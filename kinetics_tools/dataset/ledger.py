@@ -1,13 +1,14 @@
 """The ledger: an append-only record of what happened to each key.
 
-JSON lines, one object an attempt at one source. Every resume and every report derives from it and
-from the files. A process that is killed may leave a torn last line: readers ignore it, and the next
-writer removes it.
+JSON lines: one object per attempt at one source. Every resume and every report derives from it and
+from the files. A killed process may leave a torn last line: readers ignore it, and the next writer
+removes it.
 
-A job of many parts has as many files; they are read one after another, whatever their number.
-`read` keeps what a resume needs (0.45 KB a key: 110 MB for 250,000 keys of two lines each, read in
-7 s), `lines` streams everything, for reports.
+Each part of a job has its own file. `read` keeps what a resume needs (0.45 KB per key: 110 MB for
+250,000 keys of two lines each, read in 7 s); `lines` streams everything, for reports.
 """
+
+from __future__ import annotations
 
 import json
 import math
@@ -26,11 +27,11 @@ from kinetics_tools.core.units import Part
 
 DONE = "done"
 FAILED = "failed"
-# In place of a source, in a failed line: the clip that was done is damaged on disk. It counts
-# against no source.
+# The source of a failed line which says that a finished clip is damaged on disk. It is not a
+# failure of the source that gave the clip.
 VERIFY = "verify"
-MAX_DAMAGED = 3  # a download that was damaged so often is damaged at its source
-_TICK_S = 0.001  # between two times that a line can tell apart
+MAX_DAMAGED = 3  # a clip that a source gave damaged so often is damaged at the source
+_TICK_S = 0.001  # the resolution of a line's time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,16 +42,16 @@ class Line:
         key: the clip's.
         status: "done" or "failed".
         source: its name, without secrets; VERIFY where a clip was found damaged on disk.
-        reason: why it failed.
-        detail: the tool's last words; of a clip, what it was made of ("as-found", "section of 134,
-            640x360").
+        reason: why it failed; None for "done".
+        detail: of a failure, the last message of the tool; of a clip, what it was made from
+            ("as-found", "section of 134, 640x360").
         frames: of the finished clip.
-        held: how many of them repeat the video's last frame (it ended before its segment).
+        held: how many of them repeat the video's last frame, since it ends before its segment.
         bytes: of the finished clip.
         sha256: of the finished clip, hex.
-        seconds: what the attempt took.
-        versions: of the tools.
-        time: when it ended, UTC; a `Writer` may move it on.
+        seconds: duration of the attempt.
+        versions: of the tools, by name.
+        time: end of the attempt, UTC, ISO 8601; a `Writer` may write a later one.
     """
 
     key: str
@@ -67,7 +68,7 @@ class Line:
     time: str = field(default_factory=lambda: _time(datetime.now(UTC)))
 
     def as_text(self) -> str:
-        """The line of JSON, without fields that say nothing."""
+        """The line of JSON, without fields that are None, empty or 0."""
         kept = {
             name: value for name, value in asdict(self).items() if value not in (None, "", 0, {})
         }
@@ -75,11 +76,11 @@ class Line:
 
 
 class Done(NamedTuple):
-    """The clip of a key that was last finished. Whether it is still there, its file says.
+    """The last finished clip of a key. Only its file shows whether it still exists.
 
     Attributes:
-        source: where it came from.
-        frames: in it.
+        source: that gave it.
+        frames: of the clip.
         bytes: of the file.
         sha256: of the file, hex.
     """
@@ -94,9 +95,9 @@ class Failure(NamedTuple):
     """A source's last failure to give a key.
 
     Attributes:
-        source: which.
-        reason: why.
-        at_s: when, in seconds since 1970.
+        source: its name.
+        reason: why it failed.
+        at_s: when it failed, in seconds since 1970.
     """
 
     source: str
@@ -106,27 +107,27 @@ class Failure(NamedTuple):
 
 @dataclass(slots=True)
 class History:
-    """What the ledger says of one key, whatever the order in which its lines were read.
+    """What the ledger says of one key; the order in which lines are added does not matter.
 
     Attributes:
-        done: the clip that was last finished, unless it was found damaged since.
-        failures: each source's last failure since a clip was last finished or found damaged.
+        done: the last finished clip, unless it was found damaged since; else None.
+        failures: each source's last failure since the last clip was finished or found damaged.
     """
 
     done: Done | None = None
     failures: tuple[Failure, ...] = ()
-    # A source as often as the clip came damaged from it.
+    # A source once for each damaged clip that it gave.
     _damaged: tuple[str, ...] = field(default=(), init=False)
     _done_at_s: float = field(default=-math.inf, init=False)
     _broken_at_s: float = field(default=-math.inf, init=False)
 
     def add(self, line: Line, at_s: float | None = None) -> None:
-        """Take a line into account.
+        """Add a line of this key.
 
         Args:
             line: of this key.
-            at_s: when it was written, in seconds since 1970; of equal times the last one added
-                counts as the later. None: after all lines before.
+            at_s: when it was written, in seconds since 1970; of equal times, the line added last is
+                the later. None: after all lines added before.
         """
         if at_s is None:
             before = (failure.at_s for failure in self.failures)
@@ -163,17 +164,17 @@ class History:
             self.failures = (*others, failure)
 
     def has_failed(self, source: str) -> bool:
-        """Whether `source` was asked and failed since a clip was last finished."""
+        """Whether `source` has failed since the last finished clip."""
         return any(failure.source == source for failure in self.failures)
 
     def failed_with(self, source: str) -> Reason | None:
-        """The reason of the source's last failure since a clip was last finished."""
+        """The reason of the source's last failure since the last finished clip; None for none."""
         return next((f.reason for f in self.failures if f.source == source), None)
 
     def may_try(self, source: str, retry: frozenset[Reason]) -> bool:
-        """Whether `source` is worth asking: never asked, or failed with a reason in `retry`.
+        """Whether `source` is to be tried: not tried yet, or failed with a reason in `retry`.
 
-        One from which the clip came damaged MAX_DAMAGED times has failed for good.
+        A source that gave the clip damaged MAX_DAMAGED times has failed permanently.
         """
         reason = self.failed_with(source)
         if reason is None:
@@ -184,12 +185,12 @@ class History:
 
     @property
     def is_broken(self) -> bool:
-        """Whether the clip was found damaged on disk, and no source has been asked since."""
+        """Whether the clip was found damaged on disk, and no source was tried since."""
         return self.done is None and self._broken_at_s > -math.inf and not self.failures
 
     @property
     def main_reason(self) -> str:
-        """One reason for a clip that could not be had: a retryable one where there is one."""
+        """One reason for a missing clip: a retryable one where there is one, else the last."""
         if self.is_broken:
             return Reason.DAMAGED
         in_order = sorted(self.failures, key=lambda failure: failure.at_s)
@@ -198,19 +199,19 @@ class History:
 
     @property
     def is_retryable(self) -> bool:
-        """Whether any source failed with a reason that may pass."""
+        """Whether any source failed with a retryable reason."""
         return self.is_broken or any(
             self.may_try(failure.source, RETRYABLE) for failure in self.failures
         )
 
 
 def ledger_path(out: Path, part: Part) -> Path:
-    """The file to which one part writes."""
+    """The ledger file of one part."""
     return out / f"ledger-{part}.jsonl"
 
 
 def read(out: Path) -> dict[str, History]:
-    """What the ledgers of all parts in `out` say, by key.
+    """The history of each key, from the ledgers of all parts in `out`.
 
     Raises:
         OutError: a line other than a torn last one is not a ledger line.
@@ -239,7 +240,7 @@ def lines(out: Path) -> Iterator[Line]:
 def done_in(out: Path) -> dict[str, Path]:
     """The file that has each key's last "done" line.
 
-    What is appended there comes after that line whatever the clocks say.
+    A line that is appended to that file is later than the "done" line, whatever the clocks say.
 
     Raises:
         OutError: a line other than a torn last one is not a ledger line.
@@ -257,7 +258,7 @@ def _paths(out: Path) -> list[Path]:
 
 
 def _timed(path: Path) -> Iterator[tuple[Line, float]]:
-    """Each line with its time, never earlier than the line before: a clock may be set back."""
+    """Each line and its time, never earlier than the line before: a clock may be set back."""
     latest_s = -math.inf
     for line, at_s in _lines(path):
         latest_s = max(latest_s, at_s)
@@ -269,7 +270,7 @@ def _lines(path: Path) -> Iterator[tuple[Line, float]]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             if not raw.endswith(b"\n"):
-                return  # torn: its writer was killed, or is writing now
+                return  # torn: its writer was killed, or is writing it now
             yield _read_line(raw, f"{path}, line {number}")
 
 
@@ -293,14 +294,14 @@ def _parse(value: Any) -> Line:
     if not isinstance(value, dict):
         raise TypeError("not an object")
     reason = value.pop("reason", None)
-    # A few words name the sources of millions of lines.
+    # Millions of lines share a few names of sources.
     source = sys.intern(value.pop("source"))
     return Line(**value, source=source, reason=None if reason is None else Reason(reason))
 
 
 @contextmanager
-def writer(path: Path) -> Iterator["Writer"]:
-    """Open a part's ledger for appending, without the torn line that a killed writer left.
+def writer(path: Path) -> Iterator[Writer]:
+    """Open a part's ledger for appending, after removing a torn last line.
 
     Raises:
         OutError: the last line of one of the folder's ledgers is not a ledger line.
@@ -328,7 +329,7 @@ def _last_s(path: Path) -> float:
 
 
 def _line_start(file: BinaryIO, end: int) -> int:
-    """Where the line begins that has the byte before `end`: behind the last line feed before."""
+    """The start of the line with the byte before `end`: the byte after the last line feed."""
     position, chunk = end, b""
     while position > 0 and b"\n" not in chunk:
         step = min(position, 8192)
@@ -339,10 +340,10 @@ def _line_start(file: BinaryIO, end: int) -> int:
 
 
 class Writer:
-    """Appends lines as they happen; each is on its way to the disk when `add` returns.
+    """Appends lines; a line survives the end of this process once `add` has returned.
 
-    Its lines come after all that the folder's ledgers held when it was opened, and after each
-    other, whatever the clock says: one that is behind is overruled.
+    The times of its lines are later than all times in the folder's ledgers when it was opened, and
+    increase, even where the clock does not.
     """
 
     def __init__(self, file: BinaryIO, path: Path, earliest_s: float) -> None:
@@ -357,6 +358,6 @@ class Writer:
             line = replace(line, time=_time(datetime.fromtimestamp(self._earliest_s, UTC)))
         self._earliest_s = max(self._earliest_s, at_s)
         with name_in_errors(self._path):
-            # Half a character (a name that is not UTF-8 has such) is written as JSON's escape.
+            # A lone surrogate (from a name that is not UTF-8) is written as JSON's escape.
             self._file.write(line.as_text().encode(errors="backslashreplace"))
             self._file.flush()

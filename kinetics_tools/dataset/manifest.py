@@ -1,7 +1,7 @@
-"""Manifests and label lists: which segments a set has, and what its classes are called.
+"""Manifests: the labelled segments of a dataset.
 
-A manifest is a list of labelled intervals of videos, in any dialect of Kinetics' lists (see
-`dialects`). Everything in it is read as text, and every bad row is found before anything starts.
+A manifest is a list of labelled intervals of videos, in any format of Kinetics' lists (see
+`manifest_formats`). All fields are read as text, and all bad rows are found before anything starts.
 """
 
 import csv
@@ -21,7 +21,7 @@ from kinetics_tools.dataset.manifest_formats import COLUMNS, Row, rows
 logger = logging.getLogger(__name__)
 
 SPLIT_ALIASES = {"validate": "val"}
-NUM_SHOWN = 10
+NUM_SHOWN = 10  # bad rows in a message
 MAX_TIME_S = 1_000_000  # a key has six digits for a time
 _TIME = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 
@@ -31,11 +31,11 @@ class Segment:
     """One labelled interval of a video: a manifest row.
 
     Attributes:
-        youtube_id: name of the video.
+        youtube_id: id of the video.
         start_s: seconds from the video's start, to the millisecond.
         end_s: seconds from the video's start; the segment is half open, [start_s, end_s).
-        label: class name; None where the list ships no labels.
-        split: "train", "val", "test", or whatever the list says.
+        label: class name; None where the list has no labels.
+        split: "train", "val", "test", or another name from the list.
     """
 
     youtube_id: str
@@ -46,13 +46,13 @@ class Segment:
 
     @property
     def key(self) -> str:
-        """Name of this segment everywhere: clip, sample, ledger line, prediction."""
+        """The one name of segment, clip, sample, ledger line and prediction."""
         return f"{self.youtube_id}_{int(self.start_s):06d}_{int(self.end_s):06d}"
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A manifest row that cannot be used; `line` is its last one, in JSON the entry's number."""
+    """A row that cannot be used. `line` is the number of its last line; in JSON, of the entry."""
 
     line: int
     problem: str
@@ -60,7 +60,13 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A read manifest: its segments in file order, each key once."""
+    """The content of a manifest.
+
+    Attributes:
+        segments: in file order, each key once.
+        bad_rows: rows that were skipped.
+        num_duplicates: identical rows that were dropped.
+    """
 
     segments: tuple[Segment, ...]
     bad_rows: tuple[BadRow, ...] = ()
@@ -76,15 +82,15 @@ def read_manifest(path: Path, *, skip_bad_rows: bool = False, split: str | None 
     """Read a manifest.
 
     Args:
-        path: a CSV with a header; columns `youtube_id,time_start,time_end,split` and, but for
-            lists without labels, `label`, or other lists' names of these; other columns are
-            ignored. Or the JSON of the official archives.
+        path: a CSV with a header: the columns `youtube_id,time_start,time_end,split`, optionally
+            `label`, or the names that other lists give them; other columns are ignored. Or the JSON
+            of the official archives.
         skip_bad_rows: return bad rows in the result instead of raising.
-        split: what the rows are, where the list has no column that says so.
+        split: of all rows, where the list has no such column.
 
     Raises:
         ManifestError: no such file, a column is missing, or some rows are bad; the message shows
-            the first ten of them and how many there are.
+            the first ten of them and their number.
     """
     try:
         data = path.read_bytes()
@@ -122,18 +128,17 @@ def parse_manifest(
         if earlier == parsed:
             num_duplicates += 1
         else:
-            bad.append(BadRow(line, f"another row, which differs, has its key {parsed.key}"))
+            bad.append(BadRow(line, f"a different row has the same key {parsed.key}"))
     if bad and not skip_bad_rows:
         shown = "".join(f"\n  line {row.line}: {row.problem}" for row in bad[:NUM_SHOWN])
         shown += f"\n  and {len(bad) - NUM_SHOWN} more" if len(bad) > NUM_SHOWN else ""
         raise ManifestError(
-            f"{where}: {len(bad)} bad rows; mend them, or leave them out with --skip-bad-rows"
-            f"{shown}"
+            f"{where}: {len(bad)} bad rows; fix them, or skip them with --skip-bad-rows{shown}"
         )
     if not segments:
-        raise ManifestError(f"{where}: no usable row below the header")
+        raise ManifestError(f"{where}: no usable row after the header")
     if num_duplicates:
-        logger.info("%s: %d identical duplicate rows collapsed", where, num_duplicates)
+        logger.info("%s: %d identical duplicate rows dropped", where, num_duplicates)
     return Manifest(tuple(segments.values()), tuple(bad), num_duplicates)
 
 
@@ -162,20 +167,20 @@ def _problem(row: Row) -> str | None:
         row[name] for name in ("youtube_id", "time_start", "time_end", "split")
     )
     if not is_key(f"{video}_000000_000000") or not video:
-        return f"youtube_id {video[:80]!r} is not made of at most 76 letters, digits, - and _"
+        return f"youtube_id {video[:80]!r} may have only letters, digits, - and _, at most 76"
     for name, time in (("time_start", start), ("time_end", end)):
         if not _TIME.fullmatch(time):
             return f"{name} {time[:40]!r} is not a number of seconds below {MAX_TIME_S}"
     if _seconds(start) >= _seconds(end):
         return f"time_end {end} is not after time_start {start}"
     if not is_key(split):
-        return f"split {split[:40]!r} is not made of letters, digits, - and _"
+        return f"split {split[:40]!r} may have only letters, digits, - and _"
     label = row.get("label") or None
     return label_problem(label) if label is not None else None
 
 
 def format_manifest(segments: Iterable[Segment]) -> str:
-    """The segments as CSV text in the DeepMind dialect, sorted by split and key."""
+    """The segments as CSV text with DeepMind's columns, sorted by split and key."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -204,7 +209,7 @@ def select(
 
     Raises:
         UnknownNameError: no row has that split or class.
-        ManifestError: no row is left.
+        ManifestError: no row has both.
     """
     have_splits = {s.split: s for s in manifest.segments}
     chosen_splits = {SPLIT_ALIASES.get(split, split) for split in splits}
@@ -218,12 +223,12 @@ def select(
         if (not splits or s.split in chosen_splits) and (not classes or s.label in classes)
     ][:limit]
     if not chosen:
-        raise ManifestError("no row of the manifest is in both the splits and the classes chosen")
+        raise ManifestError("no row of the manifest has both a chosen split and a chosen class")
     return chosen
 
 
 def format_bad_rows(bad: Sequence[BadRow]) -> str:
-    """Bad rows as CSV text: the line of the manifest and what is wrong with it."""
+    """Bad rows as CSV text: line number and problem."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(("line", "problem"))

@@ -1,7 +1,7 @@
-"""The dialects of Kinetics' lists: text in, rows with one set of column names out.
+"""The formats of Kinetics' lists: text in, rows with one set of column names out.
 
-A list is a CSV with a header or the JSON of the official archives. Whoever published one chose
-column names of their own; `ALIASES` has those seen so far. Values stay the text that the list has.
+A list is a CSV with a header, or the JSON of the official archives. Publishers of lists use
+different column names; `ALIASES` has the known ones. Values stay text.
 """
 
 import csv
@@ -14,35 +14,35 @@ from typing import Any
 from kinetics_tools.core.errors import ManifestError
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
-REQUIRED = frozenset(COLUMNS) - {"label"}  # test lists ship without labels
+REQUIRED = frozenset(COLUMNS) - {"label"}  # test lists may have no labels
 ALIASES: Mapping[str, str] = {
     "video": "youtube_id",  # MediaPipe's own lists
     "label_name": "label",
     "start": "time_start",
     "end": "time_end",
-    "video-id": "youtube_id",  # what ActivityNet's crawler renames the columns to
+    "video-id": "youtube_id",  # ActivityNet's crawler renames the columns to these
     "label-name": "label",
     "start-time": "time_start",
     "end-time": "time_end",
 }
 
-Row = Mapping[str, str]  # by the names in COLUMNS; "label" may be absent
+Row = Mapping[str, str]  # values by the names in COLUMNS; "label" may be absent
 
 
 def rows(text: str, where: str, split: str | None) -> Iterator[tuple[int, Row | str]]:
-    """Yield each row of a list with its place: the row, or what is wrong with it.
+    """Yield each row of a list, or what is wrong with it, with its line number.
 
     Args:
-        text: of a CSV, or of a JSON object by video.
-        where: how messages name the list.
-        split: what the rows belong to, where the list has no column that says so.
+        text: a CSV, or a JSON object by video.
+        where: name of the list in messages.
+        split: of all rows, where the list has no such column.
 
     Yields:
         the number of the row's last line (in JSON, of the entry, from 1), and the row.
 
     Raises:
-        ManifestError: the list as a whole cannot be read: its header lacks a column or has two for
-            one thing, or it is not JSON.
+        ManifestError: the list as a whole cannot be read: its header lacks a column or has one
+            twice, or it is not JSON.
     """
     if text.lstrip().startswith("{"):
         return _json_rows(text, where)
@@ -64,7 +64,7 @@ def _csv_rows(text: str, where: str, split: str | None) -> Iterator[tuple[int, R
 
 
 def _columns(header: Sequence[str], where: str, split: str | None) -> list[str]:
-    """Our names of the columns that a header has."""
+    """The columns of a header, by our names."""
     words = [word.strip() for word in header]
     names = [ALIASES.get(word, word) for word in words]
     shown = ",".join(words)[:200]
@@ -74,12 +74,12 @@ def _columns(header: Sequence[str], where: str, split: str | None) -> list[str]:
     missing = sorted(REQUIRED - set(names) - ({"split"} if split is not None else set()))
     if missing == ["split"]:
         raise ManifestError(
-            f"{where}: no column split; say which split its rows are, such as --split val"
+            f"{where}: no column split; name the split of its rows, such as --split val"
         )
     if missing:
         raise ManifestError(
             f"{where}: no column {', '.join(missing)}; its header is {shown!r}, and "
-            f"{','.join(COLUMNS)} is wanted (label may be absent)"
+            f"{','.join(COLUMNS)} is needed (label may be absent)"
         )
     return names
 
@@ -94,7 +94,7 @@ def _next_row(reader: Iterator[list[str]]) -> list[str] | str | None:
 def _json_rows(text: str, where: str) -> Iterator[tuple[int, Row | str]]:
     """The official JSON: {youtube_id: {"annotations": {"label", "segment"}, "subset"}}."""
     try:
-        # Pairs, not a dict: a video that is listed twice must not vanish. Numbers stay text.
+        # Pairs, not a dict, which would drop a video that is listed twice. Numbers stay text.
         entries = json.loads(
             text, object_pairs_hook=_Pairs, parse_int=str, parse_float=str, parse_constant=str
         )
@@ -112,7 +112,7 @@ def _json_rows(text: str, where: str) -> Iterator[tuple[int, Row | str]]:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A JSON object, as it was written."""
+    """A JSON object with all its names, also repeated ones."""
 
 
 def _fields(value: object) -> dict[str, Any]:

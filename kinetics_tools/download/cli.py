@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kinetics_tools.core import cli, console, system
 from kinetics_tools.core.cli import Exit, Parser
-from kinetics_tools.core.errors import IDENTITY, REASON_CLASSES, KineticsError, Reason, lookup
+from kinetics_tools.core.errors import IDENTITY, REASON_CLASSES, KineticsError, Reason, unknown_name
 from kinetics_tools.core.units import part_from
 from kinetics_tools.download.sources.base import FETCHES
 from kinetics_tools.download.sources.mirror import OFFICIAL
@@ -176,15 +176,12 @@ def _split_address(text: str) -> tuple[str, str]:
 def _retry(text: str) -> frozenset[Reason]:
     if text == "none":
         return frozenset()
-    reasons = {str(reason): frozenset({reason}) for reason in Reason}
-    try:
-        chosen = [
-            lookup("reason", name, reasons | dict(REASON_CLASSES))
-            for name in cli.comma_separated(text)
-        ]
-    except KineticsError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return frozenset().union(*chosen)
+    known = {str(reason): frozenset({reason}) for reason in Reason} | dict(REASON_CLASSES)
+    names = cli.comma_separated(text)
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(unknown_name("reason", name, known))
+    return frozenset().union(*(known[name] for name in names))
 
 
 def report_parser() -> Parser:

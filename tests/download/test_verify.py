@@ -263,6 +263,5 @@ def test_the_command_has_both_verbs_and_tells_what_it_cannot_do_in_one_line(
     for verb in ("verify", "report"):
         said = run_command("kinetics-download", verb, tmp_path)
         assert said.returncode == 2
-        assert said.stderr == (
-            f"error: {tmp_path} holds no manifest.csv; give a folder of kinetics-download's\n"
-        )
+        why = "holds no manifest.csv; give a folder that kinetics-download filled"
+        assert said.stderr == f"error: {tmp_path} {why}\n"

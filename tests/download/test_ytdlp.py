@@ -225,10 +225,10 @@ def test_each_refusal_has_its_reason_and_the_sites_last_words(
         ({"fault": "silent"}, Reason.NETWORK, "timed out"),
         ({"fault": "drips"}, Reason.NETWORK, "below minimum throughput"),
         ({"media": [500], "media_stays": True}, Reason.SERVER, "HTTP Error 500"),
-        ({"adaptive": ["x", 5]}, Reason.NO_FORMATS, "stumbled over the answer"),
-        ({"oddities": {"url": 5}}, Reason.NO_FORMATS, "stumbled over the answer"),
+        ({"adaptive": ["x", 5]}, Reason.NO_FORMATS, "failed on the response"),
+        ({"oddities": {"url": 5}}, Reason.NO_FORMATS, "failed on the response"),
         ({"oddities": {"url": "http://[bad"}}, Reason.NO_FORMATS, "Invalid IPv6"),
-        ({"oddities": {"mimeType": 7}}, Reason.NO_FORMATS, "stumbled over the answer"),
+        ({"oddities": {"mimeType": 7}}, Reason.NO_FORMATS, "failed on the response"),
     ],
 )
 def test_each_failure_of_the_server_has_its_reason(
@@ -384,7 +384,7 @@ def test_what_retry_after_says_is_kept(youtube: YouTubeStandIn) -> None:
     youtube.put("refused0000", player=[429, 402], retry_after="77")
     for status in (429, 402):
         with pytest.raises(ytdlp.FetchError) as caught:
-            session.ask("https://www.youtube.com/watch?v=refused0000")
+            session.look_up("https://www.youtube.com/watch?v=refused0000")
         assert (caught.value.status, caught.value.retry_after_s) == (status, 77)
         assert caught.value.reason is Reason.RATE_LIMITED
     copy = pickle.loads(pickle.dumps(caught.value))

@@ -247,7 +247,7 @@ class VideoFetch:
             address = self._source.template.replace("{youtube_id}", youtube_id)
             try:
                 self._source.limiter.wait()
-                self._video = self._session.ask(address)
+                self._video = self._session.look_up(address)
             except LockedOut as error:
                 self._video = error
             except SourceError as error:

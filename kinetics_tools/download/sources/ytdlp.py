@@ -1,9 +1,11 @@
-"""The one wall to yt-dlp: its options, its answers, and its network as files that can be sought.
+"""The only module that fetches with yt-dlp: its options, its errors, and remote files to seek in.
 
-What yt-dlp says of a video that it cannot give becomes a FetchError, and so does an answer that it
-trips over; a full disk stays an OSError, for it says nothing about the video. Importing this module
-imports yt-dlp (0.3 s).
+Where yt-dlp cannot give a video, or fails on a site's answer, a FetchError is raised; a full disk
+stays an OSError, since it says nothing about the video. Importing this module imports yt-dlp
+(0.3 s).
 """
+
+from __future__ import annotations
 
 import contextlib
 import http.client
@@ -39,13 +41,13 @@ from kinetics_tools.download.sources.js_runtime import Silent
 from kinetics_tools.download.sources.ytdlp_options import name_of, redacted, refuse_unsafe
 
 SOCKET_TIMEOUT_S = 30.0
-FIRST_BLOCK = 64 * 1024  # bytes asked for where nothing was read before
-LARGEST_BLOCK = 128 * 1024  # of a longer read; what lies in it behind its end was read for nothing
-RANGE_RETRIES = 3  # at most: the whole video has all that the user allows
-MOST_ASKED = 100  # times for the same bytes, one after the other
-FORBIDDEN = 403  # of media addresses: they age, and a new one may do
+FIRST_BLOCK = 64 * 1024  # bytes of the first request after a seek
+LARGEST_BLOCK = 128 * 1024  # bytes of a later request; those after the read's end are wasted
+RANGE_RETRIES = 3  # at most: for the whole video the user's own number holds
+MAX_SAME_REQUESTS = 100  # for the same bytes, one after the other
+FORBIDDEN = 403  # of media addresses: they expire, and a new one may work
 _PAYMENT_REQUIRED = 402  # YouTube's answer to an address that asks too often
-_NO_PROGRAM = "/dev/null/none"  # a path where none can be
+_NO_PROGRAM = "/dev/null/none"  # a path that cannot exist
 
 Info = dict[str, Any]  # yt-dlp's "info dictionary" of a video or of a format
 
@@ -66,11 +68,11 @@ class RemoteVideo:
 
 
 class FetchError(SourceError):
-    """A SourceError of yt-dlp's, with what the server said besides.
+    """yt-dlp did not give a video.
 
     Attributes:
-        status: of HTTP, where a server answered.
-        retry_after_s: how long the server asks to be left alone.
+        status: the HTTP status, where a server answered.
+        retry_after_s: seconds of the server's Retry-After; None where it sent none.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ def _remote_video(info: Info) -> RemoteVideo:
 
 
 def parse(words: Sequence[str]) -> dict[str, Any]:
-    """The parameters of yt-dlp that its own command line would make of some options.
+    """The parameters that yt-dlp's own command line makes of these options.
 
     Args:
         words: options without dashes: NAME, or NAME=VALUE.
@@ -125,7 +127,7 @@ def _parsed(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _offender(words: Sequence[str]) -> str:
-    """The option without which yt-dlp takes the rest, else all; values may be passwords."""
+    """The option without which yt-dlp takes the rest, else all; without values, often secret."""
     for position, word in enumerate(words):
         with contextlib.suppress(OptParseError):
             _parsed([*words[:position], *words[position + 1 :]])
@@ -139,45 +141,45 @@ def _value(word: str) -> str:
 
 
 class _Downloader(yt_dlp.YoutubeDL):  # type: ignore[misc]  # yt-dlp ships no types
-    """yt-dlp, keeping what it would only print: the network errors and warnings on the way.
+    """yt-dlp, with the network errors and warnings that it would only print.
 
-    Where every way to a video fails, its last exception says no more than that.
+    Where all ways to a video fail, yt-dlp's last exception does not say why.
 
     Attributes:
         failed: the last network error.
-        warnings: what it warned of.
-        reached: where the first address that was asked led to, over the server's redirections.
+        warnings: its warnings.
+        reached: the address to which the server redirected the first request.
     """
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:
-        self._same_asked: tuple[object, int] = (None, 0)
+        self._last_request: tuple[object, int] = (None, 0)
         self.forget()
         super().__init__(dict(parameters))
 
     def forget(self) -> None:
-        """Begin anew: what was kept is of another video."""
+        """Drop the errors and warnings of the last video."""
         self.failed: RequestError | None = None
         self.warnings: list[str] = []
         self.reached: str | None = None
 
     def urlopen(self, request: Any) -> Any:
-        """Ask, and remember how it failed, or where it led to."""
-        self._refuse_endless(request)
-        asked = getattr(request, "url", request)
+        """Send a request; remember its error, or the address to which it was redirected."""
+        self._end_endless(request)
+        address = getattr(request, "url", request)
         try:
             response = super().urlopen(request)
         except RequestError as error:
             self.failed = error
             raise
-        if self.reached is None or self.reached == asked:
+        if self.reached is None or self.reached == address:
             self.reached = response.url
         response.fp = _GuardedBody(response.fp, self.params["socket_timeout"])
         return response
 
     def dl(self, *arguments: Any, **options: Any) -> Any:
-        """Fetch a format, never by ffmpeg: that knows nothing of cookies, proxies, and pace.
+        """Fetch a format, but not by ffmpeg, which ignores cookies, proxies and rate limits.
 
-        It stays there for what is done afterwards, with files.
+        yt-dlp may still use ffmpeg on the fetched files.
         """
         program = self.params["ffmpeg_location"]
         self.params["ffmpeg_location"] = _NO_PROGRAM
@@ -186,22 +188,26 @@ class _Downloader(yt_dlp.YoutubeDL):  # type: ignore[misc]  # yt-dlp ships no ty
         finally:
             self.params["ffmpeg_location"] = program
 
-    def _refuse_endless(self, request: Any) -> None:
-        """yt-dlp asks for ever for a last byte that a server promises and does not send."""
+    def _end_endless(self, request: Any) -> None:
+        """yt-dlp requests for ever a last byte that a server promises and does not send.
+
+        Raises:
+            TransportError: the same bytes were requested too often.
+        """
         headers = getattr(request, "headers", {})
         asked = (getattr(request, "url", request), headers.get("Range"))
-        before, times = self._same_asked
-        self._same_asked = asked, times + 1 if asked == before else 1
-        if "Range" in headers and self._same_asked[1] > MOST_ASKED:
+        before, times = self._last_request
+        self._last_request = asked, times + 1 if asked == before else 1
+        if "Range" in headers and self._last_request[1] > MAX_SAME_REQUESTS:
             raise TransportError(f"bytes {headers['Range']} were promised and never came")
 
     def report_warning(self, message: str, *_: Any, **__: Any) -> None:
-        """Keep a warning."""
+        """Store the warning."""
         self.warnings.append(str(message))
 
 
 class _GuardedBody:
-    """The body of an answer, read below a StallGuard."""
+    """The body of a response, read through a StallGuard."""
 
     def __init__(self, body: Any, window_s: float) -> None:
         self._body = body
@@ -211,7 +217,7 @@ class _GuardedBody:
         return getattr(self._body, name)
 
     def read(self, count: int | None = None, **options: Any) -> bytes:
-        """Up to `count` bytes, all without it; fewer only at the end.
+        """Up to `count` bytes, fewer only at the end; None for all.
 
         Raises:
             TransportError: they come below minimum throughput.
@@ -232,11 +238,11 @@ class _GuardedBody:
 
 
 @cache
-def session(words: tuple[str, ...]) -> "Session":
+def session(words: tuple[str, ...]) -> Session:
     """This process's session with these options.
 
-    It is kept from one video to the next: the cookies that a site gives, the connections, and the
-    site's script, which yt-dlp would else fetch for each.
+    Videos share it: the cookies that a site sets, the connections, and the site's script, which
+    yt-dlp would otherwise fetch for each video.
 
     Raises:
         KineticsError: the options cannot be used.
@@ -245,7 +251,7 @@ def session(words: tuple[str, ...]) -> "Session":
 
 
 class Session:
-    """Asks for videos, fetches them, and opens them as files."""
+    """Looks videos up, fetches them, and opens them as remote files."""
 
     def __init__(self, words: Sequence[str]) -> None:
         parameters = _parameters(words) | {
@@ -258,7 +264,7 @@ class Session:
             "ignoreerrors": False,
             "extract_flat": False,
             "postprocessors": [],
-            "fixup": "never",  # the cut decodes everything again
+            "fixup": "never",  # cutting decodes everything again
             "updatetime": False,
             "warn_when_outdated": False,
         }
@@ -268,33 +274,33 @@ class Session:
             parameters["cachedir"] = False
         try:
             if parameters["cookiefile"] is not None:
-                # Not the file itself: yt-dlp writes it anew, and so would every worker.
+                # Not the file itself: yt-dlp writes to it, and so would every worker.
                 text = Path(parameters["cookiefile"]).read_text(encoding="utf-8")
                 parameters["cookiefile"] = io.StringIO(text)
             self._ydl = _Downloader(parameters)
-            self._ydl.cookiejar  # noqa: B018 - read now: it is where a browser's are opened
+            self._ydl.cookiejar  # noqa: B018 - read now: this opens a browser's cookies
         except (yt_dlp.utils.YoutubeDLError, OSError, ValueError) as error:
-            raise KineticsError(f"yt-dlp cannot start: {_words(str(error))}") from error
+            raise KineticsError(f"yt-dlp cannot start: {_public_message(str(error))}") from error
 
-    def ask(self, address: str) -> RemoteVideo:
+    def look_up(self, address: str) -> RemoteVideo:
         """What there is to fetch at an address; nothing is fetched yet.
 
         Raises:
-            FetchError: no video, or none of the wanted formats, or no site that yt-dlp knows and a
-                page at the address: what that shows may be an advertisement.
+            FetchError: there is no video, or not in the wanted formats; or the address is a page of
+                a site that yt-dlp does not know, whose video may be an advertisement.
         """
         with self._translated(Path()):
             info: Info | None = self._ydl.extract_info(address, download=False)
         if not info or not (info.get("url") or info.get("requested_formats")):
             said = f"yt-dlp found no single video at {address}"
-            raise FetchError(Reason.NO_FORMATS, _words(said))
-        if info.get("extractor_key") == "Generic" and not self._stands_there(info):
-            said = f"an HTML page or a playlist stands at {address}, no video"
-            raise FetchError(Reason.NO_FORMATS, _words(said))
+            raise FetchError(Reason.NO_FORMATS, _public_message(said))
+        if info.get("extractor_key") == "Generic" and not self._is_video_itself(info):
+            said = f"{address} is an HTML page or a playlist, not a video"
+            raise FetchError(Reason.NO_FORMATS, _public_message(said))
         return _remote_video(info)
 
-    def _stands_there(self, info: Info) -> bool:
-        """Whether a video is what the asked address itself gave, not what a page there names."""
+    def _is_video_itself(self, info: Info) -> bool:
+        """Whether the address gave the video itself, not a page that names one."""
         without_user = re.sub(r"(?<=://)[^/]*@", "", str(info.get("url")))
         return bool(info.get("direct")) and without_user == self._ydl.reached
 
@@ -302,7 +308,7 @@ class Session:
         """Fetch all of a video into the folder `into`.
 
         Raises:
-            FetchError: it did not come, or not whole.
+            FetchError: it did not arrive, or not whole.
             OSError: the disk is full.
         """
         folder = str(into).replace("%", "%%").replace("$", "$$")
@@ -311,7 +317,7 @@ class Session:
         again = {name: value for name, value in video.info.items() if name not in chosen}
         with self._translated(into):
             done = self._ydl.process_ie_result(again, download=True)
-        # The suffix is what the site says it is, not what we asked for.
+        # The site decides the suffix.
         fetched = [Path(item["filepath"]) for item in done.get("requested_downloads", [])]
         if not fetched or not fetched[0].is_file():
             raise FetchError(Reason.NO_FORMATS, "yt-dlp gave no file")
@@ -319,11 +325,11 @@ class Session:
             raise FetchError(Reason.DAMAGED, "the server gave an empty file")
         return fetched[0]
 
-    def remote_files(self, video: RemoteVideo) -> "list[RemoteFile]":
-        """The chosen formats as files that are read over the network: the video, maybe its sound.
+    def remote_files(self, video: RemoteVideo) -> list[RemoteFile]:
+        """The chosen formats as files that are read over the network: the picture, maybe the sound.
 
-        Empty where they have no address of their own (fragments, live streams). What the site and
-        the user want slept before a download is slept here.
+        Empty where they have no address of their own (fragments, live streams). It first sleeps as
+        long as the site and the user's options want before a download.
         """
         formats = video.info.get("requested_formats") or [video.info]
         if not all(_is_direct(chosen) for chosen in formats):
@@ -341,14 +347,14 @@ class Session:
         """Up to `count` bytes of a format from byte `start`, and the size of all of it in bytes.
 
         Raises:
-            FetchError: they did not come.
+            FetchError: they did not arrive.
         """
         with self._translated(Path()):
             return self._retried(chosen, start, count)
 
     def _retried(self, chosen: Info, start: int, count: int) -> tuple[bytes, int]:
         retries = min(self._ydl.params.get("retries") or 0, RANGE_RETRIES)
-        asked_s = time.monotonic()
+        start_s = time.monotonic()
         pause_s = self._ydl.params["retry_sleep_functions"].get("http")
         for attempt in range(int(retries) + 1):
             try:
@@ -360,7 +366,7 @@ class Session:
             if pause_s is not None:
                 time.sleep(pause_s(n=attempt))
         rate = self._ydl.params.get("ratelimit") or math.inf
-        time.sleep(max(asked_s + len(data) / rate - time.monotonic(), 0))
+        time.sleep(max(start_s + len(data) / rate - time.monotonic(), 0))
         return data, size
 
     def _read_once(self, chosen: Info, start: int, count: int) -> tuple[bytes, int]:
@@ -387,7 +393,7 @@ class Session:
             yield
         except FetchError:
             raise
-        # A server decides what an extractor stumbles over: any exception there is, of one video.
+        # What a server sends can make an extractor raise any exception; it concerns one video.
         except Exception as error:
             cause = _cause(error)
             if isinstance(cause, OSError) and cause.errno in STORAGE_ERRNOS:
@@ -395,14 +401,14 @@ class Session:
             raise self._fetch_error(error, cause) from error
 
     def _fetch_error(self, error: Exception, cause: BaseException) -> FetchError:
-        said = _words(str(error))
+        said = _public_message(str(error))
         if not isinstance(error, yt_dlp.utils.YoutubeDLError):
-            said = f"yt-dlp stumbled over the answer: {type(error).__name__}: {said}"
+            said = f"yt-dlp failed on the response: {type(error).__name__}: {said}"
         if _ALL_WAYS_FAILED in said and self._ydl.failed is not None:
             cause = self._ydl.failed
-            said = f"{said}: {_words(str(cause))}"
+            said = f"{said}: {_public_message(str(cause))}"
         elif _reason(said, cause) is Reason.NO_FORMATS and self._ydl.warnings:
-            said = f"{said} {_words(self._ydl.warnings[-1])}"
+            said = f"{said} {_public_message(self._ydl.warnings[-1])}"
         status = getattr(cause, "status", None)
         return FetchError(
             _reason(said, cause),
@@ -428,13 +434,13 @@ def _is_direct(chosen: Info) -> bool:
 
 
 class RemoteFile(io.RawIOBase):
-    """A format's file, read over the network in blocks, where it is read.
+    """The file of a format, of which only blocks that are read are fetched.
 
-    Every block is asked for by a closed range of bytes: a server would go on sending, else, what is
-    never read.
+    Every request names the last byte of its block: otherwise the server would send more than is
+    read.
 
     Attributes:
-        num_read: bytes that were fetched.
+        num_read: number of bytes fetched.
     """
 
     def __init__(self, session: Session, chosen: Info) -> None:
@@ -442,33 +448,33 @@ class RemoteFile(io.RawIOBase):
         self._chosen = chosen
         self._position = 0
         self._block, self._block_at = b"", 0
-        self._ask_for = FIRST_BLOCK
+        self._block_size = FIRST_BLOCK
         self._size: int | None = None
         self.num_read = 0
 
     def readable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def tell(self) -> int:
-        """Where the next read begins."""
+        """The position of the next read, in bytes."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Choose where the next read begins; nothing is fetched but to learn the file's size."""
+        """Set the position of the next read; only a seek from the end may fetch, for the size."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
         self._position = offset + (self._length() if start is None else start)
         return self._position
 
     def read(self, count: int = -1) -> bytes:
-        """Up to `count` bytes: those of one block.
+        """Up to `count` bytes, at most the rest of one block.
 
         Raises:
-            FetchError: they did not come.
+            FetchError: they did not arrive.
         """
         if self._size is not None and self._position >= self._size:
             return b""
@@ -482,9 +488,9 @@ class RemoteFile(io.RawIOBase):
 
     def _fetch_block(self) -> None:
         follows = self._block and self._position == self._block_at + len(self._block)
-        self._ask_for = min(self._ask_for * 2, LARGEST_BLOCK) if follows else FIRST_BLOCK
+        self._block_size = min(self._block_size * 2, LARGEST_BLOCK) if follows else FIRST_BLOCK
         self._block, self._size = self._session.read_range(
-            self._chosen, self._position, self._ask_for
+            self._chosen, self._position, self._block_size
         )
         self._block_at = self._position
         self.num_read += len(self._block)
@@ -497,7 +503,7 @@ class RemoteFile(io.RawIOBase):
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The network's own exception, which yt-dlp wraps, else the innermost one."""
+    """The exception of the network library that yt-dlp wraps, else the innermost one."""
     seen: BaseException = error
     while not isinstance(seen, TransportError | HTTPError):
         info = getattr(seen, "exc_info", None)
@@ -509,17 +515,17 @@ def _cause(error: BaseException) -> BaseException:
     return seen
 
 
-def _words(said: str) -> str:
-    """yt-dlp's message as it may stand in a ledger that is passed on: without its prefix, its
-    advice to report a bug, secrets, and what is no text."""
+def _public_message(said: str) -> str:
+    """yt-dlp's message for the ledger, which users publish: without its prefix, its advice to
+    report a bug, secrets, and bytes that are not text."""
     text = said.removeprefix("ERROR: ").encode(errors="backslashreplace").decode()
     text = re.split(r"; please report this issue|\. See +https?://", text)[0]
     if "ffmpeg could not be found" in text:
-        return "only ffmpeg could fetch this format, and none is let on the network here"
+        return "only ffmpeg could fetch this format, and it may not use the network here"
     return " ".join(redacted(text).split())[:400]
 
 
-# YouTube's words through yt-dlp. The first match counts: a terminated account's video is gone too.
+# Messages of YouTube in yt-dlp. The first match counts: a terminated account's video is gone too.
 _MESSAGES: tuple[tuple[str, Reason], ...] = (
     (r"not a bot|captcha|IP is likely being blocked", Reason.BOT_CHECK),
     (
@@ -533,14 +539,14 @@ _MESSAGES: tuple[tuple[str, Reason], ...] = (
     ),
     (r"copyright", Reason.COPYRIGHT),
     (
-        # Those who pay are members too.
+        # Payment counts as membership.
         r"members.only|available to this channel's members|Join this channel"
         r"|\bPremium\b|requires payment|\brent(al|ed)?\b|purchase",
         Reason.MEMBERS_ONLY,
     ),
     (r"\bprivate\b", Reason.PRIVATE),
     (r"confirm your age|age.restricted|inappropriate for some users", Reason.AGE_GATED),
-    # It says nothing of the video: who is known may see it.
+    # It says nothing about the video, which logged-in users may see.
     (r"please (sign|log) in|sign in to continue|registered users", Reason.BOT_CHECK),
     (
         r"No supported JavaScript runtime|challenge solving failed|Signature solving failed",
@@ -557,12 +563,12 @@ _MESSAGES: tuple[tuple[str, Reason], ...] = (
     ),
 )
 _OF_NETWORK = (TransportError, OSError, http.client.HTTPException)
-_GIVEN_UP = "Got error: "  # yt-dlp's download, after all retries; the exception is lost by then
+_GIVEN_UP = "Got error: "  # yt-dlp's download, after all retries; it drops the exception
 _BROKEN_OFF = r"empty|Did not get any data|expected \d+ bytes|bytes read|incomplete"
 
 
 def _reason(said: str, cause: BaseException) -> Reason:
-    """The class of a failure: from the HTTP status where there is one, else from the words."""
+    """The reason of a failure: from the HTTP status where there is one, else from the message."""
     status = getattr(cause, "status", None)
     if isinstance(status, int) and status >= FIRST_ERROR:
         return Reason.RATE_LIMITED if status == _PAYMENT_REQUIRED else status_reason(status)
@@ -572,10 +578,10 @@ def _reason(said: str, cause: BaseException) -> Reason:
         return Reason.SERVER
     if _GIVEN_UP in said or isinstance(cause, _OF_NETWORK):
         return Reason.NETWORK
-    # An id, or an address, may hold any word.
+    # An id or an address may contain any word.
     sentence = re.sub(r"\w+://\S+|\[[\w:+]+\] ([\w-]+: )?", "", said)
     for pattern, reason in _MESSAGES:
         if re.search(pattern, sentence, re.IGNORECASE):
             return reason
-    # Words that nobody knows here, of a site that was reached: a later yt-dlp may have an answer.
+    # An unknown message of a site that was reached: a later yt-dlp may understand it.
     return Reason.NO_FORMATS
