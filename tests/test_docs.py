@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -341,6 +342,19 @@ def test_the_fields_of_each_file_are_those_told(written: Path) -> None:
         s for s in PAGES["docs/formats.md"].splitlines() if s.startswith("| `members`")
     )
     assert set(sidecar["members"][0]) <= set(re.findall(r"`(\w+)`", of_member))
+
+
+def test_the_fields_of_features_are_those_told(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(written)
+    (clip,) = Path("clips").rglob("_golden0005*.mp4")
+    words = ["features", str(clip), "--work-dir", "run", "--device", "cpu", "--amp", "none"]
+    assert run_benchmark.run(words) == Exit.COMPLETE
+    about = json.loads(Path("features", f"{clip.stem}.json").read_text(encoding="utf-8"))
+    assert fields_told("features field") == about.keys()
+    rows = np.load(Path("features", f"{clip.stem}.npy"))
+    assert (rows.dtype, rows.shape) == (np.float32, (about["rows"], about["features"]))
 
 
 def test_the_columns_of_each_table_are_those_told(written: Path) -> None:
