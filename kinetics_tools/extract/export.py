@@ -69,12 +69,13 @@ Unit = tuple[str, Sample]  # a split, and a sample in it
 
 
 class Export:
-    """An export into a folder that it has locked; see `open_export`.
+    """An export into a folder, which is locked for it; see `open_export`.
 
     Attributes:
         todo: the samples that this run exports, with their splits.
-        clips: exports those in `todo`; yields each when it is whole, or left to another run. Raises
-            ShardError where a shard is damaged, or does not match; OSError when the disk is full.
+        clips: iterator that exports those in `todo` and yields each when it is whole, or left to
+            another run. It raises ShardError where a shard is damaged, or does not match; OSError
+            when the disk is full.
     """
 
     def __init__(self, folder: Path, units: Sequence[Unit], layout: Layout, jobs: int) -> None:
@@ -110,7 +111,7 @@ def open_export(
     splits: Sequence[str] = (),
     jobs: int = 0,
 ) -> Iterator[Export]:
-    """Lock FOLDER for the block, and find which samples are to be exported; safe to do again.
+    """Lock FOLDER for the block, and find which samples are to be exported; may be repeated.
 
         with open_export(shards, folder, layout) as export:
             for split, sample in export.clips:

@@ -67,14 +67,14 @@ class ExtractSummary:
 
 
 class Extraction:
-    """A run on a folder of shards that it has locked; see `open_extraction`.
+    """A run on a folder of shards, which is locked for it; see `open_extraction`.
 
     Attributes:
         plan: how shards are made.
         todo: the shards that this run makes, the largest first.
-        shards: makes those in `todo`; yields each when it is made, or left to the next run.
-            Raises KineticsError where a machine has no such device, or another version of the
-            method; OSError when the disk is full.
+        shards: iterator that makes those in `todo` and yields each when it is made, or left to the
+            next run. It raises KineticsError where a machine has no such device, or another version
+            of the method; OSError when the disk is full.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Extraction:
         Only the sidecars of shards that this or another part made meanwhile are read again.
 
         Raises:
-            ShardError: a sidecar is damaged, or the shards do not match.
+            ShardError: a sidecar is damaged, or as `write_index` raises it.
         """
         plan = self.plan
         if self.todo:
@@ -150,7 +150,7 @@ class Extraction:
 
 @contextmanager
 def open_extraction(clips: ClipSet, plan: ExtractPlan) -> Iterator[Extraction]:
-    """Lock OUT for the block, and find what is to be made there; safe to do again at any time.
+    """Lock OUT for the block, and find what is to be made there; may be repeated at any time.
 
         with open_extraction(clips, plan) as extraction:
             for unit in extraction.shards:

@@ -1,4 +1,4 @@
-"""Writing a folder of shards: tars, what runs must agree on, the index.
+"""Writing a folder of shards: the tars, the recipe that runs must agree on, the index.
 
 A shard is done when its tar and, after it, its sidecar have their names. `dataset.json` and the
 indices follow from the sidecars and can be written again at any time. `records` says which files
@@ -194,8 +194,8 @@ def write_index(records: FolderRecords) -> Dataset:
     RGB has been made again since.
 
     Raises:
-        ShardError: nothing there to index, a shard of another recipe, or rgb and flow shards with
-            different keys.
+        ShardError: there are no shards, a shard was made with another recipe, or a sample is in
+            two shards.
     """
     folder = records.folder
     if not folder.joinpath("recipe.json").exists():  # without this, the lock would make the folder
