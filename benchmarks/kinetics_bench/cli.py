@@ -369,7 +369,7 @@ def _verify_weights(arguments: argparse.Namespace) -> int:
 
     with open_machine(arguments.device, "none") as machine:
         checks = verify(arguments.path, clips, machine)
-    print(console.text_table([check.cells() for check in checks], words=("class", "")))
+    print(console.text_table([check.cells() for check in checks], left_aligned=("class", "")))
     num_passed = sum(check.passed for check in checks)
     largest = worst(checks)
     print(
@@ -388,7 +388,7 @@ def _archs(arguments: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=1))
     else:
         words = ("stream", "train input", "test input", "smallest input")
-        print(console.text_table([cells(row) for row in rows], words=words))
+        print(console.text_table([cells(row) for row in rows], left_aligned=words))
     return Exit.COMPLETE
 
 

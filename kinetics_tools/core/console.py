@@ -57,17 +57,17 @@ def _logged(items: Iterable[T], total: int, what: str, size: Callable[[T], int])
         thread.join()
 
 
-def text_table(rows: Sequence[Mapping[str, str]], *, words: Collection[str] = ()) -> str:
+def text_table(rows: Sequence[Mapping[str, str]], *, left_aligned: Collection[str] = ()) -> str:
     """Format rows as aligned columns below their titles.
 
     Args:
         rows: at least one; all have the same keys, which are the titles.
-        words: titles of columns to align left, as the first one is; the others align right.
+        left_aligned: titles of columns to align left, as the first one is; the others align right.
     """
     titles = list(rows[0])
     lines = [titles, *(list(row.values()) for row in rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(titles))]
-    left = {titles[0], *words}
+    left = {titles[0], *left_aligned}
     return "\n".join(
         "  ".join(
             cell.ljust(width) if title in left else cell.rjust(width)

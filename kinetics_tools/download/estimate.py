@@ -174,7 +174,7 @@ def format_estimate(segments: Sequence[Segment], expected: Estimate) -> str:
     if len(groups) != 1:
         groups.append(("all", list(segments)))
     kinds = console.text_table([_kinds(name, chosen) for name, chosen in groups])
-    costs = console.text_table(list(map(_costs, expected.stages)), words=["assuming"])
+    costs = console.text_table(list(map(_costs, expected.stages)), left_aligned=["assuming"])
     return (
         f"{kinds}\n\n{costs}\n\n"
         f"disk for the finished clips: about {console.size_text(expected.disk_bytes)}"
