@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from kinetics_tools.core.errors import MediaError, ShardError, lookup
 from kinetics_tools.flow.codecs import CODECS
 from kinetics_tools.flow.methods import dequantise
-from kinetics_tools.shards import index
+from kinetics_tools.shards.index import IndexRow, read_rows
 from kinetics_tools.shards.records import (
     RGB,
     RGB_EXT,
@@ -166,7 +166,7 @@ class ShardFolder:
         }
         prefix = flow_stream("")
         self.flows: tuple[str, ...] = tuple(sorted(s.removeprefix(prefix) for s in present))
-        self._rows: dict[str, list[index.IndexRow]] = {}
+        self._rows: dict[str, list[IndexRow]] = {}
 
     def flow_named(self, name: str | None = None) -> str:
         """The flow called `name`; without a name the only one here.
@@ -245,12 +245,12 @@ class ShardFolder:
             for row in rows
         ]
 
-    def _index(self, split: str) -> Sequence[index.IndexRow]:
+    def _index(self, split: str) -> Sequence[IndexRow]:
         lookup("split", split, self._contents)
         if split not in self._rows:
             path = self.folder / split / "index.parquet"
             try:
-                self._rows[split] = index.read_rows(path)
+                self._rows[split] = read_rows(path)
             except FileNotFoundError as error:
                 raise ShardError(
                     f"{path} is missing; write it with: extract-flow index {self.folder}"
@@ -260,7 +260,7 @@ class ShardFolder:
     def _flow_recipe(self, name: str) -> StreamRecipe:
         return lookup("flow", name, {flow: self.recipes[flow_stream(flow)] for flow in self.flows})
 
-    def _refuse_gaps(self, rows: Sequence[index.IndexRow], split: str, stream: str) -> None:
+    def _refuse_gaps(self, rows: Sequence[IndexRow], split: str, stream: str) -> None:
         lacking = [row.key for row in rows if stream not in row.places]
         if lacking:
             raise ShardError(
@@ -270,7 +270,7 @@ class ShardFolder:
             )
 
     def _location(
-        self, split: str, row: index.IndexRow, stream: str, exts: Mapping[str, str]
+        self, split: str, row: IndexRow, stream: str, exts: Mapping[str, str]
     ) -> Location | None:
         if stream not in exts:
             return None

@@ -11,7 +11,8 @@ import webdataset
 
 from kinetics_tools.core.errors import OutError, ShardError, UnknownNameError
 from kinetics_tools.flow.codecs import CODECS
-from kinetics_tools.shards import writer
+from kinetics_tools.shards import index, writer
+from kinetics_tools.shards.index import IndexRow
 from kinetics_tools.shards.reader import ShardFolder, read_samples
 from kinetics_tools.shards.records import (
     Dataset,
@@ -37,7 +38,7 @@ from support import environment
 __all__ = ["folder", "maker"]  # fixtures
 
 
-def index(folder: Path) -> Dataset:
+def write_index(folder: Path) -> Dataset:
     return writer.write_index(FolderRecords(folder))
 
 
@@ -85,6 +86,24 @@ def test_a_sample_has_only_the_streams_asked_for_and_can_be_sent_to_a_process(fo
     assert len(pickle.dumps(sample)) < 1000
     with pytest.raises(ValueError, match="without stream flow"):
         sample.flow()
+
+
+def test_an_index_is_read_once_for_any_number_of_selections(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def read_rows(path: Path) -> list[IndexRow]:
+        read.append(path)
+        return index.read_rows(path)
+
+    monkeypatch.setattr("kinetics_tools.shards.reader.read_rows", read_rows)
+    data = ShardFolder(folder)
+
+    for streams in (["rgb"], ["flow"], ["rgb", "flow"]):
+        assert len(data.samples("train", streams)) == 3
+
+    assert read == [folder / "train" / "index.parquet"]
 
 
 def test_the_same_contents_give_the_same_bytes(maker: Maker, tmp_path: Path, ffmpeg: Path) -> None:
@@ -188,7 +207,7 @@ def test_a_shard_of_another_recipe_is_refused(folder: Path) -> None:
     path.write_text(json.dumps(sidecar | {"recipe": "0" * 64}))
 
     with pytest.raises(ShardError, match=r"val/flow-tvl1-000000.tar was made with another recipe"):
-        index(folder)
+        write_index(folder)
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "recipe.json", "train/rgb-000000.json"])
@@ -197,14 +216,39 @@ def test_another_schema_version_is_an_error_that_names_both(folder: Path, name: 
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 7'))
 
     with pytest.raises(ShardError, match=f"{name} has schema version 7, this program reads 1"):
-        ShardFolder(folder) if name == "dataset.json" else index(folder)
+        ShardFolder(folder) if name == "dataset.json" else write_index(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "dataset.json",
+            "is not a dataset (KeyError('labels')); write it with: extract-flow index",
+        ),
+        ("recipe.json", "is not a recipe (KeyError('labels')); choose another OUT"),
+        ("train/rgb-000000.json", "is not a sidecar (KeyError('keys')); remove it and run"),
+    ],
+)
+def test_a_record_that_lacks_a_field_is_an_error_in_one_line(
+    folder: Path, name: str, words: str
+) -> None:
+    value = json.loads((folder / name).read_text())
+    kept = {field: each for field, each in value.items() if field not in ("labels", "keys")}
+    (folder / name).write_text(json.dumps(kept))
+
+    with pytest.raises(ShardError) as caught:
+        ShardFolder(folder) if name == "dataset.json" else write_index(folder)
+
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_not_there_is_said_in_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"no dataset.json\); make them with: extract-flow CLIPS"):
         ShardFolder(tmp_path)
     with pytest.raises(ShardError, match="holds no shards"):
-        index(tmp_path)
+        write_index(tmp_path)
     data = ShardFolder(folder)
     with pytest.raises(UnknownNameError, match=r"unknown split 'tain'\. Did you mean 'train'"):
         data.samples("tain")
@@ -216,7 +260,7 @@ def test_a_shard_that_is_not_whole_is_left_out_of_the_index(folder: Path) -> Non
     shard = folder / "train" / "rgb-000001.tar"
     shard.write_bytes(shard.read_bytes()[:-512])
 
-    train = index(folder).splits["train"]
+    train = write_index(folder).splits["train"]
 
     assert (train.present, train.expected) == ({"rgb": 2, "flow-tvl1": 2}, 4)
 
