@@ -53,6 +53,10 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "tensorflow": ("kinetics_bench.weights.files",),
     "skimage": ("speed.flow",),
 }
+LINUX_ONLY = (
+    *("sched_getaffinity", "sched_setaffinity", "eventfd", "memfd_create", "pidfd_open"),
+    *("CLOCK_BOOTTIME", "prctl"),
+)
 TREES = {
     "kinetics_tools": ROOT,
     "kinetics_bench": ROOT / "benchmarks",
@@ -134,6 +138,17 @@ def test_only_commands_import_the_command_line(module: str) -> None:
         return
     used = [other for name in imports(MODULES[module]) if (other := module_of(name))]
     assert not any(other.endswith(".cli") for other in used)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not is_in(name, "speed")])
+def test_what_only_linux_has_is_asked_for_in_one_module(module: str) -> None:
+    if module == "kinetics_tools.core.system":
+        return
+    nodes = list(ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))))
+    names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    texts = {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
+    assert names.isdisjoint(LINUX_ONLY)
+    assert not any(text.startswith("/proc") for text in texts)
 
 
 def test_no_modules_import_each_other_in_a_ring() -> None:
