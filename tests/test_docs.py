@@ -203,6 +203,16 @@ def test_the_tables_name_what_the_registries_hold() -> None:
     assert codes == set(map(int, Exit))
 
 
+def test_the_help_describes_each_source_and_codec() -> None:
+    for name, option, known in (
+        ("kinetics-download", "--source", SOURCES),
+        ("extract-flow", "--codec", CODECS),
+    ):
+        (action,) = (a for a in PARSERS[name]()._actions if option in a.option_strings)
+        assert action.help is not None
+        assert all(re.search(rf"\b{word}\b", action.help) for word in known)
+
+
 def test_the_table_of_reasons_is_the_codes() -> None:
     page = OWN_PAGES["kinetics-download"]
     assert first_cells(page, "class") == set(REASON_CLASSES)
