@@ -432,6 +432,15 @@ def test_the_figures_of_the_readme_are_measured_ones() -> None:
     assert numbers(section) <= numbers(RESULTS)
 
 
+def test_the_main_results_are_measured_ones_rounded() -> None:
+    measured = {float(number.replace(",", "")) for number in numbers(RESULTS)}
+    ratios = {"115", "183"}  # of OpenCV's seconds on Middlebury to those of DIS
+    section = PAGES["docs/figures.md"].split("\n## Networks\n", 1)[0]
+    for number in numbers(section) - ratios:
+        decimals = len(number.partition(".")[2])
+        assert float(number.replace(",", "")) in {round(each, decimals) for each in measured}
+
+
 def test_the_networks_are_as_large_as_told() -> None:
     """In millions of parameters, and in GFLOPs of a training and a test input."""
     shown = PAGES["docs/figures.md"].split("| `--arch` |", 1)[1].split("\n\n", 1)[0]
