@@ -203,7 +203,7 @@ def measure_mirror(clips: Sequence[Path], copies: int) -> Iterator[dict[str, Any
                     "ours": lambda: _build(
                         segments,
                         Settings(
-                            cache=folder / "cache",
+                            cache_dir=folder / "cache",
                             out=folder / "out",
                             cvdf_base=address,
                             dataset="kinetics400",
@@ -273,7 +273,7 @@ def measure_section(kbps: int, *, sound: bool) -> Iterator[dict[str, Any]]:
         with serving(video.parent) as (address, sent):
             (source,) = make_sources(
                 [f"url:{address}/{{youtube_id}}.mp4"],
-                Settings(cache=folder / "cache", out=folder / "out", fetch="section"),
+                Settings(cache_dir=folder / "cache", out=folder / "out", fetch="section"),
             )
             into = folder / "into"
             into.mkdir()

@@ -305,7 +305,7 @@ def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> DownloadPlan:
         )
     binary = encode.find_ffmpeg(options.ffmpeg)
     settings = Settings(
-        cache=system.cache_dir(options.cache_dir).absolute(),
+        cache_dir=options.cache_dir,
         out=options.out.absolute(),
         ytdlp=_ytdlp_options(options),
         keep_audio=options.keep_audio,
@@ -336,7 +336,7 @@ def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> DownloadPlan:
     )
 
 
-def _ytdlp_options(options: argparse.Namespace) -> tuple[str, ...]:
+def _ytdlp_options(options: argparse.Namespace) -> list[str]:
     """The options that are passed to yt-dlp, under its own names."""
     words = []
     for name in PASSED_THROUGH:
@@ -346,7 +346,7 @@ def _ytdlp_options(options: argparse.Namespace) -> tuple[str, ...]:
         elif given:
             values = given if isinstance(given, list) else [given]
             words += [f"{name}={value}" for value in values]
-    return settle([*words, *options.ytdlp_option])
+    return [*words, *options.ytdlp_option]
 
 
 def _sources(options: argparse.Namespace) -> list[str]:
@@ -375,7 +375,7 @@ def _dry_run(options: argparse.Namespace, segments: Sequence[Segment], plan: Dow
     from kinetics_tools.download.estimate import format_estimate
 
     todo, expected = _estimate(options, segments, plan)
-    print(f"{len(segments)} segments, of which {len(todo)} are to do")
+    print(f"{len(segments)} segments, {len(todo)} still to do")
     if todo:
         print(f"\n{format_estimate(todo, expected)}")
     return Exit.COMPLETE
@@ -396,7 +396,7 @@ def _check(options: argparse.Namespace, segments: Sequence[Segment], plan: Downl
             binary=plan.binary,
             recipe=plan.recipe,
             needed_bytes=expected.disk_bytes,
-            ytdlp=ytdlp.parse(_ytdlp_options(options)) if online else None,
+            ytdlp=ytdlp.parse(settle(_ytdlp_options(options))) if online else None,
             is_youtube=any(source.name == "youtube" for source in online),
             lockout=next(filter(None, (source.lockout() for source in online)), None),
         )
@@ -413,7 +413,7 @@ def _warn(options: argparse.Namespace, plan: DownloadPlan) -> None:
 
     if all(source.name != "youtube" for source in plan.sources):
         return
-    for finding in check_youtube(ytdlp.parse(_ytdlp_options(options))):
+    for finding in check_youtube(ytdlp.parse(settle(_ytdlp_options(options)))):
         if finding.level is not Level.OK:
             print(f"warning: {finding}", file=sys.stderr)
 

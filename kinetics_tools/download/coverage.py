@@ -93,7 +93,7 @@ class Coverage:
         statuses: one per segment, by split and key.
         source_stats: by source, in the order in which they were first tried.
         made: number of clips made, by minute ("2026-01-01T00:00", UTC).
-        refused: number of rate limits and bot checks, by minute.
+        blocked: number of rate limits and bot checks, by minute.
         num_files: number of files in the clips' folders, also those that are not in the ledger.
         num_bytes: size of these files.
         until: time of the last ledger line; empty where there is none.
@@ -103,7 +103,7 @@ class Coverage:
     statuses: tuple[SegmentStatus, ...]
     source_stats: Mapping[str, SourceStats]
     made: Mapping[str, int]
-    refused: Mapping[str, int]
+    blocked: Mapping[str, int]
     num_files: int
     num_bytes: int
     until: str
@@ -166,7 +166,7 @@ def survey(out: Path) -> Coverage:
     histories = ledger.read(out)
     source_stats: dict[str, SourceStats] = {}
     made: Counter[str] = Counter()
-    refused: Counter[str] = Counter()
+    blocked: Counter[str] = Counter()
     last_events: dict[str, _LastEvent] = {}
     until = ""
     for line in ledger.lines(out):
@@ -174,7 +174,7 @@ def survey(out: Path) -> Coverage:
         if line.source != VERIFY:
             source_stats.setdefault(line.source, SourceStats(line.time)).add(line)
         made[line.time[:MINUTE]] += line.status == DONE
-        refused[line.time[:MINUTE]] += line.reason in IDENTITY
+        blocked[line.time[:MINUTE]] += line.reason in IDENTITY
         known = last_events.get(line.key)
         # A run may have added lines since `histories` was read: those are not counted here.
         if (known is None or known.time <= line.time) and _decides(line, histories.get(line.key)):
@@ -189,7 +189,7 @@ def survey(out: Path) -> Coverage:
         statuses=tuple(sorted(statuses, key=lambda s: (s.segment.split, s.segment.key))),
         source_stats=dict(sorted(source_stats.items(), key=lambda item: (item[1].since, item[0]))),
         made=+made,
-        refused=+refused,
+        blocked=+blocked,
         num_files=len(files),
         num_bytes=sum(files.values()),
         until=until,

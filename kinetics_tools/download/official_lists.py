@@ -248,7 +248,7 @@ def _read(
     if twice:
         raise ManifestError(
             f"{dataset} has {len(twice)} segments in two splits, the first is {twice[0]}; "
-            f"ask for one split at a time, such as {dataset}/val, each into a folder of its own"
+            f"give one split at a time, such as {dataset}/val, each into a folder of its own"
         )
     return Manifest(
         segments,

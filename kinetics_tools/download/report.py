@@ -96,7 +96,7 @@ def page(coverage: Coverage, lists: list[Path]) -> str:
         reason_picture=_reasons(coverage) if coverage.reasons else None,
         sources=source_table(coverage),
         source_picture=_sources(coverage) if coverage.source_stats else None,
-        rate_picture=_rate(coverage) if coverage.made or coverage.refused else None,
+        rate_picture=_rate(coverage) if coverage.made or coverage.blocked else None,
         worst_picture=_worst(classes, order[:NUM_WORST]),
         histogram=_histogram(classes) if len(classes) > NUM_WORST else None,
         classes=[state_row("class", label, classes[label]) for label in order],
@@ -240,11 +240,11 @@ def _sources(coverage: Coverage) -> Markup:
 
 def _rate(coverage: Coverage) -> Markup:
     """Clips made, and rate limits and bot checks, per hour over time."""
-    step, (made, refused) = rebin(coverage.made, coverage.refused)
+    step, (made, blocked) = rebin(coverage.made, coverage.blocked)
     figure, panels = _axes(3.8, rows=2)
     for axes, counts, title, state in (
         (panels[0], made, "clips per hour", State.PRESENT),
-        (panels[1], refused, "blocks per hour", State.PERMANENT),
+        (panels[1], blocked, "blocks per hour", State.PERMANENT),
     ):
         rates = [3600 * count / step.total_seconds() for count in counts.values()]
         axes.bar(list(counts), rates, step, align="edge", color=COLOURS[state])
@@ -255,7 +255,7 @@ def _rate(coverage: Coverage) -> Markup:
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=UTC))  # type: ignore[no-untyped-call]  # matplotlib's
         style_axes(axes)
     panels[1].set(xlabel=f"UTC, in steps of {step}")
-    shown = f"{_span(made, step, 'clips made')}; {_span(refused, step, 'blocks')}"
+    shown = f"{_span(made, step, 'clips made')}; {_span(blocked, step, 'blocks')}"
     return figure_image(figure, f"Rate over time: {shown}")
 
 

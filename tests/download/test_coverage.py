@@ -93,7 +93,7 @@ def test_sources_and_times_are_summed(out: Path) -> None:
     assert coverage.source_stats["youtube"].seconds == 5.0
     assert coverage.given == {"cvdf": (2, 12), "youtube": (1, 5)}
     assert coverage.made == {"2026-01-02T00:00": 4, "2026-01-03T00:00": 1}
-    assert coverage.refused == {"2026-01-06T00:00": 1}
+    assert coverage.blocked == {"2026-01-06T00:00": 1}
     assert coverage.until.startswith("2026-02-01")
     assert (coverage.num_files, coverage.num_bytes) == (5, 10 + 5 + 2 + 7 + 7)
 
@@ -212,7 +212,7 @@ def test_the_command_prints_tables_and_what_it_wrote(
 
 
 def test_what_cannot_be_reported_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"holds no manifest\.csv; give a folder of"):
+    with pytest.raises(ManifestError, match=r"holds no manifest\.csv; give a folder that"):
         survey(tmp_path)
     spaced = tmp_path / "my clips"
     ask(spaced, [LATER])
@@ -235,8 +235,8 @@ def test_what_cannot_be_reported_is_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_time_is_divided_so_that_it_can_be_seen(last: str, step_s: int) -> None:
-    step, (made, refused) = rebin({"2026-01-01T00:00": 3, last: 4}, {})
-    assert (step.total_seconds(), sum(made.values()), refused) == (step_s, 7, {})
+    step, (made, blocked) = rebin({"2026-01-01T00:00": 3, last: 4}, {})
+    assert (step.total_seconds(), sum(made.values()), blocked) == (step_s, 7, {})
     assert (max(made) - min(made)) / step <= MAX_BINS
 
 

@@ -343,7 +343,7 @@ def test_what_is_told_to_stop_leaves_a_whole_ledger_and_no_process(
         os.killpg(running.pid, told)  # as a terminal or a batch system does
         _, words_said = running.communicate(timeout=30)
     assert running.returncode == code
-    assert words_said.decode().startswith(f"{word}; the same command goes on")
+    assert words_said.decode().startswith(f"{word}; the same command continues")
     assert all(history.done for history in ledger.read(out).values())
     assert not (out / ".scratch").exists()
     wait_until(lambda: not processes_of(running.pid))  # what is being killed takes a moment
@@ -484,12 +484,8 @@ def test_bad_rows_are_left_out_only_when_asked(
     assert not out.exists()
     said = download(table, out, "--source", media_server.template, "--skip-bad-rows")
     assert said.returncode == 0
-    assert (
-        (out / "bad-rows.csv")
-        .read_text()
-        .splitlines()[1]
-        .startswith("3,\"youtube_id '../etc' is not")
-    )
+    listed = (out / "bad-rows.csv").read_text().splitlines()
+    assert listed[1].startswith("3,\"youtube_id '../etc' may have only letters")
 
 
 def test_a_disk_that_fills_stops_the_run_and_no_clip_is_blamed(
@@ -516,7 +512,7 @@ def test_a_disk_that_fills_stops_the_run_and_no_clip_is_blamed(
 def test_a_dry_run_writes_nothing(manifest: Path, tmp_path: Path) -> None:
     said = download(manifest, tmp_path / "out", "--dry-run")
     assert said.returncode == 0
-    assert said.stdout.startswith("8 segments, of which 8 are to do\n")
+    assert said.stdout.startswith("8 segments, 8 still to do\n")
     rows = [line.split() for line in said.stdout.splitlines()]
     assert ["val", "6", "5", "1"] in rows  # split, segments, videos, classes
     assert ["all", "8", "6", "2"] in rows

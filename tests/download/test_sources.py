@@ -26,7 +26,7 @@ def segment(youtube_id: str, start_s: int = 0) -> Segment:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(cache=tmp_path / "cache", out=tmp_path / "out")
+    return Settings(cache_dir=tmp_path / "cache", out=tmp_path / "out")
 
 
 def test_segments_come_by_video_in_the_order_of_the_first() -> None:

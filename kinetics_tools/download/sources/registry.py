@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kinetics_tools.core.errors import KineticsError, lookup
+from kinetics_tools.core.system import cache_dir
 from kinetics_tools.download.sources import mirror, youtube
 from kinetics_tools.download.sources.base import Source
 from kinetics_tools.download.sources.folder import Folder
 from kinetics_tools.download.sources.rate_limit import RateLimiter, rate_limit_path
-from kinetics_tools.download.sources.ytdlp_options import identity
+from kinetics_tools.download.sources.ytdlp_options import identity, settle
 
 HOUR_S = 3600
 URL_LOCKOUT_S = 60  # a user's own server is tried again soon
@@ -21,9 +22,9 @@ class Settings:
     """The options of all sources.
 
     Attributes:
-        cache: the user's cache folder.
         out: the folder to fill.
-        ytdlp: options of yt-dlp, as `ytdlp_options.settle` returns them.
+        cache_dir: the user's choice of a cache folder; None for the default.
+        ytdlp: options of yt-dlp, as NAME or NAME=VALUE.
         keep_audio: whether clips keep their sound, so that it must be fetched.
         fetch: a name in FETCHES.
         videos_per_hour: YouTube's rate limit for one address or account.
@@ -33,9 +34,9 @@ class Settings:
         dataset: the known dataset whose full label list the manifest has, or None.
     """
 
-    cache: Path
     out: Path
-    ytdlp: tuple[str, ...] = ()
+    cache_dir: Path | None = None
+    ytdlp: Sequence[str] = ()
     keep_audio: bool = False
     fetch: str = "auto"
     videos_per_hour: int = 240
@@ -43,27 +44,34 @@ class Settings:
     cvdf_lists: Mapping[str, str] = field(default_factory=dict)
     dataset: str | None = None
 
+    @property
+    def cache(self) -> Path:
+        """The cache folder, for workers in other folders too."""
+        return cache_dir(self.cache_dir).absolute()
+
 
 def _youtube(argument: str, settings: Settings) -> tuple[Source, ...]:
     if argument:
         raise KineticsError(f"--source youtube takes nothing after a colon, not {argument!r}")
+    words = settle(settings.ytdlp)
     limiter = RateLimiter(
-        path=rate_limit_path(settings.cache, f"youtube\n{identity(settings.ytdlp)}"),
+        path=rate_limit_path(settings.cache, f"youtube\n{identity(words)}"),
         interval_s=HOUR_S / settings.videos_per_hour,
         lockout_s=HOUR_S,
     )
     audio = settings.keep_audio
-    return (youtube.youtube(settings.ytdlp, limiter, keep_audio=audio, fetch=settings.fetch),)
+    return (youtube.youtube(words, limiter, keep_audio=audio, fetch=settings.fetch),)
 
 
 def _url(argument: str, settings: Settings) -> tuple[Source, ...]:
+    words = settle(settings.ytdlp)
     limiter = RateLimiter(
-        path=rate_limit_path(settings.cache, f"{argument}\n{identity(settings.ytdlp)}"),
+        path=rate_limit_path(settings.cache, f"{argument}\n{identity(words)}"),
         interval_s=0,
         lockout_s=URL_LOCKOUT_S,
     )
     audio = settings.keep_audio
-    return (youtube.url(argument, settings.ytdlp, limiter, keep_audio=audio, fetch=settings.fetch),)
+    return (youtube.url(argument, words, limiter, keep_audio=audio, fetch=settings.fetch),)
 
 
 def _dir(argument: str, settings: Settings) -> tuple[Source, ...]:  # noqa: ARG001 - needs none

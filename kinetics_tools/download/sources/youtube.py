@@ -94,7 +94,7 @@ def youtube(
     """The source `youtube`.
 
     Args:
-        words: the user's options of yt-dlp.
+        words: the user's options of yt-dlp, as NAME or NAME=VALUE.
         limiter: of the address or account that they name.
         keep_audio: whether sound is fetched too.
         fetch: a name in FETCHES.
@@ -129,7 +129,7 @@ def url(
 
     Args:
         template: an http(s) address with {youtube_id} in it.
-        words: the user's options of yt-dlp.
+        words: the user's options of yt-dlp, as NAME or NAME=VALUE.
         limiter: of the address or account that they name.
         keep_audio: whether sections have sound.
         fetch: a name in FETCHES.
@@ -184,7 +184,7 @@ class VideoFetch:
         """Yield a section that shows the segment, then the whole video, as `fetch` says.
 
         Raises:
-            SourceError: the video, or the last file that would have been yielded, cannot be had.
+            SourceError: the video, or the last file that would have been yielded, was not given.
             LockedOut: the site was not asked, because it blocks this address or account.
             OSError: the disk is full.
         """
@@ -241,7 +241,7 @@ class VideoFetch:
         return self._whole
 
     def _look_up(self) -> RemoteVideo:
-        """What the site says of the video; it is asked once, when the rate limiter lets it."""
+        """What the site says of the video: one request, when the rate limiter allows it."""
         if self._video is None:
             youtube_id = self._unit.segments[0].youtube_id
             address = self._source.template.replace("{youtube_id}", youtube_id)
