@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from kinetics_tools.extract.run import ExtractSummary
 
 EXITS = (
-    "exit codes: 0 complete; 2 unusable input; 3 finished, permanent gaps only; "
-    "4 finished, with gaps that may succeed if you rerun; 130 interrupted"
+    "exit codes: 0 complete; 2 unusable input; 3 finished, the missing samples are permanently "
+    "unavailable; 4 finished, some missing samples may succeed if you rerun; 130 interrupted"
 )
 PICTURE_SUFFIXES = (".mp4", ".png")
 
@@ -55,7 +55,7 @@ def build_parser() -> Parser:
         help="folder that kinetics-download filled, or one with a folder of videos per class",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of shards to fill")
-    flow = parser.add_argument_group("the flow")
+    flow = parser.add_argument_group("flow options")
     flow.add_argument(
         "--method",
         type=cli.one_of("flow method", METHODS),
@@ -79,7 +79,7 @@ def build_parser() -> Parser:
         help="how flow is stored: h264, small, some codes off by one; ffv1, lossless; jpeg, as the "
         "authors of I3D store it",
     )
-    samples = parser.add_argument_group("the samples")
+    samples = parser.add_argument_group("sample options")
     samples.add_argument(
         "--split", type=cli.comma_separated, default=(), help="only these splits: train,val"
     )
@@ -288,8 +288,8 @@ def export_parser() -> Parser:
         "flow_x_%05d.jpg and flow_y_%05d.jpg, and the lists that mmaction2 reads: "
         "FOLDER/<split>_list_rawframes.txt for frames, FOLDER/<split>_list_rawframes_flow.txt for "
         "flow. Run the same command again to continue.",
-        "exit codes: 0 complete; 2 unusable input; 4 some clips are left to another run; "
-        "130 interrupted",
+        "exit codes: 0 complete; 2 unusable input; 4 finished, some clips may succeed if you "
+        "rerun; 130 interrupted",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of shards")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder to fill")
@@ -311,7 +311,7 @@ def export_parser() -> Parser:
         help="write the frames beside the flow",
     )
     parser.add_argument(
-        "--quality", type=_quality, default=95, metavar="Q", help="of JPEG, at most 100"
+        "--quality", type=_quality, default=95, metavar="Q", help="quality of the JPEGs, 1 to 100"
     )
     parser.add_argument(
         "--jobs",
@@ -385,9 +385,11 @@ def show_parser() -> Parser:
     parser.add_argument("--device", default="auto", help="auto (a GPU, else the CPU), cpu, cuda:0")
     cli.add_short_side(parser)
     parser.add_argument(
-        "--start", type=_number, default=0, metavar="N", help="first frame, counted at 25 fps"
+        "--start", type=_number, default=0, metavar="N", help="first frame to show, at 25 fps"
     )
-    parser.add_argument("--frames", type=cli.positive, metavar="N", help="at most so many frames")
+    parser.add_argument(
+        "--frames", type=cli.positive, metavar="N", help="number of frames to show, at most"
+    )
     parser.add_argument(
         "--full",
         type=cli.pixels,
