@@ -1,7 +1,7 @@
-"""Compile every kernel of TV-L1 ahead of time and print what it needs, as JSON lines.
+"""Compile every Triton kernel of TV-L1 ahead of time and print its resources, as JSON lines.
 
-`python tests/aot.py`: no GPU is needed; TRITON_INTERPRET must not be set. Registers and bytes of
-local memory (spills) are those that the assembler reports of the finished binary.
+`python tests/aot.py` needs no GPU; TRITON_INTERPRET must not be set. Registers and bytes of local
+memory (spills) are those that the assembler reports for the binary.
 """
 
 import json
@@ -41,8 +41,8 @@ KERNELS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-def needs(name: str, capability: int) -> dict[str, Any]:
-    """What a kernel needs on a GPU of that capability, 80 or 90."""
+def resources(name: str, capability: int) -> dict[str, Any]:
+    """Registers, memory and instructions of a kernel on a GPU of that capability, 80 or 90."""
     kernel = getattr(triton_kernels, name)
     constants, num_warps = KERNELS[name]
     signature = {a: TYPE[a] for a in kernel.arg_names if a not in constants}
@@ -60,7 +60,7 @@ def needs(name: str, capability: int) -> dict[str, Any]:
     instructions = [
         (int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/ +(.*?);", code)
     ]
-    # What comes after the end is for warps whose threads have parted, which these never do.
+    # The code after the end is for warps whose threads diverge, which these never do.
     end = max(at for at, text in instructions if text.endswith("EXIT "))
     backwards = [
         (at - int(to, 16)) // 16 + 1
@@ -88,4 +88,4 @@ def dump(option: str, file: str) -> str:
 if __name__ == "__main__":
     for kernel_name in KERNELS:
         for sm in (80, 90):
-            sys.stdout.write(json.dumps(needs(kernel_name, sm)) + "\n")
+            sys.stdout.write(json.dumps(resources(kernel_name, sm)) + "\n")

@@ -1,15 +1,14 @@
-"""What it costs to store flow, and what it spoils: codecs on real TV-L1 flow; lines of JSON.
+"""Size, error and speed of flow codecs on real TV-L1 flow; each line of output is JSON.
 
     python benchmarks/speed/codec.py DATA
 
-DATA holds clips as in `CLIPS`. Each is brought to the size that extract-flow gives it; the flow of
-its first frames is computed and quantised, and each codec stores and reads it. A line says, for a
-clip and a codec: bytes a field; the error after decoding, in codes and in pixels (a code is 40/255
-of one), its mean and 99th percentile; fields a second of encoding and decoding by one thread
-(processor time). Lines of the clip "all" follow: bytes and errors of all fields together, and
-both, bytes and mean error, as shares of the JPEG pair's.
+DATA has the clips of `CLIPS`. Each is resized as extract-flow does; the flow of its first frames is
+computed and quantised, and each codec stores and reads it. A line is one clip and one codec: bytes
+per field; mean and 99th percentile of the error after decoding, in codes and in pixels (a code is
+40/255 of one); fields per second of encoding and decoding with one thread (processor time). Lines
+of the clip "all" are all fields together, and their bytes and mean error relative to the JPEG pair.
 
-With --codes FILE the codes are kept in FILE (npz) and taken from there the next time.
+With --codes FILE the codes are saved to FILE (npz) and read from there the next time.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from kinetics_tools.media import decode, encode, opencv
 from kinetics_tools.media.cut import ClipRecipe, conform
 
 Codes = npt.NDArray[np.uint8]
-CLIPS = {  # and the short side; the Weizmann set is used at its own size
+CLIPS = {  # by name the short side; Weizmann clips keep their size
     "clips/R6llTwEh07w.mp4": 256,
     "clips/WUzgd7C1pWA.mp4": 256,
     "clips/arm_wrestling.mp4": 256,
@@ -46,14 +45,14 @@ PX = 2 * BOUND_PX / 255
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way to store fields: to some bytes objects, and back."""
+class Format:
+    """A storage format: fields (N, H, W, 2) to bytes objects, and back."""
 
     write: Callable[[Codes], list[bytes]]
     read: Callable[[list[bytes]], Codes]
 
 
-def _pair(quality: int) -> Way:
+def _pair(quality: int) -> Format:
     def write(codes: Codes) -> list[bytes]:
         return [
             opencv.encode_jpeg(np.ascontiguousarray(field[..., axis]), quality=quality)
@@ -65,28 +64,28 @@ def _pair(quality: int) -> Way:
         planes = np.stack([opencv.decode_jpeg(jpeg) for jpeg in jpegs])
         return planes.reshape(-1, 2, *planes.shape[1:]).transpose(0, 2, 3, 1)
 
-    return Way(write, read)
+    return Format(write, read)
 
 
-def _codec(codec: Any) -> Way:
-    return Way(lambda codes: [codec.encode(codes)], lambda data: codec.decode(data[0], None))
+def _codec(codec: Any) -> Format:
+    return Format(lambda codes: [codec.encode(codes)], lambda data: codec.decode(data[0], None))
 
 
-def _h264(**changes: str) -> Way:
+def _h264(**changes: str) -> Format:
     codec = CODECS[DEFAULT_CODEC]
     assert isinstance(codec, VideoCodec)
     options = {**codec.options, **changes}
     if "qp" in changes:
-        del options["crf"]  # or it decides
+        del options["crf"]  # it would override qp
     return _codec(replace(codec, options=options))
 
 
-def _other(encoder: str, **options: str) -> Way:
+def _other(encoder: str, **options: str) -> Format:
     return _codec(VideoCodec(ext="mkv", encoder=encoder, container="matroska", options=options))
 
 
 _X265 = "log-level=none:keyint=1:pools=none:frame-threads=1:psy-rd=0:psy-rdoq=0:aq-mode=0:crf="
-WAYS: Mapping[str, Way] = {
+FORMATS: Mapping[str, Format] = {
     JPEG_PAIR: _pair(95),
     "ffv1": _codec(CODECS["ffv1"]),
     "jpeg (x, y, 0) 100": _codec(CODECS["jpeg"]),
@@ -117,7 +116,7 @@ WAYS: Mapping[str, Way] = {
 
 
 def flow_codes(clip: Path, short_side: int | None, num_fields: int) -> Codes:
-    """The codes of a clip's first fields as extract-flow makes them: uint8 (N, H, W, 2)."""
+    """The codes of a clip's first fields as extract-flow computes them: uint8 (N, H, W, 2)."""
     binary = encode.find_ffmpeg()
     recipe = ClipRecipe(short_side=short_side, enlarge=short_side is not None)
     with tempfile.TemporaryDirectory() as folder:
@@ -127,22 +126,22 @@ def flow_codes(clip: Path, short_side: int | None, num_fields: int) -> Codes:
         return np.stack([quantise(field) for field in stream(map(opencv.gray, frames))])
 
 
-def measure(codes: Codes, way: Way) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
-    """What a way costs for these codes, and the error of each code.
+def measure(codes: Codes, format_: Format) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+    """Size, speed and errors of a format for these codes, and the error of each code.
 
-    Decoders that wait for more fields get the bytes of all of them, as readers give them.
+    Decoders get the bytes of all fields at once, as shards store them.
     """
     start = time.process_time()
-    data = way.write(codes)
+    data = format_.write(codes)
     written = time.process_time()
-    found = way.read(data)
+    found = format_.read(data)
     read = time.process_time()
     error = np.abs(found.astype(np.int16) - codes).astype(np.uint8)
     cost = {
         "fields": len(codes),
-        "bytes_a_field": round(sum(map(len, data)) / len(codes)),
-        "encode_fields_a_second": round(len(codes) / (written - start)),
-        "decode_fields_a_second": round(len(codes) / (read - written)),
+        "bytes_per_field": round(sum(map(len, data)) / len(codes)),
+        "encode_fields_per_s": round(len(codes) / (written - start)),
+        "decode_fields_per_s": round(len(codes) / (read - written)),
     }
     return cost | _errors(error), error
 
@@ -158,23 +157,23 @@ def _errors(error: npt.NDArray[np.uint8]) -> dict[str, Any]:
     }
 
 
-def study(clips: Mapping[str, Codes]) -> Iterator[dict[str, Any]]:
-    """Yield a line for each way and clip, and one for each way and all clips together."""
+def measure_all(clips: Mapping[str, Codes]) -> Iterator[dict[str, Any]]:
+    """Yield a line per format and clip, and one per format for all clips together."""
     pair: dict[str, Any] = {}
-    for name, way in WAYS.items():
+    for name, format_ in FORMATS.items():
         costs, errors = [], []
         for clip, codes in clips.items():
-            cost, error = measure(codes, way)
+            cost, error = measure(codes, format_)
             yield {"codec": name, "clip": clip, "size": f"{codes.shape[2]}x{codes.shape[1]}"} | cost
             costs.append(cost)
             errors.append(error.ravel())
         whole = _together(costs) | _errors(np.concatenate(errors))
-        pair = pair or whole  # the first way
+        pair = pair or whole  # the first format
         yield (
             {"codec": name, "clip": "all"}
             | whole
             | {
-                "bytes_of_jpeg_pair": round(whole["bytes_a_field"] / pair["bytes_a_field"], 3),
+                "bytes_of_jpeg_pair": round(whole["bytes_per_field"] / pair["bytes_per_field"], 3),
                 "mean_error_of_jpeg_pair": round(whole["mean_codes"] / pair["mean_codes"], 3),
             }
         )
@@ -182,22 +181,22 @@ def study(clips: Mapping[str, Codes]) -> Iterator[dict[str, Any]]:
 
 def _together(costs: list[dict[str, Any]]) -> dict[str, Any]:
     fields = sum(cost["fields"] for cost in costs)
-    rates = ("encode_fields_a_second", "decode_fields_a_second")
+    rates = ("encode_fields_per_s", "decode_fields_per_s")
     return {
         "fields": fields,
-        "bytes_a_field": round(sum(c["bytes_a_field"] * c["fields"] for c in costs) / fields),
+        "bytes_per_field": round(sum(c["bytes_per_field"] * c["fields"] for c in costs) / fields),
         **{rate: round(fields / sum(c["fields"] / c[rate] for c in costs)) for rate in rates},
     }
 
 
 def main() -> None:
-    """Study what the command line names."""
+    """Measure what the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path)
-    parser.add_argument("--fields", type=int, default=40, help="of each clip")
-    parser.add_argument("--codes", type=Path, metavar="FILE", help="keeps the codes")
+    parser.add_argument("--fields", type=int, default=40, help="fields per clip")
+    parser.add_argument("--codes", type=Path, metavar="FILE", help="file of the codes")
     options = parser.parse_args()
     if options.codes is not None and options.codes.exists():
         clips = dict(np.load(options.codes))
@@ -208,7 +207,7 @@ def main() -> None:
         }
         if options.codes is not None:
             np.savez(options.codes, **clips)
-    for line in study(clips):
+    for line in measure_all(clips):
         print(json.dumps(line), flush=True)
 
 

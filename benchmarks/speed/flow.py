@@ -1,21 +1,21 @@
-"""How fast TV-L1 is, and how near to OpenCV's; each line of output is JSON.
+"""Speed of TV-L1, and how close its flow is to OpenCV's; each line of output is JSON.
 
     python benchmarks/speed/flow.py DATA
     python benchmarks/speed/flow.py DATA --part pairs --pairs 10,14,18
 
-DATA is a folder with `clips`, `weizmann` and `flow` (two Middlebury pairs with their truth). Parts:
+DATA is a folder with `clips`, `weizmann` and `flow` (Middlebury pairs with ground truth). Parts:
 
     pairs       real pairs against OpenCV's DualTVL1OpticalFlow at its defaults, one thread each
-    shares      where the time of some of these pairs goes
+    shares      the time of each step of the algorithm, for some of these pairs
     threads     two threads against one
-    middlebury  end-point errors and seconds, with OpenCV's DIS and scikit-image's TV-L1 beside ours
-    command     the whole of extract-flow against the flow alone, on the same frames and processors
-    bodies      how far this body and the readable one are apart, and both from it in float64
-    cuda        pairs a second by batch, where there is a GPU
+    middlebury  end-point errors and seconds: ours, OpenCV's DIS and scikit-image's TV-L1
+    command     extract-flow against the flow alone, on the same frames and processors
+    backends    differences between the numba and torch backends, and of both to float64
+    cuda        pairs per second by batch size, if there is a GPU
 
-Sides take turns, after one turn that is not counted; a ratio is the median of the turns' ratios.
-`command` keeps both sides to as many processors as there are jobs; it says its ratio with the
-seconds that the command needs to start, without them, and of the processors' time.
+The alternatives run in turns, after one turn that is not counted; a ratio is the median of the
+ratios per turn. `command` limits both to as many processors as there are jobs; its ratios are with
+the seconds that the command needs to start, without them, and of processor time.
 """
 
 import argparse
@@ -65,17 +65,17 @@ COMMAND_CLIPS = (
     "clips/RATRACE_wave_f_nm_np1_fr_goo_37.avi",
     "weizmann/jack/daria_jack.avi",
 )
-COPIES = 3  # of each of them: the run is to last long beside its start and its end
-STREAMED_FRAMES = 129  # the second thread has nothing to do in the last pair of an odd number
-BODIES_PAIRS = (
+COPIES = 3  # of each of them: the run must be long compared with its start and end
+STREAMED_FRAMES = 129  # an even number of pairs, so that both threads have work to the end
+BACKENDS_PAIRS = (
     ("clips/arm_wrestling.mp4", 40),
     ("weizmann/run/denis_run.avi", 12),
     ("clips/R6llTwEh07w.mp4", 10),
     ("clips/R6llTwEh07w.mp4", 14),
     ("clips/v_SoccerJuggling_g23_c01.avi", 10),
 )
-# The defaults, and the same amount of work for every pair.
-BODIES_DIALS = {
+# The defaults, and a fixed amount of work per pair.
+BACKENDS_PARAMETERS = {
     "stopping": TVL1Params(),
     "fixed": TVL1Params(epsilon=1e-9, inner_iterations=8, outer_iterations=2),
 }
@@ -125,7 +125,7 @@ def _frames(path: Path, num: int | None = None) -> Gray:
 
 
 def measure_pairs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Pairs of frames t and t + 1, ours and OpenCV's, and how far they are apart."""
+    """Pairs of frames t and t + 1: times of ours and OpenCV's, and their difference."""
     numbers = [int(number) for number in options.pairs.split(",")]
     ratios = []
     for name in CLIPS:
@@ -166,9 +166,9 @@ def measure_pairs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def measure_shares(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Nanoseconds a pixel of each part, from runs that differ by one number, and their shares.
+    """Nanoseconds per pixel of each part, from runs that differ in one count, and their shares.
 
-    The seconds of a pair are rest + warps (warp + rounds (median + steps step)).
+    The time of a pair is rest + warps (warp + outer iterations (median + steps step)).
     """
     for name in CLIPS:
         for number in (int(number) for number in options.pairs.split(",")):
@@ -187,7 +187,7 @@ def measure_shares(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 str(n): partial(s.solve, before, after) for n, s in enumerate((*spaces, usual))
             }
             seconds = [min(turns) for turns in take_turns(sides, SHARES_TURNS).values()]
-            pixels = spaces[0].work  # of all levels: each has had one step
+            pixels = spaces[0].work  # of all levels, with one step each
             step = (seconds[1] - seconds[0]) / 30
             median = (seconds[2] - seconds[0]) / 10 - step
             warp = (seconds[3] - seconds[0]) / 10 - step - median
@@ -201,13 +201,13 @@ def measure_shares(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "size": f"{width}x{height}",
                 "pair": number,
                 "steps": round(steps),
-                "ns_a_pixel": {k: round(v / pixels * 1e9, 2) for k, v in parts.items()},
+                "ns_per_pixel": {k: round(v / pixels * 1e9, 2) for k, v in parts.items()},
                 "percent": {k: round(100 * v / seconds[4]) for k, v in shares.items()},
             }
 
 
 def measure_threads(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A stream of frames by one thread and by two."""
+    """A stream of frames, with one thread and with two."""
     for name in CLIPS[1::2]:
         frames = _frames(options.data / name, STREAMED_FRAMES)
         seconds = take_turns(
@@ -225,7 +225,7 @@ def measure_threads(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def measure_middlebury(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Pairs with known flow: ours, OpenCV's two, and scikit-image's TV-L1 where it is installed."""
+    """Pairs with known flow: ours, OpenCV's two, and scikit-image's TV-L1 (the extra `speed`)."""
     for name in ("RubberWhale", "Dimetrodon"):
         folder = options.data / "flow" / name
         pair = [
@@ -261,7 +261,7 @@ def _scikit_image(before: Gray, after: Gray) -> Flow:
 
 
 def measure_command(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The command on clips as kinetics-download makes them, against the flow of their frames."""
+    """extract-flow on clips as kinetics-download makes them, against the flow of their frames."""
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "clips"
         made = [_as_downloaded(options.data / clip, source) for clip in COMMAND_CLIPS]
@@ -291,7 +291,7 @@ def _measure_command(
 
     seconds = take_turns({"flow": flow, "command": command}, COMMAND_TURNS)
     start = time.perf_counter()
-    _extract(source, outs[0], jobs)  # all is there already
+    _extract(source, outs[0], jobs)  # finds all shards done
     start_s = time.perf_counter() - start
     working = [each - start_s for each in seconds["command"]]
     return {
@@ -308,7 +308,7 @@ def _measure_command(
 
 @contextmanager
 def _on_processors(num: int) -> Iterator[None]:
-    """Keep what is started in the block to so many processors."""
+    """Limit what is started in the block to `num` processors."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:num])
     try:
@@ -319,14 +319,14 @@ def _on_processors(num: int) -> Iterator[None]:
 
 @contextmanager
 def _processor_time(spent: list[float]) -> Iterator[None]:
-    """Add the seconds that this process and its children had of any processor in the block."""
+    """Append the processor seconds of this process and its children in the block."""
     before = sum(os.times()[:4])
     yield
     spent.append(sum(os.times()[:4]) - before)
 
 
 def _as_downloaded(video: Path, folder: Path) -> Path:
-    """A video as a clip, in a class folder: at 25 frames a second, none larger than Kinetics'."""
+    """Convert a video to a clip in a class folder, as kinetics-download does."""
     clip = folder / "some" / f"{video.stem}.mp4"
     clip.parent.mkdir(parents=True, exist_ok=True)
     binary = encode.find_ffmpeg()
@@ -351,16 +351,16 @@ def _extract(source: Path, out: Path, jobs: int) -> None:
     )
 
 
-def measure_bodies(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measure_backends(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """99.9th percentiles, in pixels, of the differences between Numba, torch, and float64."""
-    for name, number in BODIES_PAIRS:
+    for name, number in BACKENDS_PAIRS:
         before, after = _frames(options.data / name, number + 2)[number:]
         height, width = before.shape
-        for stops, dials in BODIES_DIALS.items():
+        for stops, parameters in BACKENDS_PARAMETERS.items():
             flows = {
-                "numba": Workspace(height, width, dials).solve(before, after),
-                "torch": _readable(before, after, dials, np.float32),
-                "float64": _readable(before, after, dials, np.float64),
+                "numba": Workspace(height, width, parameters).solve(before, after),
+                "torch": _readable(before, after, parameters, np.float32),
+                "float64": _readable(before, after, parameters, np.float64),
             }
             yield {"clip": name, "pair": number, "iterations": stops} | {
                 f"{a}_{b}_px": round(float(np.percentile(abs(flows[a] - flows[b]), 99.9)), 4)
@@ -368,15 +368,17 @@ def measure_bodies(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
 
-def _readable(before: Gray, after: Gray, dials: TVL1Params, kind: type[np.floating[Any]]) -> Any:
+def _readable(
+    before: Gray, after: Gray, parameters: TVL1Params, kind: type[np.floating[Any]]
+) -> Any:
     import torch
 
     first, second = (torch.from_numpy(image.astype(kind)[None]) for image in (before, after))
-    return torch_reference.between(first, second, dials)[0].permute(1, 2, 0).numpy()
+    return torch_reference.between(first, second, parameters)[0].permute(1, 2, 0).numpy()
 
 
 def measure_cuda(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A stream on the GPU, after one that is not counted."""
+    """A stream on the GPU, by number of frames."""
     import torch
 
     if not torch.cuda.is_available():
@@ -397,7 +399,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = 
     "threads": measure_threads,
     "middlebury": measure_middlebury,
     "command": measure_command,
-    "bodies": measure_bodies,
+    "backends": measure_backends,
     "cuda": measure_cuda,
 }
 

@@ -1,7 +1,9 @@
-"""How flow codes become bytes in a shard: the codecs by name.
+"""How the flow codes of a clip become bytes in a shard: the codecs by name.
 
-NumPy is only named here, in types: command lines read CODECS before anything heavy is imported.
+NumPy is imported for types only: command lines read CODECS before anything heavy is imported.
 """
+
+from __future__ import annotations
 
 import io
 import zipfile
@@ -24,42 +26,47 @@ class Codec(Protocol):
 
     @property
     def ext(self) -> str:
-        """What the member's name ends with in a shard, after `<key>.flow.`."""
+        """The extension of the member in a shard, after `<key>.flow.`."""
 
     def stores(self, height: int, width: int) -> bool:
-        """Whether it stores fields so large, in pixels."""
+        """Return whether it can store fields of this size, in pixels."""
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that decides the bytes, versions included, as plain JSON values."""
+        """Return everything that decides the bytes, with versions, as plain JSON values."""
 
-    def encode(self, codes: "Iterable[Codes]") -> bytes:
-        """Turn fields of codes, uint8 (H, W, 2) each, one at least, into bytes; the same each time.
+    def encode(self, codes: Iterable[Codes]) -> bytes:
+        """Return the fields of a clip as bytes; equal fields give equal bytes.
 
-        The fields are read one by one.
+        Args:
+            codes: uint8 (H, W, 2), at least one field; they are read one by one.
 
         Raises:
-            MediaError: fields that are too large.
+            MediaError: the fields are too large.
         """
 
-    def decode(self, data: bytes, indices: Sequence[int] | None) -> "Codes":
-        """Read fields by number, from 0, in any order, or all with None: uint8 (N, H, W, 2).
+    def decode(self, data: bytes, indices: Sequence[int] | None) -> Codes:
+        """Return the fields of a clip: uint8 (N, H, W, 2).
+
+        Args:
+            data: what `encode` returned.
+            indices: which fields, from 0, in any order; None for all.
 
         Raises:
-            MediaError: damaged bytes, or a number past the end.
+            MediaError: the bytes are damaged, or an index is past the end.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoCodec:
-    """A video of one grey picture a field, the codes of x over those of y, each a keyframe.
+    """A video of one grey picture per field, the codes of x above those of y, all keyframes.
 
     Attributes:
-        ext: as in `Codec`.
-        encoder: FFmpeg's name.
-        container: FFmpeg's name.
+        ext: the extension of the member in a shard.
+        encoder: FFmpeg's name of it.
+        container: FFmpeg's name of it.
         options: of the encoder, as FFmpeg names them.
-        max_side_px: of a field; the picture is twice as high.
-        max_px: pixels of a field.
+        max_side_px: largest height or width of a field; the picture is twice as high.
+        max_px: largest area of a field.
     """
 
     ext: str
@@ -70,7 +77,7 @@ class VideoCodec:
     max_px: int = 2**25  # 8K; with 7680x7680 FFV1 has more slices than FFmpeg reads
 
     def as_json(self) -> dict[str, Any]:
-        """See `Codec`."""
+        """Return the encoder, its options and the versions of FFmpeg's libraries."""
         from kinetics_tools.media import gray
 
         return {
@@ -82,11 +89,11 @@ class VideoCodec:
         }
 
     def stores(self, height: int, width: int) -> bool:
-        """See `Codec`."""
+        """Return whether a field of this size, in pixels, can be stored."""
         return max(height, width) <= self.max_side_px and height * width <= self.max_px
 
-    def encode(self, codes: "Iterable[Codes]") -> bytes:
-        """See `Codec`."""
+    def encode(self, codes: Iterable[Codes]) -> bytes:
+        """Return the video of fields, uint8 (H, W, 2) each. Raises MediaError as in `Codec`."""
         from kinetics_tools.media import gray
 
         return gray.encode_gray(
@@ -96,8 +103,8 @@ class VideoCodec:
             options=self.options,
         )
 
-    def decode(self, data: bytes, indices: Sequence[int] | None) -> "Codes":
-        """See `Codec`."""
+    def decode(self, data: bytes, indices: Sequence[int] | None) -> Codes:
+        """Return fields, uint8 (N, H, W, 2); all with None. Raises MediaError as in `Codec`."""
         from kinetics_tools.media import gray
 
         pictures = gray.decode_gray(data, indices)
@@ -107,16 +114,16 @@ class VideoCodec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JpegCodec:
-    """What I3D's authors store: a JPEG a field, red x, green y, blue 0; here together in a zip.
+    """The format of I3D's authors: one JPEG per field, red x, green y, blue 0; here in one zip.
 
-    The JPEG is OpenCV's with its own defaults, and so has 4:2:0 sampling: MediaPipe's graph
-    `tvl1_flow_and_rgb_from_file` gives the picture to `cv::imencode` with only the quality said.
-    The zip is not compressed further; its members are 00000.jpg, 00001.jpg and so on.
+    The JPEG is made with OpenCV's defaults, so its sampling is 4:2:0: MediaPipe's graph
+    `tvl1_flow_and_rgb_from_file` passes the picture to `cv::imencode` and sets the quality only.
+    The zip does not compress; its members are 00000.jpg, 00001.jpg and so on.
 
     Attributes:
-        ext: as in `Codec`.
+        ext: the extension of the member in a shard.
         quality: of JPEG, up to 100.
-        max_side_px: of a field; OpenCV reads no picture of more than 2**30 pixels.
+        max_side_px: largest height or width of a field; OpenCV reads at most 2**30 pixels.
     """
 
     ext: str
@@ -124,7 +131,7 @@ class JpegCodec:
     max_side_px: int = 2**15
 
     def as_json(self) -> dict[str, Any]:
-        """See `Codec`."""
+        """Return the quality, the layout and the version of OpenCV."""
         from kinetics_tools.media import opencv
 
         return {
@@ -136,11 +143,11 @@ class JpegCodec:
         }
 
     def stores(self, height: int, width: int) -> bool:
-        """See `Codec`."""
+        """Return whether a field of this size, in pixels, can be stored."""
         return max(height, width) <= self.max_side_px
 
-    def encode(self, codes: "Iterable[Codes]") -> bytes:
-        """See `Codec`."""
+    def encode(self, codes: Iterable[Codes]) -> bytes:
+        """Return the zip of fields, uint8 (H, W, 2) each."""
         import numpy as np
 
         from kinetics_tools.media import opencv
@@ -149,13 +156,13 @@ class JpegCodec:
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as members:
             for number, each in enumerate(codes):
                 picture = np.concatenate([each, np.zeros_like(each[..., :1])], -1)
-                about = zipfile.ZipInfo(_jpeg_name(number))  # its time is that of 1980
+                about = zipfile.ZipInfo(_jpeg_name(number))  # its time is 1980, whatever the clock
                 about.external_attr = 0o644 << 16
                 members.writestr(about, opencv.encode_jpeg(picture, quality=self.quality))
         return buffer.getvalue()
 
-    def decode(self, data: bytes, indices: Sequence[int] | None) -> "Codes":
-        """See `Codec`."""
+    def decode(self, data: bytes, indices: Sequence[int] | None) -> Codes:
+        """Return fields, uint8 (N, H, W, 2); all with None. Raises MediaError as in `Codec`."""
         import numpy as np
 
         from kinetics_tools.media import opencv
@@ -185,10 +192,10 @@ def _jpeg_name(number: int) -> str:
 
 DEFAULT_CODEC = "h264"
 CODECS: Mapping[str, Codec] = {
-    # The study that chose these values is benchmarks/speed/codec.py. Fields are noisy in time:
-    # what other fields could predict of one is not worth their dependence. What the eye would
-    # like better (psychovisual choices, adaptive quantisation) is worse in numbers; deblocking
-    # smears edges of motion, by up to 50 codes.
+    # benchmarks/speed/codec.py measured these values. Fields are noisy in time: predicting a field
+    # from others saves too little to make it depend on them. Options that please the eye
+    # (psychovisual choices, adaptive quantisation) make errors larger; deblocking blurs the edges
+    # of motion, by up to 50 codes.
     DEFAULT_CODEC: VideoCodec(
         ext="mp4",
         encoder="libx264",
@@ -203,8 +210,8 @@ CODECS: Mapping[str, Codec] = {
             "x264-params": "no-mbtree=1:no-deblock=1",
         },
     ),
-    # Lossless. Checksums in every slice: damage is an error, never a wrong vector. There are four
-    # slices, and more where a picture is too large for that.
+    # Lossless. Every slice has a checksum: damage is an error, never a wrong vector. There are four
+    # slices, or more for large pictures.
     "ffv1": VideoCodec(
         ext="mkv",
         encoder="ffv1",
@@ -216,5 +223,5 @@ CODECS: Mapping[str, Codec] = {
 
 
 def too_large_for(height: int, width: int) -> tuple[str, ...]:
-    """Names of the codecs that do not store fields so large, in pixels."""
+    """Return the names of the codecs that cannot store fields of this size, in pixels."""
     return tuple(name for name, codec in CODECS.items() if not codec.stores(height, width))

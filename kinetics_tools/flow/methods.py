@@ -1,9 +1,11 @@
-"""Optical flow of grey frames: the methods by name, the recipe, and flow stored as bytes.
+"""Optical flow of grey frames: the methods by name, the recipe, and flow quantised to bytes.
 
-Flow is float32 (H, W, 2), pixels from frame t to t+1, x then y, +x right, +y down: T frames have
-T-1 fields. NumPy is only named here, in types: command lines read METHODS before anything heavy is
-imported.
+A flow field is float32 (H, W, 2), pixels from frame t to t+1, x then y, +x right, +y down: T frames
+have T-1 fields. NumPy is imported for types only: command lines read METHODS before anything heavy
+is imported.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,26 +23,33 @@ if TYPE_CHECKING:
     Flow = npt.NDArray[np.float32]
     Codes = npt.NDArray[np.uint8]
 
-BOUND_PX = 20.0
+BOUND_PX = 20.0  # of stored flow, as I3D's authors choose it
 
 
 class FlowMethod(Protocol):
-    """A way to compute flow, with its dials set."""
+    """A way to compute flow, with its parameters set."""
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Kinds of device that it runs on: "cpu", "cuda"."""
+        """The kinds of device that it runs on: "cpu", "cuda"."""
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that decides the flow, as plain JSON values."""
+        """Return everything that decides the flow, as plain JSON values."""
 
     def prepare(self, device: str) -> None:
-        """Do what is done once on a machine, so that processes started later need not."""
+        """Compile what can be compiled and stored for processes that start later.
 
-    def flows(self, frames: "Iterator[Gray]", device: str, threads: int) -> "Iterator[Flow]":
-        """Yield the flow from each frame to the next; the frames are of one size.
+        Args:
+            device: torch's name of it.
+        """
 
-        How many `threads` may work on a CPU changes nothing but the time.
+    def flows(self, frames: Iterator[Gray], device: str, threads: int) -> Iterator[Flow]:
+        """Yield the flow from each frame to the next: float32 (H, W, 2).
+
+        Args:
+            frames: uint8 (H, W), all of one size.
+            device: torch's name of it.
+            threads: how many may work on a CPU; the flow does not depend on it.
         """
 
 
@@ -60,11 +69,11 @@ METHODS: Mapping[str, Callable[..., FlowMethod]] = {"tvl1": _tvl1, "opencv-tvl1"
 
 
 def make_method(name: str, **options: Any) -> FlowMethod:
-    """Return the method `name` with the dials `options`.
+    """Return the method `name` with the parameters `options`.
 
     Raises:
-        UnknownNameError: no such method.
-        ValueError: it has no such dial, or the value cannot be.
+        UnknownNameError: METHODS has no such name.
+        ValueError: the method has no such parameter, or refuses its value.
     """
     factory = lookup("flow method", name, METHODS)
     try:
@@ -79,8 +88,9 @@ def find_devices(name: str, method: FlowMethod) -> tuple[str, ...]:
     """Return the devices, as torch names them, that `name` stands for.
 
     Args:
-        name: "cpu"; "cuda", all GPUs; "cuda:0,1", some; "auto", all GPUs or else the CPU.
-        method: what is to run there.
+        name: "cpu"; "cuda" for all GPUs; "cuda:0,1" for some; "auto" for all GPUs, or for the CPU
+            where there is no GPU or the method cannot use one.
+        method: the method that will run there.
 
     Raises:
         KineticsError: this machine has no such device, or the method cannot use it.
@@ -93,7 +103,7 @@ def find_devices(name: str, method: FlowMethod) -> tuple[str, ...]:
     if kind not in ("auto", "cuda") or not all(
         n.isdecimal() for n in numbers.split(",") if numbers
     ):
-        raise KineticsError(f"device {name!r} is none of auto, cpu, cuda, cuda:0, cuda:0,1")
+        raise KineticsError(f"device {name!r} is not one of auto, cpu, cuda, cuda:0, cuda:0,1")
     if "cuda" not in method.devices:
         raise KineticsError(
             f"device {name!r}: this method runs on {', '.join(method.devices)} only"
@@ -107,47 +117,48 @@ def find_devices(name: str, method: FlowMethod) -> tuple[str, ...]:
     if not wanted or not set(wanted) <= set(present):
         there = ("cpu", *present)
         raise KineticsError(
-            f"no device {name!r} here; there is {', '.join(there)}; take {there[-1]!r}"
+            f"no device {name!r} here; there is {', '.join(there)}; use {there[-1]!r}"
         )
     return wanted
 
 
 def stream(
-    frames: "Iterable[Gray]",
+    frames: Iterable[Gray],
     method: str = "tvl1",
     device: str = "cpu",
     *,
     threads: int = 1,
     **options: Any,
-) -> "Iterator[Flow]":
+) -> Iterator[Flow]:
     """Yield the flow from each frame to the next, reading a few frames ahead.
 
-    Memory does not grow with the number of frames: held are the frames read ahead and what the
-    method needs for the pairs that it computes together, nothing of what was yielded before. By
-    the bodies of tvl1 this is:
+    Memory does not grow with the number of frames: the frames that were read ahead are in memory,
+    and what the method needs for the pairs that it computes together. For each backend of tvl1:
 
-        numba, the default on a CPU   80 bytes a pixel for each thread, and `threads` + 2 frames
-                                      and fields (8K frames, 7680x4320, one thread: 3.0 GiB)
-        torch                         some 500 bytes a pixel; on a CPU 2**16 pixels of frames at
-                                      once, one pair at least (8K frames: 15 GiB)
-        triton, the default on CUDA   some 100 bytes a pixel on the device, of as many pairs as
-                                      its free memory holds, up to the bounds that `tvl1.cuda` says
+        numba, the default on a CPU   80 bytes per pixel and thread, and `threads` + 2 frames and
+                                      fields (8K frames, 7680x4320, one thread: 3.0 GiB)
+        torch                         about 500 bytes per pixel; on a CPU 2**16 pixels of frames at
+                                      once, at least one pair (8K frames: 15 GiB)
+        triton, the default on CUDA   about 100 bytes per pixel on the device, for as many pairs as
+                                      its free memory holds (at most 2**25 pixels, 1024 pairs)
 
     Args:
         frames: uint8 (H, W), all of one size. One frame, or none, has no flow.
         method: a name in METHODS.
-        device: as in `find_devices`; the first of several.
-        threads: that may work on a CPU; the flow does not depend on it.
-        options: the method's dials, for tvl1 those of `tvl1.TVL1`.
+        device: a name for `find_devices`; the first of several devices is used.
+        threads: how many may work on a CPU, from 1; the flow does not depend on it.
+        options: the method's parameters. tvl1 has those of OpenCV's `DualTVL1OpticalFlow` (tau,
+            lambda_, theta, num_scales, scale_step, num_warps, epsilon, inner_iterations,
+            outer_iterations), and `backend`: "numba", "triton" or "torch".
 
     Returns:
         Iterator of float32 (H, W, 2), pixels per frame, x then y, +x right, +y down.
 
     Raises:
-        UnknownNameError: no such method.
-        KineticsError: no such device here.
-        ValueError: no such dial, or no such number of threads; or, while reading, a frame that is
-            not as said above.
+        UnknownNameError: METHODS has no such method, or tvl1 no such backend.
+        KineticsError: this machine has no such device, or the method cannot use it.
+        ValueError: an option or the number of threads is wrong; or, while the iterator is read, a
+            frame has another type or size.
     """
     if not isinstance(threads, int) or threads < 1:
         raise ValueError(f"threads must be a whole number above 0, not {threads!r}")
@@ -156,14 +167,30 @@ def stream(
 
 
 def compute(
-    frames: "Gray",
+    frames: Gray,
     method: str = "tvl1",
     device: str = "cpu",
     *,
     threads: int = 1,
     **options: Any,
-) -> "Flow":
-    """Return the flow of uint8 frames (T, H, W), T from 1: float32 (T-1, H, W, 2). See `stream`."""
+) -> Flow:
+    """Return the flow of all frames at once.
+
+    Args:
+        frames: uint8 (T, H, W), T from 1.
+        method: a name in METHODS.
+        device: a name for `find_devices`; the first of several devices is used.
+        threads: how many may work on a CPU, from 1; the flow does not depend on it.
+        options: the method's parameters, as `stream` takes them.
+
+    Returns:
+        float32 (T-1, H, W, 2), pixels per frame, x then y, +x right, +y down.
+
+    Raises:
+        UnknownNameError: METHODS has no such method, or tvl1 no such backend.
+        KineticsError: this machine has no such device, or the method cannot use it.
+        ValueError: `frames` are not these, or an option is wrong.
+    """
     import numpy as np
 
     if frames.ndim != 3 or not len(frames):
@@ -172,7 +199,7 @@ def compute(
     return np.stack(fields) if fields else np.zeros((0, *frames.shape[1:], 2), np.float32)
 
 
-def _checked(frames: "Iterable[Gray]") -> "Iterator[Gray]":
+def _checked(frames: Iterable[Gray]) -> Iterator[Gray]:
     size = None
     for number, frame in enumerate(frames):
         if frame.ndim != 2 or frame.dtype != "uint8" or not frame.size:
@@ -183,30 +210,38 @@ def _checked(frames: "Iterable[Gray]") -> "Iterator[Gray]":
         yield frame
 
 
-def quantise(flow: "Flow", *, bound: float = BOUND_PX) -> "Codes":
-    """Store flow in bytes: floor(255 (v + bound) / (2 bound)), values beyond the bound clamped.
+def quantise(flow: Flow, *, bound: float = BOUND_PX) -> Codes:
+    """Quantise flow to bytes: floor(255 (v + bound) / (2 bound)), values beyond the bound clamped.
 
     Args:
         flow: float32 (..., 2), pixels per frame.
         bound: pixels, above 0. A step of the code is 2 bound / 255 pixels.
 
     Returns:
-        uint8, the same shape.
+        uint8 of the same shape.
 
     Raises:
-        ValueError: `flow` holds NaN, or `bound` is not above 0.
+        ValueError: `flow` contains NaN, or `bound` is not above 0.
 
     Source: the preprocessing published with I3D (truncate to [-20, 20], 8 bits).
     """
     if not bound > 0:
         raise ValueError(f"the bound must be above 0, not {bound}")
     if (flow != flow).any():
-        raise ValueError("flow holds NaN")
+        raise ValueError("flow contains NaN")
     return ((flow.clip(-bound, bound) + bound) * (255 / (2 * bound))).astype("uint8")
 
 
-def dequantise(codes: "Codes", *, bound: float = BOUND_PX) -> "Flow":
-    """Read what `quantise` stored: float32 (code / 255 - 0.5) 2 bound, pixels per frame."""
+def dequantise(codes: Codes, *, bound: float = BOUND_PX) -> Flow:
+    """Return the flow that codes stand for: (code / 255 - 0.5) 2 bound.
+
+    Args:
+        codes: uint8 (..., 2), as `quantise` returns them.
+        bound: pixels, the one that they were quantised with.
+
+    Returns:
+        float32 of the same shape, pixels per frame.
+    """
     flow: Flow = codes.astype("float32")
     flow /= 255
     flow -= 0.5
@@ -216,14 +251,15 @@ def dequantise(codes: "Codes", *, bound: float = BOUND_PX) -> "Flow":
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowRecipe:
-    """Every parameter that changes a stored flow value, besides the frames themselves.
+    """Every parameter that changes a stored flow value, apart from the frames.
 
     Attributes:
         method: a name in METHODS.
-        parameters: the method's, as its `as_json` gives them.
+        parameters: the method's, as its `as_json` returns them.
         bound: pixels; values beyond it are clamped.
-        codec: a name in `codecs.CODECS`.
-        codec_parameters: the codec's, as its `as_json` gives them; left out, those of this machine.
+        codec: a name in CODECS.
+        codec_parameters: the codec's, as its `as_json` returns them; by default those of the
+            installed version.
         grey: how grey values come from RGB.
     """
 
@@ -240,7 +276,7 @@ class FlowRecipe:
             object.__setattr__(self, "codec_parameters", here)  # the dataclass is frozen
 
     def as_json(self) -> dict[str, Any]:
-        """The recipe as plain JSON values."""
+        """Return the recipe as plain JSON values."""
         return {
             "method": self.method,
             "parameters": dict(self.parameters),
@@ -252,5 +288,5 @@ class FlowRecipe:
 
     @property
     def hash(self) -> str:
-        """SHA-256, in hex, of the recipe."""
+        """SHA-256 of the recipe, in hex."""
         return digest(self.as_json())

@@ -23,7 +23,7 @@ def codes(num: int, height: int, width: int, seed: int = 0) -> Codes:
 
 
 def motion(num: int, height: int, width: int) -> Codes:
-    """Codes as flow has them: still ground, and something with sharp edges that turns and moves."""
+    """Codes like those of flow: a still background, and a disc that turns and moves."""
     y, x = np.mgrid[:height, :width]
     fields = []
     for t in range(num):
@@ -60,14 +60,14 @@ def test_any_size_and_number_of_fields_comes_back_nearly(
 ) -> None:
     error = errors(name, motion(*size))
 
-    # Half the sampling of the authors' colours costs them the edges, and 4x4 pixels are all edge.
+    # The authors' JPEGs subsample colours and blur edges, and 4x4 pixels are all edge.
     assert error.mean() < (4 if name == "jpeg" else 0.5)
 
 
 @pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("code", [0, 127, 255])
 def test_still_and_clamped_fields_come_back_exactly(name: str, code: int) -> None:
-    # 1 for the authors' format: its colours are rounded on the way.
+    # 1 for the authors' format, which rounds in the conversion of colours.
     assert errors(name, np.full((3, 20, 30, 2), code, np.uint8)).max() <= (name == "jpeg")
 
 
@@ -103,7 +103,7 @@ def test_damage_and_a_number_past_the_end_are_errors(name: str) -> None:
 
 
 def test_the_default_is_smaller_than_the_jpegs_of_others_and_no_worse() -> None:
-    """The study is of real flow; this holds its outcome on a made one."""
+    """The outcome of benchmarks/speed/codec.py on real flow also holds on synthetic flow."""
     from kinetics_tools.media import opencv
 
     stored = motion(16, 128, 160)
@@ -149,7 +149,7 @@ def test_the_authors_format_is_a_zip_of_colour_jpegs() -> None:
     with av.open(io.BytesIO(jpeg), "r") as container:
         picture = next(container.decode(video=0))
 
-    assert picture.format.name == "yuvj420p"  # what cv::imencode makes when only quality is said
+    assert picture.format.name == "yuvj420p"  # as cv::imencode makes it when only quality is set
     found = picture.to_ndarray(format="rgb24", threads=1).astype(int)
     assert abs(found[..., :2] - stored[1]).mean() < 2
     assert found[..., 2].mean() < 3
@@ -188,14 +188,14 @@ def test_8k_fields_come_back(name: str, size: tuple[int, int]) -> None:
     assert errors(name, np.full((1, *size, 2), 127, np.uint8)).max() <= (name == "jpeg")
 
 
-def test_what_is_too_large_for_an_encoder_is_an_error_of_media() -> None:
+def test_fields_that_are_too_large_for_an_encoder_are_an_error() -> None:
     assert codecs.too_large_for(8400, 32) == ("h264", "ffv1")
     assert codecs.too_large_for(256, 340) == ()
     with pytest.raises(MediaError, match="4x16800 pixels cannot be encoded by libx264"):
         CODECS["h264"].encode(codes(1, 8400, 4))
 
 
-def test_codecs_name_different_extensions() -> None:
+def test_codecs_have_different_extensions() -> None:
     extensions = [codec.ext for codec in CODECS.values()]
 
     assert len(set(extensions)) == len(extensions)

@@ -1,9 +1,11 @@
-"""TV-L1 optical flow, faithful to OpenCV's CPU code: one algorithm, several bodies, one truth.
+"""TV-L1 optical flow, faithful to OpenCV's CPU code: one algorithm, several backends.
 
-`reference` is the readable one and says what the algorithm is; every other body takes the same
-steps and is held to its result. Which one computes changes how long it takes, not what comes out
-(but for rounding), so it is no part of the recipe.
+`torch_reference` is the readable backend and defines the algorithm; every other one takes the same
+steps, and tests compare it with the reference. The choice changes the time, and the flow by
+rounding only, so it is not part of the recipe.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,44 +21,42 @@ Frames = Iterator[npt.NDArray[np.uint8]]
 Flows = Iterator[npt.NDArray[np.float32]]
 
 
-def _torch(frames: Frames, dials: TVL1Params, device: str, threads: int) -> Flows:  # noqa: ARG001 - torch has threads of its own
-    from kinetics_tools.flow.tvl1 import (
-        torch_reference,  # it brings torch, which Numba does without
-    )
+def _torch(frames: Frames, parameters: TVL1Params, device: str, threads: int) -> Flows:  # noqa: ARG001 - torch has threads of its own
+    from kinetics_tools.flow.tvl1 import torch_reference  # imports torch, which Numba does not need
 
-    return torch_reference.flows(frames, dials, device)
+    return torch_reference.flows(frames, parameters, device)
 
 
-def _triton(frames: Frames, dials: TVL1Params, device: str, threads: int) -> Flows:  # noqa: ARG001 - a GPU has its own
+def _triton(frames: Frames, parameters: TVL1Params, device: str, threads: int) -> Flows:  # noqa: ARG001 - a GPU has threads of its own
     try:
         from kinetics_tools.flow.tvl1 import triton_solver
     except ModuleNotFoundError as error:
         raise KineticsError(
-            "TV-L1 on a GPU needs the package triton: pip install triton, or use device cpu (or, "
-            "from Python, backend='torch')"
+            "TV-L1 on a GPU needs the package triton: pip install triton, or use device cpu (from "
+            "Python also backend='torch')"
         ) from error
-    return triton_solver.flows(frames, dials, device)
+    return triton_solver.flows(frames, parameters, device)
 
 
-def _numba(frames: Frames, dials: TVL1Params, device: str, threads: int) -> Flows:
+def _numba(frames: Frames, parameters: TVL1Params, device: str, threads: int) -> Flows:
     if device != "cpu":
-        raise ValueError(f"body 'numba' of tvl1 runs on a CPU, not on {device}")
+        raise ValueError(f"backend 'numba' of tvl1 runs on a CPU, not on {device}")
     from kinetics_tools.flow.tvl1 import numba_cpu
 
-    return numba_cpu.flows(frames, dials, threads)
+    return numba_cpu.flows(frames, parameters, threads)
 
 
 BACKENDS = {"torch": _torch, "numba": _numba, "triton": _triton}
-# The fastest body on each kind of device.
+# The fastest backend on each kind of device.
 FASTEST: Mapping[str, str] = {"cpu": "numba", "cuda": "triton"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TVL1(TVL1Params):
-    """The method: its dials, and which body computes it.
+    """The flow method: the parameters of TV-L1, and the backend that computes it.
 
     Attributes:
-        body: a name in BODIES; None for the fastest on the device.
+        backend: a name in BACKENDS; None for the fastest one on the device.
     """
 
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
@@ -72,16 +72,18 @@ class TVL1(TVL1Params):
             threads: how many pairs a CPU may compute at once; the flow does not depend on it.
 
         Raises:
-            UnknownNameError: no such body.
+            UnknownNameError: BACKENDS has no such name.
+            KineticsError: the backend needs another device or package.
         """
-        return lookup("body of tvl1", self._backend_on(device), BACKENDS)(
+        return lookup("backend of tvl1", self._backend_on(device), BACKENDS)(
             frames, self, device, threads
         )
 
     def prepare(self, device: str) -> None:
-        """Do what is done once on a machine, so that processes started later need not: compile.
+        """Compile the Numba backend and store the code for processes that start later.
 
-        It takes some seconds the first time, a fraction of one once it is cached.
+        The first time it takes some seconds, later a fraction of one. The triton backend compiles
+        when it first runs.
 
         Args:
             device: torch's name of it.

@@ -1,22 +1,22 @@
-"""TV-L1 on one core, compiled by Numba: the steps of `reference`, sixteen pixels at a time.
+"""TV-L1 on one core, compiled by Numba: the steps of `torch_reference`, sixteen pixels at a time.
 
-What makes it fast: an inner step is one pass over memory, the dual field following one row behind
-the flow; the warp moves the image and both of its slopes with one set of weights; the median shares
-its sorted rows between windows. Nothing is allocated on the way.
+What makes it fast: an inner iteration (a step) is one pass over memory, in which the dual field
+follows one row behind the flow; the warp moves the image and its gradient with one set of weights;
+the median shares sorted rows between windows. No memory is allocated on the way.
 
-All memory of a pair is one array of float32, `s` below, and places in it are indices. A plane is an
-image whose rows are `stride` numbers long: PAD of them left of the first pixel (0, and they stay
-it) and at least PAD right of the last one (anything). Planes that are read together lie row by row
-beside each other, so that a pass reads one stream:
+All memory of a pair is one float32 array, `s` below, and places in it are indices. A plane is an
+image with rows of `stride` numbers: PAD of them left of the first pixel (always 0) and at least PAD
+right of the last one (any value). Planes that are read together are interleaved by row, so that a
+pass reads one stream:
 
-    state   u         the flow along x
-            ux, uy    the dual field of u, times theta, its parts along x and y
-            v, vx, vy the same along y
-    term    gx, gy    gradient of the warped image
-            rho       brightness error, were the flow 0
-            slope     -1 / |gradient|^2
+    state   u          the flow along x
+            ux, uy     the dual field of u, times theta, its parts along x and y
+            v, vx, vy  the flow along y and its dual field
+    term    gx, gy     gradient of the warped image
+            rho        brightness error at zero flow
+            slope      -1 / |gradient|^2
 
-Above the first row of the state is one of zeros.
+Above the first row of the state is a row of zeros.
 """
 
 import logging
@@ -36,22 +36,22 @@ from kinetics_tools.flow.tvl1.numba_cache import compile_cached, compile_inline,
 from kinetics_tools.flow.tvl1.numba_median import SCRATCH_ROWS, median_5x5
 from kinetics_tools.flow.tvl1.numba_simd import (
     LANES,
-    count_from,
+    arange,
     cubic_weights,
+    deinterleave,
     floor,
     fma,
-    high,
+    interleave_4,
     interpolate,
-    keep,
     load,
-    low,
+    maximum,
+    minimum,
     sample,
     splat,
     sqrt,
     store,
-    total,
-    unzip,
-    zip_4,
+    vector_sum,
+    zero_tail,
 )
 from kinetics_tools.flow.tvl1.parameters import TVL1Params
 
@@ -62,7 +62,7 @@ Floats = npt.NDArray[np.float32]
 PAD = LANES
 STATE_PLANES = 6
 TERM_PLANES = 4
-# Pixels of 0 on each side of the image that is warped: as far out as a cubic may reach.
+# Pixels of 0 on each side of the image that is warped: the reach of a cubic.
 MARGIN = 4
 MIN_SQUARED_GRADIENT = np.float32(2.0**-23)
 
@@ -80,7 +80,7 @@ class _Level(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """Where the levels, one after another, have what only one of them needs at a time."""
+    """The places of the memory that all levels use, one after another."""
 
     state: int
     term: int
@@ -89,7 +89,7 @@ class _Places(NamedTuple):
 
 
 class _Plane(NamedTuple):
-    """A plane by itself, rows `step` apart."""
+    """A single plane, with `step` numbers from row to row."""
 
     place: int
     step: int
@@ -98,7 +98,7 @@ class _Plane(NamedTuple):
 
 
 class _Numbers(NamedTuple):
-    """The dials, as the inner step wants them."""
+    """The parameters in the form that the steps use."""
 
     num_warps: int
     outer_iterations: int
@@ -117,9 +117,9 @@ def _primal(s: Floats, here: int, term: int, level: _Level, numbers: _Numbers) -
     above = here - STATE_PLANES * n
     u, v = load(s, here), load(s, here + 3 * n)
     gx, gy = load(s, term), load(s, term + n)
-    # Along the gradient until the brightness error is 0, but only so far.
+    # Along the gradient until the brightness error is 0, at most by `reach`.
     step = fma(gx, u, fma(gy, v, load(s, term + 2 * n))) * load(s, term + 3 * n)
-    step = high(low(step, splat(numbers.reach)), splat(np.float32(-numbers.reach)))
+    step = maximum(minimum(step, splat(numbers.reach)), splat(np.float32(-numbers.reach)))
     uy_above, vy_above = load(s, above + 2 * n), load(s, above + 5 * n)
     along_x, along_y = load(s, here + n), load(s, here + 2 * n)
     du = along_x - load(s, here + n - 1) + (along_y - uy_above)
@@ -130,10 +130,10 @@ def _primal(s: Floats, here: int, term: int, level: _Level, numbers: _Numbers) -
 
 @compile_inline
 def _dual(s: Floats, here: int, below: Any, p_y: Any, n: int, numbers: _Numbers) -> None:
-    """Move a dual field: up along the gradient of its flow, then back towards the unit ball.
+    """Move a dual field: ascend along the gradient of its flow, shrink towards the unit ball.
 
-    The flow is at `here`, the dual field's part along x at `here + n`, and that along y, of which
-    `p_y` is the value, after it. `below` is the flow one row down.
+    The flow is at `here`, the dual field's part along x at `here + n`, its part along y (with value
+    `p_y`) at `here + 2 n`. `below` is the flow one row down.
     """
     flow = load(s, here)
     right = load(s, here + 1) - flow
@@ -150,10 +150,10 @@ def _dual(s: Floats, here: int, below: Any, p_y: Any, n: int, numbers: _Numbers)
 def _row_step(
     s: Floats, here: int, term: int, level: _Level, numbers: _Numbers, first: bool
 ) -> Any:
-    """Do the flow of a row and, but for the first, the dual field of the row above.
+    """Compute the flow of a row and, except for the first, the dual field of the row above.
 
     Returns:
-        The sum of the squared changes.
+        The sum of the squared changes of the flow.
     """
     n = level.stride
     above = here - STATE_PLANES * n
@@ -161,7 +161,7 @@ def _row_step(
     for x in range(0, level.width, LANES):
         u, v, du, dv, uy_above, vy_above = _primal(s, here + x, term + x, level, numbers)
         if x + LANES > level.width:
-            du, dv = keep(du, level.width - x), keep(dv, level.width - x)
+            du, dv = zero_tail(du, level.width - x), zero_tail(dv, level.width - x)
         change = fma(du, du, fma(dv, dv, change))
         u, v = u + du, v + dv
         store(s, here + x, u)
@@ -169,15 +169,15 @@ def _row_step(
         if not first:
             _dual(s, above + x, u, uy_above, n, numbers)
             _dual(s, above + 3 * n + x, v, vy_above, n, numbers)
-    # So that the difference to the right of the last column is 0.
+    # The difference to the right neighbour is 0 in the last column.
     for flow in (here, here + 3 * n):
         s[flow + level.width] = s[flow + level.width - 1]
-    return total(change)
+    return vector_sum(change)
 
 
 @compile_inline
 def _step(s: Floats, places: _Places, level: _Level, numbers: _Numbers) -> float:
-    """Do one inner step; return the sum of the squared changes of the flow."""
+    """Do one inner iteration; return the sum of the squared changes of the flow."""
     n = level.stride
     here, term = places.state, places.term
     change: float = _row_step(s, here, term, level, numbers, True)
@@ -193,7 +193,7 @@ def _step(s: Floats, places: _Places, level: _Level, numbers: _Numbers) -> float
 
 @compile_inline
 def _make_movable(s: Floats, level: _Level, movable: int) -> None:
-    """Lay `after`, its slopes along x and y, and a 0 beside each other for each pixel."""
+    """Interleave `after`, its slopes along x and y, and a 0: four numbers per pixel."""
     step = (level.width + 2 * MARGIN) * 4
     s[movable : movable + (level.height + 2 * MARGIN) * step] = 0
     half = splat(np.float32(0.5))
@@ -205,15 +205,21 @@ def _make_movable(s: Floats, level: _Level, movable: int) -> None:
         s[row + level.width] = s[row + level.width - 1]
         to = movable + (y + MARGIN) * step + 4 * MARGIN
         for x in range(0, level.width, LANES):
-            left = level.width - x  # what lies beyond stays 0
+            left = level.width - x  # what is beyond stays 0
             gx = half * (load(s, row + x + 1) - load(s, row + x - 1))
             gy = half * (load(s, below + x) - load(s, above + x))
-            zip_4(s, to + 4 * x, keep(load(s, row + x), left), keep(gx, left), keep(gy, left))
+            interleave_4(
+                s,
+                to + 4 * x,
+                zero_tail(load(s, row + x), left),
+                zero_tail(gx, left),
+                zero_tail(gy, left),
+            )
 
 
 @compile_inline
 def _warp_row(s: Floats, y: int, places: _Places, level: _Level) -> None:
-    """Warp a row along the flow, and make its data term."""
+    """Warp a row along the flow and compute its data term."""
     n = level.stride
     u = places.state + y * STATE_PLANES * n
     v = u + 3 * n
@@ -221,8 +227,8 @@ def _warp_row(s: Floats, y: int, places: _Places, level: _Level) -> None:
     low_x, high_x = splat(np.float32(1 - MARGIN)), splat(np.float32(level.width + MARGIN - 3))
     high_y = splat(np.float32(level.height + MARGIN - 3))
     for x in range(0, level.width, LANES):
-        to_x = high(low(count_from(np.float32(x)) + load(s, u + x), high_x), low_x)
-        to_y = high(low(splat(np.float32(y)) + load(s, v + x), high_y), low_x)
+        to_x = maximum(minimum(arange(np.float32(x)) + load(s, u + x), high_x), low_x)
+        to_y = maximum(minimum(splat(np.float32(y)) + load(s, v + x), high_y), low_x)
         column, row = floor(to_x), floor(to_y)
         store(s, place + x, column)
         store(s, place + n + x, row)
@@ -240,9 +246,9 @@ def _warp_row(s: Floats, y: int, places: _Places, level: _Level) -> None:
     before = level.before + y * n
     term = places.term + y * TERM_PLANES * n
     for x in range(0, level.width, LANES):
-        after, gx, gy = unzip(s, warped + 4 * x)
+        after, gx, gy = deinterleave(s, warped + 4 * x)
         known = fma(gx, load(s, u + x), gy * load(s, v + x))
-        squared = high(fma(gx, gx, gy * gy), splat(MIN_SQUARED_GRADIENT))
+        squared = maximum(fma(gx, gx, gy * gy), splat(MIN_SQUARED_GRADIENT))
         store(s, term + x, gx)
         store(s, term + n + x, gy)
         store(s, term + 2 * n + x, after - load(s, before + x) - known)
@@ -255,32 +261,32 @@ def _resize(
 ) -> None:
     """Resize a plane bilinearly, without smoothing, as cv2.resize does, and multiply it.
 
-    `steps` is how many old pixels, down and across, lie between two new ones.
+    `steps` is the distance of two new pixels in old ones, down and across.
     """
     num = max(old.width, new.width) + PAD
-    columns, ways, line = scratch, scratch + num, scratch + 2 * num
+    columns, fractions, line = scratch, scratch + num, scratch + 2 * num
     for x in range(new.width):
         position = min(max((x + 0.5) * steps[1] - 0.5, 0.0), old.width - 1.0)
         s[columns + x] = np.floor(position)
-        s[ways + x] = position - np.floor(position)
+        s[fractions + x] = position - np.floor(position)
     for y in range(new.height):
         position = min(max((y + 0.5) * steps[0] - 0.5, 0.0), old.height - 1.0)
         row = int(position)
         above = old.place + row * old.step
         below = old.place + min(row + 1, old.height - 1) * old.step
-        way = splat(np.float32(position - row))
+        fraction = splat(np.float32(position - row))
         for x in range(0, old.width, LANES):
             value = load(s, above + x)
-            store(s, line + x, fma(way, load(s, below + x) - value, value))
+            store(s, line + x, fma(fraction, load(s, below + x) - value, value))
         s[line + old.width] = s[line + old.width - 1]
         to = new.place + y * new.step
         for x in range(new.width):
-            s[to + x] = np.float32(factor) * interpolate(s, line, columns + x, ways + x)
+            s[to + x] = np.float32(factor) * interpolate(s, line, columns + x, fractions + x)
 
 
 @compile_inline
 def _refine(s: Floats, level: _Level, places: _Places, numbers: _Numbers) -> int:
-    """Refine the flow on one level; return how many inner steps that took."""
+    """Refine the flow on one level; return the number of inner iterations."""
     limit = numbers.epsilon**2 * level.height * level.width
     size, steps = (level.height, level.width), (STATE_PLANES * level.stride, level.stride)
     num_steps = 0
@@ -304,7 +310,7 @@ def _refine(s: Floats, level: _Level, places: _Places, numbers: _Numbers) -> int
 
 @compile_inline
 def _enlarge(s: Floats, small: _Level, level: _Level, places: _Places, scale_step: float) -> None:
-    """Bring the flow from one level to the next finer one, whose dual field starts at 0."""
+    """Resize the flow of one level for the next finer one, whose dual field starts at 0."""
     num = small.height * small.stride
     for k in range(2):
         for y in range(small.height):
@@ -335,7 +341,7 @@ def _read(frame: Gray, s: Floats, place: int, stride: int) -> None:
 
 @compile_inline
 def _make_pyramid(s: Floats, fine: _Level, coarse: _Level, scratch: int, scale_step: float) -> None:
-    """Make the images of a level from those of the next finer one."""
+    """Compute the images of a level from those of the next finer one."""
     steps = (1 / scale_step, 1 / scale_step)
     for source, to in ((fine.before, coarse.before), (fine.after, coarse.after)):
         old = _Plane(source, fine.stride, fine.height, fine.width)
@@ -352,14 +358,14 @@ def _solve(
     numbers: _Numbers,
     flow: Flow,
 ) -> int:
-    """Do the whole of it for a pair; return the pixels times inner steps that it took."""
+    """Compute the flow of a pair; return its work: pixels times inner iterations."""
     finest = _level(levels, 0)
     _read(pair[0], s, finest.before, finest.stride)
     _read(pair[1], s, finest.after, finest.stride)
     for number in range(1, len(levels)):
         fine, coarse = _level(levels, number - 1), _level(levels, number)
         _make_pyramid(s, fine, coarse, places.scratch, numbers.scale_step)
-    s[: places.term - PAD] = 0  # the state: no flow yet
+    s[: places.term - PAD] = 0  # the state: zero flow
     work = 0
     for number in range(len(levels) - 1, -1, -1):
         level = _level(levels, number)
@@ -375,23 +381,28 @@ def _solve(
 
 
 class Workspace:
-    """The memory that pairs of one size need, one after another: some 80 bytes a pixel.
+    """Computes pairs of one size, one after another, in its own memory: 80 bytes per pixel.
+
+    Args:
+        height: of the frames.
+        width: of the frames.
+        parameters: of the method.
 
     Attributes:
-        work: pixels times inner steps of the last pair, over all levels.
+        work: pixels times inner iterations of the last pair, over all levels.
     """
 
-    def __init__(self, height: int, width: int, dials: TVL1Params) -> None:
+    def __init__(self, height: int, width: int, parameters: TVL1Params) -> None:
         end = 0
 
         def take(num: int) -> int:
-            """Return the place of the first pixel of so many numbers, PAD after their start."""
+            """Reserve `num` numbers; return the place of the first pixel, PAD after their start."""
             nonlocal end
             place, end = end + PAD, end + -(-num // LANES) * LANES
             return place
 
         self._size = (height, width)
-        sizes = dials.level_sizes(height, width)
+        sizes = parameters.level_sizes(height, width)
         stride = -(-width // LANES) * LANES + 2 * PAD
         state = take((height + 1) * STATE_PLANES * stride) + STATE_PLANES * stride
         self._places = _Places(
@@ -406,17 +417,17 @@ class Workspace:
             levels.append(_Level(h, w, stride, take(h * stride), take(h * stride)))
         self._levels = np.array(levels, np.int64)
         memory = np.zeros(end + 2 * LANES, np.float32)
-        # On a whole cache line, so that vectors do not lie across two.
+        # Aligned to a cache line, so that no vector crosses two.
         self._memory = memory[-(memory.ctypes.data // 4) % LANES :]
         self._numbers = _Numbers(
-            num_warps=dials.num_warps,
-            outer_iterations=dials.outer_iterations,
-            inner_iterations=dials.inner_iterations,
-            epsilon=float(dials.epsilon),
-            scale_step=float(dials.scale_step),
-            tau=np.float32(dials.tau),
-            tau_by_theta=np.float32(dials.tau / dials.theta),
-            reach=np.float32(dials.lambda_ * dials.theta),
+            num_warps=parameters.num_warps,
+            outer_iterations=parameters.outer_iterations,
+            inner_iterations=parameters.inner_iterations,
+            epsilon=float(parameters.epsilon),
+            scale_step=float(parameters.scale_step),
+            tau=np.float32(parameters.tau),
+            tau_by_theta=np.float32(parameters.tau / parameters.theta),
+            reach=np.float32(parameters.lambda_ * parameters.theta),
         )
         self.work = 0
 
@@ -424,11 +435,11 @@ class Workspace:
         """Return the flow of a pair of frames: float32 (H, W, 2).
 
         Args:
-            before: uint8 (H, W), of the size that this is for.
-            after: the same.
+            before: uint8 (H, W), of this workspace's size.
+            after: the frame that follows, of the same size.
 
         Raises:
-            ValueError: a frame is not that.
+            ValueError: a frame has another size or type.
         """
         for frame in (before, after):
             if frame.shape != self._size or frame.dtype != np.uint8:
@@ -445,7 +456,7 @@ class Workspace:
 
 
 def _plain(frame: Gray) -> Gray:
-    """The frame, or a copy if it is of another kind to Numba: read-only, a slice, a subclass."""
+    """Return the frame, or a copy if Numba has another type for it: read-only, slice, subclass."""
     return np.require(np.asarray(frame), None, ("C", "A", "W"))
 
 
@@ -453,10 +464,10 @@ def _plain(frame: Gray) -> Gray:
 def prepare() -> None:
     """Compile, or load what an earlier process compiled: some seconds, or a fraction of one.
 
-    The machine code is kept in the folder __pycache__ beside this file or, where that cannot be
-    written, in the user's cache (NUMBA_CACHE_DIR names another), for each kind of processor, Numba
-    and version of this package apart. Processes that compile at the same time do the same work and
-    keep the same result. Where nothing can be kept, each process compiles.
+    The machine code is stored in the folder __pycache__ beside this file or, if that cannot be
+    written, in the user's cache folder (NUMBA_CACHE_DIR names another one), separately for each
+    kind of processor, Numba and version of this package. Processes that compile at the same time do
+    the same work and store the same result. If no folder can be written, each process compiles.
     """
     start = perf_counter()
     frame, flow = np.zeros((1, 1), np.uint8), np.empty((1, 1, 2), np.float32)
@@ -465,15 +476,15 @@ def prepare() -> None:
         logger.info("compiled TV-L1 in %.0f s", perf_counter() - start)
 
 
-def flows(frames: Iterator[Gray], dials: TVL1Params, threads: int) -> Iterator[Flow]:
-    """Yield the flow from each frame to the next; a pair is computed by one thread.
+def flows(frames: Iterator[Gray], parameters: TVL1Params, threads: int) -> Iterator[Flow]:
+    """Yield the flow from each frame to the next, float32 (H, W, 2); one thread computes a pair.
 
-    Memory: 80 bytes a pixel and thread, and `threads` + 2 frames and fields.
+    Memory: 80 bytes per pixel and thread, and `threads` + 2 frames and fields.
 
     Args:
-        frames: uint8 (H, W), all of one size; read at most `threads` + 1 ahead of the flow. What
-            they raise comes after the flow of the frames before.
-        dials: of the method.
+        frames: uint8 (H, W), all of one size; at most `threads` + 1 are read ahead of the flow. An
+            error that they raise comes after the flow of the frames before it.
+        parameters: of the method.
         threads: how many pairs to compute at once; the flow does not depend on it.
     """
     pairs: Iterator[tuple[Gray, Gray]] = pairwise(frames)
@@ -484,7 +495,7 @@ def flows(frames: Iterator[Gray], dials: TVL1Params, threads: int) -> Iterator[F
     spaces: SimpleQueue[Workspace] = SimpleQueue()
     for _ in range(threads):
         height, width = first[0].shape
-        spaces.put(Workspace(height, width, dials))
+        spaces.put(Workspace(height, width, parameters))
 
     def solve(pair: tuple[Gray, Gray]) -> Flow:
         space = spaces.get()
@@ -501,7 +512,7 @@ def flows(frames: Iterator[Gray], dials: TVL1Params, threads: int) -> Iterator[F
     try:
         yield from _in_order(pairs, lambda pair: pool.submit(solve, pair), threads)
     finally:
-        pool.shutdown(cancel_futures=True)  # left early, pairs that have not begun are not wanted
+        pool.shutdown(cancel_futures=True)  # pairs that have not begun are not needed any more
 
 
 def _in_order(
@@ -509,7 +520,7 @@ def _in_order(
     submit: Callable[[tuple[Gray, Gray]], Future[Flow]],
     num: int,
 ) -> Iterator[Flow]:
-    """Yield the flow of pairs in order, with `num` of them under way."""
+    """Yield the flow of pairs in order, while `num` of them are computed."""
     waiting: deque[Future[Flow]] = deque()
     while True:
         try:

@@ -1,7 +1,7 @@
-"""The 5x5 median filter of the Numba backend, sixteen pixels at a time.
+"""The 5x5 median filter of the Numba backend, by sorting networks, sixteen pixels at a time.
 
-Sorting networks: each row is sorted in windows of five once; the windows of two rows are merged
-once for all output rows that use both. Places in the array `s` and planes are as in `numba_cpu`.
+Each row is sorted in windows of five once; the fives of two rows are merged once for all output
+rows that use both. The array `s`, places and planes are those of `numba_cpu`.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kinetics_tools.flow.tvl1.numba_cache import compile_inline
-from kinetics_tools.flow.tvl1.numba_simd import LANES, high, load, low, store
+from kinetics_tools.flow.tvl1.numba_simd import LANES, load, maximum, minimum, store
 
 Floats = npt.NDArray[np.float32]
 
@@ -25,15 +25,15 @@ def median_5x5(
     """Replace a plane by its 5x5 median, in place, two rows at a time. Borders repeat.
 
     Rows 2k and 2k + 1 share four rows of their windows: pair k, which is rows 2k - 1 and 2k, and
-    pair k + 1. The first window holds row 2k - 2 besides, the second one row 2k + 3.
+    pair k + 1. The window of the first one also has row 2k - 2, that of the second one row 2k + 3.
 
     Args:
         s: float32 (N,), the memory.
         plane: index of the plane's first pixel.
         size: height and width of the plane, pixels.
-        steps: from a row of the plane to the next, and from a row of the scratch memory to the
-            next, in numbers. The latter is a multiple of 16, with 2 to spare left and right.
-        scratch: index of SCRATCH_ROWS rows of scratch memory.
+        steps: numbers from row to row, of the plane and of the scratch memory. The latter is at
+            least the width, rounded up to a multiple of 16, and 4.
+        scratch: index of SCRATCH_ROWS rows of scratch memory, with 2 numbers before them.
     """
     (height, width), (step, n) = size, steps
     last = height - 1
@@ -58,7 +58,7 @@ def median_5x5(
 def _sort_row(s: Floats, row: int, line: int, fives: int, width: int, n: int) -> None:
     """Sort each pixel of a row with the two on its left and the two on its right.
 
-    The five, lowest first, go to rows of `fives`; the row gets its borders at `line`.
+    The five are stored lowest first in five rows from `fives` on; `line` is scratch memory.
     """
     for x in range(0, width, LANES):
         store(s, line + x, load(s, row + x))
@@ -91,7 +91,7 @@ def _store_5(s: Floats, place: int, n: int, values: Any) -> None:
 
 @compile_inline
 def _order(a: Any, b: Any) -> Any:
-    return low(a, b), high(a, b)
+    return minimum(a, b), maximum(a, b)
 
 
 @compile_inline
@@ -133,10 +133,10 @@ def _merge_fives(s: Floats, first: int, second: int, to: int, n: int) -> None:
 
 @compile_inline
 def _middle_6(s: Floats, tens: int, n: int) -> Any:
-    """Return the ranks 8 to 13 of twenty numbers: of ten sorted ones, and of ten more after them.
+    """Return the ranks 8 to 13 of two sorted tens, which follow each other at `tens`.
 
-    The lower ten of the twenty, and the upper ten, each rise and fall (or fall and rise): comparing
-    their halves parts the five highest from the five lowest.
+    The lower ten of the twenty numbers are a bitonic sequence, as are the upper ten: comparing
+    their halves splits them into the five lowest and the five highest.
     """
     a, f = _part(s, tens, n, 0)
     b, g = _part(s, tens, n, 1)
@@ -150,20 +150,21 @@ def _middle_6(s: Floats, tens: int, n: int) -> Any:
 
 @compile_inline
 def _part(s: Floats, tens: int, n: int, i: int) -> Any:
-    """Return one of the five highest of the lower ten, and one of the five lowest of the upper."""
+    """Return one of the five highest of the lower ten and one of the five lowest of the upper."""
     a, b = load(s, tens + i * n), load(s, tens + (i + 5) * n)
     c, d = load(s, tens + (19 - i) * n), load(s, tens + (14 - i) * n)
-    return high(low(a, c), low(b, d)), low(high(a, c), high(b, d))
+    return maximum(minimum(a, c), minimum(b, d)), minimum(maximum(a, c), maximum(b, d))
 
 
 @compile_inline
 def _median_25(middle: Any, five: Any) -> Any:
-    """Return the median of twenty numbers, whose ranks 8 to 13 are given, and five sorted ones.
+    """Return the median of twenty numbers, given their ranks 8 to 13, and five sorted ones.
 
-    It is the 13th of 25: i of the five and 13 - i of the twenty, in the best of all such ways.
+    It is the 13th of 25: the lowest, over i from 0 to 5, of the maxima of the i-th of the five and
+    the (13 - i)-th of the twenty.
     """
-    median = low(middle[5], high(five[0], middle[4]))
-    median = low(median, high(five[1], middle[3]))
-    median = low(median, high(five[2], middle[2]))
-    median = low(median, high(five[3], middle[1]))
-    return low(median, high(five[4], middle[0]))
+    median = minimum(middle[5], maximum(five[0], middle[4]))
+    median = minimum(median, maximum(five[1], middle[3]))
+    median = minimum(median, maximum(five[2], middle[2]))
+    median = minimum(median, maximum(five[3], middle[1]))
+    return minimum(median, maximum(five[4], middle[0]))

@@ -1,12 +1,12 @@
-"""Sixteen float32 numbers as one value inside Numba functions.
+"""SIMD vectors for Numba: sixteen float32 numbers as one value.
 
-Numba leaves it to LLVM to find what can be done sixteen at a time. In loops over a dozen planes it
-finds nothing, because any two might overlap. Here the program says it: `load` gives sixteen
-numbers, `+ - * /` and the functions below work on each of them, `store` puts them back. LLVM makes
-of it what the processor has: one AVX-512 instruction, two of AVX, four of NEON.
+LLVM vectorises a loop only if it can prove that the arrays in it do not overlap. In loops over a
+dozen planes it cannot. So vectors are explicit here: `load` reads sixteen numbers, `+ - * /` and
+the functions below work on each of them, `store` writes them back. LLVM compiles them to the
+instructions of the processor: one of AVX-512, two of AVX, four of NEON.
 
 All functions are for use in compiled code only. Arrays are float32, one-dimensional, contiguous;
-nothing is checked at their ends.
+bounds are not checked.
 """
 
 import operator
@@ -19,11 +19,11 @@ import numba.extending
 from llvmlite import binding, ir
 from numba.extending import models
 
-# Numba has types for some of its functions, but not for these.
+# Numba's own annotations do not cover these.
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _overload: Callable[..., _Decorator] = numba.extending.overload
 _register_model: Callable[..., Any] = numba.extending.register_model
-# A function of this kind writes the LLVM instructions of its calls. Its first argument is Numba's.
+# Decorates a function that writes the LLVM instructions of a call; its first argument is Numba's.
 intrinsic: _Decorator = numba.extending.intrinsic
 types: Any = numba.types
 config: Any = numba.config
@@ -35,7 +35,7 @@ _VECTOR = ir.VectorType(_FLOAT, LANES)
 
 
 class _Floats(types.Type):  # type: ignore[misc]  # Numba's
-    """The type, for Numba."""
+    """Numba's type of a vector of `width` numbers."""
 
     def __init__(self, width: int) -> None:
         super().__init__(name=f"Floats{width}")
@@ -54,7 +54,7 @@ quarter = _Floats(4)
 
 
 def _define(symbol: Callable[..., Any], instruction: str) -> None:
-    """Let an operator of Python work on two vectors by an instruction of LLVM."""
+    """Implement an operator of Python for two vectors by an instruction of LLVM."""
 
     @intrinsic
     def compute(typing: Any, a: Any, b: Any) -> Any:
@@ -112,7 +112,7 @@ def load(typing: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
-    """Set array[index : index + 16]; or 4 numbers, of what `quarters` returns."""
+    """Set array[index : index + 16] to a vector, or 4 numbers to what `sample` returns."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kind = ir.VectorType(_FLOAT, value.width)
@@ -130,7 +130,7 @@ def _splat(builder: Any, value: Any, width: int) -> Any:
 
 @intrinsic
 def splat(typing: Any, value: Any) -> Any:
-    """Return sixteen times a float32."""
+    """Return a vector of one float32 number."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _splat(builder, args[0], LANES)
@@ -147,7 +147,7 @@ def _call(builder: Any, name: str, args: Any) -> Any:
 
 @intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
-    """Return a * b + c, rounded once where the processor can."""
+    """Return a * b + c, rounded once if the processor can."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _call(builder, "fmuladd", args)
@@ -157,7 +157,7 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
 
 @intrinsic
 def sqrt(typing: Any, a: Any) -> Any:
-    """Return the square roots."""
+    """Return the elementwise square root."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _call(builder, "sqrt", args)
@@ -166,8 +166,8 @@ def sqrt(typing: Any, a: Any) -> Any:
 
 
 @intrinsic
-def low(typing: Any, a: Any, b: Any) -> Any:
-    """Return the lower of each two."""
+def minimum(typing: Any, a: Any, b: Any) -> Any:
+    """Return the elementwise minimum; where equal, `b`."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<", *args), *args)
@@ -176,8 +176,8 @@ def low(typing: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def high(typing: Any, a: Any, b: Any) -> Any:
-    """Return the higher of each two."""
+def maximum(typing: Any, a: Any, b: Any) -> Any:
+    """Return the elementwise maximum; where equal, `b`."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", *args), *args)
@@ -187,7 +187,7 @@ def high(typing: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def floor(typing: Any, a: Any) -> Any:
-    """Return the numbers rounded down."""
+    """Return the elementwise floor."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _call(builder, "floor", args)
@@ -196,7 +196,7 @@ def floor(typing: Any, a: Any) -> Any:
 
 
 @intrinsic
-def count_from(typing: Any, start: Any) -> Any:
+def arange(typing: Any, start: Any) -> Any:
     """Return start, start + 1 ... start + 15 for a float32."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -207,8 +207,8 @@ def count_from(typing: Any, start: Any) -> Any:
 
 
 @intrinsic
-def keep(typing: Any, a: Any, num: Any) -> Any:
-    """Return the first `num` numbers (int64), the rest 0."""
+def zero_tail(typing: Any, a: Any, num: Any) -> Any:
+    """Return the first `num` (int64) numbers, and 0 for the rest."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         lanes = ir.VectorType(_INT, LANES)
@@ -222,8 +222,8 @@ def keep(typing: Any, a: Any, num: Any) -> Any:
 
 
 @intrinsic
-def total(typing: Any, a: Any) -> Any:
-    """Return the sum, in float64 and added pairwise: always in the same order."""
+def vector_sum(typing: Any, a: Any) -> Any:
+    """Return the sum in float64, added pairwise: always in the same order."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         width = LANES
@@ -236,10 +236,10 @@ def total(typing: Any, a: Any) -> Any:
     return types.float64(floats), lower
 
 
-# What follows is of one use only, but made of the same stuff.
+# The functions below have one use each.
 
-# Of the cubic that OpenCV interpolates by (a = -0.75): for each of the four neighbours the factors
-# of 1, f, f^2 and f^3, f being the way from the second neighbour to the third.
+# OpenCV's cubic interpolation (a = -0.75): for each of the four neighbours the coefficients of 1,
+# f, f^2 and f^3, where f is the position between the second neighbour (0) and the third (1).
 _A = -0.75
 _CUBIC = (
     (0.0, 1.0, 0.0, 0.0),
@@ -251,7 +251,7 @@ _CUBIC = (
 
 @intrinsic
 def cubic_weights(typing: Any, f: Any) -> Any:
-    """Return the weights of the four neighbours, a vector each."""
+    """Return the weights of the four neighbours, one vector each."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         weights = []
@@ -272,17 +272,17 @@ def _polynomial(builder: Any, x: Any, factors: list[Any]) -> Any:
 
 @intrinsic
 def sample(typing: Any, array: Any, place: Any, step: Any, corner: Any, row: Any) -> Any:
-    """Interpolate an image of four values a pixel by OpenCV's cubic, at one position.
+    """Interpolate an image of four values per pixel by OpenCV's cubic, at one position.
 
     Args:
-        typing: of Numba.
+        typing: Numba's typing context.
         array: float32; at `place`, `place + step` ... are seven numbers: column and row of the
-            pixel on the upper left of the position, the way from there to the right (0..1), and
-            the weights of the four rows.
+            pixel up and left of the position, the distance from there to the right (0..1), and the
+            weights of the four rows.
         place: int64.
         step: int64.
-        corner: index of the pixel on the upper left of pixel (0, 0).
-        row: numbers in a row of the image.
+        corner: int64, index of the pixel up and left of pixel (0, 0).
+        row: int64, numbers per row of the image.
 
     Returns:
         Four numbers.
@@ -302,7 +302,7 @@ def sample(typing: Any, array: Any, place: Any, step: Any, corner: Any, row: Any
         rows = _loads(builder, data, builder.add(corner, first), 4, row)
         for pixels, weight in zip(rows, numbers[3:], strict=True):
             value = _call(builder, "fmuladd", (pixels, _splat(builder, weight, LANES), value))
-        # The weight of each pixel four times, one for each of its values.
+        # The weight of each pixel four times, once per value.
         factors = [ir.Constant(_VECTOR, [w for w in line for _ in range(4)]) for line in _CUBIC]
         across = _polynomial(builder, _splat(builder, numbers[2], LANES), factors)
         value = builder.fmul(value, across)
@@ -314,25 +314,27 @@ def sample(typing: Any, array: Any, place: Any, step: Any, corner: Any, row: Any
 
 
 @intrinsic
-def interpolate(typing: Any, array: Any, line: Any, column: Any, way: Any) -> Any:
-    """Return the number between two neighbours of a line, as float32.
+def interpolate(typing: Any, array: Any, line: Any, column: Any, fraction: Any) -> Any:
+    """Interpolate linearly between two neighbours of a line; return a float32 number.
 
     Args:
-        typing: of Numba.
+        typing: Numba's typing context.
         array: float32.
         line: int64, index of the line's first number.
-        column: index of the number that says which is the first neighbour, from 0.
-        way: index of the number that says how far it is from there to the next, 0..1.
+        column: int64, index of the number of the first neighbour, counted from 0.
+        fraction: int64, index of the distance from that neighbour, 0..1.
     """
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _, line, column, way = args
+        _, line, column, fraction = args
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        column, way = (builder.load(builder.gep(data, [index])) for index in (column, way))
+        column, fraction = (
+            builder.load(builder.gep(data, [index])) for index in (column, fraction)
+        )
         place = builder.add(line, builder.sext(builder.fptosi(column, _INT), line.type))
         one = ir.Constant(line.type, 1)
         a, b = (builder.load(builder.gep(data, [i])) for i in (place, builder.add(place, one)))
-        return builder.fadd(a, builder.fmul(way, builder.fsub(b, a)), flags=("contract",))
+        return builder.fadd(a, builder.fmul(fraction, builder.fsub(b, a)), flags=("contract",))
 
     return types.float32(array, types.int64, types.int64, types.int64), lower
 
@@ -349,7 +351,7 @@ def _fold(builder: Any, value: Any, width: int) -> Any:
 
 
 @intrinsic
-def zip_4(typing: Any, array: Any, index: Any, a: Any, b: Any, c: Any) -> Any:
+def interleave_4(typing: Any, array: Any, index: Any, a: Any, b: Any, c: Any) -> Any:
     """Set array[index : index + 64] to a[0], b[0], c[0], 0, a[1], b[1], c[1], 0 ..."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -367,8 +369,8 @@ def zip_4(typing: Any, array: Any, index: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
-def unzip(typing: Any, array: Any, index: Any) -> Any:
-    """Return three vectors: of array[index:], numbers 0, 4, 8 ..., numbers 1, 5 ..., 2, 6 ..."""
+def deinterleave(typing: Any, array: Any, index: Any) -> Any:
+    """Return three vectors: numbers 0, 4, 8 ... of array[index:], numbers 1, 5 ..., 2, 6 ..."""
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         wide = ir.VectorType(_FLOAT, 4 * LANES)

@@ -1,4 +1,4 @@
-"""What decides the flow of a pair, whichever body computes it."""
+"""The parameters of TV-L1: what decides the flow of a pair, whichever backend computes it."""
 
 import math
 from dataclasses import dataclass, fields
@@ -11,22 +11,23 @@ MIN_LEVEL_PX = 16
 class TVL1Params:
     """The parameters of TV-L1. The defaults are those of OpenCV's `DualTVL1OpticalFlow`.
 
-    All are finite numbers above 0, counts are whole.
+    All are finite numbers above 0; counts are whole numbers.
 
     Attributes:
         tau: step size of the dual field; converges up to 0.25.
         lambda_: weight of the data term, for grey values 0..255; smaller gives smoother flow.
-        theta: how tightly the two halves of the energy are coupled.
-        num_scales: most levels of the pyramid; it ends before one that is under 16 px in height or
-            width, or no smaller than the next finer one.
+        theta: how tightly the two parts of the energy are coupled; smaller is tighter.
+        num_scales: largest number of pyramid levels. The pyramid ends before a level that is under
+            16 px high or wide, or not smaller than the next finer one.
         scale_step: size of a level relative to the next finer one; under 1.
-        num_warps: on each level.
-        epsilon: change of the flow, in pixels (root mean square), at which a warp is settled.
-        inner_iterations: most steps of a round.
-        outer_iterations: most rounds of a warp; each begins with the median filter.
+        num_warps: warps per level.
+        epsilon: change of the flow, in pixels (root mean square), at which a warp has converged.
+        inner_iterations: largest number of steps per outer iteration.
+        outer_iterations: largest number of outer iterations per warp; each begins with the median
+            filter.
 
     Raises:
-        ValueError: a value is none of these.
+        ValueError: a value is out of range or of another type.
     """
 
     tau: float = 0.25
@@ -46,11 +47,11 @@ class TVL1Params:
             raise ValueError(f"scale_step must be under 1, not {self.scale_step}")
 
     def as_json(self) -> dict[str, Any]:
-        """The dials as plain JSON values."""
+        """Return the parameters as plain JSON values."""
         return {field.name: getattr(self, field.name) for field in fields(TVL1Params)}
 
     def level_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Height and width of each level of the pyramid, from the frames' own to the coarsest."""
+        """Return (height, width) of each pyramid level, from the frames' own to the coarsest."""
         sizes = [(height, width)]
         while len(sizes) < self.num_scales:
             smaller = (round(sizes[-1][0] * self.scale_step), round(sizes[-1][1] * self.scale_step))
@@ -61,7 +62,7 @@ class TVL1Params:
 
 
 def _check(name: str, value: object, *, whole: bool) -> None:
-    """Refuse what is no finite number above 0; True and False are no numbers here."""
+    """Refuse what is not a finite number above 0; True and False are not numbers here."""
     kinds = (int,) if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
         kind = "whole" if whole else "finite"

@@ -1,45 +1,47 @@
-"""The kernels of TV-L1 in Triton: what one program of each does, and nothing about the host.
+"""The Triton kernels of TV-L1: what one program of each does, and nothing about the host.
 
-No program reads what another program of the same launch writes: flow and dual field lie in two
+No program reads what another program of the same launch writes: flow and dual field have two
 buffers, and a pair is read from one and written to the other. So programs may run in any order.
-Nothing is added up by atomics: sums are parts of fixed extent, added in a fixed order, once a pair
-and launch.
+There are no atomics: sums are computed in parts of fixed size and added in a fixed order, once per
+pair and launch.
 
-What the host and the kernels agree on, for B pairs of H x W:
+The tensors that host and kernels share, for B pairs of H x W:
 
     frames  float32 (B + 1, H, W)     pair b is frames b and b + 1
-    u       float32 (3, B, 2, H, W)   the flow, x then y; two sides, and the median of one
+    u       float32 (3, B, 2, H, W)   the flow, x then y; sides 0 and 1, and the median of one
     p       float32 (2, B, 4, H, W)   the dual field times theta: along x of both parts of the
                                       flow, then along y
     data    float32 (B, 3, H, W)      the warped gradient, x then y, and the offset of the data term
-    state   int32 (B, 4)              what the launch under way does to each pair: the side where
-                                      it puts the flow, of 0 and 1, or where the flow stays; how
-                                      many steps it takes there, perhaps 0; 1 if the pair has
-                                      settled; 1 if the steps begin with the median
+    state   int32 (B, 4)              what the current launch does to each pair: the side (0 or 1)
+                                      to which it writes the flow, or on which the flow stays; the
+                                      number of steps, from 0; 1 if the pair has converged; 1 if
+                                      the steps begin with the median
     sums    float64 (B, STEPS, parts) squared change of the flow, by step and by program
+
+A step is an inner iteration.
 """
 
 import triton
 import triton.language as tl
 
-# Whether the kernels run in Triton's interpreter: on a CPU, slowly. Decided where they are read.
+# Whether the kernels run in Triton's interpreter: on a CPU, slowly. Triton decides it at import.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
-# What kernels call. The interpreter prepares all of Triton anew for each call of a jitted function,
-# which takes it a millisecond; in a kernel that it has prepared, a plain function does the same.
+# Decorates functions that kernels call. The interpreter takes a millisecond to prepare each call of
+# a jitted function; inside a kernel that it has prepared, a plain function does the same.
 part_of_kernel = (lambda function: function) if INTERPRETED else triton.jit
 
-# One compiled kernel for all sizes, not one for those that are multiples of 16 and so on.
+# One compiled kernel for all sizes, without specialisation for multiples of 16 and so on.
 SIZES = ["old_height", "old_width", "height", "width", "parts", "asked", "first"]
 MIN_SQUARED_GRADIENT = tl.constexpr(2.0**-23)
 SMOOTHED = tl.constexpr(2)
 
 
 def _median_network() -> tuple[tuple[int, int], ...]:
-    """Return the exchanges (low, high) that put the median of 25 values at place 12.
+    """Return the exchanges (low, high) that move the median of 25 values to place 12.
 
-    Batcher's odd-even merge of five sorted fives, without the exchanges that place 12 never sees.
-    Place 5 i + j is in row j of column i.
+    Batcher's odd-even merge of five sorted fives, without the exchanges that do not affect place
+    12. Place 5 i + j is row j of column i.
     """
     exchanges: list[tuple[int, int]] = []
 
@@ -70,7 +72,7 @@ def _median_network() -> tuple[tuple[int, int], ...]:
         if low in seen or high in seen:
             seen |= {low, high}
             needed.append((low, high))
-    # Names of places are free: let the median end at place 12.
+    # Places may be renamed: the median shall end at place 12.
     name = {middle: 12, 12: middle}
     return tuple((name.get(a, a), name.get(b, b)) for a, b in reversed(needed))
 
@@ -85,10 +87,10 @@ def resize(
     old_height, old_width, height, width, gain,
     BLOCK: tl.constexpr, SIDED: tl.constexpr,
 ):  # fmt: skip
-    """Resize planes bilinearly; program (i, n) makes block i of plane n.
+    """Resize planes bilinearly; program (i, n) computes block i of plane n.
 
-    The tables say for each new column and row which old one lies before it, and how far. With
-    SIDED the planes are flow, two a pair, and lie on the side that `state` names.
+    The tables have, for each new column and row, the old one before it and the distance from that.
+    With SIDED the planes are flow, two per pair, read from the side that `state` names.
     """
     plane = tl.program_id(1).to(tl.int64)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -120,10 +122,10 @@ def _between(row, left, right, weight, inside):
 
 @triton.jit(do_not_specialize=SIZES)
 def warp(frames, u, data, state, height, width, BLOCK: tl.constexpr):
-    """Linearise around the flow: image and both gradients in one pass over a pixel's surroundings.
+    """Linearise around the flow: warp image and gradient in one pass over a pixel's neighbourhood.
 
-    Program (i, b) makes block i of pair b. Outside the image everything is 0; the gradient inside
-    it repeats the border. Both follow from loads at clamped places and weights that are 0 outside.
+    Program (i, b) computes block i of pair b. Outside the image all is 0; the gradient inside it
+    repeats the border. Both follow from loads at clamped places and weights that are 0 outside.
     """
     pair = tl.program_id(1).to(tl.int64)
     area = height * width
@@ -174,9 +176,9 @@ def _slope(g_x, g_y):
 
 @part_of_kernel
 def _taps(start, along, size):
-    """Return the whole part of a position and the weights of the four taps around it.
+    """Return the integer part of a position and the weights of the four taps around it.
 
-    Far outside, all taps miss: clamping the position there keeps it an integer that exists.
+    Far outside, all weights are 0; the position is clamped there so that it fits an int32.
     """
     position = tl.minimum(tl.maximum(start.to(tl.float32) + along, -3.0), size + 2.0)
     whole = tl.floor(position)
@@ -192,13 +194,13 @@ def _taps(start, along, size):
 
 @part_of_kernel
 def _near(x):
-    """Cubic convolution with A = -0.75, at most a pixel away."""
+    """Return the cubic convolution weight (A = -0.75) at a distance of at most one pixel."""
     return (1.25 * x - 2.25) * x * x + 1.0
 
 
 @part_of_kernel
 def _far(x):
-    """The same, one to two pixels away."""
+    """Return the cubic convolution weight at a distance of one to two pixels."""
     return ((-0.75 * x + 3.75) * x - 6.0) * x + 3.0
 
 
@@ -206,16 +208,16 @@ def _far(x):
 def median(
     u, state, height, width, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the median of each pixel's 5x5 surroundings, for pairs that still move.
+    """Write the 5x5 median of each pixel, for pairs that have not converged.
 
-    Program (i, b, c) makes block i of part c of pair b's flow. Borders repeat.
+    Program (i, b, c) computes block i of part c of pair b's flow. Borders repeat.
     """
     pair = tl.program_id(1).to(tl.int64)
     pairs = tl.num_programs(1)
     area = height * width
     fields = state + pair * 4
     source = 1 - tl.load(fields).to(tl.int64)
-    # A settled pair may have steps to take again, from a median that it has.
+    # A converged pair may repeat steps, from a median that it already has.
     moves = (tl.load(fields + 1) > 0) & (tl.load(fields + 2) == 0)
     if moves:
         place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -237,7 +239,7 @@ def median(
 
 @part_of_kernel
 def _exchanged(values, low: tl.constexpr, high: tl.constexpr):
-    """Put the smaller of two values at place `low`, the larger at `high`."""
+    """Move the smaller of two values to place `low`, the larger one to `high`."""
     small = tl.minimum(values[low], values[high])
     large = tl.maximum(values[low], values[high])
     return _replaced(_replaced(values, low, small), high, large)
@@ -255,42 +257,42 @@ def judge(
 ):  # fmt: skip
     """Decide what the next launches of `median` and `iterate` do to a pair; program (b,) to pair b.
 
-    It follows from what the launch before did. A pair settles at the first step that changes the
-    flow by no more than the limit. If that was not the last one of the launch, it takes as many
-    steps again, from where that launch began; what they store is the answer.
+    It follows from the launch before. A pair has converged at the first step that changes the flow
+    by at most the limit. If that was not the last step of the launch, the pair repeats the steps up
+    to it from where that launch began; what they store is the answer.
 
     Args:
         parts: how many programs of `iterate` share a pair.
-        asked: steps of a pair that moves, up to STEPS.
+        asked: steps of a pair that has not converged, up to STEPS.
         first: 1 if these begin with the median.
     """
     pair = tl.program_id(0).to(tl.int64)
     fields = state + pair * 4
     side = tl.load(fields)
     last_steps = tl.load(fields + 1)
-    settled = tl.load(fields + 2)
+    converged = tl.load(fields + 2)
     smoothed = tl.load(fields + 3)
     reached = last_steps * 0
-    if (settled == 0) & (last_steps > 0):
+    if (converged == 0) & (last_steps > 0):
         most = tl.load(limit)
         totals = _totals(sums + pair * STEPS * parts, parts, STEPS, LANES)
         for k in tl.static_range(STEPS):
             is_first = (reached == 0) & (k < last_steps) & (totals[k] <= most)
             reached = tl.where(is_first, k + 1, reached)
     again = (reached > 0) & (reached < last_steps)
-    settled = tl.where(reached > 0, 1, settled)
-    steps = tl.where(again, reached, tl.where(settled == 1, 0, asked))
+    converged = tl.where(reached > 0, 1, converged)
+    steps = tl.where(again, reached, tl.where(converged == 1, 0, asked))
     source = tl.where(again, 1 - side, side)
     fields = new_state + pair * 4
     tl.store(fields, tl.where(steps > 0, 1 - source, side))
     tl.store(fields + 1, steps)
-    tl.store(fields + 2, settled)
+    tl.store(fields + 2, converged)
     tl.store(fields + 3, tl.where(again, smoothed, first))
 
 
 @part_of_kernel
 def _totals(numbers, num, STEPS: tl.constexpr, LANES: tl.constexpr):
-    """Add up each of STEPS rows of `num` float64 numbers, always in the same order."""
+    """Return the sums of STEPS rows of `num` float64 numbers, always added in the same order."""
     lane = tl.arange(0, LANES)
     totals = (tl.zeros((LANES,), tl.float64),) * STEPS
     for start in range(0, num, LANES):
@@ -310,12 +312,12 @@ def iterate(
     u, p, data, state, sums, height, width, reach, tau, push,
     STEPS: tl.constexpr, WIDTH: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
-    """Take up to STEPS inner steps on a strip of WIDTH columns and BAND rows.
+    """Take up to STEPS steps on a strip of WIDTH columns and BAND rows.
 
-    Program (i, j, b) makes strip i, band j of pair b. It walks down the rows once; step k follows
-    one row behind step k - 1, so a row is loaded and stored once for all steps, and the rows
-    in between live in registers. Around what it stores it computes STEPS columns and rows that
-    its neighbours store, because those are wrong by one more pixel from the edge with each step.
+    Program (i, j, b) computes strip i, band j of pair b. It goes down the rows once; step k follows
+    one row behind step k - 1, so a row is loaded and stored once for all steps, and the rows in
+    between stay in registers. It also computes STEPS columns and rows around those that it stores,
+    because with each step one more pixel from the edge becomes wrong.
 
     Args:
         push: tau / theta.
@@ -330,7 +332,7 @@ def iterate(
     source = 1 - target
     steps = tl.load(fields + 1)
     slot = tl.where(tl.load(fields + 3) == 1, SMOOTHED, source)
-    # What it stores: columns left to right, rows top to bottom.
+    # It stores the columns from left to right - 1 and the rows from top to bottom - 1.
     left = strip * (WIDTH - 2 * STEPS)
     right = tl.minimum(left + WIDTH - 2 * STEPS, width)
     top = band * BAND
@@ -354,32 +356,32 @@ def _walk(
     u_from, p_from, data_from, u_to, p_to, x, left, right, top, bottom, steps,
     height, width, reach, tau, push, STEPS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Walk down the rows; return the squared changes of the flow, by step and column, float64."""
+    """Go down the rows; return the squared changes of the flow, by step and column, float64."""
     area = height * width
     begin = tl.maximum(top - STEPS, 0)
     end = tl.where(steps > 0, bottom + STEPS, begin)
     load_end = tl.minimum(end, height)
-    # Forward differences are 0 in the last column; left of the image nothing may grow.
+    # Forward differences are 0 in the last column, and left of the image.
     has_right = (x >= 0) & (x < width - 1)
     zero = tl.zeros((WIDTH,), tl.float32)
-    kept = ((zero, zero, zero, zero, zero, zero, zero, zero, zero, zero),) * STEPS
+    above = ((zero, zero, zero, zero, zero, zero, zero, zero, zero, zero),) * STEPS
     changes = (tl.zeros((WIDTH,), tl.float64),) * STEPS
-    ahead = _load_row(u_from, p_from, data_from, x, begin, load_end, area, width)
+    next_row = _load_row(u_from, p_from, data_from, x, begin, load_end, area, width)
     for y in range(begin, end):
-        row = ahead
-        # Asked for here, needed only in the next turn: memory answers while this one computes.
-        ahead = _load_row(u_from, p_from, data_from, x, y + 1, load_end, area, width)
-        new_kept = ()
+        row = next_row
+        # Prefetch: needed only for the next row, and loaded while this one is computed.
+        next_row = _load_row(u_from, p_from, data_from, x, y + 1, load_end, area, width)
+        new_above = ()
         new_changes = ()
         for k in tl.static_range(STEPS):
             across = has_right & (y > k)
             down = (y > k) & (y - k < height)
             active = (k < steps).to(tl.float32)
-            row, keep, change = _step(row, kept[k], active, across, down, reach, tau, push, WIDTH)
+            row, last, change = _step(row, above[k], active, across, down, reach, tau, push, WIDTH)
             change = tl.where(_owned(x, y - k, left, right, top, bottom), change, 0.0)
             new_changes = new_changes + (changes[k] + change.to(tl.float64),)
-            new_kept = new_kept + (keep,)
-        kept = new_kept
+            new_above = new_above + (last,)
+        above = new_above
         changes = new_changes
         done = y - STEPS
         mask = _owned(x, done, left, right, top, bottom)
@@ -390,8 +392,8 @@ def _walk(
     return changes
 
 
-# The two below compare numbers with a bound that may be 0, instead of joining a row of truths with
-# a single one: the interpreter cannot use the result of that as a mask.
+# The next two functions compare numbers with a bound that may be 0, instead of combining a row of
+# booleans with a single one: the interpreter cannot use such a combination as a mask.
 
 
 @part_of_kernel
@@ -425,18 +427,18 @@ def _step(row, above, active, across, down, reach, tau, push, WIDTH: tl.constexp
     """Take one step: the flow of `row`, and then the dual field of the row above it.
 
     Args:
-        row: as `_load_row` gives it, before the step.
-        above: the same of the row above, but its flow is that after the step.
-        active: 1.0; or 0.0, and nothing changes.
-        across: where the row above has forward differences along x that are not 0.
-        down: whether it has such along y.
+        row: as `_load_row` returns it, before the step.
+        above: the row above, whose flow is that after the step.
+        active: 1.0; or 0.0, then nothing changes.
+        across: where the row above has forward differences along x; elsewhere they are 0.
+        down: whether it has forward differences along y.
 
     Returns:
         The row above after the step; `above` for the next row; the squared change of the flow.
     """
     u_x, u_y, px_x, px_y, py_x, py_y, g_x, g_y, slope, offset = row
     a_x, a_y, ax_x, ax_y, ay_x, ay_y, ag_x, ag_y, a_slope, a_offset = above
-    # Data term: go along the gradient until the brightness error is 0, but only so far.
+    # Data term: go along the gradient until the brightness error is 0, at most by `reach`.
     length = offset + slope * (g_x * u_x + g_y * u_y)
     length = tl.minimum(tl.maximum(length, -reach), reach)
     d_x = g_x * length + (px_x - _shifted(px_x, -1, WIDTH) + py_x - ay_x)
@@ -447,17 +449,17 @@ def _step(row, above, active, across, down, reach, tau, push, WIDTH: tl.constexp
     push *= active
     u_x += d_x
     u_y += d_y
-    # Dual field: up along the gradient of the flow, then back towards the unit ball.
+    # Dual field: ascend along the gradient of the flow, then shrink towards the unit ball.
     new_xx, new_yx = _ascend(a_x, u_x, ax_x, ay_x, across, down, tau, push, WIDTH)
     new_xy, new_yy = _ascend(a_y, u_y, ax_y, ay_y, across, down, tau, push, WIDTH)
     done = (a_x, a_y, new_xx, new_xy, new_yx, new_yy, ag_x, ag_y, a_slope, a_offset)
-    keep = (u_x, u_y, px_x, px_y, py_x, py_y, g_x, g_y, slope, offset)
-    return done, keep, d_x * d_x + d_y * d_y
+    last = (u_x, u_y, px_x, px_y, py_x, py_y, g_x, g_y, slope, offset)
+    return done, last, d_x * d_x + d_y * d_y
 
 
 @part_of_kernel
 def _ascend(u, below, p_x, p_y, across, down, tau, push, WIDTH: tl.constexpr):
-    """Return the dual field of one part of the flow, after the step, in the row of `u`."""
+    """Return the dual field of one part of the flow after the step, in the row of `u`."""
     g_x = tl.where(across, _shifted(u, 1, WIDTH) - u, 0.0)
     g_y = tl.where(down, below - u, 0.0)
     scale = 1.0 / (1.0 + push * tl.sqrt(g_x * g_x + g_y * g_y))
@@ -466,9 +468,9 @@ def _ascend(u, below, p_x, p_y, across, down, tau, push, WIDTH: tl.constexpr):
 
 @part_of_kernel
 def _shifted(row, by: tl.constexpr, WIDTH: tl.constexpr):
-    """Return of each column what stands `by` columns further; the first or last one repeats.
+    """Return, for each column, the value `by` columns further; the first or last one repeats.
 
-    One program is one warp, and with 32 columns this is one exchange of registers in it.
+    One program is one warp: with 32 columns this is one exchange of registers (a shuffle).
     """
     column = tl.arange(0, WIDTH) + by
     return tl.gather(row, tl.minimum(tl.maximum(column, 0), WIDTH - 1), 0)
@@ -476,7 +478,7 @@ def _shifted(row, by: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def answer(u, state, out, height, width, BLOCK: tl.constexpr):
-    """Write the flow of each pair as (B, H, W, 2); program (i, b) makes block i of pair b."""
+    """Write the flow of each pair as (B, H, W, 2); program (i, b) writes block i of pair b."""
     pair = tl.program_id(1).to(tl.int64)
     area = height * width
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

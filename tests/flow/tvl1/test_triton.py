@@ -1,4 +1,4 @@
-"""The Triton body of TV-L1: on a GPU where there is one, else in the interpreter (conftest)."""
+"""The Triton backend of TV-L1: on a GPU where there is one, else in the interpreter (conftest)."""
 
 import json
 import logging
@@ -35,19 +35,19 @@ ONE_LEVEL = TVL1Params(
 )
 
 
-def solved(frames: Gray, dials: TVL1Params, tile: Tile) -> Flow:
-    solver = Solver(len(frames) - 1, frames.shape[1:], dials, DEVICE, tile)
+def solved(frames: Gray, parameters: TVL1Params, tile: Tile) -> Flow:
+    solver = Solver(len(frames) - 1, frames.shape[1:], parameters, DEVICE, tile)
     return np.stack(list(solver.start(frames)()))
 
 
-def expected(frames: Gray, dials: TVL1Params) -> Flow:
+def expected(frames: Gray, parameters: TVL1Params) -> Flow:
     images = torch.from_numpy(frames).float()
-    flow = torch_reference.between(images[:-1], images[1:], dials)
+    flow = torch_reference.between(images[:-1], images[1:], parameters)
     return flow.permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize("tile", [WHOLE, pytest.param(SMALL, marks=FULL)])
-def test_fixed_steps_are_those_of_the_readable_body(tile: Tile) -> None:
+def test_fixed_steps_are_those_of_the_readable_backend(tile: Tile) -> None:
     frames = texture(2, 12, 26, (1.3, -0.6))
 
     difference = abs(solved(frames, ONE_LEVEL, tile) - expected(frames, ONE_LEVEL))
@@ -55,11 +55,13 @@ def test_fixed_steps_are_those_of_the_readable_body(tile: Tile) -> None:
     assert np.percentile(difference, 99.9) <= 1e-3
 
 
-def test_all_levels_and_warps_are_those_of_the_readable_body() -> None:
-    dials = replace(ONE_LEVEL, num_scales=2, num_warps=2, outer_iterations=1, inner_iterations=4)
+def test_all_levels_and_warps_are_those_of_the_readable_backend() -> None:
+    parameters = replace(
+        ONE_LEVEL, num_scales=2, num_warps=2, outer_iterations=1, inner_iterations=4
+    )
     frames = texture(2, 24, 26, (1.3, -0.6))
 
-    difference = abs(solved(frames, dials, WHOLE) - expected(frames, dials))
+    difference = abs(solved(frames, parameters, WHOLE) - expected(frames, parameters))
 
     assert np.percentile(difference, 99.9) <= 1e-3
 
@@ -93,94 +95,94 @@ def test_the_order_of_programs_changes_no_bit(
     in_another_order: Callable[[int], None],
 ) -> None:
     frames = np.concatenate([texture(2, 12, 20, (0.4, 0.2)), texture(1, 12, 20, (0.4, 0.2))])
-    dials = replace(ONE_LEVEL, epsilon=0.08, inner_iterations=3)
+    parameters = replace(ONE_LEVEL, epsilon=0.08, inner_iterations=3)
     found = []
     for order in (0, 1):
         in_another_order(order)
-        found.append(solved(frames, dials, SMALL))
+        found.append(solved(frames, parameters, SMALL))
 
     assert np.array_equal(found[0], found[1])
 
 
 # Epsilons at which these pairs stop after different numbers of steps, within launches and between.
 @pytest.mark.parametrize("epsilon", [pytest.param(0.1, marks=pytest.mark.full), 0.06])
-def test_pairs_stop_at_the_very_step_whatever_the_launch_holds(epsilon: float) -> None:
+def test_pairs_stop_at_the_same_step_whatever_the_size_of_a_launch(epsilon: float) -> None:
     moving = texture(2, 10, 16, (0.5, 0.2))
     frames = np.concatenate([moving, moving[-1:], moving[:1, ::-1]])
-    dials = replace(ONE_LEVEL, epsilon=epsilon, inner_iterations=7)
-    steps = steps_until_settled(frames, dials)
+    parameters = replace(ONE_LEVEL, epsilon=epsilon, inner_iterations=7)
+    steps = steps_until_converged(frames, parameters)
     assert len(set(steps)) > 1, "pairs that all stop together test nothing"
 
-    alone = solved(frames, dials, replace(WHOLE, steps=1))
-    together = solved(frames, dials, WHOLE)
+    alone = solved(frames, parameters, replace(WHOLE, steps=1))
+    together = solved(frames, parameters, WHOLE)
 
     # On a GPU the two are different programs, of which each multiplies and adds in one rounding
     # where it can; a step more or less moves the flow by a hundredth.
     assert abs(together - alone).max() <= (0 if triton_kernels.INTERPRETED else 1e-5)
-    assert abs(together - expected(frames, dials)).max() < 1e-3
+    assert abs(together - expected(frames, parameters)).max() < 1e-3
     assert (together[1] == 0).all()
 
 
-def steps_until_settled(frames: Gray, dials: TVL1Params) -> list[int]:
-    """How many steps each pair takes: the fewest that give the same flow in the readable body."""
-    wanted = expected(frames, dials)
+def steps_until_converged(frames: Gray, parameters: TVL1Params) -> list[int]:
+    """The steps of each pair: the fewest that give the same flow in the readable backend."""
+    wanted = expected(frames, parameters)
     counts = []
     for pair, flow in zip(pairwise(frames), wanted, strict=True):
-        for steps in range(1, dials.inner_iterations + 1):
-            fewer = replace(dials, inner_iterations=steps, outer_iterations=1)
+        for steps in range(1, parameters.inner_iterations + 1):
+            fewer = replace(parameters, inner_iterations=steps, outer_iterations=1)
             if np.array_equal(expected(np.stack(pair), fewer)[0], flow):
                 counts.append(steps)
                 break
         else:
-            counts.append(dials.inner_iterations + 1)
+            counts.append(parameters.inner_iterations + 1)
     return counts
 
 
-class Recorded:
-    """A round as a CUDA graph has it: the same launches each time, on the buffers of then."""
+class Captured:
+    """An outer iteration as a CUDA graph: always the same launches, on the captured buffers."""
 
     def __init__(self, solver: Solver, level: Any, num: int) -> None:
         self.solver, self.level, self.num = solver, level, num
         self.state = list(solver.state)
-        if len(range(0, solver.dials.inner_iterations, solver.tile.steps)) % 2:
+        if len(range(0, solver.parameters.inner_iterations, solver.tile.steps)) % 2:
             solver.state.reverse()
 
     def replay(self) -> None:
-        kept = self.solver.state
+        before = self.solver.state
         self.solver.state = list(self.state)
-        self.solver._round(self.level, self.num)
-        self.solver.state = kept
+        self.solver._outer(self.level, self.num)
+        self.solver.state = before
 
 
-# Of one launch a round, and of two: a round is launched, then recorded, then replayed, and one of
-# an odd number of launches begins with either state.
-@pytest.mark.parametrize(("launches", "rounds"), [(1, 5), pytest.param(2, 6, marks=FULL)])
-def test_rounds_that_are_recorded_give_what_those_that_are_launched_give(
-    monkeypatch: pytest.MonkeyPatch, launches: int, rounds: int
+# With one launch per outer iteration, and with two: an outer iteration is launched, then captured,
+# then replayed, and one with an odd number of launches begins with either state.
+@pytest.mark.parametrize(("launches", "outer"), [(1, 5), pytest.param(2, 6, marks=FULL)])
+def test_captured_iterations_give_the_flow_of_launched_ones(
+    monkeypatch: pytest.MonkeyPatch, launches: int, outer: int
 ) -> None:
     frames = torch.from_numpy(texture(2, 8, 12, (0.7, 0.2)))
     steps = launches * WHOLE.steps
-    dials = replace(ONE_LEVEL, outer_iterations=rounds, inner_iterations=steps, epsilon=0.02)
-    solver = Solver(1, (8, 12), dials, DEVICE, WHOLE)
+    parameters = replace(ONE_LEVEL, outer_iterations=outer, inner_iterations=steps, epsilon=0.02)
+    solver = Solver(1, (8, 12), parameters, DEVICE, WHOLE)
     if triton_kernels.INTERPRETED:
-        monkeypatch.setattr(Solver, "_recorded", lambda *asked: Recorded(*asked))
-        solver.copier = cast(Any, "there")  # as on a GPU, where rounds are recorded
+        monkeypatch.setattr(Solver, "_capture", lambda *asked: Captured(*asked))
+        solver.copy_stream = cast(Any, "there")  # as on a GPU, where iterations are captured
     queued = solver.solve(frames).clone()
-    assert any(solver.rounds.values())
+    assert any(solver.graphs.values())
 
-    monkeypatch.setattr(Solver, "_queue_round", Solver._round)
+    monkeypatch.setattr(Solver, "_queue_outer", Solver._outer)
 
-    assert torch.equal(queued, Solver(1, (8, 12), dials, DEVICE, WHOLE).solve(frames))
+    assert torch.equal(queued, Solver(1, (8, 12), parameters, DEVICE, WHOLE).solve(frames))
 
 
-def test_a_pair_does_not_see_its_batch() -> None:
+def test_the_flow_of_a_pair_does_not_depend_on_its_batch() -> None:
     frames = np.concatenate([texture(2, 16, 20, (0.5, 0.2)), texture(1, 16, 20, (3, 2))])
-    dials = replace(ONE_LEVEL, epsilon=0.05, outer_iterations=1)
+    parameters = replace(ONE_LEVEL, epsilon=0.05, outer_iterations=1)
 
-    together = solved(frames, dials, WHOLE)
+    together = solved(frames, parameters, WHOLE)
 
     for t, flow in enumerate(together):
-        assert np.array_equal(flow, solved(frames[t : t + 2], dials, WHOLE)[0])
+        assert np.array_equal(flow, solved(frames[t : t + 2], parameters, WHOLE)[0])
 
 
 def test_the_median_is_that_of_opencv() -> None:
@@ -208,15 +210,15 @@ def test_batches_that_follow_each_other_give_every_field_in_order(
 
 
 @pytest.fixture
-def held_px(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """What is known of the memory: nothing, and after the test what was known before."""
+def fitting_px(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """What is known of the memory: nothing; after the test what was known before."""
     known: dict[str, int] = {}
-    monkeypatch.setattr(triton_solver, "_held_px", known)
+    monkeypatch.setattr(triton_solver, "_fitting_px", known)
     return known
 
 
 class Full:
-    """Something made for pairs, of which the memory holds 6."""
+    """Something made for pairs, of which 6 fit the memory."""
 
     def __init__(self, pairs: int) -> None:
         if pairs > 6:
@@ -224,18 +226,18 @@ class Full:
         self.pairs = pairs
 
 
-def test_memory_that_holds_fewer_pairs_is_said_once_and_kept_in_mind(
-    caplog: pytest.LogCaptureFixture, held_px: dict[str, int]
+def test_pairs_that_do_not_fit_the_memory_are_reported_once(
+    caplog: pytest.LogCaptureFixture, fitting_px: dict[str, int]
 ) -> None:
     with caplog.at_level(logging.WARNING):
         assert [
             triton_solver.largest(Full, pairs, (20, 30), "cuda:1").pairs for pairs in (50, 7)
         ] == [6, 3]
 
-    assert held_px == {"cuda:1": 3 * 20 * 30}
+    assert fitting_px == {"cuda:1": 3 * 20 * 30}
     assert [r.getMessage() for r in caplog.records] == [
-        "the memory of cuda:1 does not hold 50 pairs of 30x20 frames at once; from now on smaller "
-        "batches are computed"
+        "50 pairs of 30x20 frames do not fit the memory of cuda:1 at once; from now on batches are "
+        "smaller"
     ]
 
 
@@ -243,10 +245,10 @@ def test_memory_that_holds_fewer_pairs_is_said_once_and_kept_in_mind(
     "error",
     [torch.OutOfMemoryError("too many"), RuntimeError("Triton Error [CUDA]: out of memory")],
 )
-def test_memory_that_is_full_when_a_batch_starts_makes_batches_smaller(
+def test_full_memory_at_the_start_of_a_batch_makes_batches_smaller(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    held_px: dict[str, int],
+    fitting_px: dict[str, int],
     error: RuntimeError,
 ) -> None:
     images = texture(6, 5, 8, (0.7, 0.2))
@@ -257,7 +259,7 @@ def test_memory_that_is_full_when_a_batch_starts_makes_batches_smaller(
         started.append(len(frames) - 1)
         if len(started) == 2 or len(frames) > 3:
             raise error
-        # What the kernels compute is not asked here, only that each field comes once and in order.
+        # The flow does not matter here, only that each field comes once and in order.
         first = next(t for t in range(5) if np.array_equal(images[t], frames[0]))
         return lambda: iter(whole[first : first + len(frames) - 1])
 
@@ -266,14 +268,14 @@ def test_memory_that_is_full_when_a_batch_starts_makes_batches_smaller(
         for _ in range(2):
             assert np.array_equal(compute(images, "tvl1", DEVICE, backend="triton"), whole)
 
-    # The first time 2 are too many as well; later no more are tried than were held.
+    # The first time 2 are too many as well; later no more are tried than fitted.
     assert started == [5, 2, *[1] * 5, *[1] * 5]
-    assert set(held_px.values()) == {5 * 8}
+    assert set(fitting_px.values()) == {5 * 8}
     assert len(caplog.records) == 1
 
 
-def test_an_error_that_is_not_of_the_memory_stays_one(
-    monkeypatch: pytest.MonkeyPatch, held_px: dict[str, int]
+def test_an_error_that_does_not_come_from_the_memory_is_raised(
+    monkeypatch: pytest.MonkeyPatch, fitting_px: dict[str, int]
 ) -> None:
     def broken(self: Solver, frames: Gray) -> Callable[[], Iterator[Flow]]:
         raise RuntimeError(f"no kernel for {self.pairs} of {len(frames)}")
@@ -281,33 +283,35 @@ def test_an_error_that_is_not_of_the_memory_stays_one(
     monkeypatch.setattr(Solver, "start", broken)
     with pytest.raises(RuntimeError, match="no kernel for 1 of 2"):
         compute(np.zeros((2, 5, 8), np.uint8), "tvl1", DEVICE, backend="triton")
-    assert not held_px
+    assert not fitting_px
 
 
-def test_memory_that_holds_no_pair_is_an_error_in_one_line(held_px: dict[str, int]) -> None:
+def test_a_pair_that_does_not_fit_the_memory_is_an_error(
+    fitting_px: dict[str, int],
+) -> None:
     def full(pairs: int) -> Solver:
         raise torch.OutOfMemoryError(f"{pairs} are too many")
 
-    with pytest.raises(KineticsError, match="does not hold one pair of frames: make them smaller"):
+    with pytest.raises(KineticsError, match="does not fit the GPU's memory: make"):
         triton_solver.largest(full, 5, (4, 4), "cuda")
-    assert held_px == {"cuda": 4 * 4}
+    assert fitting_px == {"cuda": 4 * 4}
 
 
 def test_the_memory_of_a_pair_is_what_one_more_takes() -> None:
-    size, dials = (60, 80), TVL1Params()
+    size, parameters = (60, 80), TVL1Params()
 
     def num_bytes(pairs: int) -> int:
-        solver = Solver(pairs, size, dials, DEVICE)
+        solver = Solver(pairs, size, parameters, DEVICE)
         tensors = [solver.stored, solver.u, solver.p, solver.data, *solver.answers]
         tensors += [level.frames for level in solver.levels]
         return sum(t.nbytes for t in tensors)
 
-    assert num_bytes(5) - num_bytes(4) == triton_solver.pair_bytes(*size, dials)
-    assert triton_solver.batch_size(10**5, 10**5, dials, DEVICE) == 1
-    assert triton_solver.batch_size(4, 4, dials, DEVICE) <= triton_solver.BATCH_PAIRS
+    assert num_bytes(5) - num_bytes(4) == triton_solver.pair_bytes(*size, parameters)
+    assert triton_solver.batch_size(10**5, 10**5, parameters, DEVICE) == 1
+    assert triton_solver.batch_size(4, 4, parameters, DEVICE) <= triton_solver.BATCH_PAIRS
 
 
-def test_what_a_launch_reads_and_what_it_writes_are_apart() -> None:
+def test_a_launch_reads_and_writes_different_memory() -> None:
     solver = Solver(2, (16, 20), ONE_LEVEL, DEVICE, SMALL)
     slots = [*solver.state, solver.sums, solver.u, solver.p, solver.data, *solver.answers]
 
@@ -316,7 +320,7 @@ def test_what_a_launch_reads_and_what_it_writes_are_apart() -> None:
     assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
-def test_without_a_gpu_or_the_interpreter_one_line_says_so() -> None:
+def test_no_gpu_and_no_interpreter_is_an_error_in_one_line() -> None:
     code = (
         "import numpy as np; from kinetics_tools.flow.methods import compute; "
         "compute(np.zeros((2, 8, 8), np.uint8), backend='triton')"
@@ -329,7 +333,9 @@ def test_without_a_gpu_or_the_interpreter_one_line_says_so() -> None:
 
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.endswith("body 'triton' of tvl1 runs on cuda, not on cpu; choose another body")
+    assert last.endswith(
+        "backend 'triton' of tvl1 runs on cuda, not on cpu; choose another backend"
+    )
 
 
 def test_every_kernel_compiles_for_both_gpus_without_spills() -> None:

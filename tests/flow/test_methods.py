@@ -105,20 +105,20 @@ def test_tvl1_agrees_with_opencv_on_textures() -> None:
 
 def test_flow_does_not_depend_on_the_number_of_threads() -> None:
     images = torch.from_numpy(texture(4, 90, 120, (2.3, 1.1))).float()
-    dials = TVL1Params(num_scales=2, num_warps=1, outer_iterations=1)
-    one = torch_reference.between(images[:-1], images[1:], dials)
+    parameters = TVL1Params(num_scales=2, num_warps=1, outer_iterations=1)
+    one = torch_reference.between(images[:-1], images[1:], parameters)
 
     torch.set_num_threads(2)
 
-    assert torch.equal(torch_reference.between(images[:-1], images[1:], dials), one)
+    assert torch.equal(torch_reference.between(images[:-1], images[1:], parameters), one)
 
 
 def test_float32_and_float64_agree() -> None:
     images = torch.from_numpy(texture(2, 48, 64, (1.2, 0.4)))
-    dials = TVL1Params(num_warps=1)
+    parameters = TVL1Params(num_warps=1)
 
-    single = torch_reference.between(images[:1].float(), images[1:].float(), dials)
-    double = torch_reference.between(images[:1].double(), images[1:].double(), dials)
+    single = torch_reference.between(images[:1].float(), images[1:].float(), parameters)
+    double = torch_reference.between(images[:1].double(), images[1:].double(), parameters)
 
     assert double.dtype == torch.float64
     assert torch.quantile((single - double).abs(), 0.99) < 1e-3
@@ -146,13 +146,13 @@ def test_black_and_white_frames_have_exactly_no_flow(method: str, value: int) ->
     )
 )
 @settings(max_examples=25)
-def test_no_frames_make_flow_that_is_not_a_number(frames: Gray) -> None:
+def test_flow_is_always_finite(frames: Gray) -> None:
     assert np.isfinite(compute(frames)).all()
 
 
-CPU_BODIES = [("tvl1", {"backend": backend}) for backend in BACKENDS if backend != "triton"]
+CPU_BACKENDS = [("tvl1", {"backend": backend}) for backend in BACKENDS if backend != "triton"]
 QUICK = {"num_scales": 1, "num_warps": 1, "outer_iterations": 1, "inner_iterations": 2}
-STREAMS_AND_SAYS_ITS_PEAKS = """
+PRINT_PEAKS_OF_A_STREAM = """
 import sys
 from pathlib import Path
 import numpy as np
@@ -165,7 +165,7 @@ def peak_kib():
 few, many = 400, 4000
 random = np.random.default_rng(0)
 still = random.integers(0, 256, (96, 64), np.uint8)
-moves = METHOD != "opencv-tvl1"  # which has no dials, and so takes long over what moves
+moves = METHOD != "opencv-tvl1"  # it has no parameters, and is slow where frames move
 frames = (np.roll(still, number * moves, axis=1) for number in range(many + 1))
 for number, field in enumerate(stream(frames, METHOD, "cpu", threads=2, **OPTIONS), start=1):
     if number == few:
@@ -177,7 +177,7 @@ print(number, peak_kib())
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        *((m, o | QUICK) for m, o in CPU_BODIES),
+        *((m, o | QUICK) for m, o in CPU_BACKENDS),
         pytest.param("opencv-tvl1", {}, marks=pytest.mark.full),
     ],
     ids=str,
@@ -185,7 +185,7 @@ print(number, peak_kib())
 def test_a_long_stream_needs_no_more_memory_than_a_short_one(
     method: str, options: dict[str, object]
 ) -> None:
-    code = f"METHOD, OPTIONS = {method!r}, {options!r}\n{STREAMS_AND_SAYS_ITS_PEAKS}"
+    code = f"METHOD, OPTIONS = {method!r}, {options!r}\n{PRINT_PEAKS_OF_A_STREAM}"
 
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
@@ -238,14 +238,14 @@ def test_frames_that_change_size_or_type_are_refused_in_one_line() -> None:
         list(stream([np.zeros((2, 8), np.uint8)] * 2, "opencv-tvl1"))
 
 
-def test_wrong_names_say_what_there_is() -> None:
+def test_an_unknown_name_is_an_error_with_the_known_ones() -> None:
     with pytest.raises(UnknownNameError, match=r"Did you mean 'tvl1'\? Known: opencv-tvl1, tvl1"):
         stream([], "tvl")
     with pytest.raises(ValueError, match="taw"):
         stream([], taw=0.1)
     with pytest.raises(ValueError, match="tau must be above 0"):
         stream([], tau=0)
-    with pytest.raises(KineticsError, match="none of auto, cpu, cuda"):
+    with pytest.raises(KineticsError, match="not one of auto, cpu, cuda"):
         stream([], device="gpu")
     with pytest.raises(KineticsError, match="runs on cpu only"):
         stream([], "opencv-tvl1", device="cuda")
@@ -254,21 +254,21 @@ def test_wrong_names_say_what_there_is() -> None:
         stream([], device=absent)
 
 
-def test_a_device_that_is_not_there_names_the_nearest_that_is(
+def test_a_missing_device_is_an_error_with_the_existing_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     method = methods.make_method("tvl1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for name in ("cuda", "cuda:0", "cuda:0,3"):
-        with pytest.raises(KineticsError, match=rf"no device '{name}' .* cpu; take 'cpu'$"):
+        with pytest.raises(KineticsError, match=rf"no device '{name}' .* cpu; use 'cpu'$"):
             methods.find_devices(name, method)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(KineticsError, match=r"there is cpu, cuda:0, cuda:1; take 'cuda:1'$"):
+    with pytest.raises(KineticsError, match=r"there is cpu, cuda:0, cuda:1; use 'cuda:1'$"):
         methods.find_devices("cuda:0,2", method)
     assert methods.find_devices("cuda:1", method) == ("cuda:1",)
 
 
-def test_more_iterations_than_none_change_flow() -> None:
+def test_more_iterations_change_flow() -> None:
     frames = texture(2, 40, 40, (2, 0))
 
     fewer = compute(frames, num_warps=1, outer_iterations=1, inner_iterations=2)
@@ -276,7 +276,7 @@ def test_more_iterations_than_none_change_flow() -> None:
     assert abs(fewer - compute(frames)).max() > 0.1
 
 
-def test_names_of_methods_and_codecs_cost_no_heavy_import() -> None:
+def test_names_of_methods_and_codecs_need_no_heavy_import() -> None:
     code = (
         "import sys; from kinetics_tools.flow.methods import METHODS; "
         "from kinetics_tools.flow.codecs import CODECS; assert METHODS and CODECS; "
@@ -290,7 +290,7 @@ def test_names_of_methods_and_codecs_cost_no_heavy_import() -> None:
     assert done.stdout.split() == []
 
 
-def test_tvl1_on_a_cpu_waits_for_no_torch() -> None:
+def test_tvl1_on_a_cpu_does_not_import_torch() -> None:
     code = (
         "import sys; import numpy as np; from kinetics_tools.flow.methods import compute; "
         "compute(np.zeros((2, 16, 16), np.uint8), method='tvl1', device='cpu'); "
@@ -326,7 +326,7 @@ def test_quantised_flow_comes_back_within_one_step(
     assert (back >= clamped - step - 1e-4).all()
 
 
-def test_codes_are_those_of_the_formula() -> None:
+def test_codes_follow_the_formula() -> None:
     values = np.array([-25, -20, -19.99, 0, 0.08, 19.9, 20, 90], np.float32)
     clamped = (Fraction(float(value.clip(-20, 20))) for value in values)
 
@@ -335,21 +335,21 @@ def test_codes_are_those_of_the_formula() -> None:
     assert dequantise(np.array([0, 255], np.uint8)).tolist() == [-20, 20]
 
 
-def test_codes_are_monotonous() -> None:
+def test_codes_are_monotonic() -> None:
     codes = quantise(np.linspace(-21, 21, 5001, dtype=np.float32))
 
     assert all(a <= b for a, b in pairwise(codes.tolist()))
     assert set(codes.tolist()) == set(range(256))
 
 
-def test_nan_and_a_useless_bound_are_refused() -> None:
+def test_nan_and_a_bound_of_0_are_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         quantise(np.array([np.nan, 0], np.float32))
     with pytest.raises(ValueError, match="bound"):
         quantise(np.zeros(2, np.float32), bound=0)
 
 
-def test_a_recipe_hash_says_what_changes_flow() -> None:
+def test_the_hash_of_a_recipe_covers_what_changes_flow() -> None:
     parameters = methods.make_method("tvl1").as_json()
     base = methods.FlowRecipe(method="tvl1", parameters=parameters)
 
