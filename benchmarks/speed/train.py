@@ -1,26 +1,28 @@
-"""How fast the architectures train, and what memory a step takes; each line of output is JSON.
+"""Training speed and memory of the architectures; each line of output is JSON.
 
     python benchmarks/speed/train.py
     python benchmarks/speed/train.py --arch i3d --part steps --batch 2
 
-A step is forward and backward of a batch at the paper's input (Table 1), without an optimizer;
-forward alone is in training mode too, without gradients.
-Parts:
+A step is the forward and backward pass of a batch at the paper's training input (Table 1), without
+the optimizer. `forward` is a forward pass in training mode, without gradients. Parts:
 
-    product    operations a second that one large matrix product reaches, by precision
-    steps      clips a second, forward alone and with backward, in each way that this machine can
-    operators  the seconds of a step by operator, the way that run-benchmark takes, by torch's
-               profiler: all convolutions, those that take most, the rest (on CUDA idle time too)
-    memory     what a step takes at its peak, weights and gradients included, with all activations
-               kept and with checkpointed ones
+    product    operations per second of one large matrix product, per precision
+    steps      clips per second of forward passes and of steps, per configuration
+    operators  seconds of a step per operator, in the configuration of run-benchmark, by torch's
+               profiler: all convolutions, the slowest operators, the rest (on CUDA with idle time)
+    memory     peak memory of a step, with weights and gradients, without and with activation
+               checkpointing
 
-Ways are named by precision (bfloat16 where the hardware computes in it, or with --emulate) and
-layout; `compiled` is torch.compile, which needs a C++ compiler on a CPU. Ways take turns, after one
-turn that is not counted; a ratio is the median of the turns' ratios to plain float32, contiguous.
-Multiplications and additions are counted apart; `share_of_product` is of the product in the same
-precision, in the same run. On CUDA "float32" is torch's own: operands of convolutions rounded to
-TF32, and so those of its product here.
+A configuration (`way`) is a precision (bfloat16 if the hardware supports it, or with --emulate), a
+memory layout, and `compiled` for torch.compile, which on a CPU needs a C++ compiler. Configurations
+are timed in turns, after one round of warm-up. A `times_plain` is the median over the rounds of the
+ratio to float32, contiguous, not compiled. A multiply-add counts as two operations.
+`share_of_product` is the operations per second divided by those of the matrix product in the same
+precision, in the same run. On CUDA "float32" is torch's default: convolutions, and here also the
+matrix product, round their operands to TF32.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -45,15 +47,15 @@ from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
 from kinetics_bench.device import Machine, open_machine
 from kinetics_tools.core.system import num_processors
 
-# A product is to last long beside its launch.
+# Large enough that the launch of the kernel does not matter.
 PRODUCT_SIDES = {"cpu": 4096, "cuda": 8192}
-TURNS = 3
-MOST = 8  # operators that are told
+ROUNDS = 3
+NUM_OPERATORS = 8  # in the output
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a step is computed."""
+    """A configuration: how a step is computed."""
 
     bfloat16: bool = False
     channels_last: bool = False
@@ -68,6 +70,7 @@ class Way:
         return ", ".join(words)
 
 
+STATUS = Path("/proc/self/status")  # of Linux
 COMPILERS = ("c++", "g++", "clang++")
 PLAIN = Way()
 WAYS = (
@@ -81,17 +84,17 @@ WAYS = (
 
 
 def main() -> None:
-    """Measure what the command line names."""
+    """Run the parts given on the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--arch", choices=ARCHS, action="append", help="(default: all)")
     parser.add_argument("--stream", help="(default: the first that is trained)")
     parser.add_argument("--part", choices=PARTS, action="append", help="(default: all)")
-    parser.add_argument("--batch", type=int, default=2, help="clips a step (default: 2)")
-    parser.add_argument("--device", default="auto", help="as run-benchmark's")
+    parser.add_argument("--batch", type=int, default=2, help="clips per step (default: 2)")
+    parser.add_argument("--device", default="auto", help="as for run-benchmark")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
-    parser.add_argument("--emulate", action="store_true", help="bfloat16 also where it is emulated")
+    parser.add_argument("--emulate", action="store_true", help="bfloat16 even if it is emulated")
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     with open_machine(options.device, "auto") as machine:
@@ -112,7 +115,7 @@ def _about(machine: Machine) -> dict[str, Any]:
 
 
 def _networks(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Architectures with the stream that is measured of each."""
+    """Pairs of architecture and stream to measure."""
     for name in options.arch or ARCHS:
         arch = ARCHS[name]
         trained = [each for each in arch.streams if each != "joint" or arch.joint_training]
@@ -122,7 +125,7 @@ def _networks(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 
 def _clips(name: str, stream: str, batch: int) -> list[Tensor]:
-    """What a training of the paper sees: (B, C, T, H, W) of each stream, drawn from [-1, 1]."""
+    """Random inputs of the paper's training size, each (B, C, T, H, W) in [-1, 1]."""
     arch = ARCHS[name]
     return [
         torch.rand(batch, CHANNELS[each], arch.train[each].num, arch.crop_px, arch.crop_px) * 2 - 1
@@ -140,7 +143,7 @@ def _ways(options: argparse.Namespace, machine: Machine) -> list[Way]:
 
 
 def _placed(net: Network, clips: list[Tensor], way: Way, machine: Machine) -> list[Tensor]:
-    """Move a network and its clips to the machine, in the way's layout; return the clips."""
+    """Move a network and its inputs to the device, in the layout of `way`; return the inputs."""
     if way.channels_last:
         machine.place(net)
         return list(machine.place_clips(clips))
@@ -153,20 +156,20 @@ def _synchronize(machine: Machine) -> None:
         torch.cuda.synchronize(machine.device)
 
 
-class _Side:
-    """A network in one way, whose steps are timed."""
+class _Timed:
+    """A network in one configuration, whose steps are timed."""
 
     def __init__(self, name: str, stream: str, way: Way, batch: int, machine: Machine) -> None:
         self.way, self.machine = way, machine
         torch.manual_seed(0)
         self.net = build(name, stream).train()
         self.clips = _placed(self.net, _clips(name, stream, batch), way, machine)
-        # Shapes of earlier networks would make torch compile for any shape: minutes, slower code.
+        # After other shapes torch would compile for dynamic ones: this takes minutes and is slower.
         self.call: Callable[..., Any] = (
             torch.compile(self.net, dynamic=False) if way.compiled else self.net
         )
 
-    def turn(self) -> tuple[float, float]:
+    def round(self) -> tuple[float, float]:
         """Seconds of a forward pass without gradients, and of a step."""
         began = self._now()
         with torch.no_grad():
@@ -193,7 +196,7 @@ class _Side:
 
 
 def _operations(name: str, stream: str, batch: int) -> tuple[int, int]:
-    """Of a forward pass, and of a step; counted on the meta device, where nothing is computed."""
+    """Operations of a forward pass and of a step, counted on the meta device."""
     with torch.device("meta"):
         net = build(name, stream).train()
         clips = _clips(name, stream, batch)
@@ -208,7 +211,7 @@ def _operations(name: str, stream: str, batch: int) -> tuple[int, int]:
 
 
 def measure_product(options: argparse.Namespace, machine: Machine) -> Iterator[dict[str, Any]]:
-    """A square matrix product in each precision of the ways."""
+    """A square matrix product in each precision of the configurations."""
     for dtype in dict.fromkeys(_precision(way) for way in _ways(options, machine)):
         yield {
             "precision": str(dtype).removeprefix("torch."),
@@ -223,11 +226,11 @@ def _precision(way: Way) -> torch.dtype:
 
 @cache
 def _product_rate(dtype: torch.dtype, machine: Machine) -> float:
-    """Operations a second: the best of some, for it is to say what the machine can."""
+    """Operations per second, the best of several: what the machine can reach."""
     side = PRODUCT_SIDES[machine.device.type]
     matrix = torch.rand(side, side, device=machine.device).to(dtype)
     seconds = []
-    for _ in range(TURNS + 1):
+    for _ in range(ROUNDS + 1):
         _synchronize(machine)
         began = time.perf_counter()
         matrix @ matrix
@@ -237,23 +240,23 @@ def _product_rate(dtype: torch.dtype, machine: Machine) -> float:
 
 
 def measure_steps(options: argparse.Namespace, machine: Machine) -> Iterator[dict[str, Any]]:
-    """Each architecture in each way, the ways taking turns."""
+    """Each architecture in each configuration, timed in turns."""
     ways = _ways(options, machine)
     rates = {dtype: _product_rate(dtype, machine) for dtype in {_precision(way) for way in ways}}
     for name, stream in _networks(options):
         operations = _operations(name, stream, options.batch)
         torch.compiler.reset()
-        sides = [_Side(name, stream, way, options.batch, machine) for way in ways]
-        turns = [[side.turn() for side in sides] for _ in range(TURNS + 1)][1:]
+        timed = [_Timed(name, stream, way, options.batch, machine) for way in ways]
+        rounds = [[each.round() for each in timed] for _ in range(ROUNDS + 1)][1:]
         for number, way in enumerate(ways):
-            own = [turn[number] for turn in turns]
+            own = [seconds[number] for seconds in rounds]
             yield {
                 "arch": name,
                 "stream": stream,
                 "batch": options.batch,
                 "way": str(way),
-                **_told("forward", 0, own, turns, options.batch),
-                **_told("step", 1, own, turns, options.batch),
+                **_rates("forward", 0, own, rounds, options.batch),
+                **_rates("step", 1, own, rounds, options.batch),
                 "giga_operations_a_clip": round(operations[1] / options.batch / 1e9, 1),
                 "share_of_product": round(
                     operations[1]
@@ -264,15 +267,15 @@ def measure_steps(options: argparse.Namespace, machine: Machine) -> Iterator[dic
             }
 
 
-def _told(
+def _rates(
     what: str,
     at: int,
     own: Sequence[tuple[float, float]],
-    turns: Sequence[Sequence[tuple[float, float]]],
+    rounds: Sequence[Sequence[tuple[float, float]]],
     batch: int,
 ) -> dict[str, float]:
-    """Clips a second, and times plain; plain's is the first side."""
-    ratios = [turn[0][at] / mine[at] for turn, mine in zip(turns, own, strict=True)]
+    """Clips per second, and the speed relative to the first configuration, PLAIN."""
+    ratios = [plain[0][at] / mine[at] for plain, mine in zip(rounds, own, strict=True)]
     return {
         f"{what}_clips_per_s": round(batch / statistics.median(mine[at] for mine in own), 3),
         f"{what}_times_plain": round(statistics.median(ratios), 2),
@@ -280,15 +283,15 @@ def _told(
 
 
 def measure_operators(options: argparse.Namespace, machine: Machine) -> Iterator[dict[str, Any]]:
-    """What convolutions take of a step, which operators take most, and what is left of it."""
+    """Seconds of all convolutions, of the slowest operators, and the rest of a step."""
     activities = [ProfilerActivity.CPU]
     if machine.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     for name, stream in _networks(options):
-        side = _Side(name, stream, _chosen(machine), options.batch, machine)
-        side.step()
+        timed = _Timed(name, stream, _default_way(machine), options.batch, machine)
+        timed.step()
         with profile(activities=activities) as profiler:
-            step_s = side.step()
+            step_s = timed.step()
         seconds = {
             event.key.removeprefix("aten::"): (
                 event.self_device_time_total
@@ -297,28 +300,30 @@ def measure_operators(options: argparse.Namespace, machine: Machine) -> Iterator
             )
             / 1e6
             for event in profiler.key_averages()
-            if event.key.startswith("aten::")  # what is not is autograd's, and CUDA's own kernels
+            if event.key.startswith("aten::")  # the others are of autograd and CUDA kernels
         }
-        most = sorted(seconds, key=lambda key: -seconds[key])[:MOST]
+        slowest = sorted(seconds, key=lambda key: -seconds[key])[:NUM_OPERATORS]
         yield {
             "arch": name,
             "stream": stream,
             "batch": options.batch,
-            "way": str(side.way),
+            "way": str(timed.way),
             "step_s": round(step_s, 4),
             "convolutions_s": round(sum(seconds[key] for key in seconds if "conv" in key), 4),
-            "seconds": {key: round(seconds[key], 4) for key in most},
-            "rest_s": round(step_s - sum(seconds[key] for key in most), 4),
+            "seconds": {key: round(seconds[key], 4) for key in slowest},
+            "rest_s": round(step_s - sum(seconds[key] for key in slowest), 4),
         }
 
 
-def _chosen(machine: Machine) -> Way:
-    """What run-benchmark does."""
+def _default_way(machine: Machine) -> Way:
+    """The configuration of run-benchmark."""
     return Way(bfloat16=machine.bfloat16, channels_last=True)
 
 
 def measure_memory(options: argparse.Namespace, machine: Machine) -> Iterator[dict[str, Any]]:
-    """A step in a process of its own, the way that run-benchmark takes."""
+    """A step in a new process, in the configuration of run-benchmark."""
+    if machine.device.type == "cpu" and not STATUS.exists():
+        raise SystemExit(f"--part memory on a CPU needs {STATUS}, which this system does not have")
     context = multiprocessing.get_context("spawn")
     for name, stream in _networks(options):
         peaks = {}
@@ -337,14 +342,14 @@ def measure_memory(options: argparse.Namespace, machine: Machine) -> Iterator[di
 
 
 def _peak_of_a_step(name: str, stream: str, batch: int, checkpointed: bool, device: str) -> int:
-    """Bytes that this process takes more than before: on CUDA of the device."""
+    """Bytes: on CUDA the peak of the device, else by how much the process grew at its peak."""
     before = _status_bytes("VmRSS")
     with open_machine(device, "auto") as machine:
-        side = _Side(name, stream, _chosen(machine), batch, machine)
+        timed = _Timed(name, stream, _default_way(machine), batch, machine)
         if checkpointed:
-            side.net.checkpoint_activations()
+            timed.net.checkpoint_activations()
         with machine.autocast():
-            logits = side.net(*side.clips)
+            logits = timed.net(*timed.clips)
         logits.square().sum().backward()
         if machine.device.type == "cuda":
             return torch.cuda.max_memory_allocated(machine.device)
@@ -352,9 +357,9 @@ def _peak_of_a_step(name: str, stream: str, batch: int, checkpointed: bool, devi
 
 
 def _status_bytes(what: str) -> int:
-    """What Linux tells of this process: `VmRSS`, its memory; `VmHWM`, the most that was."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    (line,) = (line for line in status.splitlines() if line.startswith(f"{what}:"))
+    """The memory of this process on Linux: `VmRSS` now, `VmHWM` at its peak."""
+    lines = STATUS.read_text(encoding="ascii").splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{what}:"))
     return int(line.split()[1]) * 1024
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from kinetics_bench.data.splits import Selection, require_disjoint, select
+from kinetics_bench.data.splits import Selection, _official, require_disjoint, select
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.shards.reader import ShardFolder
-from tiny import LABELS, SUBJECTS, key_file, tiny_shards
+from tiny import LABELS, SUBJECTS, copy_of_shards, key_file, tiny_shards
 
 
 def chosen(split: object, **options: object) -> Selection:
@@ -19,6 +19,17 @@ def test_a_stored_split_is_all_its_samples() -> None:
     selection = chosen("all")
     assert selection.keys == tuple(sorted(f"{s}_{label}" for s in SUBJECTS for label in LABELS))
     assert selection.missing == {}
+
+
+def test_an_index_is_read_once_however_many_splits_are_selected(tmp_path: Path) -> None:
+    data = ShardFolder(copy_of_shards(tmp_path))
+    first, second = (key_file(tmp_path, name, f"{name[:3]}_*") for name in ("ann.txt", "ben.txt"))
+    train = select(data, str(first), role="train", streams=("rgb",), flow="opencv-tvl1")
+    (data.folder / "dataset.json").unlink()
+    (data.folder / "all" / "index.parquet").unlink()
+    test = select(data, str(second), role="test", flow="opencv-tvl1")
+    assert train.keys == ("ann_left", "ann_right")
+    assert test.keys == ("ben_left", "ben_right")
 
 
 def test_a_file_of_keys_takes_wildcards_and_comments(tmp_path: Path) -> None:
@@ -40,7 +51,7 @@ def test_a_line_that_matches_nothing_is_named(tmp_path: Path) -> None:
         chosen(binary)
 
 
-def test_an_unknown_split_is_told_what_there_is() -> None:
+def test_the_message_for_an_unknown_split_lists_the_known() -> None:
     with pytest.raises(EvaluationError, match=r"no split 'val' for --test-split: .* holds all;"):
         chosen("val")
 
@@ -55,7 +66,7 @@ def test_training_and_test_may_not_share_a_clip(tmp_path: Path) -> None:
 
 
 def test_an_official_list_takes_what_is_there_and_counts_the_rest(tmp_path: Path) -> None:
-    # The layout of UCF-101's lists, with this set's files in them.
+    # In the format of UCF-101's lists, with the files of this set.
     (tmp_path / "trainlist02.txt").write_text("left/ann_left.avi 1\nright/gone_right.avi 2\n")
     (tmp_path / "testlist02.txt").write_text("left/ben_left.avi\n")
     train = chosen("ucf101/2", role="train", splits=tmp_path)
@@ -99,8 +110,6 @@ def test_the_official_lists_have_their_official_counts(
 ) -> None:
     with pytest.raises(EvaluationError, match="has no sample"):
         chosen(split, role=role, splits=shared_data / "annotations")
-    from kinetics_bench.data.splits import _official
-
     dataset, _, number = split.partition("/")
     listed = _official(shared_data / "annotations", dataset, int(number), role)
     assert len(listed) == count

@@ -32,14 +32,14 @@ ONE = {"rgb": np.arange(1), "flow": np.arange(1)}
 def extents(
     protocol: str, arch: str = "i3d", stream: str = "rgb", recipe: str = "small"
 ) -> Extents:
-    """What a network of a recipe sees of a clip under a protocol."""
+    """The extents of a protocol, for a network trained by a recipe."""
     with torch.device("meta"):
-        needs = build(arch, stream, 2).input_specs
-    return PROTOCOLS[protocol].extents(arch, needs, RECIPES[recipe][arch][stream].sampling)
+        specs = build(arch, stream, 2).input_specs
+    return PROTOCOLS[protocol].extents(arch, specs, RECIPES[recipe][arch][stream].sampling)
 
 
 def seen(num_frames: int, *asked: str) -> dict[str, list[int]]:
-    """Frames and fields of an evaluation, of a clip of so many frames."""
+    """Frames and fields of the evaluation view of a clip of `num_frames`."""
     indices = eval_view(num_frames, extents(*asked)).indices
     return {stream: numbers.tolist() for stream, numbers in indices.items()}
 
@@ -55,11 +55,13 @@ def test_a_training_view_follows_from_seed_epoch_and_key() -> None:
 
 
 @given(st.integers(1, 400), st.integers(0, 1000))
-def test_training_views_lie_in_the_clip_and_keep_their_stride(num_frames: int, seed: int) -> None:
+def test_training_views_are_within_the_clip_and_keep_their_stride(
+    num_frames: int, seed: int
+) -> None:
     indices = train_view(num_frames, SMALL, seeded_rng(seed, 0, "key")).indices["rgb"]
     assert len(indices) == NUM
     assert indices.min() >= 0
-    # The last frame has no flow to a next one; rgb and flow see the same moments.
+    # There is no flow from the last frame; rgb and flow see the same moments.
     assert indices.max() < max(num_frames - 1, 1)
     if num_frames - 1 >= (NUM - 1) * STRIDE + 1:
         assert set(np.diff(indices)) == {STRIDE}
@@ -145,9 +147,9 @@ def test_baselines_see_table_1_of_a_clip_of_250_frames(
 
 
 @pytest.mark.parametrize("length", [101, 173, 233, 245, 246])
-def test_a_loop_whose_frames_all_differ_is_one(length: int) -> None:
+def test_a_looped_view_is_one_even_if_its_frames_all_differ(length: int) -> None:
     view = eval_view(length, extents("paper", "convnet-lstm", "rgb", "paper"))
-    # 50 frames, each fifth: of 245 one is missing, as one field is of any 250 frames.
+    # 50 frames of stride 5: for 245 frames one is missing, as one field is for 250 frames.
     assert view.is_looped is (length < 245)
     assert len(set(view.indices["rgb"].tolist())) == (49 if length == 245 else 50)
 
@@ -158,7 +160,7 @@ def test_the_whole_protocol_sees_every_frame_at_the_recipes_stride() -> None:
     assert seen(81, "whole", "convnet-lstm")["rgb"] == list(range(0, 81, 3))
 
 
-def test_what_is_over_at_the_end_of_a_clip_is_left_out() -> None:
+def test_an_incomplete_last_step_is_left_out() -> None:
     assert seen(95, "whole", "c3d")["rgb"] == list(range(80))
     found = seen(119, "whole", "3d-fused", "joint")
     assert (len(found["rgb"]), found["flow"]) == (10, list(range(100)))
@@ -171,7 +173,7 @@ def test_what_is_over_at_the_end_of_a_clip_is_left_out() -> None:
     [(r, a, s) for r in RECIPES for a in RECIPES[r] for s in RECIPES[r][a]],
 )
 @given(num_frames=st.integers(2, 400))
-def test_a_whole_view_has_every_step_and_nothing_twice(
+def test_a_whole_view_has_every_step_and_is_never_looped(
     recipe: str, arch: str, stream: str, num_frames: int
 ) -> None:
     chosen = extents("whole", arch, stream, recipe)
@@ -202,7 +204,7 @@ def test_rgb_becomes_minus_one_to_one() -> None:
     assert (clip[:, 1:] == 1).all()
 
 
-def test_a_mirrored_view_negates_x_only_and_stays_consistent() -> None:
+def test_a_flip_negates_x_only_and_stays_consistent() -> None:
     flow = np.random.default_rng(0).normal(0, 5, (3, 8, 10, 2)).astype(np.float32)
     plain = flow_clip(flow, View(ALL), 8, bound=20)
     mirrored = flow_clip(flow, View(ALL, flip=True), 8, bound=20)
