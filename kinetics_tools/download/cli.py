@@ -35,8 +35,8 @@ def build_parser() -> Parser:
     parser = Parser(
         "kinetics-download",
         "Build frame-exact, verified clips from a manifest of YouTube ids, from the best source "
-        "for each clip, and record why each missing clip could not be downloaded. The same command "
-        "again continues where it stopped. `kinetics-download report OUT` shows what OUT has, "
+        "for each clip, and record why each missing clip could not be downloaded. Run the same "
+        "command again to continue. `kinetics-download report OUT` shows what OUT has, "
         "`kinetics-download verify OUT` decodes every clip again.",
         "exit codes: 0 complete; 2 unusable input; 3 finished, the missing clips are permanently "
         "unavailable; 4 finished, some missing clips may succeed if you rerun; 75 stopped by a "
@@ -50,6 +50,33 @@ def build_parser() -> Parser:
         "kinetics400/val",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to fill")
+    _add_selection(parser)
+    _add_sources(parser)
+    _add_youtube(parser)
+    _add_format(parser)
+    run = parser.add_run(
+        jobs="videos or clips at once (default: the number of processors)", made="clip"
+    )
+    run.add_argument(
+        "--retry",
+        type=_retry,
+        default="identity,tool,transient",
+        metavar="TOKENS",
+        help="sources that failed before with these reasons, or classes of reasons "
+        f"({', '.join(REASON_CLASSES)}), are tried again; none: no source is",
+    )
+    run.add_argument(
+        "--check",
+        action="store_true",
+        help="only check that nothing a long job needs is missing or outdated: programs, options, "
+        "folders, disk space",
+    )
+    cli.add_cache_dir(run)
+    parser.add_common()
+    return parser
+
+
+def _add_selection(parser: Parser) -> None:
     what = parser.add_argument_group("which clips")
     what.add_argument("--split", help="only these splits: train,val", type=cli.comma_separated)
     what.add_argument(
@@ -70,41 +97,6 @@ def build_parser() -> Parser:
         metavar="ADDRESS",
         help="fetch a list given by name from here: a .tar.gz like the official one, or a CSV",
     )
-    _add_sources(parser)
-    _add_youtube(parser)
-    clips = parser.add_argument_group("format of the clips")
-    clips.add_argument("--fps", type=cli.positive, default=25, help="constant frame rate")
-    clips.add_argument(
-        "--short-side",
-        type=cli.positive,
-        default=256,
-        help="pixels of the shorter side; smaller videos keep their size",
-    )
-    clips.add_argument("--keep-original", action="store_true", help="keep size and frame rate")
-    clips.add_argument("--keep-audio", action="store_true", help="keep the sound, as AAC")
-    clips.add_argument(
-        "--ffmpeg", type=Path, metavar="PATH", help="use this ffmpeg instead of the included one"
-    )
-    run = parser.add_run(
-        jobs="videos or clips at once (default: the number of processors)", made="clip"
-    )
-    run.add_argument(
-        "--retry",
-        type=_retry,
-        default="identity,tool,transient",
-        metavar="TOKENS",
-        help="try a source again that failed before with one of these reasons, or classes of "
-        f"reasons ({', '.join(REASON_CLASSES)}); none: never",
-    )
-    run.add_argument(
-        "--check",
-        action="store_true",
-        help="only check that nothing a long job needs is missing or outdated: programs, options, "
-        "folders, disk space",
-    )
-    cli.add_cache_dir(run)
-    parser.add_common()
-    return parser
 
 
 def _add_sources(parser: Parser) -> None:
@@ -113,9 +105,9 @@ def _add_sources(parser: Parser) -> None:
         "--source",
         action="append",
         metavar="SOURCE",
-        help="may be repeated; for each clip sources are tried in this order: youtube (default); "
-        "cvdf, the mirror of ready clips; url:TEMPLATE, an http address with {youtube_id}; "
-        "dir:PATH, where <key>.* is a clip and <youtube_id>.* a video",
+        help="youtube (default); cvdf, the mirror of ready clips; url:TEMPLATE, an http address "
+        "with {youtube_id}; dir:PATH, where <key>.* is a clip and <youtube_id>.* a video. Several: "
+        "repeat the option; for each clip they are tried in the order given",
     )
     where.add_argument(
         "--fetch",
@@ -163,6 +155,22 @@ def _add_youtube(parser: Parser) -> None:
         metavar="NAME=VALUE",
         help="another option of yt-dlp, such as force-ipv4 or http-chunk-size=1M; options that run "
         "programs are refused",
+    )
+
+
+def _add_format(parser: Parser) -> None:
+    clips = parser.add_argument_group("format of the clips")
+    clips.add_argument("--fps", type=cli.positive, default=25, help="constant frame rate")
+    clips.add_argument(
+        "--short-side",
+        type=cli.positive,
+        default=256,
+        help="pixels of the shorter side; smaller videos keep their size",
+    )
+    clips.add_argument("--keep-original", action="store_true", help="keep size and frame rate")
+    clips.add_argument("--keep-audio", action="store_true", help="keep the sound, as AAC")
+    clips.add_argument(
+        "--ffmpeg", type=Path, metavar="PATH", help="use this ffmpeg instead of the included one"
     )
 
 

@@ -5,6 +5,8 @@ source before it has failed to give. Whatever a source gives becomes a clip in o
 conformed, decoded once more, its frames counted. Every attempt is a ledger line.
 """
 
+from __future__ import annotations
+
 import shutil
 import tempfile
 import time
@@ -202,7 +204,7 @@ def register_recipe(out: Path, recipe: ClipRecipe) -> None:
 @contextmanager
 def download(
     segments: Sequence[Segment], labels: tuple[str, ...], plan: DownloadPlan
-) -> Iterator["DownloadRun"]:
+) -> Iterator[DownloadRun]:
     """Begin to make the clips that are not yet made; safe to call again at any time.
 
     The clips are made while the run is iterated over, inside the block. At the end of the block no
@@ -268,6 +270,7 @@ class DownloadRun:
         self._own_keys = {segment.key for segment in self._own}
         self._scratch = scratch
         self._record = record
+        self._is_alone = plan.part.count == 1  # else other parts write ledger lines meanwhile
         self._histories = {} if plan.force else ledger.read(plan.out)
         self._lines: Generator[Line, None, None] | None = None
         self._num_unanswered = 0  # videos in a row
@@ -280,8 +283,8 @@ class DownloadRun:
     def by_source(self) -> Iterator[Attempts]:
         """The same, for callers who show how far each source is."""
         plan = self._plan
-        for source in plan.sources:
-            if plan.part.count > 1 and not plan.force:
+        for number, source in enumerate(plan.sources):
+            if number > 0 and not self._is_alone and not plan.force:
                 self._histories = ledger.read(plan.out)  # other parts may have made clips of ours
             pool = self._own if source.by_video else self._segments
             segments = wanted(pool, source, plan, self._histories)
@@ -301,7 +304,8 @@ class DownloadRun:
 
     def summary(self) -> DownloadSummary:
         """What the part has now, from the ledger and the files."""
-        histories = ledger.read(self._plan.out)
+        is_current = self._is_alone and not self._plan.force
+        histories = self._histories if is_current else ledger.read(self._plan.out)
         gaps: Counter[str] = Counter()
         num_done = num_retryable = 0
         for segment in self._own:

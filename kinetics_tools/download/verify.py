@@ -6,6 +6,8 @@ deleted. A missing file needs no line, since every run looks for the files; so a
 mounted does not fill the ledger.
 """
 
+from __future__ import annotations
+
 import errno
 from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -61,7 +63,7 @@ class CheckResult:
 
 
 @contextmanager
-def verify(out: Path, *, splits: Sequence[str] = (), jobs: int = 1) -> Iterator["Verification"]:
+def verify(out: Path, *, splits: Sequence[str] = (), jobs: int = 1) -> Iterator[Verification]:
     """Begin to check every clip that the ledger has as done, and to record the damaged ones.
 
     The clips are checked while the verification is iterated over, inside the block.

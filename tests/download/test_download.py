@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from conftest import MakeVideo
+from kinetics_tools.core.units import Part
 from kinetics_tools.dataset import ledger
 from kinetics_tools.dataset.manifest import Segment
 from kinetics_tools.download.run import DownloadPlan
@@ -618,3 +619,32 @@ def test_a_run_that_is_left_leaves_no_worker_and_no_scratch_file(
     with make_clips_of(asked, ("a",), plan) as run:
         assert first.key not in {line.key for line in run}
         assert run.summary().num_done == 6
+
+
+def test_a_run_of_one_part_reads_the_ledger_once(
+    recipe: ClipRecipe, ffmpeg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """250,000 clips take seconds to read; a part of several must see what the others wrote."""
+    read = ledger.read
+    outs = []
+
+    def counted(out: Path) -> dict[str, ledger.History]:
+        outs.append(out)
+        return read(out)
+
+    monkeypatch.setattr(ledger, "read", counted)
+    for part, times in ((Part(0, 1), 1), (Part(0, 2), 2)):
+        out = tmp_path / str(part)
+        plan = DownloadPlan(
+            out=out,
+            sources=(Folder(tmp_path),),
+            recipe=recipe,
+            binary=ffmpeg,
+            jobs=0,
+            part=part,
+        )
+        with make_clips_of([SEGMENT], ("a",), plan) as run:
+            assert [line.reason for line in run] == ["gone"]
+            assert run.summary().gaps == {"gone": 1}
+        assert outs == [out] * times
+        outs.clear()
