@@ -447,12 +447,12 @@ def test_the_networks_are_as_large_as_told() -> None:
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in shown.splitlines()[2:]]
     told = {row[0].split("`")[1]: (row[1], row[2], row[4], row[6]) for row in rows}
     for row in table():
-        if row["paper_parameters"] is not None:
-            assert told.pop(row["arch"]) == (
-                f"{row['parameters'] / 1e6:.2f} M",
-                f"{row['paper_parameters'] // 10**6} M",
-                f"{row['train']['flops'] / 1e9:,.0f}",
-                f"{row['test']['flops'] / 1e9:,.0f}",
+        if row.paper_parameters is not None:
+            assert told.pop(row.arch) == (
+                f"{row.parameters / 1e6:.2f} M",
+                f"{row.paper_parameters // 10**6} M",
+                f"{row.train.flops / 1e9:,.0f}",
+                f"{row.test.flops / 1e9:,.0f}",
             )
     assert not told
 

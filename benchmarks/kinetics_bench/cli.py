@@ -381,14 +381,14 @@ def _verify_weights(arguments: argparse.Namespace) -> int:
 
 
 def _archs(arguments: argparse.Namespace) -> int:
-    from kinetics_bench.archs.table import cells, table
+    from kinetics_bench.archs.table import table
 
     rows = table()
     if arguments.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([row.as_json() for row in rows], indent=1))
     else:
         words = ("stream", "train input", "test input", "smallest input")
-        print(console.text_table([cells(row) for row in rows], left_aligned=words))
+        print(console.text_table([row.cells() for row in rows], left_aligned=words))
     return Exit.COMPLETE
 
 

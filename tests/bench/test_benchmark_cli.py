@@ -311,7 +311,7 @@ def test_archs_is_a_table_of_what_each_network_costs() -> None:
         "test GFLOPs": "1670.9",
         "smallest input": "9 rgb + 9 flow, 32x32",
     }
-    assert rows["convnet-lstm", "rgb"]["train input"] == "25 rgb (5 apart)"
+    assert rows["convnet-lstm", "rgb"]["train input"] == "25 rgb (stride 5)"
     assert rows["two-stream", "flow"]["paper"] == "-"
 
 
