@@ -25,7 +25,7 @@ TYPES = {
     "frames u p data source target out weight_x weight_y": "*fp32",
     "state new_state low_x low_y": "*i32",
     "sums limit": "*fp64",
-    "old_height old_width height width parts asked first": "i32",
+    "old_height old_width height width parts max_steps first": "i32",
     "gain reach tau push": "fp32",
 }
 TYPE = {name: kind for names, kind in TYPES.items() for name in names.split()}

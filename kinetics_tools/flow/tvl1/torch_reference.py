@@ -15,7 +15,7 @@ square, pixels). Pairs are independent: the flow of one does not depend on the r
 Source: Zach, Pock and Bischof, "A Duality Based Approach for Realtime TV-L1 Optical Flow", 2007;
 Sanchez, Meinhardt-Llopis and Facciolo, "TV-L1 Optical Flow Estimation", IPOL 2013; the order of
 steps, borders and stopping rule are those of OpenCV 5.0 (its remap interpolates at the exact
-position; that of OpenCV 4 rounds positions to 1/32 px, which moves the flow by some 0.01 px).
+position; that of OpenCV 4 rounds positions to 1/32 px, which moves the flow by about 0.01 px).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 part_of_kernel = (lambda function: function) if INTERPRETED else triton.jit
 
 # One compiled kernel for all sizes, without specialisation for multiples of 16 and so on.
-SIZES = ["old_height", "old_width", "height", "width", "parts", "asked", "first"]
+SIZES = ["old_height", "old_width", "height", "width", "parts", "max_steps", "first"]
 MIN_SQUARED_GRADIENT = tl.constexpr(2.0**-23)
 SMOOTHED = tl.constexpr(2)
 
@@ -252,7 +252,7 @@ def _replaced(values, place: tl.constexpr, value):
 
 @triton.jit(do_not_specialize=SIZES)
 def judge(
-    state, new_state, sums, limit, parts, asked, first,
+    state, new_state, sums, limit, parts, max_steps, first,
     STEPS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Decide what the next launches of `median` and `iterate` do to a pair; program (b,) to pair b.
@@ -263,7 +263,7 @@ def judge(
 
     Args:
         parts: how many programs of `iterate` share a pair.
-        asked: steps of a pair that has not converged, up to STEPS.
+        max_steps: steps of a pair that has not converged, up to STEPS.
         first: 1 if these begin with the median.
     """
     pair = tl.program_id(0).to(tl.int64)
@@ -281,7 +281,7 @@ def judge(
             reached = tl.where(is_first, k + 1, reached)
     again = (reached > 0) & (reached < last_steps)
     converged = tl.where(reached > 0, 1, converged)
-    steps = tl.where(again, reached, tl.where(converged == 1, 0, asked))
+    steps = tl.where(again, reached, tl.where(converged == 1, 0, max_steps))
     source = tl.where(again, 1 - side, side)
     fields = new_state + pair * 4
     tl.store(fields, tl.where(steps > 0, 1 - source, side))

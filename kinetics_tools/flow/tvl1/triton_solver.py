@@ -99,11 +99,13 @@ def flows(
     def make(pairs: int) -> Solver:
         return Solver(pairs, size, parameters, device, tile)
 
-    solver = largest(make, len(waiting), size, device)
+    solver = make_largest(make, len(waiting), size, device)
     pending: Callable[[], Iterator[Flow]] | None = None
     while waiting:
         pairs = solver.pairs
-        started = _unless_full(partial(solver.start, np.stack([before, *waiting[:pairs]])))
+        started = _none_if_out_of_memory(
+            partial(solver.start, np.stack([before, *waiting[:pairs]]))
+        )
         if started:
             before = waiting[:pairs][-1]
             waiting = waiting[pairs:] or list(islice(frames, pairs))
@@ -113,7 +115,7 @@ def flows(
         if not started:
             # Its memory must be free before a smaller solver is made.
             del solver
-            solver = largest(make, _fewer(pairs, size, device), size, device)
+            solver = make_largest(make, _fewer(pairs, size, device), size, device)
     if pending:
         yield from pending()
 
@@ -146,20 +148,20 @@ S = TypeVar("S", bound=Sized)
 T = TypeVar("T")
 
 
-def largest(make: Callable[[int], S], pairs: int, size: tuple[int, int], device: str) -> S:
+def make_largest(make: Callable[[int], S], pairs: int, size: tuple[int, int], device: str) -> S:
     """Return `make(pairs)`, with half as many pairs for as long as they do not fit the memory.
 
     Raises:
         KineticsError: not even one pair fits.
     """
     while True:
-        made = _unless_full(partial(make, pairs))
+        made = _none_if_out_of_memory(partial(make, pairs))
         if made:
             return made
         pairs = _fewer(pairs, size, device)
 
 
-def _unless_full(make: Callable[[], T]) -> T | None:
+def _none_if_out_of_memory(make: Callable[[], T]) -> T | None:
     """Return what `make` returns; None if the GPU's memory, or the pinned memory, is too small."""
     try:
         return make()

@@ -231,7 +231,7 @@ def test_pairs_that_do_not_fit_the_memory_are_reported_once(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         assert [
-            triton_solver.largest(Full, pairs, (20, 30), "cuda:1").pairs for pairs in (50, 7)
+            triton_solver.make_largest(Full, pairs, (20, 30), "cuda:1").pairs for pairs in (50, 7)
         ] == [6, 3]
 
     assert fitting_px == {"cuda:1": 3 * 20 * 30}
@@ -293,7 +293,7 @@ def test_a_pair_that_does_not_fit_the_memory_is_an_error(
         raise torch.OutOfMemoryError(f"{pairs} are too many")
 
     with pytest.raises(KineticsError, match="does not fit the GPU's memory: make"):
-        triton_solver.largest(full, 5, (4, 4), "cuda")
+        triton_solver.make_largest(full, 5, (4, 4), "cuda")
     assert fitting_px == {"cuda": 4 * 4}
 
 
