@@ -22,7 +22,6 @@ from kinetics_tools.shards.records import (
     ShardLayout,
     Sidecar,
     StreamRecipe,
-    shard_path,
 )
 from kinetics_tools.shards.writer import SampleContent
 
@@ -102,21 +101,16 @@ class Maker:
         ext: str,
         missing: str = "",
     ) -> Sidecar:
-        shard = shard_path(self.folder, split, stream, number)
-        size, members = writer.write_shard(shard, contents, ext=ext, labels=LABELS)
         sidecar = Sidecar(
             stream=stream,
             split=split,
             number=number,
-            size=size,
             recipe=HASHED[stream].hash,
             inputs="inputs",
             keys=tuple(c.key for c in contents) + ((missing,) if missing else ()),
-            members=members,
             failed={missing: Failure("missing", "")} if missing else {},
         )
-        sidecar.write(shard)
-        return sidecar
+        return writer.write_shard(self.folder, sidecar, contents, ext=ext, labels=LABELS)
 
 
 @pytest.fixture

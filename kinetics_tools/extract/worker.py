@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -101,26 +101,21 @@ def _make_rgb(
 ) -> Sidecar:
     work = partial(_rgb_content, plan=plan, folder=folder)
     results = _in_order(work, unit.clips, resources.threads)
-    shard = unit.shard(plan, RGB)
-    contents = [result for result in results if isinstance(result, SampleContent)]
-    size, members = write_shard(shard, contents, ext=RGB_EXT, labels=plan.labels)
     sidecar = Sidecar(
         stream=RGB,
         split=unit.split,
         number=unit.number,
-        size=size,
         recipe=digest(plan.rgb.as_json()),
         inputs=unit.rgb_inputs(plan),
         keys=tuple(clip.key for clip in unit.clips),
-        members=members,
         failed={
             clip.key: result
             for clip, result in zip(unit.clips, results, strict=True)
             if isinstance(result, Failure)
         },
     )
-    sidecar.write(shard)
-    return sidecar
+    contents = [result for result in results if isinstance(result, SampleContent)]
+    return write_shard(plan.out, sidecar, contents, ext=RGB_EXT, labels=plan.labels)
 
 
 def _rgb_content(clip: Clip, *, plan: ExtractPlan, folder: Path) -> SampleContent | Failure:
@@ -213,7 +208,7 @@ def _make_flow(
     keep_to_one_thread(device)
     work = partial(
         _flow_content,
-        shard=unit.shard(plan, RGB),
+        shard=rgb.shard(plan.out),
         recipe=plan.flow,
         codec=codec,
         flow_device=FlowDevice(
@@ -224,21 +219,16 @@ def _make_flow(
         folder=folder,
     )
     contents = _in_order(work, rgb.members, resources.threads)
-    shard = unit.shard(plan, plan.stream)
-    size, members = write_shard(shard, contents, ext=f"flow.{codec.ext}", labels=plan.labels)
-    Sidecar(
+    sidecar = replace(
+        rgb,
         stream=plan.stream,
-        split=unit.split,
-        number=unit.number,
-        size=size,
         recipe=plan.flow.hash,
         inputs=unit.flow_inputs(plan, rgb),
-        keys=rgb.keys,
-        members=members,
-        failed=rgb.failed,
         device=device.partition(":")[0],
-    ).write(shard)
-    return sum(member.frames - 1 for member in members)
+    )
+    ext = f"flow.{codec.ext}"
+    flow = write_shard(plan.out, sidecar, contents, ext=ext, labels=plan.labels)
+    return sum(member.frames - 1 for member in flow.members)
 
 
 def _require_same(what: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> None:

@@ -169,25 +169,29 @@ class Sidecar:
         stream: "rgb" or "flow-<name>".
         split: of all its samples.
         number: from 0.
-        size: bytes of the tar.
         recipe: hash of the recipe.
         inputs: digest of everything it was made from.
         keys: expected, in order.
-        members: of the samples present, in that order.
         failed: by key, why the other samples are not present.
         device: kind of device that computed it, "cpu" or "cuda"; empty for rgb.
+        size: bytes of the tar; 0 before it is written.
+        members: of the samples present, in the order of `keys`.
     """
 
     stream: str
     split: str
     number: int
-    size: int
     recipe: str
     inputs: str
     keys: tuple[str, ...]
-    members: tuple[ShardMember, ...]
     failed: Mapping[str, Failure] = field(default_factory=dict)
     device: str = ""
+    size: int = 0
+    members: tuple[ShardMember, ...] = ()
+
+    def shard(self, folder: Path) -> Path:
+        """Path of its tar, in a folder of shards."""
+        return shard_path(folder, self.split, self.stream, self.number)
 
     @staticmethod
     def read(shard: Path) -> Sidecar | None:
@@ -202,17 +206,24 @@ class Sidecar:
         except FileNotFoundError:  # or another part is just making the shard again
             return None
 
-    def write(self, shard: Path) -> None:
-        """Write the sidecar of the tar `shard`."""
-        _write(shard.with_suffix(".json"), asdict(self))
+    def write(self, folder: Path) -> None:
+        """Write it beside its tar."""
+        _write(self.shard(folder).with_suffix(".json"), asdict(self))
 
 
 def _sidecar(value: dict[str, Any]) -> Sidecar:
-    del value["schema_version"]
-    value["keys"] = tuple(value["keys"])
-    value["members"] = tuple(ShardMember(**member) for member in value["members"])
-    value["failed"] = {key: Failure(**failure) for key, failure in value["failed"].items()}
-    return Sidecar(**value)
+    return Sidecar(
+        stream=value["stream"],
+        split=value["split"],
+        number=value["number"],
+        recipe=value["recipe"],
+        inputs=value["inputs"],
+        keys=tuple(value["keys"]),
+        failed={key: Failure(**failure) for key, failure in value["failed"].items()},
+        device=value["device"],
+        size=value["size"],
+        members=tuple(ShardMember(**member) for member in value["members"]),
+    )
 
 
 # The folder

@@ -52,15 +52,24 @@ class SampleContent:
 
 
 def write_shard(
-    shard: Path, contents: Iterable[SampleContent], *, ext: str, labels: Sequence[str]
-) -> tuple[int, tuple[ShardMember, ...]]:
-    """Write a tar, the same bytes for the same contents; return its size and its members.
+    folder: Path,
+    sidecar: Sidecar,
+    contents: Iterable[SampleContent],
+    *,
+    ext: str,
+    labels: Sequence[str],
+) -> Sidecar:
+    """Write a shard, the same bytes for the same contents: its tar, then its sidecar.
 
     Args:
-        shard: gets its name when all is written.
+        folder: of shards.
+        sidecar: what is known before the tar is written.
         contents: in order.
         ext: of the videos or the flow.
         labels: of the dataset.
+
+    Returns:
+        the sidecar as it is written, with `size` and `members`.
 
     Raises:
         OSError: the disk is full; it names the shard.
@@ -68,6 +77,7 @@ def write_shard(
     import webdataset
 
     members = []
+    shard = sidecar.shard(folder)
     # Never the new tar beside the old sidecar.
     shard.with_suffix(".json").unlink(missing_ok=True)
     with publish(shard) as scratch:
@@ -82,7 +92,10 @@ def write_shard(
                 text = json.dumps(_about(content, labels), sort_keys=True, ensure_ascii=False)
                 tar.write({"__key__": content.key, ext: data, "json": text.encode()})
                 members.append(_member(content, data))
-        return scratch.stat().st_size, tuple(_located(scratch, members, ext))
+        located = tuple(_located(scratch, members, ext))
+        sidecar = replace(sidecar, size=scratch.stat().st_size, members=located)
+    sidecar.write(folder)
+    return sidecar
 
 
 def _about(content: SampleContent, labels: Sequence[str]) -> dict[str, Any]:
@@ -264,7 +277,7 @@ def _row(rgb: Sidecar, member: ShardMember, label_ids: Mapping[str, int]) -> Ind
 
 
 def _place(sidecar: Sidecar, member: ShardMember) -> IndexPlace:
-    shard = shard_path(Path(), "", sidecar.stream, sidecar.number).name
+    shard = sidecar.shard(Path()).name
     return IndexPlace(shard, member.offset, member.size, member.sha256[:NUM_CHECK_DIGITS])
 
 
