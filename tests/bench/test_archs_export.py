@@ -1,4 +1,4 @@
-"""Every architecture compiled and exported computes what it does in eager mode."""
+"""Compiled and exported architectures give the logits of eager mode."""
 
 import shutil
 from pathlib import Path
@@ -17,8 +17,8 @@ SIZE = (40, 33)
 
 
 def net_and_clips(name: str) -> tuple[Network, tuple[Tensor, ...], Tensor]:
-    """An architecture's network as it is trained, clips of two steps, and the eager logits."""
-    # The two streams of I3D are trained apart, and alike.
+    """A network of an architecture, inputs of two time steps, and the logits of eager mode."""
+    # I3D's joint is its two streams, which differ in the first layer only.
     stream = "rgb" if name == "i3d" else ARCHS[name].streams[0]
     net = calibrated(name, stream)
     clips = tuple(waves(name, stream, size=SIZE))
@@ -31,7 +31,7 @@ def net_and_clips(name: str) -> tuple[Network, tuple[Tensor, ...], Tensor]:
 @pytest.fixture
 def compiler() -> None:
     if shutil.which("g++") is None:
-        pytest.skip("torch.compile needs a C++ compiler, and there is no g++ here")
+        pytest.skip("torch.compile needs a C++ compiler: g++ is missing")
 
 
 @pytest.mark.usefixtures("compiler")

@@ -1,4 +1,4 @@
-"""Layers that the networks share: padding as TensorFlow's, batch norm with and without scale."""
+"""Layers: padding as in TensorFlow, batch norm with and without scale."""
 
 import pytest
 import torch
@@ -138,7 +138,7 @@ def test_batch_norm_has_an_offset_and_no_scale() -> None:
     torch.testing.assert_close(norm(values), expected)
 
 
-def test_torchs_tools_leave_the_offset_where_it_is() -> None:
+def test_conversion_to_sync_batch_norm_keeps_the_offset() -> None:
     values = torch.randn(2, 4, 3, 3)
     norm = calibrated_norm()
     norm.keep_scale(torch.rand(4))
@@ -157,7 +157,7 @@ def test_a_scale_is_a_frozen_factor_that_is_saved_and_loaded() -> None:
     torch.testing.assert_close(scaled(values), expected)
     assert [name for name, _ in scaled.named_parameters()] == ["bias"]
     assert torch.equal(scaled.state_dict()["scale"], factors)
-    # A layer becomes what it loads, with a scale or without.
+    # Loading adds the scale, or removes it.
     weights, without = scaled.state_dict(), plain.state_dict()
     plain.load_state_dict(weights)
     assert torch.equal(plain(values), scaled(values))
@@ -168,7 +168,7 @@ def test_a_scale_is_a_frozen_factor_that_is_saved_and_loaded() -> None:
         plain.keep_scale(torch.ones(3))
 
 
-def test_a_net_loads_scales_where_its_state_dict_has_them() -> None:
+def test_a_network_loads_the_scales_of_a_state_dict() -> None:
     one, other = (conv_bn_relu((3, 4), (1, 1), momentum=0.1) for _ in range(2))
     norm = one.get_submodule("batch_norm")
     assert isinstance(norm, OffsetBatchNorm)
@@ -179,7 +179,7 @@ def test_a_net_loads_scales_where_its_state_dict_has_them() -> None:
     assert torch.equal(other.state_dict()["batch_norm.scale"], one.state_dict()["batch_norm.scale"])
 
 
-def test_one_value_a_channel_is_refused_in_training_only() -> None:
+def test_one_value_per_channel_is_refused_in_training_only() -> None:
     norm = OffsetBatchNorm(4, momentum=0.1)
     with pytest.raises(ValueError, match="batch norm cannot train on one clip"):
         norm.train()(torch.rand(1, 4, 1, 1))

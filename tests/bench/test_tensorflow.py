@@ -1,4 +1,4 @@
-"""Checkpoints that TensorFlow itself wrote, under the published names; `tox run -e tensorflow`."""
+"""Checkpoints written by TensorFlow under the published names; `tox run -e tensorflow`."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.tensorflow
 
 
 def save(variables: dict[str, Tensor], prefix: Path) -> None:
-    """Write a checkpoint as TensorFlow 1's Saver does: by name."""
+    """Write a checkpoint of named variables, as TensorFlow 1's Saver does."""
     import tensorflow
 
     prefix.parent.mkdir(exist_ok=True)
@@ -32,7 +32,7 @@ def save(variables: dict[str, Tensor], prefix: Path) -> None:
 
 
 def logits(prefix: Path, stream: str, clips: Tensor) -> Tensor:
-    """What an I3D of five classes that starts from a checkpoint makes of clips."""
+    """Logits of an I3D of five classes with the weights of a checkpoint."""
     start = load_init(
         str(prefix), arch="i3d", stream=stream, num_classes=5, cache=prefix.parent / "cache"
     )
@@ -55,7 +55,7 @@ def test_a_checkpoint_gives_identical_logits(stream: str, scope: str, tmp_path: 
         assert torch.equal(logits(tmp_path / "model.ckpt", stream, clips), net(clips))
 
 
-def test_the_kinetics_600_form_with_the_optimizers_slots(tmp_path: Path) -> None:
+def test_the_kinetics_600_checkpoint_with_optimizer_state(tmp_path: Path) -> None:
     net = randomize_batch_norm(build("i3d", num_classes=5))
     clips = torch.rand(1, 3, 9, 32, 32) * 2 - 1
     bare = deepmind_variables(net, "")
@@ -86,10 +86,10 @@ def test_a_damaged_checkpoint_is_one_line(suffix: str, how: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("stream", ["rgb", "flow"])
-def test_what_tensorflow_writes_passes_for_the_authors(
+def test_a_checkpoint_by_tensorflow_is_accepted_as_the_authors(
     stream: str, media_server: MediaServer, tmp_path: Path
 ) -> None:
-    """The form of an index and the size of its data are those that a fetched file must have."""
+    """Downloaded files are checked by the format of the index and the size of the data."""
     shapes = deepmind_shapes(3 if stream == "rgb" else 2)
     folder = tmp_path / f"{stream}_imagenet"
     save({name: torch.rand(sizes) for name, sizes in shapes.items()}, folder / "model.ckpt")

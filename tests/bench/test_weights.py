@@ -109,14 +109,14 @@ def test_deepminds_names_and_shapes_are_those_of_the_published_index() -> None:
 
 
 def distinct(theirs: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Give the tensors of these names values of which no two are equal; these tensors."""
+    """Give the named tensors values that all differ; return these tensors."""
     made: dict[str, Tensor] = {}
     first = 2  # a scale of ones is dropped
     for name in names:
         count = theirs[name].numel()
         made[name] = torch.arange(first, first + count).float().reshape(theirs[name].shape)
         first += count
-    assert first < 2**24  # float32 tells whole numbers apart up to there
+    assert first < 2**24  # float32 represents all integers up to there
     theirs.update(made)
     return made
 
@@ -290,7 +290,7 @@ def test_a_scale_that_is_not_one_is_kept_and_ones_are_dropped(net: nn.Module) ->
 
 
 def test_the_kinetics_600_checkpoint_is_read(net: nn.Module) -> None:
-    """No scope, vectors of five axes, and the optimizer's slots."""
+    """Without scope, with vectors of five axes and optimizer state."""
     bare = deepmind_variables(net, "")
     variables = {n: t if n.endswith("/w") else t.reshape(1, 1, 1, 1, -1) for n, t in bare.items()}
     variables["Logits/Conv3d_0c_1x1/conv_3d/b"] = bare["Logits/Conv3d_0c_1x1/conv_3d/b"]
@@ -302,7 +302,7 @@ def test_the_kinetics_600_checkpoint_is_read(net: nn.Module) -> None:
     assert torch.equal(logits(loaded(scheme.to_ours(variables))), logits(net))
 
 
-def test_each_tensor_is_used_once_or_is_on_the_list(net: nn.Module) -> None:
+def test_each_tensor_is_used_once_or_ignored_by_name(net: nn.Module) -> None:
     table = SCHEMES["hassony2"]
     theirs = table.from_ours(net.state_dict())
     count = {"mixed_3b.branch_0.batch3d.num_batches_tracked": torch.tensor(7)}
@@ -345,7 +345,7 @@ class Trap:
 
 
 def bad_files(folder: Path, net: nn.Module) -> Iterator[tuple[Path, str]]:
-    """Files that cannot be read, each with what the message must say."""
+    """Files that cannot be read, each with its message."""
     state = net.state_dict()
 
     def save(name: str, value: object) -> Path:
@@ -500,7 +500,7 @@ def test_weights_are_found_by_their_streams_name(tmp_path: Path) -> None:
             "{stream}_imagenet/model.ckpt.index",
         ),
         (
-            "imagenet-models",  # piergiaj's, in a folder whose own name tells nothing
+            "imagenet-models",  # piergiaj's, in a folder whose name has no stream
             [
                 *("rgb_imagenet.pt", "rgb_charades.pt"),
                 *("flow_imagenet.pt", "flow_charades.pt"),
@@ -509,7 +509,7 @@ def test_weights_are_found_by_their_streams_name(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_of_a_repositorys_own_folder_imagenets_weights_are_taken(
+def test_in_a_projects_own_folder_imagenets_weights_are_used(
     folder: str, names: list[str], taken: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -553,7 +553,7 @@ def serve(server: MediaServer, net: nn.Module, folder: Path) -> str:
 def test_imagenets_network_gives_googlenets_logits_on_our_input(
     googlenet: GoogLeNet, media_server: MediaServer, tmp_path: Path
 ) -> None:
-    """What was fetched computes the same; our [-1, 1] is torchvision's normalisation undone."""
+    """Our input in [-1, 1] gives the logits of torchvision's normalised input."""
     address = serve(media_server, googlenet, tmp_path)
     weights = download.imagenet(tmp_path / "cache", address=address)
     ours = build("two-stream", "rgb", num_classes=1000).eval()
@@ -571,7 +571,7 @@ def test_imagenets_network_gives_googlenets_logits_on_our_input(
         got = ours(clip[None])
     assert theirs.std() > 0.01
     torch.testing.assert_close(got, theirs, atol=1e-4, rtol=1e-3)
-    # It is in the cache by now, and the network is not asked again.
+    # It is in the cache now and is not downloaded again.
     media_server.files.clear()
     assert download.imagenet(tmp_path / "cache", address=address).sha256 == weights.sha256
     assert len(media_server.requests) == 1
@@ -643,7 +643,7 @@ def test_weights_that_are_not_googlenets_are_one_line_before_they_are_reshaped(
             assert str(caught.value).startswith(str(path))
 
 
-def test_imagenet_has_no_place_in_c3d(
+def test_imagenet_weights_do_not_fit_c3d(
     googlenet: GoogLeNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = SCHEMES["torchvision"].to_ours(googlenet.state_dict())
@@ -653,7 +653,7 @@ def test_imagenet_has_no_place_in_c3d(
         EvaluationError, match=r"^it has weights of Inception-v1, and 3D-ConvNet has no"
     ):
         network_state(Weights(state=state, source="it", dims=2), net)
-    monkeypatch.delattr(download, "imagenet")  # it says so before it fetches anything
+    monkeypatch.delattr(download, "imagenet")  # the error comes before a download
     with pytest.raises(
         EvaluationError, match=r"^--init imagenet has weights of .* c3d has no Inception; .* PATH"
     ):
@@ -693,7 +693,7 @@ def test_imagenet_that_cannot_be_fetched_is_one_line_and_leaves_no_file(
     assert capsys.readouterr().out == ""  # which carries results only
 
 
-def test_what_the_data_holds_at_least_is_what_the_networks_have() -> None:
+def test_the_minimum_size_of_the_data_is_the_size_of_the_network() -> None:
     for stream, num_bytes in download.MIN_DATA_BYTES.items():
         with torch.device("meta"):
             shapes = state_shapes(build("i3d", stream))
@@ -702,7 +702,7 @@ def test_what_the_data_holds_at_least_is_what_the_networks_have() -> None:
 
 @pytest.fixture
 def checkpoint(media_server: MediaServer) -> dict[str, bytes]:
-    """What has the form of the authors' flow checkpoint, served; name -> content."""
+    """Served files that look like the authors' flow checkpoint: name -> content."""
     data, index = download.FILES
     files = {
         f"flow_imagenet/{data}": bytes(download.MIN_DATA_BYTES["flow"]),
@@ -752,7 +752,7 @@ def test_a_page_in_place_of_the_authors_checkpoint_is_not_kept(
 
 
 class Reader:
-    """What `tensorflow.train.load_checkpoint` gives, of a dict."""
+    """The reader of `tensorflow.train.load_checkpoint`, for a dict."""
 
     def __init__(self, variables: Mapping[str, Any]) -> None:
         self.variables = variables
@@ -769,7 +769,7 @@ class OpError(Exception):
 
 
 def stand_in(patch: pytest.MonkeyPatch, load: Callable[[str], Reader]) -> None:
-    """Let a stand-in of TensorFlow, which these tests do without, read checkpoints."""
+    """Replace TensorFlow, which these tests do not need, by a reader of dicts."""
     tensorflow = SimpleNamespace(
         train=SimpleNamespace(load_checkpoint=load), errors=SimpleNamespace(OpError=OpError)
     )
@@ -851,7 +851,7 @@ def test_without_tensorflow_its_package_is_named(
 
 
 def start(path: Path, *, stream: str = "rgb", num_classes: int = 5) -> InitWeights:
-    """The start of an I3D from a file."""
+    """Initial weights of an I3D from a file."""
     found = load_init(
         str(path), arch="i3d", stream=stream, num_classes=num_classes, cache=path.parent
     )
@@ -1010,7 +1010,7 @@ def test_finetuning_of_the_last_layer_changes_nothing_else(net: Network, tmp_pat
     ):
         with pytest.raises(EvaluationError, match=rf"another training \(not the same {what}\)"):
             train(other, CPU)
-    # A checkpoint of ours is a start too.
+    # Our own checkpoint can be the initial weights too.
     again = start(tmp_path / "all" / CHECKPOINT, num_classes=2)
     assert set(again.state) == set(began.state) | changed
 
@@ -1065,7 +1065,7 @@ def test_verify_compares_every_number_with_the_expected(tmp_path: Path) -> None:
     for streams in (["rgb"], ["rgb", "flow"]):
         with pytest.raises(EvaluationError, match="of flow alone: give --flow and no other array"):
             verify(tmp_path / "flow_imagenet.pt", streams=streams)
-    # One weight a little off is seen, and so is another network.
+    # A small change of one weight is found.
     off = dict(expected.streams) | {"rgb": replace(expected.streams["rgb"], norm=0.0)}
     checks = verify(example=replace(expected, streams=off))
     assert [check.what for check in checks if not check.passed] == ["norm of all"]
@@ -1161,7 +1161,7 @@ def test_the_command_says_that_random_weights_are_not_the_published_ones(tmp_pat
 
 @pytest.mark.full
 def test_a_run_from_weights_to_a_result(tmp_path: Path) -> None:
-    """A folder gives each stream its own; the run's own folder is such a folder."""
+    """A folder has a file for each stream; a run's work-dir is such a folder."""
     for stream in ("rgb", "flow"):
         state = randomize_batch_norm(build("i3d", stream, num_classes=5)).state_dict()
         torch.save(SCHEMES["hassony2"].from_ours(state), tmp_path / f"model_{stream}.pth")

@@ -1,5 +1,7 @@
 """Samples in shards as the views that networks are trained and tested on.
 
+    from pathlib import Path
+
     from kinetics_bench.data import ClipDataset, Reader, select
     from kinetics_bench.recipes import recipe_for
     from kinetics_tools.shards import ShardFolder

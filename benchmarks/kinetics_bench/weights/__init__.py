@@ -1,5 +1,7 @@
 """Published weights, and weights in files.
 
+    from pathlib import Path
+
     from kinetics_bench import archs
     from kinetics_bench.weights import load_init
 
