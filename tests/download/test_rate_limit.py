@@ -1,4 +1,4 @@
-"""The pace holds across processes, kills, refusals, reboots and clocks that jump."""
+"""The rate limit holds across processes, kills, refusals, reboots and clocks that jump."""
 
 import json
 import multiprocessing
@@ -27,48 +27,50 @@ SPAWN = multiprocessing.get_context("spawn")
 HOUR_S = 3600.0
 
 
-def make_pace(folder: Path, *, interval_s: float = 0.0, lockout_s: float = HOUR_S) -> RateLimiter:
+def make_limiter(
+    folder: Path, *, interval_s: float = 0.0, lockout_s: float = HOUR_S
+) -> RateLimiter:
     return RateLimiter(
         rate_limit_path(folder, "cookies.txt"), interval_s=interval_s, lockout_s=lockout_s
     )
 
 
-def state_file(pace: RateLimiter) -> Path:
-    return pace.path.with_name(f"{pace.path.name}-{socket.gethostname()}.json")
+def state_file(limiter: RateLimiter) -> Path:
+    return limiter.path.with_name(f"{limiter.path.name}-{socket.gethostname()}.json")
 
 
-def edit(pace: RateLimiter, **values: object) -> None:
-    path = state_file(pace)
+def edit(limiter: RateLimiter, **values: object) -> None:
+    path = state_file(limiter)
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def lock_out(pace: RateLimiter) -> None:
+def lock_out(limiter: RateLimiter) -> None:
     for _ in range(MAX_REFUSALS):
-        pace.wait()
-        pace.refused(Reason.BOT_CHECK, detail="Sign in to confirm you're not a bot")
+        limiter.wait()
+        limiter.refused(Reason.BOT_CHECK, detail="Sign in to confirm you're not a bot")
 
 
-def ask_often(pace: RateLimiter, seconds: float, asked: Path) -> None:
+def ask_often(limiter: RateLimiter, seconds: float, asked: Path) -> None:
     """Ask until the time is over; write down when each request could go."""
     end = time.monotonic() + seconds
     with asked.open("a") as file:
         while time.monotonic() < end:
-            pace.wait()
+            limiter.wait()
             file.write(f"{time.monotonic()}\n")
             file.flush()
 
 
-def hold_for_ever(pace: RateLimiter, held: Path) -> None:
-    with pace._held():
+def hold_for_ever(limiter: RateLimiter, held: Path) -> None:
+    with limiter._held():
         held.touch()
         time.sleep(600)
 
 
 def start_asking(
-    pace: RateLimiter, asked: Path, *, count: int, seconds: float
+    limiter: RateLimiter, asked: Path, *, count: int, seconds: float
 ) -> list[SpawnProcess]:
     processes = [
-        SPAWN.Process(target=ask_often, args=(pace, seconds, asked), daemon=True)
+        SPAWN.Process(target=ask_often, args=(limiter, seconds, asked), daemon=True)
         for _ in range(count)
     ]
     for process in processes:
@@ -81,29 +83,29 @@ def times(asked: Path) -> list[float]:
 
 
 def test_processes_together_keep_the_rate_of_one(tmp_path: Path) -> None:
-    pace = make_pace(tmp_path, interval_s=0.05)
+    limiter = make_limiter(tmp_path, interval_s=0.05)
     start = time.monotonic()
-    for process in start_asking(pace, tmp_path / "asked", count=4, seconds=1.0):
+    for process in start_asking(limiter, tmp_path / "asked", count=4, seconds=1.0):
         process.join()
         assert process.exitcode == 0
     took_s = time.monotonic() - start
     num_asked = len(times(tmp_path / "asked"))
-    assert 4 <= num_asked <= pace.burst + took_s / pace.interval_s
+    assert 4 <= num_asked <= limiter.burst + took_s / limiter.interval_s
 
 
 def test_a_burst_may_go_at_once_and_no_more(tmp_path: Path) -> None:
-    pace = make_pace(tmp_path, interval_s=HOUR_S)
-    for _ in range(pace.burst):
-        pace.wait()
-    with pace._held() as state:
-        assert HOUR_S - 60 < pace._take(state) <= HOUR_S
+    limiter = make_limiter(tmp_path, interval_s=HOUR_S)
+    for _ in range(limiter.burst):
+        limiter.wait()
+    with limiter._held() as state:
+        assert HOUR_S - 60 < limiter._take(state) <= HOUR_S
 
 
 def test_a_refusal_holds_everybody_at_once(tmp_path: Path) -> None:
-    pace = make_pace(tmp_path, interval_s=0.01)
-    processes = start_asking(pace, tmp_path / "asked", count=3, seconds=2.0)
+    limiter = make_limiter(tmp_path, interval_s=0.01)
+    processes = start_asking(limiter, tmp_path / "asked", count=3, seconds=2.0)
     wait_until(lambda: len(times(tmp_path / "asked")) > 2 * len(processes))
-    pace.refused(Reason.RATE_LIMITED, 0.8)
+    limiter.refused(Reason.RATE_LIMITED, 0.8)
     refused = time.monotonic()
     for process in processes:
         process.join()
@@ -113,23 +115,23 @@ def test_a_refusal_holds_everybody_at_once(tmp_path: Path) -> None:
 
 
 def test_after_a_pause_one_goes_first_not_a_burst(tmp_path: Path) -> None:
-    pace = make_pace(tmp_path, interval_s=1, lockout_s=0.05)
-    pace.refused(Reason.RATE_LIMITED)
-    pace.wait()
-    with pace._held() as state:
-        assert pace._take(state) > 0
+    limiter = make_limiter(tmp_path, interval_s=1, lockout_s=0.05)
+    limiter.refused(Reason.RATE_LIMITED)
+    limiter.wait()
+    with limiter._held() as state:
+        assert limiter._take(state) > 0
 
 
 def test_three_refusals_in_a_row_lock_the_identity_out(tmp_path: Path) -> None:
-    pace = make_pace(tmp_path)
-    lock_out(pace)
+    limiter = make_limiter(tmp_path)
+    lock_out(limiter)
     with pytest.raises(LockedOut) as caught:
-        pace.wait()
+        limiter.wait()
     assert caught.value.reason is Reason.BOT_CHECK
     named = r"Sign in .* not a bot; locked out until \d{4}-\d\d-\d\d \d\d:\d\d"
     assert re.fullmatch(named, caught.value.detail)
-    assert HOUR_S - 60 < pace.locked_s() <= HOUR_S
-    assert str(pace.lockout()) == str(caught.value)
+    assert HOUR_S - 60 < limiter.locked_s() <= HOUR_S
+    assert str(limiter.lockout()) == str(caught.value)
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (type(copy), str(copy)) == (LockedOut, str(caught.value))
     other = RateLimiter(rate_limit_path(tmp_path, "other cookies"), interval_s=0, lockout_s=HOUR_S)
@@ -138,32 +140,32 @@ def test_three_refusals_in_a_row_lock_the_identity_out(tmp_path: Path) -> None:
 
 
 def test_an_answer_ends_the_row(tmp_path: Path) -> None:
-    pace = make_pace(tmp_path)
+    limiter = make_limiter(tmp_path)
     for _ in range(MAX_REFUSALS):
-        pace.refused(Reason.RATE_LIMITED)
-        pace.refused(Reason.RATE_LIMITED)
-        pace.granted()
-    assert pace.locked_s() == 0
+        limiter.refused(Reason.RATE_LIMITED)
+        limiter.refused(Reason.RATE_LIMITED)
+        limiter.granted()
+    assert limiter.locked_s() == 0
 
 
 def test_an_answer_to_who_had_asked_before_the_refusal_does_not_end_the_row(
     tmp_path: Path,
 ) -> None:
-    pace = make_pace(tmp_path, interval_s=60)
+    limiter = make_limiter(tmp_path, interval_s=60)
     for _ in range(MAX_REFUSALS):
-        pace.refused(Reason.RATE_LIMITED)
-        pace.granted()  # another worker's, a moment later
-        with pace._held() as state:  # the pause is over, unless it is a lock-out
+        limiter.refused(Reason.RATE_LIMITED)
+        limiter.granted()  # another worker's, a moment later
+        with limiter._held() as state:  # the pause is over, unless it is a lockout
             if not state.is_locked:
                 state.paused_until_s = time.clock_gettime(time.CLOCK_BOOTTIME)
-    assert pace.locked_s() > 0
+    assert limiter.locked_s() > 0
 
 
 def test_refusals_of_requests_that_were_under_way_are_one_refusal(tmp_path: Path) -> None:
-    pace = make_pace(tmp_path, interval_s=60)
+    limiter = make_limiter(tmp_path, interval_s=60)
     for _ in range(MAX_REFUSALS + 1):
-        pace.refused(Reason.RATE_LIMITED)
-    assert pace.locked_s() == 0
+        limiter.refused(Reason.RATE_LIMITED)
+    assert limiter.locked_s() == 0
 
 
 @pytest.mark.parametrize(
@@ -173,84 +175,84 @@ def test_refusals_of_requests_that_were_under_way_are_one_refusal(tmp_path: Path
 def test_how_long_a_refusal_holds(
     tmp_path: Path, num_before: int, asked_s: float | None, pause_s: float
 ) -> None:
-    pace = make_pace(tmp_path, interval_s=10)
+    limiter = make_limiter(tmp_path, interval_s=10)
     for _ in range(num_before):
-        pace.refused(Reason.RATE_LIMITED)
-        with pace._held() as state:  # the pause is over
+        limiter.refused(Reason.RATE_LIMITED)
+        with limiter._held() as state:  # the pause is over
             state.paused_until_s = time.clock_gettime(time.CLOCK_BOOTTIME)
-    pace.refused(Reason.RATE_LIMITED, asked_s)
-    with pace._held() as state:
+    limiter.refused(Reason.RATE_LIMITED, asked_s)
+    with limiter._held() as state:
         left_s = state.paused_until_s - time.clock_gettime(time.CLOCK_BOOTTIME)
     assert pause_s - 30 < left_s <= pause_s
-    assert (pace.locked_s() > 0) == (num_before == MAX_REFUSALS - 1)
+    assert (limiter.locked_s() > 0) == (num_before == MAX_REFUSALS - 1)
 
 
 def test_a_lockout_is_as_long_as_the_site_asks_for_up_to_a_day(tmp_path: Path) -> None:
-    pace = make_pace(tmp_path)
+    limiter = make_limiter(tmp_path)
     for asked_s in (None, None, 1e12):
-        pace.refused(Reason.RATE_LIMITED, asked_s)
-    assert MAX_LOCKOUT_S - 60 < pace.locked_s() <= MAX_LOCKOUT_S
+        limiter.refused(Reason.RATE_LIMITED, asked_s)
+    assert MAX_LOCKOUT_S - 60 < limiter.locked_s() <= MAX_LOCKOUT_S
 
 
 def test_refusals_long_ago_are_not_of_this_row(tmp_path: Path) -> None:
-    pace = make_pace(tmp_path)
-    pace.refused(Reason.RATE_LIMITED)
-    pace.refused(Reason.RATE_LIMITED)
-    with pace._held() as state:
+    limiter = make_limiter(tmp_path)
+    limiter.refused(Reason.RATE_LIMITED)
+    limiter.refused(Reason.RATE_LIMITED)
+    with limiter._held() as state:
         state.paused_until_s -= HOUR_S + 1
-    pace.refused(Reason.RATE_LIMITED)
-    assert pace.locked_s() == 0
+    limiter.refused(Reason.RATE_LIMITED)
+    assert limiter.locked_s() == 0
 
 
 def test_a_killed_sleeper_takes_no_slot_with_it(tmp_path: Path) -> None:
-    pace = make_pace(tmp_path, interval_s=HOUR_S)
-    for _ in range(pace.burst):
-        pace.wait()
-    before = state_file(pace).read_text()
+    limiter = make_limiter(tmp_path, interval_s=HOUR_S)
+    for _ in range(limiter.burst):
+        limiter.wait()
+    before = state_file(limiter).read_text()
     asked = tmp_path / "asked"
-    (process,) = start_asking(pace, asked, count=1, seconds=1)
+    (process,) = start_asking(limiter, asked, count=1, seconds=1)
     wait_until(asked.exists)
     time.sleep(0.3)  # into its sleep
     process.kill()
     process.join()
     assert not times(asked)
-    assert state_file(pace).read_text() == before
+    assert state_file(limiter).read_text() == before
 
 
 def test_a_killed_holder_of_the_lock_leaves_the_pace_usable(tmp_path: Path) -> None:
-    pace = make_pace(tmp_path)
+    limiter = make_limiter(tmp_path)
     held = tmp_path / "held"
-    process = SPAWN.Process(target=hold_for_ever, args=(pace, held), daemon=True)
+    process = SPAWN.Process(target=hold_for_ever, args=(limiter, held), daemon=True)
     process.start()
     wait_until(held.exists)
     process.kill()
     process.join()
-    pace.wait()
+    limiter.wait()
 
 
 def test_a_jump_of_the_wall_clock_does_nothing(tmp_path: Path) -> None:
-    pace = make_pace(tmp_path)
-    lock_out(pace)
+    limiter = make_limiter(tmp_path)
+    lock_out(limiter)
     for jump_s in (-1e9, 1e9):
-        edit(pace, paused_until_wall_s=time.time() + jump_s)
-        assert HOUR_S - 60 < pace.locked_s() <= HOUR_S
+        edit(limiter, paused_until_wall_s=time.time() + jump_s)
+        assert HOUR_S - 60 < limiter.locked_s() <= HOUR_S
 
 
 @pytest.mark.parametrize(("wall_left_s", "left_s"), [(600, 600), (1e9, HOUR_S), (-5, 0)])
 def test_a_lockout_outlives_a_reboot_but_not_by_a_wrong_clock(
     tmp_path: Path, wall_left_s: float, left_s: float
 ) -> None:
-    pace = make_pace(tmp_path)
-    lock_out(pace)
-    edit(pace, boot_id="the one before", paused_until_wall_s=time.time() + wall_left_s)
-    first_s = pace.locked_s()
+    limiter = make_limiter(tmp_path)
+    lock_out(limiter)
+    edit(limiter, boot_id="the one before", paused_until_wall_s=time.time() + wall_left_s)
+    first_s = limiter.locked_s()
     assert left_s - 60 < first_s <= left_s
     if left_s:
-        assert pace.locked_s() < first_s
+        assert limiter.locked_s() < first_s
         with pytest.raises(SourceError, match=r"not a bot; locked out until"):
-            pace.wait()
+            limiter.wait()
     else:
-        pace.wait()
+        limiter.wait()
 
 
 @given(st.lists(st.sampled_from(["granted", "refused"]), max_size=12))
@@ -258,21 +260,21 @@ def test_a_lockout_outlives_a_reboot_but_not_by_a_wrong_clock(
 def test_only_a_row_of_refusals_locks(
     tmp_path_factory: pytest.TempPathFactory, answers: list[str]
 ) -> None:
-    pace = make_pace(tmp_path_factory.mktemp("pace"), interval_s=1e-5)
+    limiter = make_limiter(tmp_path_factory.mktemp("limiter"), interval_s=1e-5)
     row = 0
     for answer in answers:
         if row == MAX_REFUSALS:
             with pytest.raises(SourceError):
-                pace.wait()
+                limiter.wait()
             return
-        pace.wait()
+        limiter.wait()
         if answer == "granted":
-            pace.granted()
+            limiter.granted()
             row = 0
         else:
-            pace.refused(Reason.RATE_LIMITED)
+            limiter.refused(Reason.RATE_LIMITED)
             row += 1
-        assert (pace.locked_s() > 0) == (row == MAX_REFUSALS)
+        assert (limiter.locked_s() > 0) == (row == MAX_REFUSALS)
 
 
 numbers = st.floats() | st.integers() | st.none() | st.text(max_size=3)
@@ -297,14 +299,14 @@ numbers = st.floats() | st.integers() | st.none() | st.text(max_size=3)
 def test_whatever_the_file_holds_nobody_waits_longer_than_we_would_have_said(
     tmp_path_factory: pytest.TempPathFactory, content: bytes | dict[str, object]
 ) -> None:
-    pace = make_pace(tmp_path_factory.mktemp("pace"), interval_s=0.001, lockout_s=0.002)
-    pace.wait()
+    limiter = make_limiter(tmp_path_factory.mktemp("limiter"), interval_s=0.001, lockout_s=0.002)
+    limiter.wait()
     if isinstance(content, bytes):
-        state_file(pace).write_bytes(content)
+        state_file(limiter).write_bytes(content)
     else:
-        mine = json.loads(state_file(pace).read_text())["boot_id"]
-        edit(pace, **content | {"boot_id": mine if content["boot_id"] else "the one before"})
-    if pace.lockout() is None:
-        pace.wait()
+        mine = json.loads(state_file(limiter).read_text())["boot_id"]
+        edit(limiter, **content | {"boot_id": mine if content["boot_id"] else "the one before"})
+    if limiter.lockout() is None:
+        limiter.wait()
     else:
-        assert pace.locked_s() <= MAX_LOCKOUT_S  # 0 when the 2 ms have passed since
+        assert limiter.locked_s() <= MAX_LOCKOUT_S  # 0 when the 2 ms have passed since

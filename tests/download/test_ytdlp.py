@@ -49,13 +49,13 @@ def segment(youtube_id: str, start: object = 20, end: object = 22) -> Segment:
 
 
 @pytest.fixture
-def pace(tmp_path: Path) -> RateLimiter:
-    return RateLimiter(tmp_path / "pace", interval_s=0, lockout_s=60)
+def limiter(tmp_path: Path) -> RateLimiter:
+    return RateLimiter(tmp_path / "limiter", interval_s=0, lockout_s=60)
 
 
 @pytest.fixture
-def source(youtube: YouTubeStandIn, pace: RateLimiter) -> OnlineSource:
-    return youtube_module.youtube((*youtube.words, *HASTY), pace, keep_audio=False)
+def source(youtube: YouTubeStandIn, limiter: RateLimiter) -> OnlineSource:
+    return youtube_module.youtube((*youtube.words, *HASTY), limiter, keep_audio=False)
 
 
 Ask = Callable[..., list[Footage]]
@@ -435,10 +435,10 @@ def test_a_lockout_while_an_address_is_renewed_is_no_refusal_of_the_video(
 
 
 def test_a_section_is_read_again_where_the_connection_breaks(
-    youtube: YouTubeStandIn, pace: RateLimiter, ask: Ask, long_video: Path
+    youtube: YouTubeStandIn, limiter: RateLimiter, ask: Ask, long_video: Path
 ) -> None:
     source = youtube_module.youtube(
-        (*youtube.words, "retries=2"), pace, keep_audio=False, fetch="section"
+        (*youtube.words, "retries=2"), limiter, keep_audio=False, fetch="section"
     )
     youtube.put("broken00000", long_video, seconds=60, fault="truncated")
     with pytest.raises(SourceError) as caught:
@@ -448,10 +448,10 @@ def test_a_section_is_read_again_where_the_connection_breaks(
 
 
 def test_a_section_is_read_again_no_sooner_than_the_user_says(
-    youtube: YouTubeStandIn, pace: RateLimiter, ask: Ask, long_video: Path
+    youtube: YouTubeStandIn, limiter: RateLimiter, ask: Ask, long_video: Path
 ) -> None:
     words = (*youtube.words, "retries=2", "retry-sleep=linear=0.2::0.2")
-    source = youtube_module.youtube(words, pace, keep_audio=False, fetch="section")
+    source = youtube_module.youtube(words, limiter, keep_audio=False, fetch="section")
     youtube.put("broken00000", long_video, seconds=60, fault="truncated")
     start_s = time.monotonic()
     with pytest.raises(SourceError):
@@ -508,9 +508,9 @@ def test_the_innermost_cause_counts() -> None:
 
 
 @pytest.fixture
-def url_source(media_server: MediaServer, pace: RateLimiter) -> Iterator[OnlineSource]:
+def url_source(media_server: MediaServer, limiter: RateLimiter) -> Iterator[OnlineSource]:
     yield youtube_module.url(
-        media_server.template.removeprefix("url:"), ("retries=0",), pace, keep_audio=False
+        media_server.template.removeprefix("url:"), ("retries=0",), limiter, keep_audio=False
     )
 
 
@@ -566,7 +566,7 @@ def test_each_failure_of_an_address_has_its_reason_and_the_tools_last_words(
 
 
 def test_an_address_may_be_redirected_by_its_server(
-    media_server: MediaServer, pace: RateLimiter, ask: Ask, make_video: MakeVideo
+    media_server: MediaServer, limiter: RateLimiter, ask: Ask, make_video: MakeVideo
 ) -> None:
     class Redirect(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -582,21 +582,21 @@ def test_an_address_may_be_redirected_by_its_server(
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirect) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         template = f"http://127.0.0.1:{server.server_port}/{{youtube_id}}.mp4"
-        source = youtube_module.url(template, ("retries=0",), pace, keep_audio=False)
+        source = youtube_module.url(template, ("retries=0",), limiter, keep_audio=False)
         (footage,) = ask(source, segment("good", 0, 4))
         server.shutdown()
     assert footage.path.read_bytes() == content
 
 
 def test_what_is_secret_in_an_address_is_sent_and_not_told(
-    media_server: MediaServer, pace: RateLimiter, ask: Ask, make_video: MakeVideo
+    media_server: MediaServer, limiter: RateLimiter, ask: Ask, make_video: MakeVideo
 ) -> None:
     host = media_server.address.removeprefix("http://")
     media_server.put("good", make_video())
 
     def source(query: str, user: str = "me:SECRET@") -> OnlineSource:
         template = f"http://{user}{host}/{{youtube_id}}.mp4{query}"
-        return youtube_module.url(template, ("retries=0",), pace, keep_audio=False)
+        return youtube_module.url(template, ("retries=0",), limiter, keep_audio=False)
 
     assert ask(source(""), segment("good", 0, 4))
     plain, token, other = source("", ""), source("?token=SECRET"), source("?token=SECRET2")
@@ -608,17 +608,17 @@ def test_what_is_secret_in_an_address_is_sent_and_not_told(
         assert media_server.requests[-1] == f"/{name}.mp4?token=SECRET"
         assert "SECRET" not in caught.value.detail + token.name
     with pytest.raises(KineticsError) as refused:
-        youtube_module.url("http://me:SECRET@host/?token=SECRET", (), pace, keep_audio=False)
+        youtube_module.url("http://me:SECRET@host/?token=SECRET", (), limiter, keep_audio=False)
     assert "SECRET" not in str(refused.value)
 
 
-def test_a_server_that_does_not_listen_is_the_network(pace: RateLimiter, ask: Ask) -> None:
+def test_a_server_that_does_not_listen_is_the_network(limiter: RateLimiter, ask: Ask) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     template = f"http://127.0.0.1:{port}/{{youtube_id}}"
     with pytest.raises(SourceError) as caught:
-        ask(youtube_module.url(template, ("retries=0",), pace, keep_audio=False), segment("any"))
+        ask(youtube_module.url(template, ("retries=0",), limiter, keep_audio=False), segment("any"))
     assert caught.value.reason is Reason.NETWORK
 
 
@@ -628,12 +628,12 @@ def test_sources_are_values_with_full_addresses(source: OnlineSource) -> None:
     assert source.versions() == {"yt-dlp": yt_dlp.version.__version__}
 
 
-def test_unusable_sources_are_one_line(pace: RateLimiter) -> None:
+def test_unusable_sources_are_one_line(limiter: RateLimiter) -> None:
     for template in ("http://host/fixed.mp4", "ftp://host/{youtube_id}", "/etc/{youtube_id}"):
         with pytest.raises(KineticsError, match="--source url:"):
-            youtube_module.url(template, (), pace, keep_audio=False)
+            youtube_module.url(template, (), limiter, keep_audio=False)
     with pytest.raises(UnknownNameError, match="--fetch"):
-        youtube_module.youtube((), pace, keep_audio=False, fetch="some")
+        youtube_module.youtube((), limiter, keep_audio=False, fetch="some")
 
 
 def test_options_mean_what_yt_dlp_makes_of_them() -> None:
@@ -758,18 +758,18 @@ def test_options_of_the_command_line_reach_yt_dlp(tmp_path: Path) -> None:
 
 
 def test_options_that_yt_dlp_cannot_start_with_are_one_line(
-    pace: RateLimiter, tmp_path: Path
+    limiter: RateLimiter, tmp_path: Path
 ) -> None:
     broken = tmp_path / "cookies.txt"
     broken.write_text("no cookies\n")
     for word in ("impersonate=netscape", f"cookies={broken}", "cookies=/nowhere/cookies.txt"):
         with pytest.raises(KineticsError) as caught:
-            youtube_module.youtube((word,), pace, keep_audio=False)
+            youtube_module.youtube((word,), limiter, keep_audio=False)
         assert "\n" not in str(caught.value)
 
 
 def test_the_users_cookies_are_sent_and_their_file_stays_as_it_is(
-    youtube: YouTubeStandIn, pace: RateLimiter, ask: Ask, long_video: Path, tmp_path: Path
+    youtube: YouTubeStandIn, limiter: RateLimiter, ask: Ask, long_video: Path, tmp_path: Path
 ) -> None:
     jar = tmp_path / "cookies.txt"
     jar.write_text(
@@ -778,7 +778,7 @@ def test_the_users_cookies_are_sent_and_their_file_stays_as_it_is(
     )
     before = jar.read_bytes()
     youtube.put("good0000000", long_video, seconds=60)
-    source = youtube_module.youtube((*youtube.words, f"cookies={jar}"), pace, keep_audio=False)
+    source = youtube_module.youtube((*youtube.words, f"cookies={jar}"), limiter, keep_audio=False)
     section, whole = ask(source, segment("good0000000"), all_of_it=True)
     assert section != whole
     assert len(youtube.cookies) > 3
