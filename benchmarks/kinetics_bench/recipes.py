@@ -21,7 +21,7 @@ _UNHASHED: Final = frozenset({"name", "source", "protocol"})  # they change no w
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneCycle:
-    """Cosine warm-up to `peak_lr`, then cosine decay to 0, once per training.
+    """Cosine warm-up to `peak_lr`, then cosine decay, once per training.
 
     It is torch's OneCycleLR with its defaults and `cycle_momentum=False`: the learning rate begins
     at `peak_lr` / 25 and ends at `peak_lr` / 250,000.
@@ -231,9 +231,10 @@ _PAPER_FLOW = replace(
     ),
 )
 # For the baselines the paper gives: SGD with momentum 0.9 for 110,000 steps, the rate divided by 10
-# when the validation loss saturates; 32 GPUs, 64 for the 3D-ConvNet. It does not give a batch size.
-# The rest is our choice: rates and milestones in proportion to those released for I3D's rgb stream
-# (97, 108 and 115 thousand), I3D's weight decay and dropout, and the clips per GPU given below.
+# when the validation loss saturates; 32 GPUs, and 64 with 15 clips each for the 3D-ConvNet. For the
+# others it does not give a batch size. The rest is our choice: rates and milestones in proportion
+# to those released for I3D's rgb stream (97, 108 and 115 thousand), I3D's weight decay and dropout,
+# and the clips per GPU given below.
 _BASELINE = replace(
     _PAPER,
     source="arXiv 1705.07750 v3, section 4: SGD, 110k steps, 32 GPUs; not published and chosen: "
