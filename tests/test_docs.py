@@ -34,6 +34,7 @@ from kinetics_tools.flow import CODECS, METHODS
 from kinetics_tools.shards import read_samples
 from support import ROOT, environment
 from test_architecture import FLOORS
+from test_public_names import PUBLIC
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
@@ -275,6 +276,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def python_blocks() -> list[tuple[str, int]]:
     return [(page, at) for page in GUIDES for at in range(len(blocks(page, "python")))]
+
+
+def test_the_public_packages_are_those_told() -> None:
+    told = PAGES["docs/python.md"].split("Everything else is private")[0]
+    assert set(re.findall(r"`(kinetics_\w+\.\w+)`", told)) == set(PUBLIC)
 
 
 @pytest.mark.parametrize(("page", "at"), python_blocks())
