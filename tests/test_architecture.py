@@ -133,7 +133,7 @@ def test_imports_point_down_and_each_library_has_one_owner(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_only_commands_import_the_command_line(module: str) -> None:
-    commands = ("kinetics_bench.demo.run", "kinetics_bench.demo.picture")
+    commands = ("kinetics_bench.demo.__main__", "kinetics_bench.demo.picture")
     if module in commands or module.rpartition(".")[2] == "cli":
         return
     used = [other for name in imports(MODULES[module]) if (other := module_of(name))]

@@ -1,4 +1,6 @@
-"""The command run-benchmark: parse, call, print."""
+"""`run-benchmark`: parse, call, print."""
+
+from __future__ import annotations
 
 import argparse
 import contextlib
@@ -34,7 +36,7 @@ MIN_DURATION_S: Final = 0.08  # two frames at 25 a second
 
 
 def main() -> NoReturn:
-    """Entry point of run-benchmark."""
+    """The console script."""
     argv = sys.argv[1:]
     again = "the same command"
     if cli.take_verb(argv, VERBS)[0] is None:
@@ -43,14 +45,14 @@ def main() -> NoReturn:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Do what the command line says and return the exit code."""
+    """Run the command line `argv`; return the exit code."""
     verb, rest = cli.take_verb(list(argv), VERBS)
     parser, act = VERBS[verb] if verb else (train_parser, _train)
     return act(parser().parse_args(rest))
 
 
 def train_parser() -> Parser:
-    """The parser of training, which is what the command does without a verb."""
+    """The options of the command without a verb: training and evaluation."""
     parser = Parser(
         PROG,
         "Train and evaluate an architecture on shards that extract-flow wrote.",
@@ -64,8 +66,9 @@ def train_parser() -> Parser:
     parser.add_argument(
         "--stream",
         type=one_of("stream", STREAMS),
-        help="rgb, flow, or joint: of i3d both trained apart (or reused), their logits added; of "
-        "others one network of both (default: joint, or rgb where there is no other)",
+        help="rgb, flow, or joint. joint of i3d: both streams are trained separately (or reused) "
+        "and their logits are added; for other architectures: one network that takes both streams "
+        "(default: joint; rgb for architectures without flow)",
     )
     parser.add_argument(
         "--recipe", default="paper", type=one_of("recipe", RECIPES), help=_known(RECIPES)
@@ -74,26 +77,28 @@ def train_parser() -> Parser:
     parser.add_argument("--train-split", default="train", metavar="SPLIT", help="as --test-split")
     _add_start(parser)
     parser.add_argument(
-        "--batch-size", type=positive, help="clips a step, over all processes; overrides the recipe"
+        "--batch-size", type=positive, help="clips per step, of all processes; overrides the recipe"
     )
     parser.add_argument(
         "--epochs",
         type=positive,
         metavar="N",
-        help="for a short trial; overrides the recipes small and sample (paper counts steps)",
+        help="for a short test; overrides the recipes small and sample (paper counts steps)",
     )
     parser.add_argument(
-        "--work-dir", type=Path, help="what is learnt goes here (default: runs/ARCH-STREAM-RECIPE)"
+        "--work-dir",
+        type=Path,
+        help="folder for checkpoints and results (default: runs/ARCH-STREAM-RECIPE)",
     )
     there = parser.add_mutually_exclusive_group()
     there.add_argument("--resume", action="store_true", help="continue a training that stopped")
-    there.add_argument("--force", action="store_true", help="train anew what is there already")
+    there.add_argument("--force", action="store_true", help="retrain what is finished")
     cli.add_cache_dir(parser)
     parser.add_argument(
         "--checkpoint-activations",
         action="store_true",
-        help="less memory, a third more operations: what a forward pass found is computed once "
-        "more for the backward pass; the weights come out the same",
+        help="less memory for a third more operations: activations are computed again in the "
+        "backward pass; the weights are the same",
     )
     _add_machine(parser)
     parser.add_common()
@@ -101,19 +106,20 @@ def train_parser() -> Parser:
 
 
 def evaluate_parser() -> Parser:
-    """The parser of `run-benchmark evaluate`."""
+    """The options of the verb `evaluate`."""
     parser = Parser(
         f"{PROG} evaluate",
-        "Evaluate a finished run again, or on other clips, or otherwise; or weights as they are, "
-        "by the paper's protocol.",
-        "What is not said is as the run was asked for; of weights --data shards, --test-split val.",
+        "Evaluate a finished run again, also on other clips or with another protocol; or evaluate "
+        "given weights with the paper's protocol.",
+        "Options not given are taken from the run; with --init the defaults are --data shards "
+        "--test-split val.",
     )
-    _add_networks(parser, "run", nargs="?", metavar="WORK_DIR", help="--work-dir of the run")
+    _add_networks(parser, "run", nargs="?", metavar="WORK_DIR", help="the --work-dir of a run")
     parser.add_argument(
         "--work-dir",
         type=Path,
-        help="what --init is found to be worth goes here (default: runs/ARCH-STREAM-INIT); it then "
-        "is a run that can be evaluated again",
+        help="folder for the results of --init (default: runs/ARCH-STREAM-INIT); later it can be "
+        "given as WORK_DIR",
     )
     _add_data(parser, None, None)
     _add_machine(parser)
@@ -122,64 +128,72 @@ def evaluate_parser() -> Parser:
 
 
 def report_parser() -> Parser:
-    """The parser of `run-benchmark report`."""
-    parser = Parser(f"{PROG} report", "Write one HTML page about runs.")
+    """The options of the verb `report`."""
+    parser = Parser(f"{PROG} report", "Write one HTML page about one run or several.")
     parser.add_argument(
         "runs", type=Path, nargs="*", metavar="RUN", help="work-dirs (default: all in runs/)"
     )
-    parser.add_argument("--out", type=Path, default=RUNS / REPORT, help="the page")
+    parser.add_argument("--out", type=Path, default=RUNS / REPORT, help="path of the page")
     parser.add_common()
     return parser
 
 
 def predict_parser() -> Parser:
-    """The parser of `run-benchmark predict`."""
-    parser = Parser(f"{PROG} predict", "Name the classes of any video files, with probabilities.")
+    """The options of the verb `predict`."""
+    parser = Parser(
+        f"{PROG} predict", "Predict the classes of any video files, with probabilities."
+    )
     parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="a video file")
     _add_networks(parser, "--work-dir", dest="run", help="a finished run")
-    parser.add_argument("--top", type=positive, default=5, help="how many classes")
-    _add_span(parser, "10, or to the end")
-    parser.add_argument("--json", action="store_true", help="one JSON object a video")
+    parser.add_argument("--top", type=positive, default=5, help="number of classes shown")
+    _add_span(parser, "10 s, or to the end of the video")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per video")
     _add_machine(parser, workers=False)
     parser.add_common()
     return parser
 
 
 def features_parser() -> Parser:
-    """The parser of `run-benchmark features`."""
+    """The options of the verb `features`."""
     parser = Parser(
         f"{PROG} features",
-        "Write what a trained network's last layer sees of any video files: a row a time step.",
-        "NAME.npy is float32 (steps, features); NAME.json has each row's start and end in seconds "
-        "and says by which weights it was made. NAME is the video's; with --stream joint of i3d "
-        "NAME.rgb and NAME.flow.",
+        "Write features of any video files: the input of a trained network's last layer, one row "
+        "per time step.",
+        "NAME.npy is float32 (steps, features); NAME.json has the start and end of each row in "
+        "seconds, and the network and its weights. NAME is the name of the video; with --stream "
+        "joint of i3d there are NAME.rgb and NAME.flow.",
     )
     parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="a video file")
     _add_networks(parser, "--work-dir", dest="run", help="a finished run")
     parser.add_argument(
-        "--out", type=Path, default=Path("features"), metavar="DIR", help="default: features"
+        "--out",
+        type=Path,
+        default=Path("features"),
+        metavar="DIR",
+        help="folder to fill (default: features)",
     )
-    _add_span(parser, "to the end")
-    parser.add_argument("--force", action="store_true", help="make anew what is there already")
+    _add_span(parser, "to the end of the video")
+    parser.add_argument("--force", action="store_true", help="compute again what is there already")
     _add_machine(parser, workers=False)
     parser.add_common()
     return parser
 
 
 def verify_weights_parser() -> Parser:
-    """The parser of `run-benchmark verify-weights`."""
+    """The options of the verb `verify-weights`."""
     parser = Parser(
         f"{PROG} verify-weights",
-        "Hold the logits of the authors' example (a clip of cricket) against those that they "
-        "published, number by number.",
-        "Weights and both arrays are in github.com/deepmind/kinetics-i3d, in data/; other copies "
-        "of the weights will do. Exit code 0: all numbers are met; 3: some are not.",
+        "Compare our logits for the authors' example (a clip of cricket) with the published ones.",
+        "Weights and both arrays are in github.com/deepmind/kinetics-i3d, folder data/; other "
+        "copies of the weights can be used. Exit code 0: all numbers are equal within the "
+        "tolerance; 3: some are not.",
     )
     parser.add_argument(
         "path",
         type=Path,
         metavar="PATH",
-        help="a folder that holds weights named for their stream, or a file of one stream's",
+        help="a folder with one file of weights per stream, its name with rgb or flow in it; or a "
+        "file of one stream",
     )
     for stream, channels in CHANNELS.items():
         parser.add_argument(
@@ -194,24 +208,26 @@ def verify_weights_parser() -> Parser:
 
 
 def archs_parser() -> Parser:
-    """The parser of `run-benchmark archs`."""
+    """The options of the verb `archs`."""
     parser = Parser(
         f"{PROG} archs",
-        "Tell the architectures: parameters beside the paper's rounded ones, inputs and their "
-        "seconds of video in training and test, FLOPs (multiply and add counted apart) of one "
-        "such input, and the smallest input.",
+        "List the architectures: parameters and the paper's rounded number, inputs in training and "
+        "test and their seconds of video, FLOPs per input (a multiplication and an addition are "
+        "two), and the smallest input.",
     )
-    parser.add_argument("--json", action="store_true", help="a JSON list, an object a network")
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON list, one object per network"
+    )
     parser.add_common()
     return parser
 
 
 def _train(arguments: argparse.Namespace) -> int:
     stream = _stream(arguments.arch, arguments.stream)
-    _refuse_no_data(arguments.data)
+    _require_shards(arguments.data)
     from kinetics_bench.device import open_machine
     from kinetics_bench.inference.networks import Request
-    from kinetics_bench.run import benchmark
+    from kinetics_bench.run import train_and_evaluate
 
     request = Request(
         arch=arguments.arch,
@@ -227,16 +243,16 @@ def _train(arguments: argparse.Namespace) -> int:
         splits=arguments.splits and arguments.splits.absolute(),
         seed=arguments.seed,
         num_workers=arguments.workers,
-        init=_findable(arguments.init),
+        init=_absolute(arguments.init),
         finetune=arguments.finetune,
     )
     name = "-".join((arguments.arch, stream, arguments.recipe))
-    work_dir = arguments.work_dir or RUNS / "+".join((name, *_unusual(arguments)))
+    work_dir = arguments.work_dir or RUNS / "+".join((name, *_overrides(arguments)))
     placed = open_machine(
         arguments.device, arguments.amp, activation_checkpointing=arguments.checkpoint_activations
     )
-    with _held(work_dir), placed as machine:
-        results = benchmark(
+    with _locked(work_dir), placed as machine:
+        results = train_and_evaluate(
             request,
             work_dir,
             machine,
@@ -244,13 +260,13 @@ def _train(arguments: argparse.Namespace) -> int:
             force=arguments.force,
             cache=arguments.cache_dir,
         )
-        return _tell(results, work_dir) if machine.is_main else Exit.COMPLETE
+        return _print_results(results, work_dir) if machine.is_main else Exit.COMPLETE
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    _refuse_unheard(arguments, "arch", "work_dir")
+    _require_init(arguments, "arch", "work_dir")
     if arguments.init:
-        _refuse_no_data(arguments.data or DATA)
+        _require_shards(arguments.data or DATA)
     from kinetics_bench.device import open_machine
     from kinetics_bench.inference.networks import Request
     from kinetics_bench.run import evaluate_again, evaluate_weights
@@ -275,19 +291,19 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             data=DATA.absolute(),
             train_split=None,
             test_split=TEST_SPLIT,
-            init=_findable(arguments.init),
+            init=_absolute(arguments.init),
         )
         work_dir = arguments.work_dir or RUNS / "-".join((arch, stream, _short(arguments.init)))
         evaluate = partial(evaluate_weights, replace(request, **changes), work_dir)
-    with _held(work_dir), open_machine(arguments.device, arguments.amp) as machine:
+    with _locked(work_dir), open_machine(arguments.device, arguments.amp) as machine:
         results, folder = evaluate(machine, cache=arguments.cache_dir)
-        return _tell(results, folder) if machine.is_main else Exit.COMPLETE
+        return _print_results(results, folder) if machine.is_main else Exit.COMPLETE
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from kinetics_bench.evaluation.report import write_report
 
-    # What was mistyped leaves a folder with nothing but locks in it.
+    # A mistyped command leaves a folder with only a lock in it.
     runs = arguments.runs or sorted({path.parent for path in RUNS.glob("*/[!.]*")})
     print(write_report(runs, arguments.out))
     return Exit.COMPLETE
@@ -308,9 +324,9 @@ def _predict(arguments: argparse.Namespace) -> int:
 
         def act(video: Path) -> None:
             shares = predictor.predict(video, span)
-            _tell_classes(video, shares[: arguments.top], as_json=arguments.json)
+            _print_classes(video, shares[: arguments.top], as_json=arguments.json)
 
-        return _each(arguments.videos, act)
+        return _for_each(arguments.videos, act)
 
 
 def _features(arguments: argparse.Namespace) -> int:
@@ -329,26 +345,28 @@ def _features(arguments: argparse.Namespace) -> int:
             made = extractor.write(video, span, out / keys[video], force=arguments.force)
             print(*made, sep="\n")
 
-        return _each(keys, act)
+        return _for_each(keys, act)
 
 
-def _networks(arguments: argparse.Namespace, *, whole: bool = True) -> "list[Checkpoint]":
-    """Those of the run or of the weights that `_add_networks` takes; `whole` as for weights."""
+def _networks(arguments: argparse.Namespace, *, whole: bool = True) -> list[Checkpoint]:
+    """The networks that the options name; `whole` as in `networks_of_weights`."""
     from kinetics_bench.inference.networks import networks_of_run, networks_of_weights
 
-    _refuse_unheard(arguments, "arch")
+    _require_init(arguments, "arch")
     cache = arguments.cache_dir
     if arguments.run:
         return networks_of_run(arguments.run, arguments.stream, cache=cache)
     return networks_of_weights(arguments.init, *_network(arguments), cache=cache, whole=whole)
 
 
-def _each(videos: Collection[Path], act: Callable[[Path], object]) -> int:
-    """Do something with each video: one that cannot be read costs a line, and not the others."""
+def _for_each(videos: Collection[Path], act: Callable[[Path], object]) -> int:
+    """Call `act` for each video; one that cannot be read costs a line, not the others."""
     failed = 0
-    # On a terminal the answers themselves show how far it is.
-    is_seen = sys.stdout.isatty()
-    for video in videos if is_seen else console.progress(videos, total=len(videos), what="videos"):
+    # On a terminal the printed results show the progress.
+    is_terminal = sys.stdout.isatty()
+    for video in (
+        videos if is_terminal else console.progress(videos, total=len(videos), what="videos")
+    ):
         try:
             act(video)
         except KineticsError as error:
@@ -363,7 +381,7 @@ def _verify_weights(arguments: argparse.Namespace) -> int:
     given = {stream: getattr(arguments, stream) for stream in CHANNELS}
     clips = {stream: path for stream, path in given.items() if path is not None}
     if not clips:
-        raise KineticsError("give the example's arrays: --rgb NPY, --flow NPY, or both")
+        raise KineticsError("give the arrays of the example: --rgb NPY, --flow NPY, or both")
     from kinetics_bench.device import open_machine
     from kinetics_bench.weights.published_example import LOGIT_TOLERANCE, verify, worst
 
@@ -403,60 +421,72 @@ VERBS: Final[Mapping[str, Any]] = {
 
 
 def _add_start(parser: Parser) -> None:
-    """Add what a training begins from, and what of it is trained."""
+    """Add the options for the initial weights, and for what is trained."""
     parser.add_argument(
         "--init",
         default=INITS[0],
         metavar="|".join((*INITS, "PATH")),
-        help="the weights to begin from: fresh ones; ImageNet's (torchvision's GoogLeNet, "
-        "fetched once), inflated for i3d; the authors' i3d of ImageNet and Kinetics-400 (fetched "
-        "once, read by TensorFlow); or a file: a checkpoint of this command, the authors' "
-        "model.ckpt, a state dict of piergiaj's, hassony2's or ours; or a folder with one such "
-        "file that has the stream's name in its own",
+        help="initial weights: scratch, random; imagenet, torchvision's GoogLeNet (downloaded "
+        "once), inflated for i3d; kinetics, the authors' i3d trained on ImageNet and Kinetics-400 "
+        "(downloaded once, read with TensorFlow); or a file: a checkpoint of this command, the "
+        "authors' model.ckpt, a state dict of piergiaj, hassony2 or ours; or a folder with one "
+        "such file that has the stream's name in its name",
     )
     parser.add_argument(
         "--finetune",
         default=FINETUNES[0],
         choices=FINETUNES,
-        help="what is trained: all, or the last layer on features that stay as --init gave them",
+        help="what is trained: all layers, or only the last one on the fixed features of --init",
     )
 
 
 def _add_networks(parser: Parser, run: str, **options: Any) -> None:
-    """Add what says whose networks are used: the option or word `run`, or --init."""
+    """Add the options that name networks: `run` (option or positional argument), or --init."""
     whose = parser.add_mutually_exclusive_group(required=True)
     whose.add_argument(run, type=Path, **options)
     whose.add_argument(
         "--init",
         metavar="|".join((*INITS[1:], "PATH")),
-        help="weights as for training, as they are, with --arch; frames as in its recipe paper, "
-        "classes those of Kinetics-400",
+        help="weights as for training, used without training, with --arch; input as in its recipe "
+        "paper, classes of Kinetics-400",
     )
     parser.add_argument(
-        "--arch", type=one_of("architecture", ARCHS), help=f"of --init (default: {ARCH})"
+        "--arch",
+        type=one_of("architecture", ARCHS),
+        help=f"architecture of --init (default: {ARCH})",
     )
     parser.add_argument(
         "--stream",
         type=one_of("stream", STREAMS),
-        help="default: what the run trained; of --init the architecture's first",
+        help="default: that of the run; with --init the first one of the architecture",
     )
     cli.add_cache_dir(parser)
 
 
 def _add_data(parser: Parser, data: Path | None, test_split: str | None) -> None:
     parser.add_argument(
-        "--data", type=Path, default=data, metavar="DIR", help="what extract-flow wrote"
+        "--data",
+        type=Path,
+        default=data,
+        metavar="DIR",
+        help="folder of shards that extract-flow wrote",
     )
     parser.add_argument(
         "--test-split",
         default=test_split,
         metavar="SPLIT",
-        help="a split in DIR, ucf101/1 to 3, hmdb51/1 to 3, or a file of keys with * and ?",
+        help="a split in the shards, an official one (ucf101/1 to 3, hmdb51/1 to 3), or a file of "
+        "keys, one per line, with * and ?",
     )
     parser.add_argument(
-        "--splits", type=Path, metavar="DIR", help="folder of the official UCF-101, HMDB-51 lists"
+        "--splits",
+        type=Path,
+        metavar="DIR",
+        help="folder that holds the folders ucf101 and hmdb51 with the official lists",
     )
-    parser.add_argument("--flow", metavar="NAME", help="which flow, where there are several")
+    parser.add_argument(
+        "--flow", metavar="NAME", help="name of the flow (default: the only one in the shards)"
+    )
     parser.add_argument(
         "--protocol",
         type=one_of("protocol", PROTOCOLS),
@@ -466,10 +496,13 @@ def _add_data(parser: Parser, data: Path | None, test_split: str | None) -> None
 
 def _add_span(parser: Parser, default: str) -> None:
     parser.add_argument(
-        "--start", type=_seconds, metavar="S", help="seconds from the video's start (default: 0)"
+        "--start",
+        type=_seconds,
+        metavar="S",
+        help="begin here, in seconds from the video's start (default: 0)",
     )
     parser.add_argument(
-        "--duration", type=_duration, metavar="D", help=f"seconds (default: {default})"
+        "--duration", type=_duration, metavar="D", help=f"duration in seconds (default: {default})"
     )
 
 
@@ -479,15 +512,15 @@ def _add_machine(parser: Parser, *, workers: bool = True) -> None:
             "--workers",
             type=_count,
             metavar="N",
-            help="processes that read clips (default: "
-            "none where decoded clips fit in memory, else one a processor)",
+            help="processes that read clips (default: none if the decoded clips fit in memory, "
+            "else one per processor)",
         )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument(
         "--amp",
         default="auto",
         choices=("auto", "none", "bfloat16"),
-        help="mixed precision; auto: bfloat16 where the hardware has it",
+        help="mixed precision; auto: bfloat16 if the hardware supports it",
     )
 
 
@@ -496,7 +529,7 @@ def _known(table: Mapping[str, Any]) -> str:
 
 
 def _stream(arch: str, asked: str | None) -> str:
-    """The stream asked for, which the architecture must have, or its first one."""
+    """The stream that was asked for, or the first one of the architecture."""
     streams = ARCHS[arch].streams
     stream = asked or streams[0]
     if stream not in streams:
@@ -505,23 +538,23 @@ def _stream(arch: str, asked: str | None) -> str:
 
 
 def _network(arguments: argparse.Namespace) -> tuple[str, str]:
-    """Architecture and stream of the weights that `_add_networks` takes."""
+    """Architecture and stream of --init, from the options of `_add_networks`."""
     arch = arguments.arch or ARCH
     return arch, _stream(arch, arguments.stream)
 
 
-def _findable(init: str) -> str:
-    """What --init names, from any folder."""
+def _absolute(init: str) -> str:
+    """The value of --init with an absolute path."""
     return init if init in INITS else str(Path(init).absolute())
 
 
 def _short(init: str) -> str:
-    """What --init names, as a part of a folder's name."""
+    """The value of --init as part of a folder's name."""
     return init if init in INITS else Path(init).stem
 
 
-def _unusual(arguments: argparse.Namespace) -> list[str]:
-    """What sets a run apart from its recipe, for the name of its folder."""
+def _overrides(arguments: argparse.Namespace) -> list[str]:
+    """Options that override the recipe, for the name of the folder."""
     words = [f"batch-{arguments.batch_size}"] if arguments.batch_size else []
     words += [f"epochs-{arguments.epochs}"] if arguments.epochs else []
     if arguments.init != INITS[0]:
@@ -554,17 +587,17 @@ def _duration(text: str) -> float:
     return seconds
 
 
-def _refuse_unheard(arguments: argparse.Namespace, *names: str) -> None:
-    """Raise KineticsError where a run is given with options that only --init listens to."""
+def _require_init(arguments: argparse.Namespace, *names: str) -> None:
+    """Raise KineticsError if a run is given together with options that need --init."""
     for name in names:
         if arguments.run and getattr(arguments, name) is not None:
             raise KineticsError(
-                f"--{name.replace('_', '-')} belongs to --init: {arguments.run} itself says what "
-                "it is; leave one of them out"
+                f"--{name.replace('_', '-')} is for --init; {arguments.run} is a run, which has "
+                "its own: leave one of them out"
             )
 
 
-def _refuse_no_data(data: Path) -> None:
+def _require_shards(data: Path) -> None:
     if not (data / "dataset.json").exists():
         raise KineticsError(
             f"{data} holds no shards; make them with: kinetics-download MANIFEST.csv clips, then "
@@ -572,14 +605,14 @@ def _refuse_no_data(data: Path) -> None:
         )
 
 
-def _held(work_dir: Path) -> contextlib.AbstractContextManager[None]:
-    """One run at a time in a work-dir. Of torchrun's processes the first holds it for all."""
+def _locked(work_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """The lock of a work-dir. With torchrun the first process holds it for all."""
     if os.environ.get("RANK", "0") != "0":
         return contextlib.nullcontext()
     return hold_lock(work_dir)
 
 
-def _tell(results: "Sequence[Result]", folder: Path) -> int:
+def _print_results(results: Sequence[Result], folder: Path) -> int:
     from kinetics_bench.evaluation.report import write_report
     from kinetics_bench.evaluation.results import cells
 
@@ -589,7 +622,7 @@ def _tell(results: "Sequence[Result]", folder: Path) -> int:
     return Exit.COMPLETE
 
 
-def _tell_classes(video: Path, shares: Sequence[tuple[str, float]], *, as_json: bool) -> None:
+def _print_classes(video: Path, shares: Sequence[tuple[str, float]], *, as_json: bool) -> None:
     if as_json:
         classes = [{"label": label, "probability": share} for label, share in shares]
         print(json.dumps({"video": str(video), "classes": classes}))

@@ -75,11 +75,15 @@ class EvalProtocol:
         fewer = 1 if spec.stream == "flow" and spec.multiple == 1 else 0
         return Extent(stride=test.stride, num=test.num - fewer)
 
+    @property
+    def hash(self) -> str:
+        """SHA-256 of what changes a prediction, hex."""
+        unhashed = {"name", "title", "source"}
+        return digest({k: v for k, v in asdict(self).items() if k not in unhashed})
+
     def as_json(self) -> dict[str, Any]:
         """The protocol and its hash as plain JSON values."""
-        values = asdict(self)
-        unhashed = {"name", "title", "source"}
-        return values | {"hash": digest({k: v for k, v in values.items() if k not in unhashed})}
+        return asdict(self) | {"hash": self.hash}
 
 
 PROTOCOLS: Final[Mapping[str, EvalProtocol]] = {

@@ -1,12 +1,14 @@
-"""A run: the networks of an architecture trained and evaluated, joined, and reported.
+"""A run: the networks of an architecture are trained, evaluated and joined.
 
-WORK_DIR/run.json                      what was asked for
-         rgb/  flow/  joint/           checkpoint.pt, log.jsonl, tensorboard/ of each network,
-         rgb/  flow/  joint/           and predictions.parquet, result.json of each row
+WORK_DIR/run.json                      the request
+         rgb/  flow/  joint/           per network: checkpoint.pt, log.jsonl, tensorboard/;
+         rgb/  flow/  joint/           per row: predictions.parquet, result.json
          report.html
 
-An evaluation of weights as they are leaves the same, but for the training's files.
+An evaluation of given weights leaves the same files, except those of the training.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +19,7 @@ from kinetics_bench.archs.registry import ARCHS
 from kinetics_bench.data.splits import Selection, require_disjoint, select
 from kinetics_bench.device import Machine
 from kinetics_bench.evaluation.evaluate import Test, add_streams, evaluate
-from kinetics_bench.evaluation.results import EVALUATION, PREDICTIONS, Predictions, Result
+from kinetics_bench.evaluation.results import EVALUATION_PREFIX, PREDICTIONS, Predictions, Result
 from kinetics_bench.inference.networks import (
     RUN,
     Request,
@@ -28,7 +30,7 @@ from kinetics_bench.inference.networks import (
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import recipe_for
 from kinetics_bench.training.checkpoint import Checkpoint
-from kinetics_bench.training.trainer import TrainingJob, found, train
+from kinetics_bench.training.trainer import TrainingJob, find_checkpoint, train
 from kinetics_bench.weights.init import SCRATCH, load_init
 from kinetics_tools.core import system
 from kinetics_tools.core.errors import EvaluationError, lookup
@@ -36,7 +38,7 @@ from kinetics_tools.core.files import digest, write_json
 from kinetics_tools.shards.reader import ShardFolder
 
 
-def benchmark(
+def train_and_evaluate(
     request: Request,
     work_dir: Path,
     machine: Machine,
@@ -45,20 +47,30 @@ def benchmark(
     force: bool,
     cache: Path | None = None,
 ) -> list[Result]:
-    """Train (continue, reuse) and evaluate what `request` asks for: one result a row.
+    """Train (or continue, or reuse) and evaluate what `request` asks for: one result per row.
 
-    Everything that can be refused is, before the first step. `cache` keeps fetched weights; None:
-    the user's own.
+    All checks come before the first training step.
+
+    Args:
+        request: what to do.
+        work_dir: folder for checkpoints and results.
+        machine: where to compute.
+        resume: continue a training that stopped.
+        force: retrain what is finished.
+        cache: folder for downloaded weights; None: the user's cache.
+
+    Raises:
+        KineticsError: the request cannot be fulfilled, or `work_dir` holds another run.
     """
     if request.finetune == "last" and request.init == SCRATCH:
         raise EvaluationError(
-            "--finetune last trains the last layer on features that are there already; "
-            "say whose, with --init imagenet, kinetics or PATH"
+            "--finetune last trains only the last layer, on the features of given weights; "
+            "give these with --init imagenet, kinetics or PATH"
         )
     if not force:
-        _refuse_other(request, work_dir)
+        _require_same_kind(request, work_dir)
     data = ShardFolder(request.data)
-    request = _anywhere(request, data)
+    request = _with_absolute_paths(request, data)
     tests, jobs = {}, []
     for stream in request.streams:
         recipe = recipe_for(request.recipe, request.arch, stream)
@@ -74,7 +86,7 @@ def benchmark(
             train=selected["train"],
             seed=request.seed,
             folder=work_dir / stream,
-            start=load_init(
+            init=load_init(
                 request.init,
                 arch=request.arch,
                 stream=stream,
@@ -88,7 +100,7 @@ def benchmark(
         tests[stream] = _test(data, request, selected["test"], recipe.protocol)
     if not force:
         for job in jobs:
-            found(job, resume=resume)
+            find_checkpoint(job, resume=resume)
     if machine.is_main:
         write_json(work_dir / RUN, request.as_json())
     checkpoints = [train(job, machine, resume=resume, force=force) for job in jobs]
@@ -98,61 +110,60 @@ def benchmark(
 def evaluate_again(
     work_dir: Path, changes: Mapping[str, Any], machine: Machine, *, cache: Path | None = None
 ) -> tuple[list[Result], Path]:
-    """Evaluate a finished run, as it was asked for but for `changes` to its request.
+    """Evaluate a finished run again; `changes` replace fields of its request.
 
     Returns:
-        One result a row, and the folder that holds them: `work_dir` itself, or where data, split or
-        protocol differ from the run's a folder of their own in it, so that neither is overwritten.
+        One result per row, and their folder: `work_dir`, or, if data, split or protocol differ from
+        those of the run, a folder of their own in it, so that no result is overwritten.
     """
-    asked = read_request(work_dir)
-    request = Request.from_json(asked.as_json() | dict(changes))
+    original = read_request(work_dir)
+    request = replace(original, **changes)
     checkpoints = networks_of_run(work_dir, request.stream, cache=cache)
-    return _evaluated(checkpoints, request, asked, work_dir, machine)
+    return _evaluated(checkpoints, request, original, work_dir, machine)
 
 
 def evaluate_weights(
     request: Request, work_dir: Path, machine: Machine, *, cache: Path | None = None
 ) -> tuple[list[Result], Path]:
-    """Evaluate the weights of `request.init` as they are: `as_given` is set.
+    """Evaluate the weights `request.init` without training: `request.as_given` is not None.
 
-    `work_dir` then is that of a run which has only been evaluated: `evaluate_again` takes it.
+    Later `evaluate_again` takes `work_dir` as a run that was evaluated only.
 
     Returns:
-        As `evaluate_again`, of which this is the first time.
+        As `evaluate_again`.
     """
-    _refuse_other(request, work_dir)
-    asked = read_request(work_dir) if (work_dir / RUN).exists() else None
+    _require_same_kind(request, work_dir)
+    original = read_request(work_dir) if (work_dir / RUN).exists() else None
     checkpoints = networks_of_weights(request.init, request.arch, request.stream, cache=cache)
-    return _evaluated(checkpoints, request, asked, work_dir, machine)
+    return _evaluated(checkpoints, request, original, work_dir, machine)
 
 
 def _evaluated(
     checkpoints: list[Checkpoint],
     request: Request,
-    asked: Request | None,
+    original: Request | None,
     work_dir: Path,
     machine: Machine,
 ) -> tuple[list[Result], Path]:
-    """The rows of `request`: the first in `work_dir`, or beside the ones it was `asked` for."""
+    """The rows of `request`: in `work_dir`, or in a folder of it if `original` asked for others."""
     data = ShardFolder(request.data)
-    request = _anywhere(request, data)
+    request = _with_absolute_paths(request, data)
     tests = {}
     for checkpoint in checkpoints:
         selection = _select(data, request, checkpoint.stream, roles=("test",))["test"]
-        protocol = checkpoint.recipe["protocol"]
-        tests[checkpoint.stream] = _test(data, request, selection, protocol)
+        tests[checkpoint.stream] = _test(data, request, selection, checkpoint.recipe.protocol)
     deciding = ("data", "test_split", "protocol", "splits", "flow")
-    told, own = ({n: r.as_json()[n] for n in deciding} for r in (request, asked or request))
-    folder = work_dir if told == own else work_dir / f"{EVALUATION}{digest(told)[:8]}"
+    asked, own = ({n: r.as_json()[n] for n in deciding} for r in (request, original or request))
+    folder = work_dir if asked == own else work_dir / f"{EVALUATION_PREFIX}{digest(asked)[:8]}"
     rows = _rows(checkpoints, tests, folder, machine)
-    # Last, so that weights or shards which are refused leave no run behind.
-    if asked is None and machine.is_main:
+    # Written last: weights or shards that cannot be used leave no run behind.
+    if original is None and machine.is_main:
         write_json(work_dir / RUN, request.as_json())
     return rows, folder
 
 
-def _refuse_other(request: Request, work_dir: Path) -> None:
-    """Raise EvaluationError where results of weights and of a training, or others, would mix."""
+def _require_same_kind(request: Request, work_dir: Path) -> None:
+    """Raise EvaluationError if the results of a training and of given weights would mix."""
     if not (work_dir / RUN).exists():
         return
     there = read_request(work_dir)
@@ -171,8 +182,8 @@ def _test(data: ShardFolder, request: Request, selection: Selection, protocol: s
     )
 
 
-def _anywhere(request: Request, data: ShardFolder) -> Request:
-    """The request with absolute paths for files of keys, so that `evaluate` finds them anywhere."""
+def _with_absolute_paths(request: Request, data: ShardFolder) -> Request:
+    """The request with absolute paths of key files: `evaluate` finds them from any folder."""
 
     def absolute(split: str) -> str:
         is_file = split not in data.splits and Path(split).is_file()
@@ -186,13 +197,13 @@ def _anywhere(request: Request, data: ShardFolder) -> Request:
 
 
 def _flow(data: ShardFolder, request: Request) -> str:
-    """Name of the flow that the request reads; empty where it reads none."""
+    """Name of the flow that the request needs; empty if it needs none."""
     if "flow" not in ARCHS[request.arch].clips_of(request.stream):
         return ""
     if not data.flows:
         raise EvaluationError(
-            f"{data.folder} holds no flow; make it with: extract-flow CLIPS {data.folder}"
-            + (", or take --stream rgb alone" if "rgb" in ARCHS[request.arch].streams else "")
+            f"{data.folder} holds no flow; compute it with: extract-flow CLIPS {data.folder}"
+            + (", or use --stream rgb" if "rgb" in ARCHS[request.arch].streams else "")
         )
     if request.flow is None and len(data.flows) > 1:
         raise EvaluationError(
@@ -223,10 +234,11 @@ def _rows(
     ]
     if len(results) == 1:
         return results
-    predictions = [
+    rgb, flow = (
         Predictions.read(folder / result.stream / PREDICTIONS, result.failed) for result in results
-    ]
+    )
+    predictions = rgb + flow
     joint = add_streams(results[0], results[1], predictions)
     if machine.is_main:
-        joint.write(folder / "joint", predictions[0] + predictions[1])
+        joint.write(folder / "joint", predictions)
     return [*results, joint]

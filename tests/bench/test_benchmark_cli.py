@@ -53,7 +53,7 @@ def test_a_run_ends_with_a_table_and_the_reports_path(trained: tuple[Path, str, 
     work_dir, stdout, _ = trained
     lines = stdout.splitlines()
     assert re.split(r"\s{2,}", lines[0]) == [
-        *("stream", "top-1 %", "+-", "top-5 %", "mean-class %", "scored / expected")
+        *("stream", "top-1 %", "+-", "top-5 %", "mean-class %", "evaluated / in the list")
     ]
     assert [line.split()[0] for line in lines[1:4]] == ["rgb", "flow", "joint"]
     assert all(line.endswith("2 / 2") for line in lines[1:4])
@@ -218,11 +218,11 @@ FOLDS = ("--arch", "i3d", "--train-split", "train.txt", "--test-split", "test.tx
         (["--arch", "i3d", "--train-split", "all", "--test-split", "all"], "share 8 keys"),
         (["--arch", "i3d", "--device", "cuda"], "finds no CUDA device"),
         ([*FOLDS, "--init", "nowhere.pt"], "nowhere.pt is missing"),
-        ([*FOLDS, "--finetune", "last"], "say whose, with --init"),
+        ([*FOLDS, "--finetune", "last"], "give these with --init"),
         ([*FOLDS, "--epochs", "2"], "recipe paper counts steps"),
         ([*FOLDS, "--epochs", "0"], "not a whole number from 1"),
         (["--arch", "i3d", "--finetune", "some"], "invalid choice: 'some'"),
-        (["verify-weights", "nowhere.pt"], "give the example's arrays: --rgb NPY"),
+        (["verify-weights", "nowhere.pt"], "give the arrays of the example: --rgb NPY"),
         (["verify-weights", "nowhere.pt", "--rgb", "x.npy"], "nowhere.pt is missing"),
         (["evaluate", "nowhere"], "nowhere holds no run"),
         (["predict", "x.mp4", "--work-dir", "nowhere"], "nowhere holds no run"),
@@ -274,7 +274,7 @@ def test_flow_of_another_recipe_or_name_is_one_line(
     done = run_command(
         "run-benchmark", "evaluate", trained[0], "--data", shards, "--stream", "flow"
     )
-    assert_one_line(done, "flow-other in", "made by another recipe than the training's")
+    assert_one_line(done, "flow-other in", "has another recipe than the flow of the training")
 
 
 def test_a_truncated_checkpoint_is_one_line(trained: tuple[Path, str, str], tmp_path: Path) -> None:
@@ -422,7 +422,7 @@ def test_features_of_bad_videos_are_one_line_each(
     short = run_command(
         *("run-benchmark", "features", good, "--duration", "0.2", *words, "--force")
     )
-    assert_one_line(short, "dan_left.mp4: has 5 frames at 25 a second", "I3D needs 9")
+    assert_one_line(short, "dan_left.mp4: has 5 frames at 25 fps", "I3D needs 9")
 
 
 def test_help_of_every_verb_is_light() -> None:

@@ -12,7 +12,7 @@ from support import environment
 
 @pytest.mark.full
 def test_the_demo_learns_the_sample_and_is_not_done_twice(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "kinetics_bench.demo.run", str(tmp_path / "demo")]
+    words = [sys.executable, "-m", "kinetics_bench.demo", str(tmp_path / "demo")]
     subprocess.run(words, check=True, env=environment(), cwd=tmp_path)
     run = tmp_path / "demo" / "run"
     scores = {s: json.loads((run / s / "result.json").read_text()) for s in ("flow", "joint")}

@@ -143,7 +143,7 @@ def test_a_video_of_any_size_gives_a_row_a_step_with_its_times(
         assert told["end_s"][0] == pytest.approx(0.2 + 0.64)
         assert told["end_s"][-1] <= 1.52 + 1e-6
     assert not (tmp_path / ".scratch").exists()
-    with pytest.raises(EvaluationError, match=r"v\.rgb\.json is of .*; choose another --out"):
+    with pytest.raises(EvaluationError, match=r"v\.rgb\.json belongs to .*; choose another --out"):
         extractor.write(tiny_clips() / "left" / "ann_left.mp4", Span(), tmp_path / "out" / "v")
 
 
@@ -201,7 +201,7 @@ def test_features_of_another_network_or_stretch_are_not_overwritten(
         (ours, Span(0, 0.8), "duration_s;"),
     ):
         extractor = Extractor(networks, CPU, tmp_path)
-        words = rf"v\.json is of this video with another {names}"
+        words = rf"v\.json belongs to this video with another {names}"
         with pytest.raises(EvaluationError, match=words):
             extractor.write(video, span, tmp_path / "v")
         assert file_digest(path) == json.loads((tmp_path / "v.json").read_text())["sha256"]
@@ -280,7 +280,7 @@ def test_a_video_that_may_not_be_read_costs_its_line_alone(
                 act(path)
 
         for act in acts:
-            assert cli._each([locked, inside, good], partial(act_as_nobody, act=act)) == 3
+            assert cli._for_each([locked, inside, good], partial(act_as_nobody, act=act)) == 3
             assert [
                 line for line in capsys.readouterr().err.splitlines() if line.startswith("error")
             ] == [f"error: {path}: cannot be read: Permission denied" for path in (locked, inside)]
@@ -404,7 +404,7 @@ def test_flow_features_of_weights_take_tvl1_and_no_field_twice(
 def test_features_need_no_last_layer_and_logits_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(EvaluationError, match="--init scratch has nothing to show yet"):
+    with pytest.raises(EvaluationError, match="--init scratch: scratch weights are untrained"):
         networks_of_weights("scratch", "i3d", "rgb", whole=False)
     imagenet = Weights(state=dict(_flat_inception()), source="ImageNet's", dims=2)
     monkeypatch.setattr(download, "imagenet", lambda _: imagenet)

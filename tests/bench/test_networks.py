@@ -152,7 +152,7 @@ def test_other_weights_are_evaluated_anew_and_do_not_mix(
     training = ("--arch", "i3d", "--recipe", "paper", "--train-split", "all", *words)
     with pytest.raises(EvaluationError, match=r"work holds an evaluation of i3d rgb .*own\.pt"):
         call(capsys, *training)
-    with pytest.raises(EvaluationError, match="work is of i3d rgb, so not flow"):
+    with pytest.raises(EvaluationError, match="work holds i3d rgb, not flow"):
         networks_of_run(Path("work"), "flow")
 
 
@@ -160,7 +160,7 @@ def test_what_is_not_of_the_weights_is_refused_and_leaves_no_run(
     weights: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("evaluate", "--stream", "rgb", "--test-split", "all", "--work-dir", "work")
-    with pytest.raises(EvaluationError, match="2 labels that are not the 400 of"):
+    with pytest.raises(EvaluationError, match="2 labels that are not the 400 labels of"):
         call(capsys, *words, "--init", weights, "--data", tiny_shards())
     five = tmp_path / "five.pt"
     torch.save(build("i3d", "rgb", 5).state_dict(), five)
@@ -185,7 +185,7 @@ def test_a_checkpoint_with_other_classes_is_refused_and_its_run_named(
 
     labels = [f"class {number}" for number in range(num_classes)]
     net = build("i3d", "rgb", num_classes).state_dict()
-    replace(kinetics, data=kinetics.data | {"labels": labels}, net=net).write(path)
+    replace(kinetics, data=replace(kinetics.data, labels=tuple(labels)), net=net).write(path)
     for init in (run, path):
         words = f"{num_classes} classes that are not kinetics400's 400; give {run} in place of"
         with pytest.raises(EvaluationError, match=words):
@@ -205,5 +205,5 @@ def test_a_checkpoint_with_other_classes_is_refused_and_its_run_named(
 def test_options_that_a_run_does_not_listen_to_are_refused(
     words: tuple[str, ...], option: str
 ) -> None:
-    with pytest.raises(KineticsError, match=f"{option} belongs to --init: work itself says"):
+    with pytest.raises(KineticsError, match=f"{option} is for --init; work is a run"):
         cli.run(words)

@@ -97,9 +97,9 @@ def test_a_checkpoint_of_version_0_1_holds_a_recipe_that_reads(tmp_path: Path) -
     name = "./run/flow/checkpoint.pt"
     with tarfile.open(ROOT / "tests" / "golden" / "written_by_0.1.tar.xz") as members:
         members.extract(name, tmp_path, filter="data")
-    stored = Checkpoint.read(tmp_path / name).recipe
+    stored = torch.load(tmp_path / name, weights_only=True)["recipe"]
     assert stored["pass_size"] == 4
-    recipe = Recipe.from_json(stored)
+    recipe = Checkpoint.read(tmp_path / name).recipe
     assert recipe == SMALL_FLOW.with_batch_size(4).with_epochs(1)
     assert recipe.as_json() == stored
 

@@ -40,7 +40,7 @@ def test_top_five_and_ties() -> None:
 
 
 def test_no_clip_is_no_number() -> None:
-    with pytest.raises(EvaluationError, match="no clip could be scored"):
+    with pytest.raises(EvaluationError, match="no clip could be evaluated"):
         predictions([], [], {"gone": "damaged"})
     with pytest.raises(EvaluationError, match="k1 are not finite"):
         predictions([[0, 1], [float("nan"), 0]], [0, 0])

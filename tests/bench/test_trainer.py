@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.nn import functional
 from kinetics_bench.data.loader import train_batches
 from kinetics_bench.device import Machine
 from kinetics_bench.recipes import MultiStep, OneCycle
-from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint
+from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint, TrainingData
 from kinetics_bench.training.trainer import EVENTS, LOG, TrainingJob, _Epoch, _Training, train
 from kinetics_tools.core.errors import EvaluationError
 from support import command, environment
@@ -48,10 +48,10 @@ def test_a_resumed_training_gives_the_same_weights(tmp_path: Path) -> None:
         train(stopped, CPU)
     resumed = train(stopped, CPU, resume=True)
     assert_same(whole.net, resumed.net)
-    assert [row["loss"] for row in whole.history] == [row["loss"] for row in resumed.history]
+    assert [row.loss for row in whole.history] == [row.loss for row in resumed.history]
     lines = [json.loads(line) for line in (part / LOG).read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
-    assert lines == resumed.history
+    assert lines == [asdict(row) for row in resumed.history]
 
 
 @pytest.mark.full
@@ -77,7 +77,7 @@ def test_a_resumed_training_of_both_streams_at_once_gives_the_same_weights(
     _train_one_epoch(stopped)
     resumed = train(stopped, CPU, resume=True)
     assert_same(whole.net, resumed.net)
-    assert whole.data["recipes"].keys() == {"rgb", "flow-opencv-tvl1"}
+    assert whole.data.recipes.keys() == {"rgb", "flow-opencv-tvl1"}
     # It is one network, which sees both.
     net = whole.network()
     rgb, flow = torch.rand(1, 3, 1, 32, 32) * 2 - 1, torch.rand(1, 2, 10, 32, 32) * 2 - 1
@@ -124,7 +124,7 @@ def test_a_clip_left_alone_by_damage_is_no_step_for_batch_norm(tmp_path: Path) -
     recipe = tiny_recipe("convnet-lstm", batch_size=2, micro_batch_size=2)
     given = job(tmp_path / "run", recipe, shards=shards, arch="convnet-lstm")
     done = train(given, CPU)
-    assert [(row["clips"], row["failed"]) for row in done.history] == [(6, 1)] * 2  # of 8
+    assert [(row.clips, row.failed) for row in done.history] == [(6, 1)] * 2  # of 8
     pair = replace(
         given.train, samples=[s for s in given.train.samples if s.key in ("ann_left", "ben_left")]
     )
@@ -166,7 +166,7 @@ def test_a_batch_in_several_passes_sums_their_gradients(tmp_path: Path) -> None:
         RECIPE, batch_size=8, micro_batch_size=2, schedule=MultiStep(milestones=((3, 1e-2),))
     )
     done = train(job(tmp_path, replace(recipe, optimizer="sgd")), CPU)
-    assert [(row["step"], row["clips"], row["lr"]) for row in done.history] == [
+    assert [(row.step, row.clips, row.lr) for row in done.history] == [
         (1, 8, 0.01),
         (2, 8, 0.01),
         (3, 8, 0.01),
@@ -178,7 +178,7 @@ def test_a_clip_that_cannot_be_decoded_is_counted(tmp_path: Path) -> None:
     damage(shards, "ben_left")
     done = train(job(tmp_path / "run", shards=shards), CPU)
     assert list(done.failed) == ["ben_left"]
-    assert [(row["clips"], row["failed"]) for row in done.history] == [(7, 1)] * 3
+    assert [(row.clips, row.failed) for row in done.history] == [(7, 1)] * 3
 
 
 def small_checkpoint(weights: torch.Tensor) -> Checkpoint:
@@ -187,8 +187,15 @@ def small_checkpoint(weights: torch.Tensor) -> Checkpoint:
         arch="i3d",
         stream="rgb",
         identity={},
-        recipe={},
-        data={"labels": ["left", "right"]},
+        recipe=RECIPE,
+        data=TrainingData(
+            labels=("left", "right"),
+            recipes={},
+            flow="",
+            bound=1.0,
+            train_split="train",
+            num_train=2,
+        ),
         seed=0,
         precision="float32",
         net={"weights": weights},
@@ -199,10 +206,10 @@ def small_checkpoint(weights: torch.Tensor) -> Checkpoint:
 @pytest.mark.parametrize(
     ("damaged", "told"),
     [
-        ("truncated", "is damaged or truncated; copy it anew"),
-        ("flipped", "is damaged or truncated; copy it anew"),
-        ("empty", "is damaged, or no checkpoint of this version; copy it anew"),
-        ("foreign", "is damaged, or no checkpoint of this version; copy it anew"),
+        ("truncated", "is damaged or truncated; copy it again"),
+        ("flipped", "is damaged or truncated; copy it again"),
+        ("empty", "is damaged, or not a checkpoint of this version; copy it again"),
+        ("foreign", "is damaged, or not a checkpoint of this version; copy it again"),
         ("format", "has format 99, this version reads"),
     ],
 )
@@ -222,7 +229,7 @@ def test_a_broken_checkpoint_is_one_line(damaged: str, told: str, tmp_path: Path
     else:
         values = torch.load(path, weights_only=True)
         torch.save(values | {"format": 99}, path)
-    with pytest.raises(EvaluationError, match=f"{told}.*train anew with --force") as caught:
+    with pytest.raises(EvaluationError, match=f"{told}.*train again with --force") as caught:
         Checkpoint.read(path)
     assert "\n" not in str(caught.value)
 
@@ -253,8 +260,10 @@ def test_no_flipped_bit_of_a_checkpoint_passes(tmp_path: Path) -> None:
 
 def test_weights_of_another_class_count_are_refused(tmp_path: Path) -> None:
     done = train(job(tmp_path, replace(RECIPE, schedule=OneCycle(epochs=1, peak_lr=1e-3))), CPU)
-    done.data["labels"] = ["left", "right", "up"]
-    with pytest.raises(EvaluationError, match="not of i3d, stream rgb, with 3 classes") as caught:
+    done.data = replace(done.data, labels=("left", "right", "up"))
+    with pytest.raises(
+        EvaluationError, match="do not belong to i3d, stream rgb, with 3 classes"
+    ) as caught:
         done.network()
     assert "\n" not in str(caught.value)
 

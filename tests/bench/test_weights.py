@@ -34,7 +34,7 @@ from kinetics_bench.archs.network import Network
 from kinetics_bench.archs.registry import build
 from kinetics_bench.data import views
 from kinetics_bench.recipes import OneCycle
-from kinetics_bench.training.checkpoint import CHECKPOINT
+from kinetics_bench.training.checkpoint import CHECKPOINT, InitRecord
 from kinetics_bench.training.trainer import train
 from kinetics_bench.weights import download, published_example
 from kinetics_bench.weights.files import Weights, find_weights, import_tensorflow, read
@@ -986,7 +986,7 @@ def test_finetuning_of_the_last_layer_changes_nothing_else(net: Network, tmp_pat
     scale = {"Mixed_3b.Branch_0.Conv3d_0a_1x1.batch_norm.scale": torch.linspace(0.9, 1.1, 64)}
     torch.save(net.state_dict() | scale, path)
     began = start(path, num_classes=2)
-    last = job(tmp_path / "last", ONE_EPOCH, start=began, finetune="last")
+    last = job(tmp_path / "last", ONE_EPOCH, init=began, finetune="last")
     done = train(last, CPU)
     assert all(torch.equal(done.net[name], tensor) for name, tensor in began.state.items())
     changed = {name for name in done.net if name not in began.state} - {
@@ -998,15 +998,15 @@ def test_finetuning_of_the_last_layer_changes_nothing_else(net: Network, tmp_pat
     }
     assert len(done.optimizer["state"]) == 2
     assert done.net["Logits.Conv3d_0c_1x1.conv_3d.bias"].abs().max() > 0  # it began at 0
-    assert done.init == {"source": str(path), "sha256": began.sha256, "finetune": "last"}
+    assert done.init == InitRecord(source=str(path), sha256=began.sha256, finetune="last")
     assert scale.keys() <= done.network().state_dict().keys()
     # All layers: offsets and statistics move too, the frozen scale does not.
-    full = train(job(tmp_path / "all", ONE_EPOCH, start=began), CPU)
+    full = train(job(tmp_path / "all", ONE_EPOCH, init=began), CPU)
     still = {name for name, tensor in began.state.items() if torch.equal(full.net[name], tensor)}
     assert still == scale.keys()
     for other, what in (
         (job(tmp_path / "all", ONE_EPOCH), "init"),
-        (job(tmp_path / "last", ONE_EPOCH, start=began), "finetune"),
+        (job(tmp_path / "last", ONE_EPOCH, init=began), "finetune"),
     ):
         with pytest.raises(EvaluationError, match=rf"another training \(not the same {what}\)"):
             train(other, CPU)

@@ -1,4 +1,4 @@
-"""The README's picture: some stored samples' frames, and their stored flow in colours.
+"""The picture in the README: frames of some samples, and their stored flow in colours.
 
 `python -m kinetics_bench.demo.picture SHARDS SPLIT FILE [KEY ...]`
 """
@@ -20,7 +20,7 @@ NUM_MOMENTS = 6
 
 
 def strip_of(sample: Sample, *, flow: str = "tvl1") -> Strip:
-    """Moments of a stored sample, spread over it."""
+    """Moments of a sample, evenly spaced in time."""
     numbers = np.linspace(1, sample.num_frames - 2, NUM_MOMENTS).round().astype(int).tolist()
     moments = [
         Moment(number=number, frame=frame, flows=(field,))
@@ -38,7 +38,9 @@ def _main(argv: Sequence[str]) -> int:
     parser.add_argument("shards", type=Path)
     parser.add_argument("split")
     parser.add_argument("file", type=Path)
-    parser.add_argument("keys", nargs="*", help="samples (default: the first of two labels)")
+    parser.add_argument(
+        "keys", nargs="*", help="keys of samples (default: the first sample of two labels)"
+    )
     options = parser.parse_args(argv)
     samples = {sample.key: sample for sample in read_samples(options.shards, options.split)}
     first = {sample.label: sample.key for sample in reversed(list(samples.values()))}

@@ -1,10 +1,10 @@
-"""The embedded sample data set: short videos whose class only motion tells, made by code.
+"""The synthetic videos of the demo: short videos in six classes that only motion tells apart.
 
 A textured shape over a drifting texture moves left, right, up or down, or grows or shrinks, on a
-picture that joins at its edges; where it starts and how large it is are drawn alike for all
-classes, so that a single frame says nothing. Before and after the labelled segment the shape does
-the opposite, so that a clip cut at the wrong time has the wrong label. Nothing is redrawn from
-frame to frame: every pixel moves, which is what optical flow is about.
+picture whose edges are joined. Its start and size have the same distribution in all classes, so a
+single frame does not give the class away. Before and after the labelled segment the shape moves the
+opposite way, so a clip that is cut at the wrong time has the wrong label. Textures move with their
+surfaces, as optical flow assumes.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ Array = npt.NDArray[np.float32]
 
 SIZE_PX = 80
 VIDEO_S = 4
-SEGMENT_S = 1  # 25 frames, 24 pairs a clip
-NUM_VIDEOS = {"train": 14, "val": 6}  # a class: 2,880 frame pairs in all
+SEGMENT_S = 1  # 25 frames, 24 pairs per clip
+NUM_VIDEOS = {"train": 14, "val": 6}  # per class: 2,880 frame pairs
 RATES_FPS = (24, 25, 30)
 SPEED_PX_S = 60.0
-GROWTH_S = 0.9  # natural logarithm of the scale, a second
+GROWTH_S = 0.9  # natural logarithm of the scale, per second
 # x to the right, y down, growth
 MOTIONS = {
     "down": (0, 1, 0),
@@ -50,7 +50,7 @@ _TILE_PX = 128  # edge of a texture, which repeats
 
 @dataclass(frozen=True, slots=True)
 class _Scene:
-    """What one video shows; drawn alike for all classes."""
+    """What one video shows; the distribution is the same for all classes."""
 
     back: Array
     shape: Array
@@ -62,16 +62,19 @@ class _Scene:
     segment_s: Fraction
 
 
-def write_sample(folder: Path, *, seed: int = 0, jobs: int = 1) -> Path:
-    """Make the sample's videos and its manifest, unless they are there.
+def write_videos(folder: Path, *, seed: int = 0, jobs: int = 1) -> Path:
+    """Generate the videos that are missing in `folder`, and their manifest.
 
     Args:
         folder: gets `videos/<youtube_id>.mp4` and `manifest.csv`.
-        seed: of everything that is drawn.
-        jobs: how many videos are made at once.
+        seed: every random choice follows from it.
+        jobs: number of processes.
 
     Returns:
-        The manifest.
+        Path of the manifest.
+
+    Raises:
+        OutError: a process died.
     """
     units = [
         (split, number, label)
@@ -83,7 +86,7 @@ def write_sample(folder: Path, *, seed: int = 0, jobs: int = 1) -> Path:
     segments = []
     for unit, segment in engine.run(units, work, jobs=jobs):
         if isinstance(segment, Crash):
-            raise OutError(f"{folder}: video {unit} was not made: {segment.detail}; run again")
+            raise OutError(f"{folder}: video {unit} was not generated: {segment.detail}; run again")
         segments.append(segment)
     manifest = folder / "manifest.csv"
     write_text(manifest, format_manifest(segments))
@@ -92,7 +95,7 @@ def write_sample(folder: Path, *, seed: int = 0, jobs: int = 1) -> Path:
 
 def _write_one(unit: tuple[str, int, str], *, folder: Path, seed: int) -> Segment:
     split, number, label = unit
-    # Eleven characters, as YouTube's, of which some begin with a dash too.
+    # Eleven characters, like YouTube's ids, of which some begin with a dash.
     name = f"{'_-'[number % 2]}{number:02d}{split[0]}{label:_<7}"
     scene = _draw_scene(np.random.default_rng([seed, *map(ord, name)]))
     video = folder / f"{name}.mp4"
@@ -112,7 +115,7 @@ def _write_one(unit: tuple[str, int, str], *, folder: Path, seed: int) -> Segmen
 
 @contextlib.contextmanager
 def serve(folder: Path) -> Iterator[str]:
-    """Serve a folder's files over HTTP on loopback for the block; yield the address."""
+    """Serve the files of a folder over HTTP on loopback in this block; yield the address."""
     handler = functools.partial(_Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -124,7 +127,7 @@ def serve(folder: Path) -> Iterator[str]:
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
-        """Say nothing: the downloader's record says it all."""
+        """Print nothing: the ledger of the download has everything."""
 
 
 def _draw_scene(rng: np.random.Generator) -> _Scene:

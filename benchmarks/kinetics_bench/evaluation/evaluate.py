@@ -1,12 +1,13 @@
-"""Evaluation: a trained network over a split, by key, and the row that says what it covers."""
+"""Evaluation: predictions of a network for a split, and the row that says what they cover."""
+
+from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +19,23 @@ from kinetics_bench.data.loader import ClipDataset, Reader, eval_items
 from kinetics_bench.data.splits import Selection
 from kinetics_bench.data.views import eval_view
 from kinetics_bench.device import Machine
-from kinetics_bench.evaluation.results import RESULT, Predictions, Result, origin, score
+from kinetics_bench.evaluation.results import (
+    RESULT,
+    Cost,
+    DataRecord,
+    Predictions,
+    Result,
+    find_origin,
+    score,
+)
 from kinetics_bench.protocols import EvalProtocol, Extents
-from kinetics_bench.recipes import Recipe
 from kinetics_bench.training.checkpoint import Checkpoint
 from kinetics_tools.core.console import progress
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.files import digest
 from kinetics_tools.core.system import num_processors
 from kinetics_tools.shards.reader import ShardFolder
+from kinetics_tools.shards.records import RGB, StreamRecipe, flow_stream
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +45,11 @@ class Test:
     """What a network is evaluated on, and how.
 
     Attributes:
-        flow: name of the flow among the data's; empty where no network reads it.
+        data: the shards.
+        selection: the clips.
+        flow: name of the flow among the shards; empty if the network sees none.
+        protocol: how clips are seen.
+        num_workers: processes that read clips; None: one per processor.
     """
 
     data: ShardFolder
@@ -49,40 +62,41 @@ class Test:
 def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine) -> Result:
     """Evaluate a network and write predictions.parquet and result.json into `folder`.
 
-    The same evaluation of the same weights, done before, is reused.
+    If the same evaluation of the same weights is there already, it is reused.
 
     Raises:
-        EvaluationError: labels or flow of the shards are not those of the training, or no clip can
-            be scored.
+        EvaluationError: labels or flow of the shards differ from those of the training, or no clip
+            can be evaluated.
     """
     recipes = _recipes(checkpoint, test)
     missing = sorted(test.selection.missing)
-    extents = {n: asdict(each) for n, each in extents_of(checkpoint, test.protocol).items()}
-    protocol = test.protocol.as_json() | {"extents": extents}
+    extents = extents_of(checkpoint, test.protocol)
     identity = digest(
         [
-            checkpoint.identity,
-            [protocol["hash"], extents],
+            dict(checkpoint.identity),
+            [test.protocol.hash, {stream: asdict(each) for stream, each in extents.items()}],
             test.selection.keys_sha256,
             missing,
-            {name: recipe["hash"] for name, recipe in recipes.items()},
+            {stream: recipe.hash for stream, recipe in recipes.items()},
         ]
     )
-    before = _found(folder, identity)
+    before = _find_result(folder, identity)
     if before is not None:
         logger.info("%s: reused, evaluated already (%s)", checkpoint.stream, folder / RESULT)
         return before
-    began = time.monotonic()
+    start = time.monotonic()
     predictions = predict_split(checkpoint, test, machine)
     result = Result(
         arch=checkpoint.arch,
         stream=checkpoint.stream,
-        protocol=protocol,
+        protocol=test.protocol,
+        extents=extents,
         score=score(predictions),
-        recipes={"training": {checkpoint.stream: checkpoint.recipe}, **recipes},
+        training={checkpoint.stream: checkpoint.recipe},
+        recipes=recipes,
         data=_data(checkpoint, test, identity),
-        cost=_cost(checkpoint, test, machine) | {"seconds_evaluation": time.monotonic() - began},
-        origin=origin(),
+        cost=_cost(checkpoint, test, machine, seconds=time.monotonic() - start),
+        origin=find_origin(),
         failed=predictions.failed,
         history={checkpoint.stream: checkpoint.history},
     )
@@ -93,10 +107,10 @@ def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine)
 
 
 def predict_split(checkpoint: Checkpoint, test: Test, machine: Machine) -> Predictions:
-    """Predictions of a network over a split, each clip once, whatever the number of processes."""
+    """Predictions of a network for a split; each clip is seen once, by one of the processes."""
     net = machine.place(checkpoint.network())
     samples = test.selection.samples
-    reader = Reader(Recipe.from_json(checkpoint.recipe), checkpoint.data["bound"])
+    reader = Reader(checkpoint.recipe, checkpoint.data.bound)
     clips = ClipDataset.for_evaluation(samples, reader, extents_of(checkpoint, test.protocol))
     num_workers = num_processors() if test.num_workers is None else test.num_workers
     mine = range(machine.rank, len(samples), machine.num_processes)
@@ -118,118 +132,115 @@ def predict_split(checkpoint: Checkpoint, test: Test, machine: Machine) -> Predi
 
 
 def extents_of(checkpoint: Checkpoint, protocol: EvalProtocol) -> Extents:
-    """What the checkpoint's network sees of a clip under a protocol."""
-    recipe = Recipe.from_json(checkpoint.recipe)
-    return protocol.extents(
-        checkpoint.arch,
-        _needs(checkpoint.arch, checkpoint.stream),
-        recipe.sampling,
-    )
+    """Which frames of a clip the network of a checkpoint sees under a protocol."""
+    specs = _input_specs(checkpoint.arch, checkpoint.stream)
+    return protocol.extents(checkpoint.arch, specs, checkpoint.recipe.sampling)
 
 
 def logits_of(net: nn.Module, clips: Sequence[Tensor], machine: Machine) -> Tensor:
-    """Logits float32 (K,), on the CPU, of one clip: (C, T, H, W) of each of its streams."""
+    """Logits of one clip, float32 (K,), on the CPU; `clips`: (C, T, H, W) of each stream."""
     with torch.inference_mode(), machine.autocast():
         logits: Tensor = net(*machine.place_clips([each[None] for each in clips]))
     return logits[0].float().cpu()
 
 
-def add_streams(rgb: Result, flow: Result, predictions: Sequence[Predictions]) -> Result:
-    """The joint row: the logits of both streams added, over the clips that both scored."""
-    streams = {"rgb": rgb, "flow": flow}
-    costs = [rgb.cost, flow.cost]
-    added = ("parameters", "flops", "seconds_training", "seconds_evaluation")
+def add_streams(rgb: Result, flow: Result, predictions: Predictions) -> Result:
+    """The joint row of two networks; `predictions`: the sums of their logits."""
+    init = replace(flow.data.init, source="its two streams", sha256="")
+    identity = digest([rgb.data.identity, flow.data.identity])
     return Result(
         arch=rgb.arch,
         stream="joint",
         protocol=rgb.protocol,
-        score=score(predictions[0] + predictions[1]),
-        recipes={
-            **rgb.recipes,
-            **flow.recipes,
-            "training": {name: each.recipes["training"][name] for name, each in streams.items()},
-        },
-        data=dict(flow.data)
-        | {
-            "identity": digest([rgb.data["identity"], flow.data["identity"]]),
-            "init": dict(flow.data["init"]) | {"source": "its two streams", "sha256": ""},
-        },
-        cost=dict(rgb.cost)
-        | {name: sum(cost[name] for cost in costs) for name in added}
-        | {"flops_shape": [*rgb.cost["flops_shape"], *flow.cost["flops_shape"]]},
+        extents=rgb.extents,
+        score=score(predictions),
+        training={**rgb.training, **flow.training},
+        recipes={**rgb.recipes, **flow.recipes},
+        data=replace(flow.data, identity=identity, init=init),
+        cost=replace(
+            rgb.cost,
+            parameters=rgb.cost.parameters + flow.cost.parameters,
+            flops=rgb.cost.flops + flow.cost.flops,
+            flops_shape=(*rgb.cost.flops_shape, *flow.cost.flops_shape),
+            seconds_training=rgb.cost.seconds_training + flow.cost.seconds_training,
+            seconds_evaluation=rgb.cost.seconds_evaluation + flow.cost.seconds_evaluation,
+        ),
         origin=rgb.origin,
-        failed=(predictions[0] + predictions[1]).failed,
+        failed=predictions.failed,
         history={},
     )
 
 
-def _found(folder: Path, identity: str) -> Result | None:
+def _find_result(folder: Path, identity: str) -> Result | None:
     if not (folder / RESULT).exists():
         return None
     result = Result.read(folder)
-    return result if result.data["identity"] == identity else None
+    return result if result.data.identity == identity else None
 
 
-def _recipes(checkpoint: Checkpoint, test: Test) -> dict[str, dict[str, Any]]:
-    """The recipes of the shards that the network reads, which must be like its training's."""
+def _recipes(checkpoint: Checkpoint, test: Test) -> dict[str, StreamRecipe]:
+    """The recipes of the shards that the network reads.
+
+    Raises:
+        EvaluationError: they, or the labels, differ from those of the training.
+    """
     if checkpoint.labels != test.data.labels:
         raise EvaluationError(
             f"{test.data.folder} has {len(test.data.labels)} labels that are not the "
-            f"{len(checkpoint.labels)} of the training: their numbers would not mean the same"
+            f"{len(checkpoint.labels)} labels of the training, so the results would mean nothing"
         )
-    recipes = {"rgb": test.data.recipes["rgb"].as_json()}
+    recipes = {RGB: test.data.recipes[RGB]}
     if "flow" in ARCHS[checkpoint.arch].clips_of(checkpoint.stream):
-        name = f"flow-{test.flow}"
-        recipes[name] = test.data.recipes[name].as_json()
-        trained = checkpoint.data["recipes"][f"flow-{checkpoint.data['flow']}"]
-        # Published weights do not say by which recipe theirs was made.
-        is_ours = checkpoint.data["train_split"] is not None
-        if is_ours and trained["hash"] != recipes[name]["hash"]:
+        stream = flow_stream(test.flow)
+        recipes[stream] = test.data.recipes[stream]
+        trained = checkpoint.data.recipes[flow_stream(checkpoint.data.flow)]
+        # Published weights do not say how their flow was computed.
+        was_trained_here = checkpoint.data.train_split is not None
+        if was_trained_here and trained.hash != recipes[stream].hash:
             raise EvaluationError(
-                f"{name} in {test.data.folder} was made by another recipe than the training's"
+                f"{stream} in {test.data.folder} has another recipe than the flow of the training"
             )
     return recipes
 
 
-def _data(checkpoint: Checkpoint, test: Test, identity: str) -> dict[str, Any]:
-    return {
-        "folder": str(test.data.folder),
-        "identity": identity,
-        "labels": list(checkpoint.labels),
-        "flow": test.flow,
-        "train_split": checkpoint.data["train_split"],
-        "num_train": checkpoint.data["num_train"],
-        "failed_train": checkpoint.failed,
-        "test_split": test.selection.name,
-        "init": checkpoint.init,
-    }
+def _data(checkpoint: Checkpoint, test: Test, identity: str) -> DataRecord:
+    return DataRecord(
+        folder=str(test.data.folder),
+        identity=identity,
+        labels=checkpoint.labels,
+        flow=test.flow,
+        train_split=checkpoint.data.train_split,
+        num_train=checkpoint.data.num_train,
+        failed_train=checkpoint.failed,
+        test_split=test.selection.name,
+        init=checkpoint.init,
+    )
 
 
-def _cost(checkpoint: Checkpoint, test: Test, machine: Machine) -> dict[str, Any]:
-    recipe = Recipe.from_json(checkpoint.recipe)
+def _cost(checkpoint: Checkpoint, test: Test, machine: Machine, *, seconds: float) -> Cost:
+    recipe = checkpoint.recipe
     lengths = sorted(sample.num_frames for sample in test.selection.samples)
-    # Of the split's median clip.
-    view = eval_view(lengths[len(lengths) // 2], extents_of(checkpoint, test.protocol))
+    median_clip = eval_view(lengths[len(lengths) // 2], extents_of(checkpoint, test.protocol))
     shapes = [
-        (CHANNELS[stream], len(view.indices[stream]), recipe.crop_px, recipe.crop_px)
+        (CHANNELS[stream], len(median_clip.indices[stream]), recipe.crop_px, recipe.crop_px)
         for stream in recipe.streams
     ]
     parameters, flops = count(checkpoint.arch, checkpoint.stream, len(checkpoint.labels), shapes)
     device = machine.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {
-        "parameters": parameters,
-        "flops": flops,
-        "flops_shape": [list(shape) for shape in shapes],
-        "device": name,
-        "num_threads": torch.get_num_threads(),
-        "num_processes": machine.num_processes,
-        "precision": machine.precision,
-        "seconds_training": sum(row["seconds"] for row in checkpoint.history),
-    }
+    return Cost(
+        parameters=parameters,
+        flops=flops,
+        flops_shape=tuple(shapes),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        num_threads=torch.get_num_threads(),
+        num_processes=machine.num_processes,
+        precision=machine.precision,
+        seconds_training=sum(record.seconds for record in checkpoint.history),
+        seconds_evaluation=seconds,
+    )
 
 
 @cache
-def _needs(arch: str, stream: str) -> tuple[InputSpec, ...]:
-    with torch.device("meta"):  # nothing is drawn
+def _input_specs(arch: str, stream: str) -> tuple[InputSpec, ...]:
+    with torch.device("meta"):  # no weights are drawn
         return build(arch, stream).input_specs

@@ -1,4 +1,6 @@
-"""The report: one HTML page without any other file, of one run or several."""
+"""The report: one HTML page, with everything in it, about one run or several."""
+
+from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,7 +15,7 @@ from matplotlib.figure import Figure
 
 from kinetics_bench.archs.registry import ARCHS, STREAMS
 from kinetics_bench.evaluation.results import (
-    EVALUATION,
+    EVALUATION_PREFIX,
     PREDICTIONS,
     RESULT,
     Predictions,
@@ -22,7 +24,7 @@ from kinetics_bench.evaluation.results import (
     percent,
     ranks,
 )
-from kinetics_bench.weights.choices import INITS
+from kinetics_bench.training.checkpoint import EpochRecord, InitRecord
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.files import write_text
 from kinetics_tools.core.html import figure_image, figure_text, render, style_axes
@@ -45,21 +47,20 @@ class Row:
     predictions: Predictions
 
     @property
-    def labels(self) -> list[str]:
+    def labels(self) -> tuple[str, ...]:
         """Class names in index order."""
-        labels: list[str] = self.result.data["labels"]
-        return labels
+        return self.result.data.labels
 
 
 def find_rows(runs: Sequence[Path]) -> dict[Path, list[Row]]:
-    """The rows of each run, joint first; runs without a result are left out.
+    """The rows of each run, `joint` first; runs without a result are left out.
 
     Raises:
-        EvaluationError: there is no result at all.
+        EvaluationError: no run has a result.
     """
     found: dict[Path, list[Row]] = {}
     for run in runs:
-        for folder in (run, *sorted(run.glob(f"{EVALUATION}*"))):
+        for folder in (run, *sorted(run.glob(f"{EVALUATION_PREFIX}*"))):
             rows = [_read(folder / name) for name in STREAMS if (folder / name / RESULT).exists()]
             if rows:
                 found[folder] = rows
@@ -67,7 +68,9 @@ def find_rows(runs: Sequence[Path]) -> dict[Path, list[Row]]:
             logger.warning("%s has no result yet and is left out", run)
     if not found:
         where = ", ".join(map(str, runs)) or "runs"
-        raise EvaluationError(f"no result in {where}; make one with: run-benchmark --arch i3d")
+        raise EvaluationError(
+            f"no result in {where}; train a network with: run-benchmark --arch i3d"
+        )
     return found
 
 
@@ -93,9 +96,9 @@ def _read(folder: Path) -> Row:
 
 
 def _name(folder: Path) -> str:
-    """What a run is called: its folder, with the run's in front for an evaluation beside it."""
+    """Name of a run: its folder; of another evaluation of it: RUN/FOLDER."""
     folder = folder.absolute()
-    inner = folder.name.startswith(EVALUATION)
+    inner = folder.name.startswith(EVALUATION_PREFIX)
     return f"{folder.parent.name}/{folder.name}" if inner else folder.name
 
 
@@ -108,7 +111,7 @@ def _section(name: str, rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "name": name,
         "title": arch.title,
-        "data": Path(result.data["folder"]).name,
+        "data": Path(result.data.folder).name,
         "source": arch.source,
         "best": best.result.stream,
         "top1": percent(result.score.top1),
@@ -116,7 +119,7 @@ def _section(name: str, rows: Sequence[Row]) -> dict[str, Any]:
         "chance": percent(1 / len(best.labels)),
         "num_scored": result.score.num_scored,
         "num_classes": len(best.labels),
-        "protocol": result.protocol["title"],
+        "protocol": result.protocol.title,
         "covers": [_covers(row) for row in rows],
         "failed": list(result.failed.items())[:NUM_FAILED],
         "num_failed": len(result.failed),
@@ -127,53 +130,50 @@ def _section(name: str, rows: Sequence[Row]) -> dict[str, Any]:
         if history
         else [],
         "matrix": figure_image(_matrix(best), "Confusion matrix") if small else None,
-        "classes": figure_image(_per_class(rows), "Accuracy class by class"),
+        "classes": figure_image(_per_class(rows), "Accuracy per class"),
         "worst": _worst(best),
         "costs": [_cost(row) for row in rows],
-        "recipes": result.recipes,
+        "recipes": result.recipes_as_json(),
         "origin": result.origin,
     }
 
 
 def _covers(row: Row) -> dict[str, str]:
     data, score = row.result.data, row.result.score
-    failed_train = len(data["failed_train"])
-    trained_on = f"{data['train_split']}: {data['num_train'] - failed_train} clips" + (
+    failed_train = len(data.failed_train)
+    trained_on = f"{data.train_split}: {data.num_train - failed_train} clips" + (
         f" ({failed_train} could not be decoded)" if failed_train else ""
     )
     return {
         "stream": row.result.stream,
-        "trained on": "nothing here" if data["train_split"] is None else trained_on,
-        "tested on": data["test_split"],
-        "expected": str(score.num_expected),
-        "scored": str(score.num_scored),
+        "trained on": "not trained here" if data.train_split is None else trained_on,
+        "tested on": data.test_split,
+        "in the list": str(score.num_expected),
+        "evaluated": str(score.num_scored),
         "failed": str(score.num_failed),
-        "scored keys": score.keys_sha256[:12],
-        "began from": _start(data.get("init", {})),
+        "hash of the clips": score.keys_sha256[:12],
+        "initial weights": _init_text(data.init),
     }
 
 
-def _start(init: Mapping[str, str]) -> str:
-    """The weights that a network began from, in words."""
-    words = init.get("source", INITS[0])  # as all did before there was a choice
-    if init.get("sha256"):
-        words += f" ({init['sha256'][:12]})"
-    return words + ("; last layer trained" if init.get("finetune") == "last" else "")
+def _init_text(init: InitRecord) -> str:
+    digits = f" ({init.sha256[:12]})" if init.sha256 else ""
+    return init.source + digits + ("; last layer trained" if init.finetune == "last" else "")
 
 
 def _cost(row: Row) -> dict[str, str]:
     cost = row.result.cost
-    recipes = row.result.recipes["training"].values()
+    recipes = row.result.training.values()
     return {
         "stream": row.result.stream,
-        "recipe": ", ".join(sorted({f"{each['name']} {each['hash'][:8]}" for each in recipes})),
-        "parameters": f"{cost['parameters']:,}",
-        "GFLOPs a clip": f"{cost['flops'] / 1e9:.1f}",
-        "counted at": " + ".join("x".join(map(str, shape)) for shape in cost["flops_shape"]),
-        "training": _minutes(cost["seconds_training"]),
-        "evaluation": _minutes(cost["seconds_evaluation"]),
-        "on": f"{cost['device']}, {cost['num_processes']} process(es) of "
-        f"{cost['num_threads']} threads, {cost['precision']}",
+        "recipe": ", ".join(sorted({f"{each.name} {each.hash[:8]}" for each in recipes})),
+        "parameters": f"{cost.parameters:,}",
+        "GFLOPs per clip": f"{cost.flops / 1e9:.1f}",
+        "of an input": " + ".join("x".join(map(str, shape)) for shape in cost.flops_shape),
+        "training": _minutes(cost.seconds_training),
+        "evaluation": _minutes(cost.seconds_evaluation),
+        "on": f"{cost.device}, {cost.num_processes} process(es) with "
+        f"{cost.num_threads} threads, {cost.precision}",
     }
 
 
@@ -182,17 +182,17 @@ def _minutes(seconds: float) -> str:
 
 
 def _worst(row: Row) -> list[dict[str, str]]:
-    """The clips whose true class got the least probability."""
+    """The clips with the lowest probability of the true class."""
     predictions = row.predictions
     shares = softmax(predictions.logits)
     true = shares[np.arange(len(shares)), predictions.label_ids]
     return [
         {
             "clip": predictions.keys[at],
-            "is": row.labels[predictions.label_ids[at]],
-            "with %": percent(float(true[at])),
-            "taken for": row.labels[int(shares[at].argmax())],
-            "at %": percent(float(shares[at].max())),
+            "true class": row.labels[predictions.label_ids[at]],
+            "p(true) %": percent(float(true[at])),
+            "predicted": row.labels[int(shares[at].argmax())],
+            "p(predicted) %": percent(float(shares[at].max())),
         }
         for at in np.argsort(true, kind="stable")[:NUM_WORST]
     ]
@@ -206,19 +206,19 @@ def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 
 def _curve(
-    history: Mapping[str, Sequence[Mapping[str, Any]]], name: str, title: str, scale: float = 1
+    history: Mapping[str, Sequence[EpochRecord]], name: str, title: str, scale: float = 1
 ) -> Markup:
-    """A number of each epoch, a line a stream."""
+    """A plot of one field of the records over the epochs, one line per stream."""
     figure = Figure(figsize=(5.4, 3.2), layout="constrained")
     axes = figure.subplots()
     for stream, rows in history.items():
-        values = [scale * row[name] for row in rows]
-        axes.plot([row["epoch"] for row in rows], values, color=COLOURS[stream], label=stream)
+        values = [scale * getattr(row, name) for row in rows]
+        axes.plot([row.epoch for row in rows], values, color=COLOURS[stream], label=stream)
     axes.set(xlabel="epoch", title=title)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     style_axes(axes)
-    return figure_image(figure, f"{title}, epoch by epoch")
+    return figure_image(figure, f"{title} per epoch")
 
 
 def _matrix(row: Row) -> Figure:
@@ -233,18 +233,18 @@ def _matrix(row: Row) -> Figure:
     labels = [figure_text(label) for label in row.labels]
     axes.set_xticks(range(num), labels, rotation=90)
     axes.set_yticks(range(num), labels)
-    axes.set(xlabel="taken for", ylabel="is")
+    axes.set(xlabel="predicted class", ylabel="true class")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    for true, taken in np.argwhere(counts):
-        ink = "white" if shares[true, taken] > 0.5 else "black"
-        text = f"{counts[true, taken]:.0f}"
-        axes.text(taken, true, text, ha="center", va="center", color=ink)
+    for true, predicted in np.argwhere(counts):
+        ink = "white" if shares[true, predicted] > 0.5 else "black"
+        text = f"{counts[true, predicted]:.0f}"
+        axes.text(predicted, true, text, ha="center", va="center", color=ink)
     return figure
 
 
 def _per_class(rows: Sequence[Row]) -> Figure:
-    """Bars of each row, sorted by the first row's; with many classes the lowest and highest."""
+    """Top-1 per class as bars, sorted by the first row; of many classes the lowest and highest."""
     labels = rows[0].labels
     shares = [_class_shares(row) for row in rows]
     order = [at for at in np.argsort(shares[0], kind="stable") if not np.isnan(shares[0][at])]
@@ -267,7 +267,7 @@ def _per_class(rows: Sequence[Row]) -> Figure:
 
 
 def _class_shares(row: Row) -> npt.NDArray[np.float64]:
-    """Top-1 of each class, NaN for classes without a scored clip: float64 (K,)."""
+    """Top-1 per class, float64 (K,); NaN for classes without an evaluated clip."""
     right = ranks(row.predictions) == 0
     num = len(row.labels)
     of_class = np.bincount(row.predictions.label_ids, minlength=num).astype(float)

@@ -1,28 +1,30 @@
-"""Features of any video files: what a trained network's last layer sees, a row a time step.
+"""Features of any video files: the input of a trained network's last layer, per time step.
 
-NAME.npy    float32 (T', F), one row a time step
-NAME.json   the time of each row, the network, and everything by which it was made;
-            of a video that failed: why
+NAME.npy     float32 (T', F), one row per time step
+NAME.json    FeatureRecord: the time of each row, the video and the network;
+             FailureRecord: why a video has no features
 """
+
+from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from kinetics_bench.archs.network import Network
+from kinetics_bench.archs.registry import Sampling
 from kinetics_bench.data.loader import Reader
 from kinetics_bench.data.views import View, whole_view
 from kinetics_bench.device import Machine
 from kinetics_bench.evaluation.evaluate import extents_of
-from kinetics_bench.inference.videos import Span, VideoClip, Videos, reading, refuse_not_finite
+from kinetics_bench.inference.videos import Span, VideoClip, Videos, reading, require_finite
 from kinetics_bench.protocols import PROTOCOLS
-from kinetics_bench.recipes import Recipe
 from kinetics_bench.training.checkpoint import Checkpoint
 from kinetics_bench.weights.files import Weights
 from kinetics_bench.weights.naming import COUNT
@@ -30,33 +32,33 @@ from kinetics_tools.core.errors import EvaluationError, KineticsError, MediaErro
 from kinetics_tools.core.files import digest, file_digest, publish, read_json, write_json
 from kinetics_tools.core.keys import file_keys
 
-AT_ONCE: Final = 256  # frames or fields whose features are made in one pass, besides their context
+AT_ONCE: Final = 256  # frames or fields per forward pass, besides those that its ends depend on
 logger = logging.getLogger(__name__)
 Rows = npt.NDArray[np.float32]
 
 
 def keys_of(videos: Sequence[Path]) -> dict[Path, str]:
-    """The name of each video's files: its stem where that is a key and no other video has it."""
+    """Name of the files of each video: its stem, if that is a key and no other video has it."""
     keys = file_keys(dict.fromkeys(PurePosixPath(video) for video in videos))
     return {Path(path): key for path, key in keys.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of a view: frames of each of its clips, and which of their time steps count."""
+    """A part of a view: frames of each clip, and which of the resulting time steps are used."""
 
     frames: tuple[slice, ...]
     steps: slice
 
 
 def pieces(net: Network, num_frames: Sequence[int]) -> Iterator[Piece]:
-    """Cut a view into pieces whose features, side by side, are those of the whole view.
+    """Cut a view into pieces whose concatenated features are those of the whole view.
 
-    A piece has around it what its steps depend on. SAME padding goes by the length of a clip, so
-    every piece leaves the rest that the whole clip leaves when it is cut into periods.
+    A piece includes the frames that its time steps depend on. SAME padding depends on the length
+    of a clip, so the length of each piece has the same remainder, modulo the stride, as the clip.
 
     Args:
-        net: in evaluation mode. Of one whose steps depend on all before there is one piece.
+        net: in evaluation mode. If its time steps depend on all earlier ones there is one piece.
         num_frames: of each clip of the view.
     """
     num_steps = len(net.step_frames(*num_frames))
@@ -64,26 +66,135 @@ def pieces(net: Network, num_frames: Sequence[int]) -> Iterator[Piece]:
         yield Piece(tuple(slice(0, num) for num in num_frames), slice(0, num_steps))
         return
     at_once = max(AT_ONCE // net.temporal_strides[-1], 1)
-    num_periods = num_frames[-1] // net.temporal_strides[-1]
+    num_strides = num_frames[-1] // net.temporal_strides[-1]
     for first in range(0, num_steps, at_once):
         last = min(first + at_once, num_steps)
         begin = max(first - net.receptive_steps, 0)
-        end = min(last + net.receptive_steps, num_periods)
+        end = min(last + net.receptive_steps, num_strides)
         frames = tuple(
-            slice(period * begin, period * end + num % period)
-            for period, num in zip(net.temporal_strides, num_frames, strict=True)
+            slice(stride * begin, stride * end + num % stride)
+            for stride, num in zip(net.temporal_strides, num_frames, strict=True)
         )
         yield Piece(frames, slice(first - begin, last - begin))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkRecord:
+    """What decides the features of a clip.
+
+    Attributes:
+        arch: a name in ARCHS.
+        stream: `rgb`, `flow` or `joint`.
+        weights_sha256: of all weights except the last layer's.
+        recipes: hashes of the recipes of the `training` and of its shards, by stream.
+        sampling: frames or fields and stride of the training, by stream.
+        short_side: pixels of the resized frame's shorter side.
+        crop_px: height and width of the network's input.
+        precision: of the convolutions: `float32` or `bfloat16`.
+    """
+
+    arch: str
+    stream: str
+    weights_sha256: str
+    recipes: Mapping[str, str]
+    sampling: Mapping[str, Sampling]
+    short_side: int
+    crop_px: int
+    precision: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureRecord:
+    """What NAME.npy holds. In NAME.json the fields of `network` stand beside the others.
+
+    Attributes:
+        video: absolute path.
+        video_sha256: of the file.
+        from_s: where the features begin, in seconds from the video's start.
+        duration_s: seconds of the video; None: to its end.
+        identity: hash of the video, the span and the network.
+        rows: T', the number of time steps.
+        features: F, the number of features.
+        sha256: of NAME.npy.
+        frames: number of frames.
+        fps: of these frames.
+        start_s: start of each row, in seconds from the video's start.
+        end_s: end of each row, likewise.
+        network: that made the features.
+    """
+
+    video: str
+    video_sha256: str
+    from_s: float
+    duration_s: float | None
+    identity: str
+    rows: int
+    features: int
+    sha256: str
+    frames: int
+    fps: int
+    start_s: Sequence[float]
+    end_s: Sequence[float]
+    network: NetworkRecord
+
+    def write(self, path: Path) -> None:
+        """Write NAME.json."""
+        values = asdict(self)
+        write_json(path, values | values.pop("network"))
+
+    def differing(self, span: Span, network: NetworkRecord) -> list[str]:
+        """Names of the fields that differ from those of a span and a network."""
+        there = {"from_s": self.from_s, "duration_s": self.duration_s} | asdict(self.network)
+        asked = {"from_s": span.start_s, "duration_s": span.duration_s} | asdict(network)
+        return [name for name, value in asked.items() if there[name] != value]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureRecord:
+    """Why a video has no features.
+
+    Attributes:
+        video: absolute path.
+        error: in one line.
+    """
+
+    video: str
+    error: str
+
+
+def read_record(path: Path) -> FeatureRecord | FailureRecord | None:
+    """Read NAME.json; None if there is none.
+
+    Raises:
+        EvaluationError: it is not a record of this version.
+    """
+    if not path.exists():
+        return None
+    values = read_json(path)
+    try:
+        if "error" in values:
+            return FailureRecord(**values)
+        names = {each.name for each in fields(NetworkRecord)}
+        network = {name: value for name, value in values.items() if name in names}
+        sampling = {name: Sampling(**each) for name, each in network["sampling"].items()}
+        return FeatureRecord(
+            **{name: value for name, value in values.items() if name not in names},
+            network=NetworkRecord(**{**network, "sampling": sampling}),
+        )
+    except (TypeError, KeyError, AttributeError) as error:
+        raise EvaluationError(
+            f"{path} is not a record of features ({error!r}); choose another --out, or give --force"
+        ) from error
+
+
 class _Model:
-    """One trained network, ready for videos."""
+    """A trained network, prepared for videos."""
 
     def __init__(self, checkpoint: Checkpoint, machine: Machine) -> None:
         self.checkpoint = checkpoint
         self.machine = machine
-        self.recipe = Recipe.from_json(checkpoint.recipe)
-        self.reader = Reader(self.recipe, checkpoint.data["bound"])
+        self.recipe = checkpoint.recipe
+        self.reader = Reader(self.recipe, checkpoint.data.bound)
         self.net = checkpoint.network()
         lasts = tuple(f"{layer}." for layer in self.net.last_layers)
         state = {
@@ -91,34 +202,30 @@ class _Model:
             for name, tensor in checkpoint.net.items()
             if not name.endswith(COUNT) and not name.startswith(lasts)
         }
-        self.sha256 = Weights(state=state, source=checkpoint.stream).sha256
+        data_recipes = checkpoint.data.recipes
+        self.record = NetworkRecord(
+            arch=checkpoint.arch,
+            stream=checkpoint.stream,
+            weights_sha256=Weights(state=state, source=checkpoint.stream).sha256,
+            recipes={
+                "training": self.recipe.hash,
+                **{stream: recipe.hash for stream, recipe in data_recipes.items()},
+            },
+            sampling=self.recipe.sampling,
+            short_side=self.recipe.short_side,
+            crop_px=self.recipe.crop_px,
+            precision=machine.precision,
+        )
         machine.place(self.net)
 
-    def made_by(self) -> dict[str, Any]:
-        """What decides the features of a clip; of the weights, all but the last layer's."""
-        recipes = self.checkpoint.data["recipes"]
-        return {
-            "arch": self.checkpoint.arch,
-            "stream": self.checkpoint.stream,
-            "weights_sha256": self.sha256,
-            "recipes": {
-                "training": self.recipe.hash,
-                **{name: recipe["hash"] for name, recipe in recipes.items()},
-            },
-            "sampling": self.checkpoint.recipe["sampling"],
-            "short_side": self.recipe.short_side,
-            "crop_px": self.recipe.crop_px,
-            "precision": self.machine.precision,
-        }
-
     def view(self, video: Path, clip: VideoClip) -> View:
-        """All of a clip at the training's stride, not looped.
+        """All frames of a clip at the training's stride, not looped.
 
-        A last step that lacks a frame or a field is left out: 250 frames have 249 fields, of which
-        a network that takes ten at once has 24 steps.
+        An incomplete last step is left out: 250 frames have 249 fields, and a network that takes
+        stacks of ten fields makes 24 steps of them.
 
         Raises:
-            MediaError: it is too short for one time step.
+            MediaError: the clip is too short for one time step.
         """
         extents = extents_of(self.checkpoint, PROTOCOLS["whole"])
         num_frames = len(clip.frames)
@@ -132,13 +239,13 @@ class _Model:
         if num_frames < least:
             raise MediaError(
                 video,
-                f"has {num_frames} frames at 25 a second from {clip.start_s:g} s on; "
+                f"has {num_frames} frames at 25 fps from {clip.start_s:g} s on; "
                 f"{self.net.title} needs {least}",
             )
         return whole_view(num_frames, extents)
 
     def features(self, clip: VideoClip, view: View) -> Rows:
-        """The features of a view of a clip, piece by piece."""
+        """Features of a view of a clip, float32 (T', F), computed piece by piece."""
         found = []
         for piece in pieces(self.net, self._lengths(view)):
             cut = zip(self.reader.streams, piece.frames, strict=True)
@@ -149,143 +256,146 @@ class _Model:
             found.append(values[0, :, piece.steps].T.float().cpu().numpy())
         return np.concatenate(found)
 
-    def times(self, clip: VideoClip, view: View, fps: int) -> dict[str, list[float]]:
-        """Start and end of each row, seconds from the video's start."""
+    def times(self, clip: VideoClip, view: View, fps: int) -> tuple[list[float], list[float]]:
+        """Start and end of each row, in seconds from the video's start."""
         stride = self.recipe.sampling[self.reader.streams[-1]].stride
         end_s = len(clip.frames) / fps
         steps = self.net.step_frames(*self._lengths(view))
-        return {
-            "start_s": [round(clip.start_s + at * stride / fps, 6) for at, _ in steps],
-            "end_s": [round(clip.start_s + min(at * stride / fps, end_s), 6) for _, at in steps],
-        }
+        starts = [round(clip.start_s + first * stride / fps, 6) for first, _ in steps]
+        ends = [round(clip.start_s + min(end * stride / fps, end_s), 6) for _, end in steps]
+        return starts, ends
 
     def _lengths(self, view: View) -> list[int]:
         return [len(view.indices[stream]) for stream in self.reader.streams]
 
 
 class Extractor:
-    """Networks which make features of videos."""
+    """Writes the features of videos, by one network or by several."""
 
     def __init__(self, checkpoints: Sequence[Checkpoint], machine: Machine, scratch: Path) -> None:
-        """Ready the networks; scratch files go into the folder `scratch`."""
+        """Prepare the networks; `scratch`: folder for scratch files."""
         self.models = [_Model(each, machine) for each in checkpoints]
         self.videos = Videos(checkpoints[-1], machine, scratch)
 
     def write(self, video: Path, span: Span, name: Path, *, force: bool = False) -> list[Path]:
-        """Write a video's features, a pair of files for each network; return the arrays' paths.
+        """Write the features of a video, two files per network; return the paths of the arrays.
 
-        What is there already, of the same stretch by the same networks, is reused; of a video that
-        changed since then it is made anew.
+        Features of the same span by the same networks are reused. If the video has changed since
+        then, they are computed again.
 
         Args:
             video: any video file.
-            span: the stretch of it; without a duration to its end.
-            name: path of the files without their suffix. Of several networks each adds its stream.
-            force: make anew what is there, whatever it is of.
+            span: the part of it; without a duration: to its end.
+            name: path of the files without suffix. Each of several networks adds its stream.
+            force: compute them again, and replace files of another video.
 
         Raises:
-            MediaError: the video is damaged, too short or cannot be read, as its json says too.
-            EvaluationError: the files of that name are of another video, stretch or network; or
-                the features are not finite, which the json says too.
+            MediaError: the video is damaged, too short or not readable; the json says so, too.
+            EvaluationError: the files of that name belong to another video, span or network; or the
+                features are not finite, and the json says so, too.
         """
         files = [_Files.of(name, model, alone=len(self.models) == 1) for model in self.models]
         if not force:
             for each in files:
-                each.refuse_other(video, span)
-        # Where the video is not there any more, what was made of it stays.
+                each.require_same(video, span)
+        # If the video is missing now, features that were made of it stay.
         todo = [each for each in files if not each.array.exists()]
         try:
             with reading(video):
                 sha256 = file_digest(video)
-            made_from = {"video_sha256": sha256} | _told(span)
-            todo = [each for each in files if force or not each.are_by(made_from)]
+            todo = [each for each in files if force or not each.are_current(sha256, span)]
             if todo:
-                self._write(video, span, todo, made_from)
+                self._write(video, sha256, span, todo)
             else:
-                logger.info("%s: reused, made already", video)
+                logger.info("%s: reused, computed already", video)
         except KineticsError as error:
             for each in todo:
-                each.tell_failure(video, str(error))
+                each.write_failure(video, str(error))
             raise
         return [each.array for each in files]
 
-    def _write(
-        self, video: Path, span: Span, todo: "list[_Files]", made_from: Mapping[str, Any]
-    ) -> None:
-        """Write each of `todo`, and take from it what is written: a failure is none of its."""
+    def _write(self, video: Path, sha256: str, span: Span, todo: list[_Files]) -> None:
+        """Write each of `todo`, and remove from it what is written: the rest has failed."""
+        fps = self.videos.recipe.fps
         with self.videos.clip(video, span, whole=True) as clip:
             views = [each.model.view(video, clip) for each in todo]
             for view in views:
                 each = todo[0]
                 rows = each.model.features(clip, view)
-                refuse_not_finite(video, rows, each.model.checkpoint)
-                told: dict[str, Any] = {"frames": len(clip.frames), "fps": self.videos.recipe.fps}
-                told |= each.model.times(clip, view, self.videos.recipe.fps)
-                each.write(video, rows, made_from, told)
+                require_finite(video, rows, each.model.checkpoint)
+                starts, ends = each.model.times(clip, view, fps)
+                each.write_array(rows)
+                FeatureRecord(
+                    video=str(video.absolute()),
+                    video_sha256=sha256,
+                    from_s=span.start_s,
+                    duration_s=span.duration_s,
+                    identity=each.identity(sha256, span),
+                    rows=rows.shape[0],
+                    features=rows.shape[1],
+                    sha256=file_digest(each.array),
+                    frames=len(clip.frames),
+                    fps=fps,
+                    start_s=starts,
+                    end_s=ends,
+                    network=each.model.record,
+                ).write(each.record)
                 todo.remove(each)
 
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """The files of one video by one network."""
+    """The files of one video and one network."""
 
     model: _Model
     array: Path
     record: Path
 
     @classmethod
-    def of(cls, name: Path, model: _Model, *, alone: bool) -> "_Files":
+    def of(cls, name: Path, model: _Model, *, alone: bool) -> _Files:
         stem = name.name if alone else f"{name.name}.{model.checkpoint.stream}"
         return cls(model, name.with_name(f"{stem}.npy"), name.with_name(f"{stem}.json"))
 
-    def refuse_other(self, video: Path, span: Span) -> None:
-        """Raise EvaluationError where they are of another video, stretch or network."""
-        if not self.record.exists():
+    def require_same(self, video: Path, span: Span) -> None:
+        """Raise EvaluationError if the files belong to another video, span or network."""
+        there = read_record(self.record)
+        if there is None:
             return
-        there = read_json(self.record)
-        what = there.get("video")
-        if what == str(video.absolute()):
-            asked = _told(span) | self.model.made_by()
-            other = [name for name, value in asked.items() if there.get(name) != value]
-            if "error" in there or not other:
+        what = there.video
+        if there.video == str(video.absolute()):
+            if isinstance(there, FailureRecord):
                 return
-            what = f"this video with another {', '.join(other)}"
+            differing = there.differing(span, self.model.record)
+            if not differing:
+                return
+            what = f"this video with another {', '.join(differing)}"
         raise EvaluationError(
-            f"{video}: {self.record} is of {what}; choose another --out, or give --force"
+            f"{video}: {self.record} belongs to {what}; choose another --out, or give --force"
         )
 
-    def are_by(self, made_from: Mapping[str, Any]) -> bool:
-        """Whether they are there, made from this by this network as it is."""
-        if not (self.record.exists() and self.array.exists()):
+    def are_current(self, video_sha256: str, span: Span) -> bool:
+        """Whether the files are there, of this video as it is now and by this network."""
+        there = read_record(self.record) if self.array.exists() else None
+        if not isinstance(there, FeatureRecord):
             return False
-        identity: bool = read_json(self.record).get("identity") == self._identity(made_from)
-        return identity
+        return there.identity == self.identity(video_sha256, span)
 
-    def write(
-        self, video: Path, rows: Rows, made_from: Mapping[str, Any], told: Mapping[str, Any]
-    ) -> None:
-        """Write both, the record last: where it is, the array is whole and its own."""
+    def identity(self, video_sha256: str, span: Span) -> str:
+        """Hash of everything that decides the features."""
+        source = {
+            "video_sha256": video_sha256,
+            "from_s": span.start_s,
+            "duration_s": span.duration_s,
+        }
+        return digest([source, asdict(self.model.record)])
+
+    def write_array(self, rows: Rows) -> None:
+        """Write the array. The record is written after it: an array with a record is complete."""
         self.record.unlink(missing_ok=True)
         with publish(self.array) as scratch:
             np.save(scratch, rows)
-        record = {
-            "video": str(video.absolute()),
-            "identity": self._identity(made_from),
-            "rows": rows.shape[0],
-            "features": rows.shape[1],
-            "sha256": file_digest(self.array),
-        }
-        write_json(self.record, record | dict(made_from) | self.model.made_by() | dict(told))
 
-    def tell_failure(self, video: Path, why: str) -> None:
-        """Leave a record of the failure, and no array beside it."""
+    def write_failure(self, video: Path, why: str) -> None:
+        """Leave a record of the failure, and no array."""
         self.array.unlink(missing_ok=True)
-        write_json(self.record, {"video": str(video.absolute()), "error": why})
-
-    def _identity(self, made_from: Mapping[str, Any]) -> str:
-        return digest([dict(made_from), self.model.made_by()])
-
-
-def _told(span: Span) -> dict[str, Any]:
-    """The stretch, as records tell it."""
-    return {"from_s": span.start_s, "duration_s": span.duration_s}
+        write_json(self.record, asdict(FailureRecord(video=str(video.absolute()), error=why)))

@@ -1,4 +1,9 @@
-"""Networks that are trained: those of a run that is finished, or weights as they were published."""
+"""Trained networks: those of a finished run, or given weights.
+
+run.json    Request: what a run was asked for
+"""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -7,37 +12,43 @@ from typing import Any, Final
 
 from kinetics_bench.archs.registry import ARCHS, build
 from kinetics_bench.recipes import recipe_for
-from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint
+from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint, InitRecord, TrainingData
 from kinetics_bench.weights.choices import INITS
 from kinetics_bench.weights.files import CheckpointHeader
 from kinetics_bench.weights.init import SCRATCH, load_init, state_shapes
 from kinetics_tools.core import system
 from kinetics_tools.core.errors import EvaluationError, KineticsError
-from kinetics_tools.core.files import digest, read_json
+from kinetics_tools.core.files import read_json
 from kinetics_tools.dataset.labels import known_labels
 from kinetics_tools.flow.methods import BOUND_PX, FlowRecipe, make_method
 from kinetics_tools.media.cut import ClipRecipe
 from kinetics_tools.media.encode import ffmpeg_version, find_ffmpeg
+from kinetics_tools.shards.records import RGB, StreamRecipe, flow_stream
 
 RUN: Final = "run.json"
-METHOD: Final = "tvl1"  # by which flow of videos is made for published weights
+METHOD: Final = "tvl1"  # computes the flow of videos for published weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a run was asked for: the words of the command line.
+    """What a run was asked for on the command line: run.json.
 
     Attributes:
+        arch: a name in ARCHS.
         stream: `rgb`, `flow` or `joint`.
+        recipe: a name in RECIPES.
         data: folder of shards.
-        flow: name of the flow; None: the only one there is.
-        protocol: None: the recipe's.
-        batch_size: None: the recipe's.
-        epochs: None: the recipe's.
-        train_split: None: nothing is trained, the networks are those of `init` as it is.
-        splits: folder of official lists.
+        train_split: None: nothing is trained, the weights are those of `init`.
+        test_split: the split that is evaluated.
+        flow: name of the flow; None: the only one in `data`.
+        protocol: a name in PROTOCOLS; None: that of the recipe.
+        batch_size: None: that of the recipe.
+        epochs: None: those of the recipe.
+        splits: folder with the official lists of UCF-101 and HMDB-51.
+        seed: every random choice follows from it.
+        num_workers: processes that read clips; None: the default.
         init: `scratch`, `imagenet`, `kinetics`, or the path of weights.
-        finetune: `all`, or `last`: the last layer alone.
+        finetune: `all`, or `last`: only the last layer.
     """
 
     arch: str
@@ -58,12 +69,12 @@ class Request:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The networks that are trained, by stream."""
+        """The streams that have a network of their own."""
         return ARCHS[self.arch].networks_of(self.stream)
 
     @property
     def as_given(self) -> tuple[str, str, str] | None:
-        """Architecture, stream and `init` where these are all of a network; None: it is trained."""
+        """Architecture, stream and weights if nothing is trained; None: a training."""
         return (self.arch, self.stream, self.init) if self.train_split is None else None
 
     def as_json(self) -> dict[str, Any]:
@@ -74,17 +85,17 @@ class Request:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Request":
-        """The request that `as_json` told."""
+    def from_json(cls, values: Mapping[str, Any]) -> Request:
+        """Read what `as_json` wrote."""
         paths = {name: Path(values[name]) for name in ("data", "splits") if values[name]}
         return cls(**{**values, **paths})
 
 
 def read_request(work_dir: Path) -> Request:
-    """What the run in `work_dir` was asked for.
+    """The request of the run in `work_dir`.
 
     Raises:
-        KineticsError: no run was started there.
+        KineticsError: there is no run.
     """
     if not (work_dir / RUN).exists():
         raise KineticsError(
@@ -94,27 +105,29 @@ def read_request(work_dir: Path) -> Request:
     try:
         return Request.from_json(read_json(work_dir / RUN))
     except (TypeError, KeyError) as error:
-        raise KineticsError(f"{work_dir / RUN} is not of this version ({error})") from error
+        raise KineticsError(
+            f"{work_dir / RUN} is not a request of this version ({error})"
+        ) from error
 
 
 def networks_of_run(
     work_dir: Path, stream: str | None = None, *, cache: Path | None = None
 ) -> list[Checkpoint]:
-    """The networks of a run; `stream`: of several one alone.
+    """The networks of a run.
 
     Args:
-        work_dir: the run's.
-        stream: None: what the run was asked for.
-        cache: as in `networks_of_weights`, for the evaluation of weights as they are.
+        work_dir: of the run.
+        stream: one of its streams; None: that of its request.
+        cache: as in `networks_of_weights`, for a run that trained nothing.
 
     Raises:
-        KineticsError: the run is not finished, or did not train that stream.
+        KineticsError: the run is not finished, or has no network of that stream.
     """
     request = read_request(work_dir)
     asked = replace(request, stream=stream or request.stream)
     known = asked.stream in ARCHS[request.arch].streams
     if not known or not set(asked.streams) <= set(request.streams):
-        raise EvaluationError(f"{work_dir} is of {request.arch} {request.stream}, so not {stream}")
+        raise EvaluationError(f"{work_dir} holds {request.arch} {request.stream}, not {stream}")
     if request.as_given:
         return networks_of_weights(request.init, request.arch, asked.stream, cache=cache)
     checkpoints = [Checkpoint.read(work_dir / each / CHECKPOINT) for each in asked.streams]
@@ -130,28 +143,27 @@ def networks_of_run(
 def networks_of_weights(
     init: str, arch: str, stream: str, *, cache: Path | None = None, whole: bool = True
 ) -> list[Checkpoint]:
-    """Networks with published or stored weights, as if the paper's recipe had trained them.
+    """Networks with published weights or weights in files, with the paper's recipe.
 
     Args:
-        init: `imagenet`, `kinetics`, or the path of weights; see `kinetics_bench.weights.init`.
+        init: `imagenet`, `kinetics`, or the path of weights; see `load_init`.
         arch: a name in ARCHS.
-        stream: one of the architecture's; joint of I3D is a network of each stream.
-        cache: keeps what is fetched; None: the user's own.
-        whole: the weights must have the last layer too. Without it logits are of drawn weights,
-            features are not.
+        stream: of the architecture; `joint` of I3D is one network per stream.
+        cache: folder for downloaded weights; None: the user's cache.
+        whole: the weights must include the last layer. Logits need it, features do not.
 
     Raises:
-        EvaluationError: the weights are not there, not of this network, or of a part of it.
+        EvaluationError: the weights are missing, incomplete, or belong to another network.
     """
-    kept = system.cache_dir(cache)
+    folder = system.cache_dir(cache)
     return [
-        _as_given(init, arch, each, cache=kept, whole=whole)
+        _given(init, arch, each, cache=folder, whole=whole)
         for each in ARCHS[arch].networks_of(stream)
     ]
 
 
-def _refuse_other_labels(path: Path, labels: Sequence[str]) -> None:
-    """Raise EvaluationError where `path` is a checkpoint of ours with other classes."""
+def _require_same_labels(path: Path, labels: Sequence[str]) -> None:
+    """Raise EvaluationError if `path` is a checkpoint of ours with other classes."""
     header = CheckpointHeader.read(path)
     theirs = None if header is None else header.labels
     if theirs is not None and theirs != tuple(labels):
@@ -163,49 +175,49 @@ def _refuse_other_labels(path: Path, labels: Sequence[str]) -> None:
         )
 
 
-def _as_given(init: str, arch: str, stream: str, *, cache: Path, whole: bool) -> Checkpoint:
+def _given(init: str, arch: str, stream: str, *, cache: Path, whole: bool) -> Checkpoint:
     labels = known_labels("kinetics400")
-    start = load_init(init, arch=arch, stream=stream, num_classes=len(labels), cache=cache)
-    if start is None:
+    given = load_init(init, arch=arch, stream=stream, num_classes=len(labels), cache=cache)
+    if given is None:
         raise EvaluationError(
-            f"--init {SCRATCH} has nothing to show yet; name weights: imagenet, kinetics or PATH"
+            f"--init {SCRATCH}: scratch weights are untrained; pass imagenet, kinetics or a path"
         )
     if whole and init not in INITS:
-        _refuse_other_labels(Path(start.source), labels)
+        _require_same_labels(Path(given.source), labels)
     net = build(arch, stream, len(labels))
-    drawn = () if whole else tuple(f"{layer}." for layer in net.last_layers)
+    random = () if whole else tuple(f"{layer}." for layer in net.last_layers)
     for name in state_shapes(net):
-        if name not in start.state and not name.startswith(drawn):
+        if name not in given.state and not name.startswith(random):
             raise EvaluationError(
-                f"{start.source} has no {name} of {arch} with kinetics400's {len(labels)} classes, "
-                "so what it says would be of drawn weights; train it (run-benchmark "
-                f"--arch {arch} --init {init}), or name the run that did"
+                f"{given.source} has no {name} of {arch} with kinetics400's {len(labels)} classes, "
+                "so its predictions would come from random weights; train it (run-benchmark "
+                f"--arch {arch} --init {init}), or give the run that trained it"
             )
-    start.load(net)
+    given.load(net)
     recipe = recipe_for("paper", arch, stream)
     needs_flow = "flow" in recipe.streams
-    clip = ClipRecipe(enlarge=True, ffmpeg=ffmpeg_version(find_ffmpeg())).as_json()
-    recipes = {"rgb": clip | {"hash": digest(clip)}}
+    clip = ClipRecipe(enlarge=True, ffmpeg=ffmpeg_version(find_ffmpeg()))
+    recipes = {RGB: StreamRecipe.of(clip.as_json())}
     if needs_flow:
         flow = FlowRecipe(method=METHOD, parameters=make_method(METHOD).as_json())
-        recipes[f"flow-{METHOD}"] = flow.as_json() | {"hash": flow.hash}
+        recipes[flow_stream(METHOD)] = StreamRecipe.of(flow.as_json())
     return Checkpoint(
         arch=arch,
         stream=stream,
-        identity={"arch": arch, "stream": stream, "init": start.sha256},
-        recipe=recipe.as_json(),
-        data={
-            "labels": list(labels),
-            "recipes": recipes,
-            "flow": METHOD if needs_flow else "",
-            "bound": BOUND_PX if needs_flow else 1.0,
-            "train_split": None,
-            "num_train": 0,
-        },
+        identity={"arch": arch, "stream": stream, "init": given.sha256},
+        recipe=recipe,
+        data=TrainingData(
+            labels=labels,
+            recipes=recipes,
+            flow=METHOD if needs_flow else "",
+            bound=BOUND_PX if needs_flow else 1.0,
+            train_split=None,
+            num_train=0,
+        ),
         seed=0,
         precision="float32",
         net=net.state_dict(),
         optimizer={},
         finished=True,
-        init={"source": start.source, "sha256": start.sha256, "finetune": "all"},
+        init=InitRecord(source=given.source, sha256=given.sha256),
     )

@@ -1,4 +1,6 @@
-"""Class names for any video file, by trained networks."""
+"""The classes of any video file, predicted by trained networks."""
+
+from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
@@ -10,9 +12,8 @@ from kinetics_bench.data.loader import Reader
 from kinetics_bench.data.views import View, eval_view
 from kinetics_bench.device import Machine
 from kinetics_bench.evaluation.evaluate import extents_of, logits_of
-from kinetics_bench.inference.videos import Span, VideoClip, Videos, refuse_not_finite
+from kinetics_bench.inference.videos import Span, VideoClip, Videos, require_finite
 from kinetics_bench.protocols import PROTOCOLS
-from kinetics_bench.recipes import Recipe
 from kinetics_bench.training.checkpoint import Checkpoint
 from kinetics_tools.core.errors import lookup
 
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Predictor:
-    """Networks which name the class of a video: one, or several whose logits are added."""
+    """Predicts the class of videos, by one network or by the sum of the logits of several."""
 
     def __init__(
         self,
@@ -30,16 +31,16 @@ class Predictor:
         *,
         protocol: str | None = None,
     ) -> None:
-        """Ready the networks.
+        """Prepare the networks.
 
         Args:
-            checkpoints: of one run, or of weights of one kind.
+            checkpoints: the networks of one run, or given weights.
             machine: where to compute.
-            scratch: the folder for scratch files.
-            protocol: its name; None: that of the networks' recipe.
+            scratch: folder for scratch files.
+            protocol: a name in PROTOCOLS; None: that of the networks' recipe.
         """
         self.checkpoints = checkpoints
-        name = protocol or checkpoints[0].recipe["protocol"]
+        name = protocol or checkpoints[0].recipe.protocol
         self.protocol = lookup("protocol", name, PROTOCOLS)
         self.machine = machine
         self.videos = Videos(checkpoints[-1], machine, scratch)
@@ -48,7 +49,7 @@ class Predictor:
     def predict(self, video: Path, span: Span) -> list[tuple[str, float]]:
         """All class names with their probabilities, the highest first.
 
-        The log says where the video is shorter than what a network sees, and so is looped.
+        A video that is shorter than the network's input is looped, and the log says so.
 
         Raises:
             MediaError: the video is damaged, or ends before the span does.
@@ -60,16 +61,16 @@ class Predictor:
                 for checkpoint in self.checkpoints
             ]
             if any(view.is_looped for view in views):
-                words = "%s: %d frames, looped as in the paper to fill what the network sees"
+                words = "%s: %d frames, looped as in the paper to fill the network's input"
                 logger.info(words, video, len(clip.frames))
             each = [self._logits(number, clip, view) for number, view in enumerate(views)]
         for checkpoint, logits in zip(self.checkpoints, each, strict=True):
-            refuse_not_finite(video, logits.numpy(), checkpoint)
-        shares = torch.softmax(torch.stack(each).sum(dim=0), dim=0).tolist()
-        named = zip(self.checkpoints[0].labels, shares, strict=True)
+            require_finite(video, logits.numpy(), checkpoint)
+        probabilities = torch.softmax(torch.stack(each).sum(dim=0), dim=0).tolist()
+        named = zip(self.checkpoints[0].labels, probabilities, strict=True)
         return sorted(named, key=lambda pair: (-pair[1], pair[0]))
 
     def _logits(self, number: int, clip: VideoClip, view: View) -> torch.Tensor:
         checkpoint = self.checkpoints[number]
-        reader = Reader(Recipe.from_json(checkpoint.recipe), checkpoint.data["bound"])
+        reader = Reader(checkpoint.recipe, checkpoint.data.bound)
         return logits_of(self.nets[number], reader.clips(clip, view), self.machine)

@@ -1,13 +1,14 @@
-"""Training of one network, and its checkpoint."""
+"""Training of one network: steps, epochs, checkpoints, the log."""
+
+from __future__ import annotations
 
 import json
 import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,13 @@ from kinetics_bench.data.splits import Selection
 from kinetics_bench.data.views import seeded_rng
 from kinetics_bench.device import Machine
 from kinetics_bench.recipes import Recipe
-from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint
+from kinetics_bench.training.checkpoint import (
+    CHECKPOINT,
+    Checkpoint,
+    EpochRecord,
+    InitRecord,
+    TrainingData,
+)
 from kinetics_bench.weights.files import silence_tensorflow
 from kinetics_bench.weights.init import SCRATCH, InitWeights
 from kinetics_tools.core.console import progress
@@ -37,6 +44,7 @@ from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.files import digest, write_text
 from kinetics_tools.core.system import num_processors
 from kinetics_tools.shards.reader import ShardFolder
+from kinetics_tools.shards.records import RGB, flow_stream
 
 LOG = "log.jsonl"
 EVENTS = "tensorboard"
@@ -45,13 +53,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingJob:
-    """What is trained, from what, on what.
+    """One training: which network, which clips, which recipe.
 
     Attributes:
-        start: the weights that it begins from; None: fresh ones.
-        finetune: `all`, or `last`: the last layer alone, on features that stay as they are.
-        folder: the network's own.
-        num_workers: None: as fits.
+        arch: a name in ARCHS.
+        stream: `rgb`, `flow` or `joint`.
+        recipe: how it is trained.
+        data: the shards.
+        flow: name of the flow among the shards; empty if the network sees none.
+        train: the training clips.
+        seed: every random choice follows from it.
+        folder: for the checkpoint and the log of this network.
+        init: the weights that it starts from; None: random ones.
+        finetune: `all`, or `last`: only the last layer, on fixed features.
+        num_workers: processes that read clips; None: none if the decoded clips fit in memory, else
+            one per processor.
     """
 
     arch: str
@@ -62,29 +78,29 @@ class TrainingJob:
     train: Selection
     seed: int
     folder: Path
-    start: InitWeights | None = None
+    init: InitWeights | None = None
     finetune: str = "all"
     num_workers: int | None = None
 
     @property
     def clips(self) -> tuple[str, ...]:
-        """What the network is called with: `rgb`, `flow` or both."""
+        """The inputs of the network: `rgb`, `flow` or both."""
         return ARCHS[self.arch].clips_of(self.stream)
 
     @property
     def data_hash(self) -> str:
-        """Over the recipes by which the shards that it reads were made."""
-        names = {"rgb": "rgb", "flow": f"flow-{self.flow}"}
+        """Hash of the recipes of the shards that the network reads."""
+        names = {"rgb": RGB, "flow": flow_stream(self.flow)}
         hashes = [self.data.recipes[names[stream]].hash for stream in self.clips]
         return hashes[0] if len(hashes) == 1 else digest(hashes)
 
     @property
     def bound(self) -> float:
-        """Pixels a frame that become 1 in the network's input; 1 where it sees no flow."""
+        """Pixels per frame that are 1 in the network's input; 1 if it sees no flow."""
         return self.data.flow_bound(self.flow) if "flow" in self.clips else 1.0
 
-    def identity(self) -> dict[str, Any]:
-        """What decides the weights. Jobs of equal identity train the same network."""
+    def identity(self) -> dict[str, str | int]:
+        """What decides the weights: jobs of equal identity train the same network."""
         return {
             "arch": self.arch,
             "stream": self.stream,
@@ -93,7 +109,7 @@ class TrainingJob:
             "labels": digest(list(self.data.labels)),
             "data recipe": self.data_hash,
             "training clips": self.train.keys_sha256,
-            "init": SCRATCH if self.start is None else self.start.sha256,
+            "init": SCRATCH if self.init is None else self.init.sha256,
             "finetune": self.finetune,
         }
 
@@ -101,27 +117,28 @@ class TrainingJob:
 def train(
     job: TrainingJob, machine: Machine, *, resume: bool = False, force: bool = False
 ) -> Checkpoint:
-    """The finished checkpoint of `job`: trained, continued, or reused when it is there already.
+    """The finished checkpoint of `job`: trained, continued, or reused if it is finished already.
 
     The weights follow from the job's identity (on one kind of machine, with one number of
-    processes); a run that was stopped and resumed gives the same ones. Files in `job.folder`:
-    checkpoint.pt after each epoch, log.jsonl, tensorboard/.
+    processes); a training that was stopped and resumed gives the same weights. Files in
+    `job.folder`: checkpoint.pt after each epoch, log.jsonl, tensorboard/.
 
     Raises:
-        EvaluationError: the folder holds another training, or half of this one without `resume`.
+        EvaluationError: the folder holds another training, or this one unfinished and `resume` is
+            False.
     """
     if force and machine.is_main:
         shutil.rmtree(job.folder, ignore_errors=True)
     machine.barrier()
-    before = found(job, resume=resume)
+    before = find_checkpoint(job, resume=resume)
     if before is not None and before.finished:
         logger.info("%s: reused, trained already (%s)", job.stream, job.folder / CHECKPOINT)
         return before
     return _Training(job, machine, before).run()
 
 
-def found(job: TrainingJob, *, resume: bool) -> Checkpoint | None:
-    """The checkpoint to reuse or continue for `job`; None where there is none.
+def find_checkpoint(job: TrainingJob, *, resume: bool) -> Checkpoint | None:
+    """The checkpoint of `job` to reuse or to continue; None if there is none.
 
     Raises:
         EvaluationError: as `train` says.
@@ -134,18 +151,18 @@ def found(job: TrainingJob, *, resume: bool) -> Checkpoint | None:
     if other:
         raise EvaluationError(
             f"{job.folder} holds another training (not the same {', '.join(other)}); "
-            "choose another --work-dir, or give --force to train anew there"
+            "choose another --work-dir, or give --force to train again there"
         )
     if not before.finished and not resume:
         raise EvaluationError(
             f"{job.folder} holds a training that stopped after {before.epoch} epochs; "
-            "give --resume to continue it, or --force to begin anew"
+            "give --resume to continue it, or --force to start over"
         )
     return before
 
 
 class _Training:
-    """One training under way."""
+    """A training in progress."""
 
     def __init__(self, job: TrainingJob, machine: Machine, before: Checkpoint | None) -> None:
         self.job = job
@@ -166,8 +183,8 @@ class _Training:
             dropout=recipe.dropout,
             bn_momentum=recipe.bn_momentum,
         )
-        if job.start is not None:
-            job.start.load(net)
+        if job.init is not None:
+            job.init.load(net)
         machine.place(net)
         self.net = _trainable(net, job.finetune)
         self.optimizer = _optimizer(self.net, recipe)
@@ -179,31 +196,30 @@ class _Training:
 
     def _begin(self) -> Checkpoint:
         job = self.job
-        names = ["rgb", *([f"flow-{job.flow}"] if "flow" in job.clips else [])]
-        if job.start is not None and job.start.warning and self.machine.is_main:
-            logger.warning("%s: %s", job.stream, job.start.warning)
+        streams = [RGB, *([flow_stream(job.flow)] if "flow" in job.clips else [])]
+        init = InitRecord(finetune=job.finetune)
+        if job.init is not None:
+            init = replace(init, source=job.init.source, sha256=job.init.sha256)
+            if job.init.warning and self.machine.is_main:
+                logger.warning("%s: %s", job.stream, job.init.warning)
         return Checkpoint(
             arch=job.arch,
             stream=job.stream,
             identity=job.identity(),
-            recipe=job.recipe.as_json(),
-            data={
-                "labels": list(job.data.labels),
-                "recipes": {name: job.data.recipes[name].as_json() for name in names},
-                "flow": job.flow,
-                "bound": job.bound,
-                "train_split": job.train.name,
-                "num_train": len(job.train.samples),
-            },
+            recipe=job.recipe,
+            data=TrainingData(
+                labels=job.data.labels,
+                recipes={stream: job.data.recipes[stream] for stream in streams},
+                flow=job.flow,
+                bound=job.bound,
+                train_split=job.train.name,
+                num_train=len(job.train.samples),
+            ),
             seed=job.seed,
             precision=self.machine.precision,
             net={},
             optimizer={},
-            init={
-                "source": SCRATCH if job.start is None else job.start.source,
-                "sha256": "" if job.start is None else job.start.sha256,
-                "finetune": job.finetune,
-            },
+            init=init,
         )
 
     def run(self) -> Checkpoint:
@@ -241,16 +257,16 @@ class _Training:
                 left -= 1
                 yield epoch, step
 
-    def _step(self, step: Step, batches: Iterator[Batch], epoch: "_Epoch") -> None:
+    def _step(self, step: Step, batches: Iterator[Batch], epoch: _Epoch) -> None:
         lr = self.job.recipe.schedule.lr(self.state.step, self.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(3, device=self.machine.device)  # loss, right ones, clips
+        sums = torch.zeros(3, device=self.machine.device)  # loss, correct predictions, clips
         for _ in step.micro_batches:
-            asked = time.monotonic()
+            start = time.monotonic()
             batch = next(batches)
-            epoch.waited_s += time.monotonic() - asked
+            epoch.waited_s += time.monotonic() - start
             epoch.failed.update({item.key: item.failure for item in batch.failed})
             if batch.clips is not None:
                 sums += self._forward_backward(batch.clips, batch.label_ids, epoch)
@@ -266,18 +282,18 @@ class _Training:
         self.state.step += 1
 
     def _forward_backward(
-        self, clips: Sequence[Tensor], label_ids: Tensor, epoch: "_Epoch"
+        self, clips: Sequence[Tensor], label_ids: Tensor, epoch: _Epoch
     ) -> Tensor:
         label_ids = label_ids.to(self.machine.device)
         try:
             with self.machine.autocast():
                 logits = self._logits(self.machine.place_clips(clips))
         except BatchNormSingleSampleError as error:
-            # Nothing to compare it with: others of its pass could not be decoded, or are not there.
-            epoch.lone = str(error)
+            # Batch norm needs two clips: the others of this micro-batch could not be decoded.
+            epoch.skipped = str(error)
             return torch.zeros(3, device=self.machine.device)
-        # Averaged over the steps of a clip and summed over clips. Steps and clips are one axis: on
-        # CUDA torch adds up the loss of (B, K, T') in no fixed order.
+        # Mean over the time steps, sum over the clips. Time steps and clips are one axis: on CUDA
+        # torch sums the loss of (B, K, T') in an order that varies.
         num_steps = logits.shape[2]
         loss = functional.cross_entropy(
             logits.transpose(1, 2).flatten(0, 1),
@@ -286,22 +302,23 @@ class _Training:
             label_smoothing=self.job.recipe.label_smoothing,
         ).div(num_steps)
         loss.backward()  # type: ignore[no-untyped-call]
-        right = (logits[:, :, -1].argmax(dim=1) == label_ids).sum()
-        return torch.stack([loss.detach(), right, torch.tensor(len(label_ids), device=loss.device)])
+        correct = (logits[:, :, -1].argmax(dim=1) == label_ids).sum()
+        num_clips = torch.tensor(len(label_ids), device=loss.device)
+        return torch.stack([loss.detach(), correct, num_clips])
 
     def _logits(self, clips: Sequence[Tensor]) -> Tensor:
-        """What the loss is taken of: (B, K, T'), all time steps or their one prediction."""
+        """The logits of the loss: (B, K, T'), with T' = 1 if they are averaged."""
         if ARCHS[self.job.arch].loss_at_all_steps:
             return self.net.step_logits(*clips)
         logits: Tensor = self.net(*clips)
         return logits[:, :, None]
 
-    def _close(self, epoch: "_Epoch", *, finished: bool = False) -> None:
-        """End an epoch: statistics averaged over the processes, checkpoint, log."""
+    def _close(self, epoch: _Epoch, *, finished: bool = False) -> None:
+        """End an epoch: average the statistics over the processes, write checkpoint and log."""
         if epoch.number < 0:
             return
         if epoch.num_clips == 0:
-            why = epoch.lone or next(iter(epoch.failed.values()), "")
+            why = epoch.skipped or next(iter(epoch.failed.values()), "")
             raise EvaluationError(f"{self.job.stream}: no clip could be trained on: {why}")
         statistics = [b for name, b in self.net.named_buffers() if ".running_" in name]
         self.machine.all_reduce_sum(statistics)
@@ -309,34 +326,33 @@ class _Training:
             buffer.div_(self.machine.num_processes)
         for failed in self.machine.gather(epoch.failed):
             self.state.failed.update(failed)
-        self.state.history.append(epoch.row(self.state.step, len(self.state.failed)))
+        self.state.history.append(epoch.record(self.state.step, len(self.state.failed)))
         self.state.epoch = epoch.number + 1
         self.state.finished = finished
         self.state.net = self.net.state_dict()
         self.state.optimizer = self.optimizer.state_dict()
         if self.machine.is_main:
             self.state.write(self.job.folder / CHECKPOINT)
-            self._tell()
+            self._write_log()
         self.machine.barrier()
 
-    def _tell(self) -> None:
-        # The checkpoint holds the whole history, so that a killed run leaves no line too many.
-        history = self.state.history
-        lines = [json.dumps(row) + "\n" for row in history]
+    def _write_log(self) -> None:
+        # From the whole history: a training that was killed leaves no line too many.
+        lines = [json.dumps(asdict(record)) + "\n" for record in self.state.history]
         write_text(self.job.folder / LOG, "".join(lines))
-        row = history[-1]
-        # Only here: it imports TensorFlow where that is installed.
+        record = self.state.history[-1]
+        # Imported here: it imports TensorFlow if that is installed.
         silence_tensorflow()
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(str(self.job.folder / EVENTS), purge_step=row["epoch"]) as events:
+        with SummaryWriter(str(self.job.folder / EVENTS), purge_step=record.epoch) as events:
             for name in ("loss", "top1", "lr", "seconds", "waiting"):
-                events.add_scalar(name, row[name], row["epoch"])
+                events.add_scalar(name, getattr(record, name), record.epoch)
 
 
 @dataclass(slots=True)
 class _Epoch:
-    """What is counted during an epoch. Number -1: none has begun."""
+    """Counters of one epoch. Number -1: no epoch has begun."""
 
     number: int = -1
     began_s: float = field(default_factory=time.monotonic)
@@ -344,7 +360,7 @@ class _Epoch:
     sums: Tensor | None = None
     lr: float = 0.0
     failed: dict[str, str] = field(default_factory=dict)
-    lone: str = ""  # why a pass of one clip was left out, if one was
+    skipped: str = ""  # why a micro-batch of one clip was left out
 
     @property
     def num_clips(self) -> int:
@@ -354,35 +370,35 @@ class _Epoch:
         self.sums = sums if self.sums is None else self.sums + sums
         self.lr = lr
 
-    def row(self, step: int, num_failed: int) -> dict[str, Any]:
+    def record(self, step: int, num_failed: int) -> EpochRecord:
         assert self.sums is not None
-        loss, right, num_clips = self.sums.tolist()
+        loss, correct, num_clips = self.sums.tolist()
         seconds = time.monotonic() - self.began_s
-        return {
-            "epoch": self.number + 1,
-            "step": step,
-            "loss": loss / max(num_clips, 1),
-            "top1": right / max(num_clips, 1),
-            "lr": self.lr,
-            "clips": int(num_clips),
-            "failed": num_failed,
-            "seconds": seconds,
-            "waiting": self.waited_s / seconds,
-        }
+        return EpochRecord(
+            epoch=self.number + 1,
+            step=step,
+            loss=loss / max(num_clips, 1),
+            top1=correct / max(num_clips, 1),
+            lr=self.lr,
+            clips=int(num_clips),
+            failed=num_failed,
+            seconds=seconds,
+            waiting=self.waited_s / seconds,
+        )
 
 
 def _gradient(weight: nn.Parameter) -> Tensor:
-    # A process without a pass in this step adds nothing to the others' gradients.
+    # A process without a micro-batch in this step adds zeros to the others' gradients.
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
     return weight.grad
 
 
 def _trainable(net: Network, finetune: str) -> Network:
-    """The network in training mode; for `last`, all but its last layer as it is in a test.
+    """The network in training mode; for `last`, earlier layers in evaluation mode.
 
-    What is before the last layer then gives features that no step changes: its weights are frozen,
-    and its batch norms use their moving statistics and leave them alone. Dropout still drops.
+    These then give fixed features: their weights are frozen, and their batch norms use their moving
+    statistics and do not update them. Dropout is active.
     """
     net.train()
     if finetune == "last":
@@ -401,8 +417,8 @@ def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": kernels, "weight_decay": recipe.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    # Not fused: on a CPU torch 2.13's fused step takes gradient and weight to lie alike in memory,
-    # and mixes their elements up, in silence, where they do not.
+    # Not fused: on a CPU the fused step of torch 2.13 assumes that gradient and weight have equal
+    # strides. If they have not, it pairs the wrong elements and reports no error.
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
     assert recipe.optimizer == "adamw", recipe.optimizer

@@ -1,5 +1,6 @@
 """The report: one page, complete, escaped, the same bytes for the same results."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,19 @@ import pytest
 
 from kinetics_bench.archs.registry import STREAMS
 from kinetics_bench.evaluation.report import find_rows, softmax, write_report
-from kinetics_bench.evaluation.results import Predictions, Result, origin, score
-from kinetics_bench.protocols import PROTOCOLS
+from kinetics_bench.evaluation.results import (
+    Cost,
+    DataRecord,
+    Predictions,
+    Result,
+    find_origin,
+    score,
+)
+from kinetics_bench.protocols import PROTOCOLS, Extent
 from kinetics_bench.recipes import RECIPES
+from kinetics_bench.training.checkpoint import EpochRecord, InitRecord
 from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.shards.records import StreamRecipe
 
 FAILED = {"gone_clip": "rgb-000000.tar, sample gone_clip: <b>damaged</b>"}
 
@@ -24,40 +34,53 @@ def row(stream: str, labels: list[str], num_clips: int = 12) -> tuple[Result, Pr
         for at in range(num_clips)
     }
     predictions = Predictions.of(rows, FAILED)
-    recipe = RECIPES["small"]["i3d"]["rgb"].as_json()
+    recipe = RECIPES["small"]["i3d"]["rgb"]
     history = [
-        {"epoch": at, "loss": 1 / at, "top1": 0.5, "lr": 1e-3, "seconds": 2.0} for at in (1, 2, 3)
+        EpochRecord(
+            epoch=at,
+            step=at,
+            loss=1 / at,
+            top1=0.5,
+            lr=1e-3,
+            clips=60,
+            failed=1,
+            seconds=2.0,
+            waiting=0,
+        )
+        for at in (1, 2, 3)
     ]
     streams = ("rgb", "flow") if stream == "joint" else (stream,)
     result = Result(
         arch="i3d",
         stream=stream,
-        protocol=PROTOCOLS["whole"].as_json(),
+        protocol=PROTOCOLS["whole"],
+        extents={"rgb": Extent(stride=2, num=None, least=16)},
         score=score(predictions),
-        recipes={"training": dict.fromkeys(streams, recipe), "rgb": {"fps": 25}},
-        data={
-            "folder": "some/shards",
-            "identity": "0",
-            "labels": labels,
-            "flow": "tvl1",
-            "train_split": "train",
-            "num_train": 60,
-            "failed_train": {"bad": "damaged"},
-            "test_split": "val",
-            "init": {"source": "weights.pt", "sha256": "0123456789abcdef", "finetune": "last"},
-        },
-        cost={
-            "parameters": 12_689_984,
-            "flops": 10**11,
-            "flops_shape": [[3, 64, 224, 224]],
-            "device": "cpu",
-            "num_threads": 2,
-            "num_processes": 1,
-            "precision": "bfloat16",
-            "seconds_training": 400.0,
-            "seconds_evaluation": 3.0,
-        },
-        origin=origin(),
+        training=dict.fromkeys(streams, recipe),
+        recipes={"rgb": StreamRecipe.of({"fps": 25})},
+        data=DataRecord(
+            folder="some/shards",
+            identity="0",
+            labels=tuple(labels),
+            flow="tvl1",
+            train_split="train",
+            num_train=60,
+            failed_train={"bad": "damaged"},
+            test_split="val",
+            init=InitRecord(source="weights.pt", sha256="0123456789abcdef", finetune="last"),
+        ),
+        cost=Cost(
+            parameters=12_689_984,
+            flops=10**11,
+            flops_shape=((3, 64, 224, 224),),
+            device="cpu",
+            num_threads=2,
+            num_processes=1,
+            precision="bfloat16",
+            seconds_training=400.0,
+            seconds_evaluation=3.0,
+        ),
+        origin=find_origin(),
         failed=FAILED,
         history={} if stream == "joint" else {stream: history},
     )
@@ -88,11 +111,14 @@ def test_a_page_tells_everything_and_needs_no_other_file(tmp_path: Path) -> None
 
 def test_a_result_without_training_or_word_of_its_start_has_a_page(tmp_path: Path) -> None:
     result, predictions = row("rgb", ["a", "b"])
-    data = {name: value for name, value in result.data.items() if name != "init"}
-    untrained = replace(result, data=data | {"train_split": None}, history={"rgb": []})
-    untrained.write(tmp_path / "run" / "rgb", predictions)
+    data = replace(result.data, train_split=None)
+    folder = tmp_path / "run" / "rgb"
+    replace(result, data=data, history={"rgb": []}).write(folder, predictions)
+    values = json.loads((folder / "result.json").read_text())
+    del values["data"]["init"]  # as the first versions wrote it
+    (folder / "result.json").write_text(json.dumps(values))
     page = write_report([tmp_path / "run"], tmp_path / "r.html").read_text()
-    assert "nothing here" in page
+    assert "not trained here" in page
     assert ">scratch<" in page
     assert "<h3>Training</h3>" not in page
 
@@ -125,7 +151,9 @@ def test_several_runs_share_a_page_and_evaluations_stand_beside(tmp_path: Path) 
 
 
 def test_no_result_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"no result in .*; make one with: run-benchmark"):
+    with pytest.raises(
+        EvaluationError, match=r"no result in .*; train a network with: run-benchmark"
+    ):
         write_report([tmp_path], tmp_path / "r.html")
     result, predictions = row("rgb", ["a", "b"])
     result.write(tmp_path / "rgb", predictions)

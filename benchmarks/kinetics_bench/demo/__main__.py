@@ -1,7 +1,7 @@
-"""The main job on the embedded sample: videos -> clips -> flow shards -> I3D -> results page.
+"""The demo: synthetic videos -> clips -> flow shards -> I3D -> results page.
 
-`python -m kinetics_bench.demo.run FOLDER` makes the videos, serves them over HTTP on loopback, and
-runs the three real commands on them as a user would. No command knows of these videos.
+`python -m kinetics_bench.demo FOLDER` generates the videos, serves them over HTTP on loopback, and
+runs the three commands on them as a user would. The commands treat them as any other videos.
 """
 
 import argparse
@@ -14,27 +14,27 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from kinetics_bench.demo.videos import serve, write_sample
+from kinetics_bench.demo.videos import serve, write_videos
 from kinetics_tools.core import cli, system
 from kinetics_tools.core.errors import KineticsError
 
-logger = logging.getLogger("kinetics_bench.demo.run")
+logger = logging.getLogger("kinetics_bench.demo")
 
 
 def _command(name: str, *arguments: object) -> None:
-    """Run one of the three commands as a process, as it stands beside this Python."""
+    """Run one of the three commands, as installed with this Python, in a process."""
     words = [name, *map(str, arguments)]
     logger.info("$ %s", shlex.join(words))
     start = time.monotonic()
     program = Path(sys.executable).with_name(name)
     code = subprocess.run([program, *words[1:]], check=False).returncode
     if code != 0:
-        raise KineticsError(f"{name} ended with {code}; its last words are above")
+        raise KineticsError(f"{name} ended with exit code {code}; its messages are above")
     logger.info("%s took %.0f s", name, time.monotonic() - start)
 
 
 def demo(folder: Path, *, seed: int) -> None:
-    """Do the whole of it in `folder`; what is finished there is not done again.
+    """Run the whole demo in `folder`; finished steps are not done again.
 
     Raises:
         KineticsError: one of the commands failed.
@@ -42,8 +42,8 @@ def demo(folder: Path, *, seed: int) -> None:
     videos = folder / "videos"
     clips, shards, run = folder / "clips", folder / "shards", folder / "run"
     start = time.monotonic()
-    manifest = write_sample(folder, seed=seed, jobs=system.num_processors())
-    logger.info("videos of the sample made in %.0f s: %s", time.monotonic() - start, videos)
+    manifest = write_videos(folder, seed=seed, jobs=system.num_processors())
+    logger.info("generated the videos in %.0f s: %s", time.monotonic() - start, videos)
     with serve(videos) as address:
         source = f"url:{address}/{{youtube_id}}.mp4"
         _command("kinetics-download", manifest, clips, "--source", source)
@@ -57,9 +57,9 @@ def demo(folder: Path, *, seed: int) -> None:
 
 
 def _main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kinetics_bench.demo.run", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where everything goes")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample and the training")
+    parser = argparse.ArgumentParser(prog="python -m kinetics_bench.demo", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder to fill")
+    parser.add_argument("--seed", type=int, default=0, help="of the videos and the training")
     options = parser.parse_args(argv)
     demo(options.folder, seed=options.seed)
     return cli.Exit.COMPLETE
