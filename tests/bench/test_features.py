@@ -410,9 +410,9 @@ def test_features_need_no_last_layer_and_logits_do(
     monkeypatch.setattr(download, "imagenet", lambda _: imagenet)
     networks = networks_of_weights("imagenet", "i3d", "joint", cache=tmp_path, whole=False)
     assert [each.stream for each in networks] == ["rgb", "flow"]
-    with pytest.raises(EvaluationError, match=r"has no lstm\..* would be of drawn weights"):
+    with pytest.raises(EvaluationError, match=r"has no lstm\..* would come from random weights"):
         networks_of_weights("imagenet", "convnet-lstm", "rgb", cache=tmp_path, whole=False)
-    with pytest.raises(EvaluationError, match=r"has no Logits\..* would be of drawn weights"):
+    with pytest.raises(EvaluationError, match=r"has no Logits\..* would come from random weights"):
         networks_of_weights("imagenet", "i3d", "rgb", cache=tmp_path)
 
 
