@@ -21,7 +21,8 @@ from numba.extending import models
 
 # Numba's own annotations do not cover these.
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-_overload: Callable[..., _Decorator] = numba.extending.overload
+_lower_builtin: Callable[..., _Decorator] = numba.extending.lower_builtin
+_type_callable: Callable[..., _Decorator] = numba.extending.type_callable
 _register_model: Callable[..., Any] = numba.extending.register_model
 # Decorates a function that writes the LLVM instructions of a call; its first argument is Numba's.
 intrinsic: _Decorator = numba.extending.intrinsic
@@ -56,19 +57,15 @@ quarter = _Floats(4)
 def _define(symbol: Callable[..., Any], instruction: str) -> None:
     """Implement an operator of Python for two vectors by an instruction of LLVM."""
 
-    @intrinsic
-    def compute(typing: Any, a: Any, b: Any) -> Any:
-        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return getattr(builder, instruction)(*args, flags=("contract",))
+    @_type_callable(symbol)
+    def choose(_context: Any) -> Any:
+        return lambda a, b: a if isinstance(a, _Floats) and a == b else None
 
-        return a(a, b), lower
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return getattr(builder, instruction)(*args, flags=("contract",))
 
-    def operate(a: Any, b: Any) -> Any:
-        return compute(a, b)
-
-    @_overload(symbol)
-    def choose(a: Any, b: Any) -> Any:
-        return operate if isinstance(a, _Floats) and a == b else None
+    for kind in (floats, quarter):
+        _lower_builtin(symbol, kind, kind)(lower)
 
 
 _define(operator.add, "fadd")
