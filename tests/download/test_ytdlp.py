@@ -30,7 +30,7 @@ from kinetics_tools.dataset.manifest import Segment
 from kinetics_tools.download import cli
 from kinetics_tools.download.sources import youtube as youtube_module
 from kinetics_tools.download.sources import ytdlp, ytdlp_options
-from kinetics_tools.download.sources.base import Footage, SourceUnit
+from kinetics_tools.download.sources.base import FetchError, Footage, SourceUnit
 from kinetics_tools.download.sources.rate_limit import MAX_REFUSALS, LockedOut, RateLimiter
 from kinetics_tools.download.sources.youtube import OnlineSource
 from kinetics_tools.media.cut import ClipRecipe, cut
@@ -383,7 +383,7 @@ def test_what_retry_after_says_is_kept(youtube: YouTubeStandIn) -> None:
     session = ytdlp.session((*youtube.words, *HASTY))
     youtube.put("refused0000", player=[429, 402], retry_after="77")
     for status in (429, 402):
-        with pytest.raises(ytdlp.FetchError) as caught:
+        with pytest.raises(FetchError) as caught:
             session.look_up("https://www.youtube.com/watch?v=refused0000")
         assert (caught.value.status, caught.value.retry_after_s) == (status, 77)
         assert caught.value.reason is Reason.RATE_LIMITED

@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from kinetics_tools.core.errors import SourceError
+from kinetics_tools.core.errors import Reason, SourceError
 from kinetics_tools.core.units import Part
 from kinetics_tools.dataset.ledger import History
 from kinetics_tools.dataset.manifest import Segment
@@ -57,6 +57,27 @@ class Footage:
     path: Path
     zero_s: Fraction = Fraction(0)
     detail: str = ""
+
+
+class FetchError(SourceError):
+    """A site did not give a video.
+
+    Attributes:
+        status: the HTTP status, where a server answered.
+        retry_after_s: seconds of the server's Retry-After; None where it sent none.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str,
+        *,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(reason, detail)
+        self.status = status
+        self.retry_after_s = retry_after_s
 
 
 class Opened(Protocol):

@@ -28,6 +28,7 @@ from kinetics_tools.core.units import Part
 from kinetics_tools.dataset.manifest import Segment
 from kinetics_tools.download.sources.base import (
     FETCHES,
+    FetchError,
     Footage,
     Source,
     SourceUnit,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+FORBIDDEN = 403  # of media addresses: they expire, and a new one may work
 SECTION_OVERHEAD_S = 5  # of video that a section takes besides its segment, with the index
 
 
@@ -264,8 +266,6 @@ class VideoFetch:
             take: requests something from the video's own address.
             is_last: whether nothing else is tried where this fails.
         """
-        from kinetics_tools.download.sources.ytdlp import FORBIDDEN, FetchError
-
         while True:
             video = self._look_up()
             try:
@@ -284,8 +284,6 @@ class VideoFetch:
 
     def _report(self, error: SourceError | MediaError) -> None:
         """Tell the rate limiter what a failure says of this address or account."""
-        from kinetics_tools.download.sources.ytdlp import FetchError
-
         if error.reason in IDENTITY:
             self._video = SourceError(error.reason, error.detail)
             retry_after_s = error.retry_after_s if isinstance(error, FetchError) else None

@@ -27,7 +27,7 @@ import yt_dlp
 from yt_dlp.networking.common import Request
 from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
 
-from kinetics_tools.core.errors import KineticsError, Reason, SourceError
+from kinetics_tools.core.errors import KineticsError, Reason
 from kinetics_tools.core.files import STORAGE_ERRNOS
 from kinetics_tools.core.http_answers import (
     FIRST_ERROR,
@@ -37,6 +37,7 @@ from kinetics_tools.core.http_answers import (
     retry_after_s,
     status_reason,
 )
+from kinetics_tools.download.sources.base import FetchError
 from kinetics_tools.download.sources.js_runtime import Silent
 from kinetics_tools.download.sources.ytdlp_options import name_of, redacted, refuse_unsafe
 
@@ -45,7 +46,6 @@ FIRST_BLOCK = 64 * 1024  # bytes of the first request after a seek
 LARGEST_BLOCK = 128 * 1024  # bytes of a later request; those after the read's end are wasted
 RANGE_RETRIES = 3  # at most: for the whole video the user's own number holds
 MAX_SAME_REQUESTS = 100  # for the same bytes, one after the other
-FORBIDDEN = 403  # of media addresses: they expire, and a new one may work
 _PAYMENT_REQUIRED = 402  # YouTube's answer to an address that asks too often
 _NO_PROGRAM = "/dev/null/none"  # a path that cannot exist
 
@@ -65,27 +65,6 @@ class RemoteVideo:
     duration_s: float | None
     format: str
     info: Info = field(repr=False)
-
-
-class FetchError(SourceError):
-    """yt-dlp did not give a video.
-
-    Attributes:
-        status: the HTTP status, where a server answered.
-        retry_after_s: seconds of the server's Retry-After; None where it sent none.
-    """
-
-    def __init__(
-        self,
-        reason: Reason,
-        detail: str,
-        *,
-        status: int | None = None,
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(reason, detail)
-        self.status = status
-        self.retry_after_s = retry_after_s
 
 
 def _remote_video(info: Info) -> RemoteVideo:
