@@ -213,7 +213,9 @@ def _curve(
     axes = figure.subplots()
     for stream, rows in history.items():
         values = [scale * getattr(row, name) for row in rows]
-        axes.plot([row.epoch for row in rows], values, color=COLOURS[stream], label=stream)
+        marker = "o" if len(rows) == 1 else None  # a line needs two epochs
+        epochs = [row.epoch for row in rows]
+        axes.plot(epochs, values, color=COLOURS[stream], label=stream, marker=marker)
     axes.set(xlabel="epoch", title=title)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
