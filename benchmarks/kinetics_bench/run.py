@@ -71,33 +71,10 @@ def train_and_evaluate(
         _require_same_kind(request, work_dir)
     data = ShardFolder(request.data)
     request = _with_absolute_paths(request, data)
-    tests, jobs = {}, []
+    jobs, tests = [], {}
     for stream in request.streams:
-        recipe = recipe_for(request.recipe, request.arch, stream)
-        recipe = recipe.with_batch_size(request.batch_size).with_epochs(request.epochs)
-        selected = _select(data, request, stream)
-        require_disjoint(selected["train"], selected["test"])
-        job = TrainingJob(
-            arch=request.arch,
-            stream=stream,
-            recipe=recipe,
-            data=data,
-            flow=_flow(data, request),
-            train=selected["train"],
-            seed=request.seed,
-            folder=work_dir / stream,
-            init=load_init(
-                request.init,
-                arch=request.arch,
-                stream=stream,
-                num_classes=len(data.labels),
-                cache=system.cache_dir(cache),
-            ),
-            finetune=request.finetune,
-            num_workers=request.num_workers,
-        )
+        job, tests[stream] = _job_and_test(data, request, stream, work_dir, cache)
         jobs.append(job)
-        tests[stream] = _test(data, request, selected["test"], recipe.protocol)
     if not force:
         for job in jobs:
             find_checkpoint(job, resume=resume)
@@ -105,6 +82,36 @@ def train_and_evaluate(
         write_json(work_dir / RUN, request.as_json())
     checkpoints = [train(job, machine, resume=resume, force=force) for job in jobs]
     return _rows(checkpoints, tests, work_dir, machine)
+
+
+def _job_and_test(
+    data: ShardFolder, request: Request, stream: str, work_dir: Path, cache: Path | None
+) -> tuple[TrainingJob, Test]:
+    """The training of one network, and its evaluation."""
+    recipe = recipe_for(request.recipe, request.arch, stream)
+    recipe = recipe.with_batch_size(request.batch_size).with_epochs(request.epochs)
+    selected = _select(data, request, stream)
+    require_disjoint(selected["train"], selected["test"])
+    job = TrainingJob(
+        arch=request.arch,
+        stream=stream,
+        recipe=recipe,
+        data=data,
+        flow=_flow(data, request),
+        train=selected["train"],
+        seed=request.seed,
+        folder=work_dir / stream,
+        init=load_init(
+            request.init,
+            arch=request.arch,
+            stream=stream,
+            num_classes=len(data.labels),
+            cache=system.cache_dir(cache),
+        ),
+        finetune=request.finetune,
+        num_workers=request.num_workers,
+    )
+    return job, _test(data, request, selected["test"], recipe.protocol)
 
 
 def evaluate_again(
