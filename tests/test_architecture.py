@@ -115,7 +115,7 @@ def may_import(module: str, other: str) -> bool:
     return other_floor < floor or other_folder == folder
 
 
-ROOTS = ("kinetics_tools", "kinetics_bench")  # a docstring and a version
+ROOTS = ("kinetics_tools", "kinetics_bench")  # a version, and the errors
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name not in ROOTS])
@@ -129,6 +129,12 @@ def test_imports_point_down_and_each_library_has_one_owner(module: str) -> None:
         other = module_of(name)
         if other is not None and other not in ROOTS:
             assert may_import(module, other), f"{module} may not import {other}"
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_a_package_as_such_imports_no_more_than_the_core(root: str) -> None:
+    used = {other for name in imports(MODULES[root]) if (other := module_of(name))} - {*ROOTS}
+    assert all(is_in(other, "kinetics_tools.core") for other in used)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -146,6 +152,7 @@ def test_what_only_linux_has_is_asked_for_in_one_module(module: str) -> None:
         return
     nodes = list(ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))))
     names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    names |= {name.rpartition(".")[2] for name in imports(MODULES[module])}
     texts = {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
     assert names.isdisjoint(LINUX_ONLY)
     assert not any(text.startswith("/proc") for text in texts)

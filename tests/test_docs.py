@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch.distributed.run
 
 import kinetics_tools
 from kinetics_bench import cli as run_benchmark
@@ -159,10 +160,10 @@ def test_batch_scripts_are_bash_and_run_our_commands(name: str) -> None:
 
 
 def test_torchrun_takes_the_options_of_the_training_script() -> None:
-    run = pytest.importorskip("torch.distributed.run")
     script = scripts()["run-benchmark.sbatch"].replace("\\\n", " ").replace("$SLURM_NNODES", "8")
     words = shlex.split(script[script.index("torchrun") :])
-    parsed = run.parse_args(words[1:])
+    parse: Callable[[list[str]], Any] = torch.distributed.run.parse_args
+    parsed = parse(words[1:])
     assert (parsed.training_script, parsed.nnodes, parsed.no_python) == ("run-benchmark", "8", True)
 
 

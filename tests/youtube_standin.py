@@ -107,7 +107,7 @@ class Entry:
         refusal: a name in REFUSALS, or other words that YouTube says.
         player: HTTP statuses of the next answers about it; after them it answers as usual.
         media: the same for its media; the last one stays when `media_stays`.
-        media_stays: whether the last of `media` is answered for ever.
+        media_stays: whether the last of `media` is answered without end.
         retry_after: header of the answers that `player` and `media` make.
         fault: of the media: "truncated", "no-ranges", "page", "silent", "lies", "slow", "drips".
         seconds: its length, for `lengthSeconds`.

@@ -32,7 +32,7 @@ ARCH: Final = "i3d"  # whose weights are published
 DATA: Final = Path("shards")
 TEST_SPLIT: Final = "val"
 REPORT: Final = "report.html"
-MIN_DURATION_S: Final = 0.08  # two frames at 25 a second
+MIN_DURATION_S: Final = 0.08  # two frames at 25 per second
 
 
 def main() -> NoReturn:
@@ -512,8 +512,8 @@ def _add_machine(parser: Parser, *, workers: bool = True) -> None:
             "--workers",
             type=_count,
             metavar="N",
-            help="processes that read clips (default: none if the decoded clips fit in memory, "
-            "else one per processor)",
+            help="processes that read clips (default: one per processor; in training none if all "
+            "decoded clips fit in memory)",
         )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument(

@@ -238,7 +238,7 @@ _PAPER_FLOW = replace(
 _BASELINE = replace(
     _PAPER,
     source="arXiv 1705.07750 v3, section 4: SGD, 110k steps, 32 GPUs; not published and chosen: "
-    "batch (8 clips a GPU), rates and their steps in I3D's proportion, weight decay and dropout "
+    "batch (8 clips per GPU), rates and their steps in I3D's proportion, weight decay and dropout "
     "of I3D",
     schedule=MultiStep(milestones=((93_000, 1e-1), (103_000, 1e-2), (110_000, 1e-3))),
     batch_size=32 * 8,
@@ -246,7 +246,7 @@ _BASELINE = replace(
 )
 _TWO_STREAM = replace(
     _BASELINE,
-    source=_BASELINE.source.replace("8 clips", "32 clips, as a view is one image a stream"),
+    source=_BASELINE.source.replace("8 clips", "32 clips, as a view is one image per stream"),
     batch_size=32 * 32,
     micro_batch_size=32,
 )
@@ -281,14 +281,14 @@ _SMALL_BASELINE = replace(
 # Some of their batch norms see one value per clip and channel, so micro-batches are larger.
 _SMALL_DENSE = replace(
     _SMALL_BASELINE,
-    source=_SMALL_BASELINE.source + "; twice the clips a batch, for batch norm",
+    source=_SMALL_BASELINE.source + "; twice the clips per batch, for batch norm",
     batch_size=12,
     micro_batch_size=12,
 )
 _SMALL_LSTM = replace(
     _SMALL_DENSE,
-    source="that of i3d, which was measured on Weizmann; twice the clips a batch, for batch norm; "
-    "12 frames of 1.4 s",
+    source="that of i3d, which was measured on Weizmann; twice the clips per batch, for batch "
+    "norm; 12 frames of 1.4 s",
 )
 _SAMPLE_FLOW = replace(
     _SMALL,

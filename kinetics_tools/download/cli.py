@@ -95,7 +95,7 @@ def _add_selection(parser: Parser) -> None:
     what.add_argument(
         "--manifest-address",
         metavar="ADDRESS",
-        help="fetch a list given by name from here: a .tar.gz like the official one, or a CSV",
+        help="download a list given by name from here: a .tar.gz like the official one, or a CSV",
     )
 
 
@@ -116,7 +116,9 @@ def _add_sources(parser: Parser) -> None:
         help="; ".join(f"{name}: {what}" for name, what in FETCHES.items()),
     )
     where.add_argument(
-        "--keep-videos", action="store_true", help="fetch whole videos, and keep them in OUT/videos"
+        "--keep-videos",
+        action="store_true",
+        help="download whole videos, and keep them in OUT/videos",
     )
     where.add_argument(
         "--cvdf-base", metavar="ADDRESS", default=OFFICIAL, help="address of the mirror"

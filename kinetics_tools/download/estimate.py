@@ -30,7 +30,6 @@ VIDEO_BYTES_S = 75e3
 SECTION_FACTOR = 2.5
 
 _HOUR_S = 3600.0
-_DAY_S = 24 * _HOUR_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

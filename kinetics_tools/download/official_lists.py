@@ -223,7 +223,7 @@ def _read_cached(folder: Path) -> _CachedList | None:
     for split in cached.splits.values():
         file = folder / split.file
         if not file.is_file() or file_digest(file) != split.sha256:
-            logger.info("%s was changed; the list is fetched again", file)
+            logger.info("%s was changed; the list is downloaded again", file)
             return None
     return cached
 
@@ -263,12 +263,12 @@ def _fetch(
     """Fetch and check the list at `address`, and store it in `folder`."""
     with scratch_folder(folder.parent) as scratch:
         fetched, new = scratch / "fetched", scratch / "new"
-        logger.info("fetching the list of %s from %s", dataset, address)
+        logger.info("downloading the list of %s from %s", dataset, address)
         try:
             http_client.fetch(address, fetched, pauses_s=pauses_s)
         except SourceError as error:
             raise ManifestError(
-                f"{dataset} cannot be fetched ({error.reason}: {error.detail}); try "
+                f"{dataset} cannot be downloaded ({error.reason}: {error.detail}); try "
                 "again, give another --manifest-address, or give a CSV by its path"
             ) from error
         new.mkdir()

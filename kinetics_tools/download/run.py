@@ -329,10 +329,11 @@ class DownloadRun:
         units = self._units(source, segments)  # the engine closes them
         with closing(engine.run(units, work, jobs=plan.jobs, engine=plan.engine)) as finished:
             for unit, result in finished:
-                for line in self._lines_of(unit, result, source):
+                lines = self._lines_of(unit, result, source)
+                for line in lines:  # all of them before one is yielded: the caller may end there
                     self._record.add(line)
                     self._histories.setdefault(line.key, History()).add(line)
-                    yield line
+                yield from lines
 
     def _units(
         self, source: Source, segments: Sequence[Segment]
@@ -350,7 +351,7 @@ class DownloadRun:
 
     def _lines_of(
         self, unit: SourceUnit, result: UnitResult | Crash, source: Source
-    ) -> Iterable[Line]:
+    ) -> Sequence[Line]:
         """The unit's ledger lines; also notes what ends the run."""
         if isinstance(result, Crash):
             error = SourceError(Reason.KILLED, result.detail)

@@ -103,10 +103,10 @@ class Verification:
     def __init__(
         self, out: Path, segments: Sequence[Segment], jobs: int, folders: Container[str] | None
     ) -> None:
-        self.num_whole = self.num_damaged = 0
         self._out = out
         self._folders = folders  # of the splits to check; None for all
         self._expected, self._known = _expected_clips(segments, ledger.read(out))
+        self.num_whole, self.num_damaged = 0, len(self._known)
         self._ledger_of = ledger.done_in(out)
         self._results = _check_all(out, self._expected, jobs)
 
@@ -116,7 +116,6 @@ class Verification:
 
     def __iter__(self) -> Iterator[CheckResult]:
         """Yield each clip's result."""
-        self.num_damaged += len(self._known)
         yield from self._known
         for result in self._results:
             if result.is_new:

@@ -182,11 +182,11 @@ def _devices(name: str, engine: str, method: FlowMethod) -> tuple[str, ...]:
 def _dry_run(clips: ClipSet, plan: ExtractPlan) -> int:
     """Print what would be done, and about how long it would take."""
     from kinetics_tools.extract.estimate import estimate_pairs
-    from kinetics_tools.extract.plan import pending, plan_shards
+    from kinetics_tools.extract.plan import pending, plan_shards, read_states
     from kinetics_tools.shards.records import FolderRecords
 
     records = FolderRecords(plan.out)
-    states = [unit.state(plan, records) for unit in plan_shards(clips.clips, plan)]
+    states = read_states(plan_shards(clips.clips, plan), plan, records)
     todo = pending(states, plan)
     num_clips = sum(len(state.unit.clips) for state in todo)
     num_pairs = estimate_pairs([state.unit for state in todo], plan)
@@ -212,7 +212,7 @@ def _print_time(todo: list[ShardState], num_pairs: int, plan: ExtractPlan) -> No
         return
     jobs = plan.jobs or system.num_processors()
     num_gpus = sum(device != "cpu" for device in plan.devices)
-    num_without_rgb = sum(len(s.unit.clips) for s in todo if plan.force or s.rgb is None)
+    num_without_rgb = sum(len(s.unit.clips) for s in todo if s.rgb is None)
     rgb_share = num_without_rgb / sum(len(state.unit.clips) for state in todo)
     seconds = rate.seconds(num_pairs, jobs=jobs, num_gpus=num_gpus, rgb_share=rgb_share)
     per_second = f"{num_pairs / seconds:.{0 if num_pairs >= 100 * seconds else 1}f}"

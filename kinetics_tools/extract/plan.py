@@ -165,6 +165,23 @@ def plan_shards(clips: Iterable[Clip], plan: ExtractPlan) -> list[ShardUnit]:
     return units
 
 
+def read_states(
+    units: Sequence[ShardUnit], plan: ExtractPlan, records: FolderRecords
+) -> list[ShardState]:
+    """What is there of each shard, of all those in the order of `plan_shards`.
+
+    With `plan.force` the sidecars of this part's shards are not read: a damaged one is made again.
+
+    Raises:
+        ShardError: a sidecar has another schema version, or is damaged.
+    """
+    forced = set(plan.part.of(units)) if plan.force else set()
+    return [
+        ShardState(unit, None, None) if unit in forced else unit.state(plan, records)
+        for unit in units
+    ]
+
+
 def pending(states: Sequence[ShardState], plan: ExtractPlan) -> list[ShardState]:
     """This part's shards that are to be made, of all shards in the order of `plan_shards`."""
     return [state for state in plan.part.of(states) if plan.force or not state.is_done]

@@ -21,7 +21,14 @@ from kinetics_tools.core.files import digest, hold_lock, remove_leftovers, scrat
 from kinetics_tools.core.units import Crash
 from kinetics_tools.dataset.layout import MISSING
 from kinetics_tools.extract.clips import ClipSet
-from kinetics_tools.extract.plan import ExtractPlan, ShardState, ShardUnit, pending, plan_shards
+from kinetics_tools.extract.plan import (
+    ExtractPlan,
+    ShardState,
+    ShardUnit,
+    pending,
+    plan_shards,
+    read_states,
+)
 from kinetics_tools.extract.worker import make_shard
 from kinetics_tools.flow.methods import make_method
 from kinetics_tools.shards import writer
@@ -83,7 +90,7 @@ class Extraction:
         self.plan = plan
         self._start = time.monotonic()
         self._records = records
-        self._states = [unit.state(plan, records) for unit in units]
+        self._states = read_states(units, plan, records)
         # The largest first: so all processes end at about the same time.
         self.todo = sorted(pending(self._states, plan), key=lambda state: -state.unit.num_bytes)
         self.shards = self._make_shards()
@@ -125,18 +132,18 @@ class Extraction:
     def finish(self) -> ExtractSummary:
         """Write the index if all parts are done; say what this part holds.
 
-        Only the sidecars of shards that this or another part made meanwhile are read again.
+        Only the sidecars of shards that this or another part made meanwhile are read again; a part
+        that had nothing to do looks for them too.
 
         Raises:
             ShardError: a sidecar is damaged, or as `write_index` raises it.
         """
         plan = self.plan
-        if self.todo:
-            undone = [state for state in self._states if not state.is_done]
-            units = {state.unit for state in (*self.todo, *undone)}
-            made = [unit.shard(plan, stream) for unit in units for stream in (RGB, plan.stream)]
-            self._records.refresh(made)
-            self._states = [state.unit.state(plan, self._records) for state in self._states]
+        undone = [state for state in self._states if not state.is_done]
+        units = {state.unit for state in (*self.todo, *undone)}
+        made = [unit.shard(plan, stream) for unit in units for stream in (RGB, plan.stream)]
+        self._records.refresh(made)
+        self._states = [state.unit.state(plan, self._records) for state in self._states]
         is_indexed = all(s.is_done or s.unit in self._crashed for s in self._states)
         if is_indexed:
             writer.write_index(self._records)

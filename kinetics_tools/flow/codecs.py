@@ -73,7 +73,7 @@ class VideoCodec:
     encoder: str
     container: str
     options: Mapping[str, str] = field(hash=False)
-    max_side_px: int = 2**13  # x264 takes pictures of up to 2**14 a side
+    max_side_px: int = 2**13  # x264 takes pictures of up to 2**14 per side
     max_px: int = 2**25  # 8K; with 7680x7680 FFV1 has more slices than FFmpeg reads
 
     def as_json(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,12 +47,12 @@ def shards_present(folder: Path, stream: str, split: str = "*") -> list[Path]:
     return sorted(folder.glob(f"{split}/{stream}-{'[0-9]' * 6}.tar"))
 
 
-def _read(path: Path, what: str, advice: str, parse: Callable[[dict[str, Any]], T]) -> T:
+def _read_version(path: Path) -> Any:
     """Read a JSON file of this schema version.
 
     Raises:
         FileNotFoundError: there is none.
-        ShardError: it has another schema version, or is not a `what`.
+        ShardError: it has another schema version.
     """
     value = read_json(path)
     version = value.get("schema_version") if isinstance(value, dict) else None
@@ -60,6 +61,17 @@ def _read(path: Path, what: str, advice: str, parse: Callable[[dict[str, Any]], 
             f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
             "make the shards again in another folder"
         )
+    return value
+
+
+def _read(path: Path, what: str, advice: str, parse: Callable[[dict[str, Any]], T]) -> T:
+    """Read a record of this schema version.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ShardError: it has another schema version, or is not a `what`.
+    """
+    value = _read_version(path)
     try:
         return parse(value)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -366,6 +378,16 @@ class Dataset:
         except FileNotFoundError:
             return None
 
+    @staticmethod
+    def check_version(folder: Path) -> None:
+        """Check the folder's dataset.json, if any, before it is written again from the sidecars.
+
+        Raises:
+            ShardError: it has another schema version.
+        """
+        with suppress(FileNotFoundError):
+            _read_version(folder / "dataset.json")
+
     def write(self, folder: Path) -> None:
         """Write the folder's dataset.json."""
         splits = {name: asdict(split) for name, split in self.splits.items()}
@@ -407,7 +429,8 @@ State = tuple[tuple[int, ...] | None, ...]  # of files: inode, time and size of 
 class FolderRecords:
     """The records of a folder of shards: each is read once, and again only after a change.
 
-    At the size of Kinetics there are some 8,000 of them, and the disk may be shared.
+    At the size of Kinetics there are some 8,000 of them, and the disk may be shared; held in
+    memory, they take about 350 MB.
 
     Attributes:
         folder: its path.

@@ -145,7 +145,7 @@ def register_recipes(records: FolderRecords, new: FolderRecipe) -> None:
     """
     folder = records.folder
     with file_lock(folder / ".lock-recipe"):
-        Dataset.read(folder)  # raises if it has another schema version
+        Dataset.check_version(folder)
         old = records.recipe()
         if shards_present(folder, RGB):
             if old is None:
@@ -214,6 +214,7 @@ def write_index(records: FolderRecords) -> Dataset:
     if not folder.joinpath("recipe.json").exists():  # without this, the lock would make the folder
         raise ShardError(f"{folder} holds no shards (no recipe.json); make them with extract-flow")
     with file_lock(folder / ".lock-index"):
+        records.refresh(())  # another part may have made a shard again, and have indexed it
         recipe = records.recipe()
         assert recipe is not None
         streams = [RGB, *sorted(recipe.recipes.keys() - {RGB})]

@@ -147,7 +147,7 @@ def test_a_video_of_any_size_gives_a_row_a_step_with_its_times(
         extractor.write(tiny_clips() / "left" / "ann_left.mp4", Span(), tmp_path / "out" / "v")
 
 
-def test_made_features_are_reused_and_made_anew_when_the_video_changed(
+def test_made_features_are_reused_and_made_again_when_the_video_changed(
     run: Path, make_video: MakeVideo, tmp_path: Path
 ) -> None:
     video = tmp_path / "v.mp4"

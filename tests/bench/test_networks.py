@@ -111,7 +111,7 @@ def test_weights_are_evaluated_by_the_papers_protocol(
     assert result["data"]["train_split"] is None
     assert result["data"]["init"]["source"] == str(weights / "flow.pt")
     page = (folder / "report.html").read_text()
-    for shown in ("nothing here", str(weights / "flow.pt"), "its two streams"):
+    for shown in ("not trained here", str(weights / "flow.pt"), "its two streams"):
         assert shown in page
 
     # It is a run like others: what is there is reused, other clips stand beside it.
@@ -128,7 +128,7 @@ def test_weights_are_evaluated_by_the_papers_protocol(
     caplog.set_level("INFO")
     (line,) = call(capsys, "predict", video, "--init", weights, *options)
     assert caplog.messages == [
-        f"{video}: 14 frames, looped as in the paper to fill what the network sees"
+        f"{video}: 14 frames, looped as in the paper to fill the network's input"
     ]
     assert call(capsys, "predict", video, "--work-dir", folder, *options) == [line]
     (best,) = json.loads(line)["classes"]

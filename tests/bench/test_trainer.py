@@ -154,8 +154,8 @@ def test_a_finished_training_is_reused_and_another_refused(tmp_path: Path) -> No
     assert (tmp_path / CHECKPOINT).stat().st_mtime_ns == modified
     with pytest.raises(EvaluationError, match=r"another training \(not the same seed\).*--force"):
         train(job(tmp_path, seed=1), CPU)
-    anew = train(job(tmp_path, seed=1), CPU, force=True)
-    assert any(not torch.equal(anew.net[name], value) for name, value in first.net.items())
+    forced = train(job(tmp_path, seed=1), CPU, force=True)
+    assert any(not torch.equal(forced.net[name], value) for name, value in first.net.items())
     assert (tmp_path / EVENTS).is_dir()
 
 

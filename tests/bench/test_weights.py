@@ -37,7 +37,13 @@ from kinetics_bench.recipes import OneCycle
 from kinetics_bench.training.checkpoint import CHECKPOINT, InitRecord
 from kinetics_bench.training.trainer import train
 from kinetics_bench.weights import download, published_example
-from kinetics_bench.weights.files import Weights, find_weights, import_tensorflow, read
+from kinetics_bench.weights.files import (
+    CheckpointHeader,
+    Weights,
+    find_weights,
+    import_tensorflow,
+    read,
+)
 from kinetics_bench.weights.init import (
     InitWeights,
     adapt_input_conv,
@@ -429,6 +435,19 @@ def test_any_damage_is_one_line_or_harmless(data: st.DataObject) -> None:
             assert "\n" not in str(error)
         else:
             assert weights.state
+
+
+@pytest.mark.parametrize("data", [{"labels": 3}, {"labels": [1, "a"]}, {"labels": "ab"}, 3])
+def test_a_state_dict_of_another_program_may_have_other_data_beside_it(
+    data: object, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"net": {"a": torch.ones(3)}, "data": data}, path)
+
+    assert read(path, {"a"}, arch="i3d").state.keys() == {"a"}
+    header = CheckpointHeader.read(path)
+    assert header is not None
+    assert header.labels is None
 
 
 def test_a_plain_pickle_is_refused(net: nn.Module, tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def test_a_failed_attempt_at_a_finished_clip_leaves_it_finished(
     assert download(table, out, *source, "--force").returncode == 0
 
 
-def test_a_ready_clip_in_another_container_is_made_anew(
+def test_a_ready_clip_in_another_container_is_made_again(
     make_video: MakeVideo, ffmpeg: Path, recipe: ClipRecipe, tmp_path: Path
 ) -> None:
     ready = tmp_path / "ready"
@@ -434,6 +434,14 @@ BAD_CALLS = {
     "no argument": ([], "required: MANIFEST, OUT"),
     "no such option": (["{csv}", "{tmp}/out", "--resume"], "unrecognized arguments: --resume"),
     "no cookies": (["{csv}", "{tmp}/out", "--cookies", "{tmp}/c.txt"], "no such file"),
+    "no cookies, and no yt-dlp": (
+        ["{csv}", "{tmp}/out", "--source", "dir:{tmp}", "--cookies", "{tmp}/c.txt", "--dry-run"],
+        "no such file",
+    ),
+    "an option that runs programs": (
+        ["{csv}", "{tmp}/out", "--source", "dir:{tmp}", "--ytdlp-option", "exec=rm"],
+        "exec",
+    ),
 }
 
 
@@ -619,6 +627,24 @@ def test_a_run_that_is_left_leaves_no_worker_and_no_scratch_file(
     with make_clips_of(asked, ("a",), plan) as run:
         assert first.key not in {line.key for line in run}
         assert run.summary().num_done == 6
+
+
+def test_a_run_left_at_a_line_has_recorded_every_clip_that_it_made(
+    recipe: ClipRecipe, ffmpeg: Path, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    (videos / "v0.mp4").write_bytes(make_video(seconds=4).read_bytes())
+    asked = [
+        replace(SEGMENT, youtube_id="v0", start_s=Fraction(at), end_s=Fraction(at + 1))
+        for at in range(3)
+    ]
+    plan = DownloadPlan(out=out, sources=(Folder(videos),), recipe=recipe, binary=ffmpeg, jobs=0)
+    with make_clips_of(asked, ("a",), plan) as run:
+        next(iter(run))
+        assert run.summary().num_done == 3
+    done = [history.done for history in ledger.read(out).values()]
+    assert len([line for line in done if line is not None]) == len(list(out.rglob("*.mp4"))) == 3
 
 
 def test_a_run_of_one_part_reads_the_ledger_once(

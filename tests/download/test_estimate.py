@@ -9,6 +9,7 @@ from kinetics_tools.core import console
 from kinetics_tools.core.errors import UnknownNameError
 from kinetics_tools.dataset.manifest import Segment, read_manifest
 from kinetics_tools.download import estimate
+from kinetics_tools.download.sources.registry import SOURCES
 from kinetics_tools.media.cut import ClipRecipe, cut
 
 
@@ -75,6 +76,10 @@ def test_what_is_unknown_is_called_unknown() -> None:
     assert youtube.num_clips == 3
     with pytest.raises(UnknownNameError, match="Did you mean 'youtube'"):
         estimate.estimate(own, ["yotube"], videos_per_hour=1, jobs=1)
+
+
+def test_every_source_has_a_cost() -> None:
+    assert estimate.COSTS.keys() == SOURCES.keys()
 
 
 def test_nothing_to_do_costs_nothing() -> None:

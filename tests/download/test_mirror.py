@@ -243,7 +243,7 @@ def test_without_head_a_tar_is_read_rather_than_believed(lab: Lab) -> None:
         assert lab.read == ["part_0.tar.gz"]
 
 
-def test_a_cache_that_is_not_ours_is_written_anew(lab: Lab) -> None:
+def test_a_cache_that_is_not_ours_is_written_again(lab: Lab) -> None:
     lab.put_tars({"part_0.tar.gz": tarball(clips([0]))})
     lab.run([segment(0), segment(1)])
     (known,) = (lab.folder / "cache" / "cvdf").glob("*.json")
@@ -418,7 +418,7 @@ def test_a_task_leaves_alone_what_another_ones_tar_holds(lab: Lab) -> None:
 
 
 def test_tasks_with_a_cache_each_learn_from_each_other_what_cannot_be_had(lab: Lab) -> None:
-    """What is in no tar, and what may be in one that breaks, does not wait for ever."""
+    """What is in no tar, and what may be in one that breaks, does not wait without end."""
     tars = {f"part_{p}.tar.gz": tarball(clips([3 * p, 3 * p + 1, 3 * p + 2])) for p in range(4)}
     for name in ("part_0.tar.gz", "part_1.tar.gz"):  # one of each task
         tars[name] = tars[name][:-5000]

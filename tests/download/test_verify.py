@@ -1,4 +1,4 @@
-"""Verification: every clip decoded again, damage recorded so that the next run mends it."""
+"""Verification: every clip decoded again, damage recorded so that the next run makes it again."""
 
 import re
 import shutil

@@ -302,7 +302,7 @@ def test_a_slow_server_is_waited_for(
     assert ask(source, segment("slow0000000"))[0].zero_s > 0
 
 
-def test_a_media_address_that_has_aged_is_asked_for_anew_once(
+def test_a_media_address_that_has_aged_is_asked_for_again_once(
     youtube: YouTubeStandIn, source: OnlineSource, ask: Ask, long_video: Path
 ) -> None:
     youtube.put("aged0000000", long_video, seconds=60, media=[403])
@@ -396,7 +396,7 @@ def test_what_retry_after_says_is_kept(youtube: YouTubeStandIn) -> None:
     [
         {"media": [429]},
         {"media": [200, 429], "fault": "no-ranges"},  # the section is not had, then the video
-        {"media": [403], "player": [200, 429]},  # an address that has aged is asked for anew
+        {"media": [403], "player": [200, 429]},  # an address that has aged is asked for again
     ],
 )
 def test_media_that_are_refused_to_the_visitor_count_although_the_site_tells_of_the_videos(

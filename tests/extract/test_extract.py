@@ -22,6 +22,7 @@ from kinetics_tools.core.errors import (
     ManifestError,
     OutError,
     Reason,
+    ShardError,
     UnknownNameError,
 )
 from kinetics_tools.core.files import file_digest
@@ -34,7 +35,7 @@ from kinetics_tools.flow import methods
 from kinetics_tools.flow.codecs import CODECS
 from kinetics_tools.flow.methods import FlowRecipe, make_method
 from kinetics_tools.media import opencv
-from kinetics_tools.shards import records
+from kinetics_tools.shards import records, writer
 from kinetics_tools.shards.reader import ShardFolder
 from kinetics_tools.shards.records import FolderRecords
 from support import command, environment, run_command, tree
@@ -276,6 +277,71 @@ def test_a_shard_that_another_part_replaced_is_indexed_as_it_is_now(
     assert run(clips, out).num_made == 0
     run(clips, tmp_path / "fresh")
     assert tree(out) == tree(tmp_path / "fresh")
+
+
+def test_a_part_with_nothing_to_do_indexes_what_another_part_made_meanwhile(
+    clips: Path, tmp_path: Path, make_video: MakeVideo
+) -> None:
+    out = tmp_path / "out"
+    run(clips, out)
+    listed = read_clips(clips)
+    changed = plan_shards(listed.clips, plan_for(clips, out))[1].clips[0].path
+
+    with open_extraction(listed, plan_for(clips, out, part=Part(0, 2))) as extraction:
+        assert extraction.todo == []
+        shutil.copy(make_video(seconds=0.4, fps="25", size="64x48"), changed)
+        assert run(clips, out, part=Part(1, 2)).is_indexed
+        before = tree(out)
+        assert list(extraction.shards) == []
+        extraction.finish()
+
+    assert tree(out) == before
+    for sample in ShardFolder(out).samples("all"):
+        assert len(sample.rgb()) == len(sample.flow()) + 1
+
+
+def test_an_index_is_of_the_shards_that_are_there_when_it_is_locked(
+    clips: Path, tmp_path: Path, make_video: MakeVideo
+) -> None:
+    out = tmp_path / "out"
+    run(clips, out)
+    earlier = FolderRecords(out)
+    writer.write_index(earlier)  # it has read every sidecar
+    shutil.copy(make_video(seconds=0.4, fps="25", size="64x48"), clips / "running/running_1.mp4")
+    run(clips, out)
+    before = tree(out)
+
+    writer.write_index(earlier)
+
+    assert tree(out) == before
+
+
+def test_force_makes_a_shard_with_a_damaged_sidecar_again(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(clips, out)
+    before = tree(out)
+    for stream in ("rgb", "flow-tvl1"):
+        (out / "all" / f"{stream}-000001.json").write_text('{"schema_version": 1}')
+    with pytest.raises(ShardError, match="remove it and run extract-flow again"):
+        run(clips, out)
+
+    assert run(clips, out, force=True).num_made == 19
+
+    assert tree(out) == before
+
+
+def test_a_damaged_dataset_json_is_written_again(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(clips, out)
+    before = tree(out)
+    (out / "dataset.json").write_text('{"schema_version": 1}')
+
+    run(clips, out)
+
+    assert tree(out) == before
+    (out / "dataset.json").write_text('{"schema_version": 2}')
+    with pytest.raises(ShardError, match="schema version 2"):
+        run(clips, out)
 
 
 def test_one_bad_clip_is_a_gap_and_never_stops_a_run(

@@ -113,11 +113,11 @@ def test_clips_cost_their_making_and_those_that_are_kept_their_check(
     ]
     larger = replace(plan, rgb=replace(plan.rgb, short_side=80))
 
-    as_they_are, anew = measure(kept, plan), measure(kept, larger)
+    as_they_are, made_again = measure(kept, plan), measure(kept, larger)
 
     assert as_they_are is not None
-    assert anew is not None
-    assert 0 < as_they_are.rgb_s < anew.rgb_s
+    assert made_again is not None
+    assert 0 < as_they_are.rgb_s < made_again.rgb_s
     assert list(scratch.iterdir()) == []
     assert not (tmp_path / "out").exists()
 

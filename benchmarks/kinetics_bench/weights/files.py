@@ -18,7 +18,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, TypeGuard
@@ -204,7 +204,7 @@ class CheckpointHeader:
         return cls(
             arch=values.get("arch"),
             stream=values.get("stream"),
-            labels=None if labels is None else tuple(labels),
+            labels=tuple(labels) if _are_names(labels) else None,
         )
 
     @classmethod
@@ -214,6 +214,10 @@ class CheckpointHeader:
             return cls.of(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
         except UNREADABLE_ERRORS:
             return None
+
+
+def _are_names(value: object) -> TypeGuard[Sequence[str]]:
+    return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
 
 
 def _own(tensors: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:

@@ -136,7 +136,9 @@ def check_options(parameters: Mapping[str, Any]) -> Iterator[CheckedOption]:
             continue
         shown = value[0] if parameter == "cookiesfrombrowser" else value
         if parameter == "cookiefile" and not os.access(value, os.R_OK):
-            problem: str | None = "it cannot be read"  # yt-dlp goes on without it, and says nothing
+            problem: str | None = (
+                "it cannot be read"  # yt-dlp then works without it, and says nothing
+            )
         else:
             problem = _problem({parameter: value})
         yield CheckedOption(name, str(shown), problem)

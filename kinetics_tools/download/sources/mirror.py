@@ -418,7 +418,7 @@ def _save(segment: Segment, member: TarVideo, scratch: Path) -> SourceUnit:
 
 
 def _has_long_rest(remote: Remote, position: int) -> bool:
-    """Whether it is worth not to read the rest of a tar; a short rest completes what is known."""
+    """Whether to leave out the rest of a tar; a short one is read, so that all of it is known."""
     return remote.size is None or remote.size - position > MIN_SAVED_BYTES
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kinetics_tools.core.errors import KineticsError, lookup
@@ -53,25 +53,23 @@ class Settings:
 def _youtube(argument: str, settings: Settings) -> tuple[Source, ...]:
     if argument:
         raise KineticsError(f"--source youtube takes nothing after a colon, not {argument!r}")
-    words = settle(settings.ytdlp)
     limiter = RateLimiter(
-        path=rate_limit_path(settings.cache, f"youtube\n{identity(words)}"),
+        path=rate_limit_path(settings.cache, f"youtube\n{identity(settings.ytdlp)}"),
         interval_s=HOUR_S / settings.videos_per_hour,
         lockout_s=HOUR_S,
     )
     audio = settings.keep_audio
-    return (youtube.youtube(words, limiter, keep_audio=audio, fetch=settings.fetch),)
+    return (youtube.youtube(settings.ytdlp, limiter, keep_audio=audio, fetch=settings.fetch),)
 
 
 def _url(argument: str, settings: Settings) -> tuple[Source, ...]:
-    words = settle(settings.ytdlp)
     limiter = RateLimiter(
-        path=rate_limit_path(settings.cache, f"{argument}\n{identity(words)}"),
+        path=rate_limit_path(settings.cache, f"{argument}\n{identity(settings.ytdlp)}"),
         interval_s=0,
         lockout_s=URL_LOCKOUT_S,
     )
     audio = settings.keep_audio
-    return (youtube.url(argument, words, limiter, keep_audio=audio, fetch=settings.fetch),)
+    return (youtube.url(argument, settings.ytdlp, limiter, keep_audio=audio, fetch=settings.fetch),)
 
 
 def _dir(argument: str, settings: Settings) -> tuple[Source, ...]:  # noqa: ARG001 - needs none
@@ -115,6 +113,8 @@ def make_sources(named: Sequence[str], settings: Settings) -> tuple[Source, ...]
         UnknownNameError: no such source.
         KineticsError: what follows a source's colon, or one of its options, cannot be used.
     """
+    # For all kinds of source: an option that cannot be used is refused, not ignored.
+    settings = replace(settings, ytdlp=settle(settings.ytdlp))
     chain: dict[str, Source] = {}
     for word in named:
         kind, _, argument = word.partition(":")

@@ -64,7 +64,7 @@ def compile_and_solve(
     done = subprocess.run(
         ["/bin/sh", "-c", f'{before} exec "$@"', "sh", sys.executable, "-c", COMPILES],
         env=environment() | {"NUMBA_CACHE_DIR": str(cache)} | variables,
-        cwd=folder,
+        cwd=folder or cache.parent,  # where no package lies that would be imported instead
         capture_output=True,
         text=True,
         check=True,
