@@ -158,7 +158,7 @@ def only_a_split_in_two(tar: tarfile.TarFile) -> None:
 
 
 UNUSABLE = {
-    "html": (b"<!DOCTYPE html><p>No such bucket", "cannot be fetched"),
+    "html": (b"<!DOCTYPE html><p>No such bucket", "cannot be downloaded"),
     "cut off": (official_like()[:-400], "damaged or cut off"),
     "without its checksum": (official_like()[:-8], "damaged or cut off"),
     "no archive": (gzip.compress(b"label,youtube_id\n" * 99), "damaged or cut off"),
@@ -187,18 +187,18 @@ def test_what_is_not_the_list_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("path", ["absent.tar.gz", "status-500-x", "half-of-k600.tar.gz"])
-def test_what_cannot_be_fetched_is_one_line_and_leaves_nothing(
+def test_what_cannot_be_downloaded_is_one_line_and_leaves_nothing(
     path: str, address: str, tmp_path: Path
 ) -> None:
     place = address.replace("k600.tar.gz", path)
-    with pytest.raises(ManifestError, match="cannot be fetched") as caught:
+    with pytest.raises(ManifestError, match="cannot be downloaded") as caught:
         official_lists.fetch("kinetics600", tmp_path, address=place, pauses_s=[0.0])
     assert len(str(caught.value).splitlines()) == 1
     assert tree(tmp_path) == {}
 
 
 def test_nobody_there_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"cannot be fetched .*network"):
+    with pytest.raises(ManifestError, match=r"cannot be downloaded .*network"):
         official_lists.fetch(
             "kinetics600", tmp_path, address="http://127.0.0.1:9/x", pauses_s=[0.0]
         )
