@@ -16,20 +16,21 @@ C3D_IN_FULL = tuple(
     for each in ALL_NETWORKS
 )
 FRAMES_PER_STEP = {
+    "i3d": {"rgb": 8, "flow": 8},
     "convnet-lstm": {"rgb": 1},
     "c3d": {"rgb": 16},
     "two-stream": {"rgb": 1, "flow": 10},
     "3d-fused": {"rgb": 5, "flow": 50},
 }
+NUM_LAST = {"i3d": 1}  # frames that the last step needs besides
 SIZE = (45, 38)  # odd and even, not a multiple of a stride
 
 
 def num_frames(name: str, stream: str, num_steps: int) -> tuple[int, ...]:
     """Frames of each input for `num_steps` time steps."""
     streams = ARCHS[name].clips_of(stream)
-    if name == "i3d":
-        return tuple(8 * num_steps + 1 for _ in streams)
-    return tuple(FRAMES_PER_STEP[name][each] * num_steps for each in streams)
+    last = NUM_LAST.get(name, 0)
+    return tuple(FRAMES_PER_STEP[name][each] * num_steps + last for each in streams)
 
 
 def wave(stream: str, num: int, size: tuple[int, int] = SIZE, shift: float = 0.0) -> Tensor:

@@ -63,12 +63,15 @@ def train_parser() -> Parser:
     parser.add_argument(
         "--arch", required=True, type=one_of("architecture", ARCHS), help=_known(ARCHS)
     )
+    added = ", ".join(
+        name for name, arch in ARCHS.items() if "joint" in arch.streams and not arch.joint_training
+    )
     parser.add_argument(
         "--stream",
         type=one_of("stream", STREAMS),
-        help="rgb, flow, or joint. joint of i3d: both streams are trained separately (or reused) "
-        "and their logits are added; for other architectures: one network that takes both streams "
-        "(default: joint; rgb for architectures without flow)",
+        help=f"rgb, flow, or joint. joint of {added}: both streams are trained separately (or "
+        "reused) and their logits are added; for other architectures: one network that takes both "
+        "streams (default: joint; rgb for architectures without flow)",
     )
     parser.add_argument(
         "--recipe", default="paper", type=one_of("recipe", RECIPES), help=_known(RECIPES)
@@ -630,3 +633,7 @@ def _print_classes(video: Path, shares: Sequence[tuple[str, float]], *, as_json:
     print(video)
     for label, share in shares:
         print(f"  {share:7.2%}  {label}")
+
+
+if __name__ == "__main__":
+    main()

@@ -21,6 +21,7 @@ import kinetics_tools
 from kinetics_tools.core.engine import ENGINES
 from kinetics_tools.core.errors import KineticsError, lookup, unknown_name
 from kinetics_tools.core.files import FULL_ERRNOS, PATH_ERRNOS, STORAGE_ERRNOS
+from kinetics_tools.core.system import num_processors
 
 
 class Exit(IntEnum):
@@ -54,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(Exit.UNUSABLE, f"error: {message} (see {self.prog} --help)\n")
 
     def add_run(self, *, jobs: str, made: str) -> argparse._ArgumentGroup:
-        """Add the options of a command whose work is split into units and shares.
+        """Add the options of a command whose work is split into units and parts.
 
         Args:
             jobs: help of `--jobs`: what it counts, and its default.
@@ -75,11 +76,21 @@ class Parser(argparse.ArgumentParser):
         run.add_argument(
             "--task",
             metavar="I/N",
-            help="do share I of N, I from 0 to N-1; a Slurm array sets it",
+            help="do part I of N, I from 0 to N-1; a Slurm array sets it",
         )
         run.add_argument("--force", action="store_true", help=f"make every {made} again")
         run.add_argument("--dry-run", action="store_true", help="show what would be done")
         return run
+
+    def add_jobs(self) -> None:
+        """Add `--jobs` of a command whose work is not split into units and parts."""
+        self.add_argument(
+            "--jobs",
+            type=positive,
+            default=num_processors(),
+            metavar="N",
+            help="clips at once",
+        )
 
     def add_common(self) -> None:
         """Add the options that every command has."""

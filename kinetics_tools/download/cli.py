@@ -222,13 +222,7 @@ def verify_parser() -> Parser:
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="a folder that this command filled")
     parser.add_argument("--split", type=cli.comma_separated, help="only these splits: train,val")
-    parser.add_argument(
-        "--jobs",
-        type=cli.positive,
-        default=system.num_processors(),
-        metavar="N",
-        help="clips at once",
-    )
+    parser.add_jobs()
     parser.add_common()
     return parser
 
@@ -515,3 +509,6 @@ def verify_main(argv: Sequence[str]) -> int:
 
 
 VERBS = {"report": (report_parser, report_main), "verify": (verify_parser, verify_main)}
+
+if __name__ == "__main__":
+    main()

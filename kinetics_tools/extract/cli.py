@@ -313,13 +313,7 @@ def export_parser() -> Parser:
     parser.add_argument(
         "--quality", type=_quality, default=95, metavar="Q", help="quality of the JPEGs, 1 to 100"
     )
-    parser.add_argument(
-        "--jobs",
-        type=cli.positive,
-        default=system.num_processors(),
-        metavar="N",
-        help="clips at once",
-    )
+    parser.add_jobs()
     parser.add_common()
     return parser
 
@@ -463,3 +457,6 @@ VERBS = {
     "index": (index_parser, index_main),
     "show": (show_parser, show_main),
 }
+
+if __name__ == "__main__":
+    main()

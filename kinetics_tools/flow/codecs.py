@@ -29,10 +29,17 @@ class Codec(Protocol):
         """The extension of the member in a shard, after `<key>.flow.`."""
 
     def stores(self, height: int, width: int) -> bool:
-        """Return whether it can store fields of this size, in pixels."""
+        """Return whether it can store fields of this size, in pixels.
+
+        A clip too large for one codec of CODECS is a gap with each of them, so that two flows of
+        a folder have the same samples.
+        """
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything that decides the bytes, with versions, as plain JSON values."""
+        """Return everything that decides the bytes, as plain JSON values.
+
+        `options` are those of the encoder, `versions` those of its libraries, by name.
+        """
 
     def encode(self, codes: Iterable[Codes]) -> bytes:
         """Return the fields of a clip as bytes; equal fields give equal bytes.

@@ -18,8 +18,7 @@ SIZE = (40, 33)
 
 def net_and_clips(name: str) -> tuple[Network, tuple[Tensor, ...], Tensor]:
     """A network of an architecture, inputs of two time steps, and the logits of eager mode."""
-    # I3D's joint is its two streams, which differ in the first layer only.
-    stream = "rgb" if name == "i3d" else ARCHS[name].streams[0]
+    stream = ARCHS[name].networks[0]
     net = calibrated(name, stream)
     clips = tuple(waves(name, stream, size=SIZE))
     with torch.inference_mode():

@@ -90,7 +90,7 @@ def test_the_hashes_are_those_of_version_0_1() -> None:
         for arch, streams in archs.items()
         for stream, recipe in streams.items()
     }
-    assert found == HASHES
+    assert found.items() >= HASHES.items()
 
 
 def test_a_checkpoint_of_version_0_1_holds_a_recipe_that_reads(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_8k_fields_come_back(name: str, size: tuple[int, int]) -> None:
 
 
 def test_fields_that_are_too_large_for_an_encoder_are_an_error() -> None:
-    assert codecs.too_large_for(8400, 32) == ("h264", "ffv1")
+    assert {"h264", "ffv1"} <= set(codecs.too_large_for(8400, 32)) <= CODECS.keys() - {"jpeg"}
     assert codecs.too_large_for(256, 340) == ()
     with pytest.raises(MediaError, match="4x16800 pixels cannot be encoded by libx264"):
         CODECS["h264"].encode(codes(1, 8400, 4))

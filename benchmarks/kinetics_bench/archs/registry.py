@@ -46,7 +46,8 @@ class Arch:
         train, test: stream (`rgb`, `flow`) -> input in training and test. If the strides differ, an
             rgb frame is the first frame of its stack of flow fields.
         crop_px: height and width of the input, pixels.
-        paper_millions: parameters of the first of `streams` as given in the paper, in millions.
+        paper_millions: parameters of the first of `streams` as given in the paper, in millions;
+            None for an architecture that is not in it.
         joint_training: whether `joint` is trained as one network. If not, both streams are trained
             separately and their logits are added in the test.
         loss_at_all_steps: whether the training loss is averaged over the time steps. If not, it is
@@ -60,7 +61,7 @@ class Arch:
     train: Mapping[str, Sampling]
     test: Mapping[str, Sampling]
     crop_px: int = 224
-    paper_millions: int
+    paper_millions: int | None = None
     joint_training: bool = False
     loss_at_all_steps: bool = False
 

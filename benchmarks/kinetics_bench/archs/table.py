@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kinetics_bench.archs.registry import ARCHS, Sampling, build
+from kinetics_bench.archs.registry import ARCHS, Arch, Sampling, build
 from kinetics_bench.archs.streams import CHANNELS
 
 NUM_CLASSES = 400
@@ -123,12 +123,16 @@ def _cost(name: str, stream: str) -> NetworkCost:
         title=arch.title,
         stream=stream,
         parameters=parameters,
-        paper_parameters=arch.paper_millions * 10**6 if stream == arch.streams[0] else None,
+        paper_parameters=_paper_parameters(arch) if stream == arch.streams[0] else None,
         px=arch.crop_px,
         smallest={spec.stream: (spec.min_frames, spec.min_px) for spec in specs},
         train=train,
         test=test,
     )
+
+
+def _paper_parameters(arch: Arch) -> int | None:
+    return None if arch.paper_millions is None else arch.paper_millions * 10**6
 
 
 def _input_cost(name: str, stream: str, samplings: Mapping[str, Sampling]) -> tuple[int, InputCost]:
