@@ -137,6 +137,26 @@ def predictions(folder: Path) -> dict[str, Any]:
     return found
 
 
+def results(folder: Path) -> dict[str, Any]:
+    """What each training says of itself in result.json, without times, folders and texts."""
+    found = {}
+    for path in sorted(folder.glob("run-*/*/result.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        data = {name: value for name, value in result["data"].items() if name != "folder"}
+        found[path.relative_to(folder).as_posix()] = {
+            **{name: result[name] for name in ("arch", "stream", "failed", "score")},
+            "data": data,
+            "protocol": result["protocol"]["hash"],
+            "recipes": {name: each["hash"] for name, each in result["recipes"]["training"].items()},
+            "shards": {
+                name: result["recipes"][name]["hash"]
+                for name in result["recipes"]
+                if name != "training"
+            },
+        }
+    return found
+
+
 def options() -> dict[str, list[str]]:
     """Every option and every word of usage that each --help names."""
     found = {}
@@ -204,10 +224,11 @@ def record(folder: Path) -> dict[str, Any]:
         "versions": versions(),
         "machine": machine(),
         "clips": digests(folder, portable),
-        "rgb": digests(folder, ("shards/*/rgb-*",)),
+        "rgb": digests(folder, ("shards/*/rgb-*", "shards/recipe.json")),
         "flow": digests(folder, ("shards/*/flow-*", "shards/dataset.json")),
         "index": index_rows(folder),
         "predictions": predictions(folder),
+        "results": results(folder),
         "options": options(),
         "exit codes": exit_codes(folder),
     }
