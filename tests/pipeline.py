@@ -1,6 +1,6 @@
 """What fixed inputs give, from videos to predictions; run as a script it records that.
 
-    PYTHONPATH=. python tests/pipeline.py
+    PYTHONPATH=.:benchmarks python tests/pipeline.py
 
 Only the three commands are called, as processes: the record holds for any layout of the code. A
 change of the record is a change of results: say why in the commit that makes it.

@@ -119,7 +119,7 @@ class Source(ABC):
 
         Args:
             segments: in manifest order, but last those for which the site blocked us last time.
-            part: the share of the job that this run does.
+            part: the part of the job that this run does.
             scratch: a folder for files that units carry.
 
         Raises:

@@ -432,11 +432,11 @@ class RemoteFile(io.RawIOBase):
         self.num_read = 0
 
     def readable(self) -> bool:
-        """True."""
+        """Whether it can be read: always, as `io.RawIOBase` asks."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
+        """Whether any position can be read: always, by range requests."""
         return True
 
     def tell(self) -> int:
