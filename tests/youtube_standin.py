@@ -20,60 +20,194 @@ from typing import Any
 import pytest
 import trustme
 
-# Why a video is not given: what `playabilityStatus` says, as YouTube writes it.
-REFUSALS: Mapping[str, dict[str, str]] = {
-    "removed": {
-        "status": "ERROR",
-        "reason": "Video unavailable",
-        "subreason": "This video has been removed by the uploader",
-    },
-    "unknown": {
-        "status": "ERROR",
-        "reason": "Video unavailable",
-        "subreason": "This video isn't available anymore",
-    },
-    "private": {
-        "status": "LOGIN_REQUIRED",
-        "reason": "Private video",
-        "subreason": "Sign in if you've been granted access to this video",
-    },
-    "terminated": {
-        "status": "ERROR",
-        "reason": "Video unavailable",
-        "subreason": "This video is no longer available because the YouTube account associated "
-        "with this video has been terminated.",
-    },
-    "copyright": {
-        "status": "UNPLAYABLE",
-        "reason": "Video unavailable",
-        "subreason": "This video contains content from UMG, who has blocked it on copyright "
-        "grounds",
-    },
-    "geo-blocked": {
-        "status": "UNPLAYABLE",
-        "reason": "Video unavailable",
-        "subreason": "The uploader has not made this video available in your country",
-    },
-    "age-gated": {
-        "status": "LOGIN_REQUIRED",
-        "reason": "Sign in to confirm your age",
-        "subreason": "This video may be inappropriate for some users.",
-    },
-    "members-only": {
-        "status": "UNPLAYABLE",
-        "reason": "Join this channel to get access to members-only content like this video, and "
-        "other exclusive perks.",
-    },
-    "bot-check": {
-        "status": "LOGIN_REQUIRED",
-        "reason": "Sign in to confirm you\u2019re not a bot",
-        "subreason": "This helps protect our community. Learn more",
-    },
-    "rate-limited": {
-        "status": "UNPLAYABLE",
-        "reason": "Video unavailable",
-        "subreason": "This content isn't available, try again later.",
-    },
+from kinetics_tools.core.errors import Reason
+
+# What YouTube says of a video that it does not give: status, reason, and a second sentence.
+_REMOVED = ("ERROR", "Video unavailable")
+_UNPLAYABLE = ("UNPLAYABLE", "Video unavailable")
+_LOGIN = ("LOGIN_REQUIRED", "Sign in to confirm your age")
+_CLAIM = "This video is no longer available due to a "
+_VIOLATING = "This video has been removed for violating YouTube's "
+_CONTENT = "This video contains content from UMG, "
+ANSWERS: Mapping[Reason, Sequence[tuple[str, str] | tuple[str, str, str]]] = {
+    Reason.GONE: (
+        (*_REMOVED, "This video has been removed by the uploader"),
+        (*_REMOVED, "This video isn't available anymore"),
+        (*_REMOVED, "This video isn\u2019t available any more"),
+        (*_REMOVED, f"{_VIOLATING}Terms of Service"),
+        (*_REMOVED, f"{_VIOLATING}Community Guidelines."),
+        (
+            *_REMOVED,
+            f"{_VIOLATING}policy on hate speech. Learn more about combating hate speech "
+            "in your country.",
+        ),
+        (*_REMOVED, f"{_VIOLATING}policy on spam, deceptive practices, and scams"),
+        (*_REMOVED, f"{_VIOLATING}policy on nudity or sexual content"),
+        (*_REMOVED, "This video has been removed because it was too long"),
+        (*_REMOVED, f"{_CLAIM}privacy claim by a third party"),
+        (*_REMOVED, f"{_CLAIM}trademark claim by a third party"),
+        ("ERROR", "This video does not exist."),
+        ("ERROR", "This video was deleted by its owner."),
+        ("ERROR", "This video is no longer available."),
+    ),
+    Reason.TERMINATED: (
+        (
+            *_REMOVED,
+            "This video is no longer available because the YouTube account associated "
+            "with this video has been terminated.",
+        ),
+        (
+            *_REMOVED,
+            "This video is no longer available because the YouTube account associated "
+            "with this video has been terminated due to multiple third-party notifications of "
+            "copyright infringement.",
+        ),
+        (
+            *_REMOVED,
+            "This video is no longer available because the uploader has closed their "
+            "YouTube account.",
+        ),
+    ),
+    Reason.COPYRIGHT: (
+        (*_UNPLAYABLE, f"{_CONTENT}who has blocked it on copyright grounds"),
+        (*_REMOVED, f"{_CLAIM}copyright claim by Private Label Ltd."),
+    ),
+    Reason.GEO_BLOCKED: (
+        (*_UNPLAYABLE, "The uploader has not made this video available in your country"),
+        (*_UNPLAYABLE, f"{_CONTENT}who has blocked it in your country on copyright grounds"),
+        (*_UNPLAYABLE, "This content isn't available in your region."),
+        (
+            *_UNPLAYABLE,
+            "This content is not available on this country domain due to a legal "
+            "complaint from the government.",
+        ),
+        ("ERROR", "This video is not available in your country."),
+        ("ERROR", "This video is not available from your location due to geo restriction"),
+    ),
+    Reason.PRIVATE: (
+        ("LOGIN_REQUIRED", "Private video", "Sign in if you've been granted access to this video"),
+        (
+            "LOGIN_REQUIRED",
+            "This is a private video. Please sign in to verify that you may see it.",
+        ),
+        (*_UNPLAYABLE, "This video is private"),
+    ),
+    Reason.AGE_GATED: (
+        (*_LOGIN, "This video may be inappropriate for some users."),
+        (
+            "AGE_CHECK_REQUIRED",
+            "Content Warning",
+            "This video may be inappropriate for some users. Sign in to confirm your age",
+        ),
+        ("AGE_VERIFICATION_REQUIRED", "Verify your age to watch this video"),
+        (*_UNPLAYABLE, "This video is age-restricted and only available on YouTube."),
+    ),
+    Reason.MEMBERS_ONLY: (
+        (
+            "UNPLAYABLE",
+            "Join this channel to get access to members-only content like this video, "
+            "and other exclusive perks.",
+        ),
+        (
+            "UNPLAYABLE",
+            "This video is available to this channel's members on level: Private "
+            "Friends (or any higher level). Join this channel to get access to it.",
+        ),
+        (*_UNPLAYABLE, "This video is only available to Music Premium members"),
+        ("UNPLAYABLE", "This video requires payment to watch."),
+        ("UNPLAYABLE", "This video is available for rent or purchase."),
+    ),
+    Reason.BOT_CHECK: (
+        (
+            "LOGIN_REQUIRED",
+            "Sign in to confirm you\u2019re not a bot",
+            "This helps protect our community. Learn more",
+        ),
+        ("LOGIN_REQUIRED", "Please sign in"),
+        ("LOGIN_REQUIRED", "This video is only available for registered users"),
+    ),
+    Reason.RATE_LIMITED: (
+        (*_UNPLAYABLE, "This content isn't available, try again later."),
+        (*_UNPLAYABLE, "This content isn\u2019t available, try again later."),
+    ),
+    Reason.REFUSED: (
+        (
+            *_UNPLAYABLE,
+            "The following content is not available on this app. Watch on the latest "
+            "version of YouTube.",
+        ),
+        (
+            "UNPLAYABLE",
+            "The following content is not available on this app.",
+            "Watch on the latest version of YouTube.",
+        ),
+        (
+            *_UNPLAYABLE,
+            "This video is restricted. Please check the Google Workspace administrator "
+            "and/or the network administrator restrictions.",
+        ),
+        (*_UNPLAYABLE, "This video is restricted. Try signing in with a G Suite account."),
+        (*_UNPLAYABLE, "Playback on other websites has been disabled by the video owner"),
+        (
+            "UNPLAYABLE",
+            "Watch this video on YouTube. Playback on other websites has been disabled "
+            "by the video owner.",
+        ),
+        (*_UNPLAYABLE, f"{_CONTENT}who has blocked it from display on this website or application"),
+        (*_UNPLAYABLE, f"{_CONTENT}It is restricted from playback on certain sites."),
+        (*_UNPLAYABLE, "This content isn't available"),
+        (*_UNPLAYABLE, "This content isn\u2019t available."),
+        (
+            *_UNPLAYABLE,
+            "This video is unavailable with Restricted Mode enabled. To view this "
+            "video, you will need to disable Restricted Mode.",
+        ),
+        (*_UNPLAYABLE, "This video is not available on this device"),
+        (*_UNPLAYABLE, "This video isn't available on this device."),
+        (*_UNPLAYABLE, "The content owner has not made this video available on mobile."),
+        (*_UNPLAYABLE, "YouTube is no longer available on this device."),
+        (*_UNPLAYABLE, "This video can't be played in this browser."),
+        (*_UNPLAYABLE, "Your account does not have access to this video."),
+        (*_UNPLAYABLE, "Error code: 152 - 4"),
+        ("ERROR", "This video is unavailable", "Error code: 152 - 18"),
+        ("ERROR", "Video player configuration error"),
+        ("UNPLAYABLE", "The page needs to be reloaded."),
+    ),
+    Reason.NO_FORMATS: (
+        # Said of videos that are deleted, and of videos that another client plays.
+        _REMOVED,
+        _UNPLAYABLE,
+        ("ERROR", "This video is unavailable"),
+        (*_UNPLAYABLE, "This video is not available"),
+        ("ERROR", "An error occurred. Please try again later. (Playback ID: 0aF)"),
+        # A warning that another client passes.
+        (
+            "CONTENT_CHECK_REQUIRED",
+            "The following content has been identified by the YouTube "
+            "community as inappropriate or offensive to some audiences.",
+            "Viewer discretion is advised",
+        ),
+        (
+            "CONTENT_CHECK_REQUIRED",
+            "The following content may contain suicide or self-harm topics.",
+        ),
+        # Not yet.
+        ("LIVE_STREAM_OFFLINE", "This live event will begin in a few moments."),
+        ("LIVE_STREAM_OFFLINE", "This live event has ended."),
+        ("LIVE_STREAM_OFFLINE", "Premieres in 3 hours"),
+        ("LIVE_STREAM_OFFLINE", "Premiere will begin shortly"),
+        ("UNPLAYABLE", "This live stream recording is not available."),
+        ("UNPLAYABLE", "We're processing this video. Check back later."),
+        # Unknown.
+        (*_UNPLAYABLE, "Words of another year"),
+        ("UNPLAYABLE", "Vid\u00e9o non disponible", "Cette vid\u00e9o est priv\u00e9e"),
+    ),
+}
+# One of them for each reason, by name.
+REFUSALS: Mapping[str, tuple[str, str] | tuple[str, str, str]] = {
+    "removed": ANSWERS[Reason.GONE][0],
+    "unknown": ANSWERS[Reason.GONE][1],
+    **{str(reason): said[0] for reason, said in ANSWERS.items() if reason is not Reason.GONE},
 }
 
 
@@ -104,7 +238,7 @@ class Entry:
 
     Attributes:
         formats: what there is to download.
-        refusal: a name in REFUSALS, or other words that YouTube says.
+        refusal: a name in REFUSALS, or what YouTube says: status, reason, second sentence.
         player: HTTP statuses of the next answers about it; after them it answers as usual.
         media: the same for its media; the last one stays when `media_stays`.
         media_stays: whether the last of `media` is answered without end.
@@ -118,7 +252,7 @@ class Entry:
     """
 
     formats: Sequence[Format] = ()
-    refusal: str | None = None
+    refusal: str | Sequence[str] | None = None
     player: list[int] = field(default_factory=list)
     media: list[int] = field(default_factory=list)
     media_stays: bool = False
@@ -242,16 +376,13 @@ class YouTubeStandIn:
         return offer
 
 
-def _playability(refusal: str) -> dict[str, Any]:
-    said = REFUSALS.get(refusal, {"status": "UNPLAYABLE", "reason": refusal})
-    if "subreason" not in said:
-        return {"status": said["status"], "reason": said["reason"]}
-    message = {name: {"simpleText": said[name]} for name in ("reason", "subreason")}
-    return {
-        "status": said["status"],
-        "reason": said["reason"],
-        "errorScreen": {"playerErrorMessageRenderer": message},
-    }
+def _playability(refusal: str | Sequence[str]) -> dict[str, Any]:
+    said = REFUSALS.get(refusal, ("UNPLAYABLE", refusal)) if isinstance(refusal, str) else refusal
+    answer: dict[str, Any] = dict(zip(("status", "reason"), said, strict=False))
+    if len(said) > 2:
+        message = {"reason": {"simpleText": said[1]}, "subreason": {"simpleText": said[2]}}
+        answer["errorScreen"] = {"playerErrorMessageRenderer": message}
+    return answer
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

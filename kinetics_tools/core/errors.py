@@ -36,6 +36,7 @@ class Reason(StrEnum):
     TOO_SHORT = "too-short"
     RATE_LIMITED = "rate-limited"
     BOT_CHECK = "bot-check"
+    REFUSED = "refused"
     NO_RUNTIME = "no-runtime"
     NO_FORMATS = "no-formats"
     NETWORK = "network"
@@ -44,7 +45,7 @@ class Reason(StrEnum):
     KILLED = "killed"
 
 
-IDENTITY = frozenset({Reason.RATE_LIMITED, Reason.BOT_CHECK})
+IDENTITY = frozenset({Reason.RATE_LIMITED, Reason.BOT_CHECK, Reason.REFUSED})
 TOOL = frozenset({Reason.NO_RUNTIME, Reason.NO_FORMATS})
 TRANSIENT = frozenset({Reason.NETWORK, Reason.SERVER, Reason.DAMAGED, Reason.KILLED})
 PERMANENT = frozenset(Reason) - IDENTITY - TOOL - TRANSIENT

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, NamedTuple
 from kinetics_tools.core.errors import PERMANENT, RETRYABLE, OutError, Reason
 from kinetics_tools.core.files import name_in_errors
 from kinetics_tools.core.units import Part
+from kinetics_tools.core.youtube_answers import sentence_reason
 
 DONE = "done"
 FAILED = "failed"
@@ -296,7 +297,11 @@ def _parse(value: Any) -> Line:
     reason = value.pop("reason", None)
     # Millions of lines share a few names of sources.
     source = sys.intern(value.pop("source"))
-    return Line(**value, source=source, reason=None if reason is None else Reason(reason))
+    line = Line(**value, source=source, reason=None if reason is None else Reason(reason))
+    if line.reason in PERMANENT and line.detail.startswith("[youtube] "):
+        # 0.1.0 took for a loss what YouTube says of the visitor.
+        return replace(line, reason=sentence_reason(line.detail) or Reason.NO_FORMATS)
+    return line
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import random
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -106,6 +107,29 @@ def test_a_source_is_asked_again_for_reasons_that_may_pass(tmp_path: Path) -> No
     assert read["mixed"].may_try("a new source", frozenset())
     assert read["mixed"].main_reason == "server"
     assert read["gone"].may_try("youtube", frozenset({Reason.GONE}))
+
+
+@pytest.mark.parametrize(
+    ("stored", "detail", "read"),
+    [
+        ("gone", "Video unavailable. This content isn\u2019t available.", "refused"),
+        ("gone", "Video unavailable. This video is not available on this device", "refused"),
+        ("gone", "Video unavailable. Error code: 152 - 4", "refused"),
+        ("gone", "Video unavailable. Words of another year", "no-formats"),
+        ("copyright", "Video unavailable. The owner blocked it on this website", "refused"),
+        ("gone", "Video unavailable. This video has been removed by the uploader", "gone"),
+        ("geo-blocked", "Video unavailable. Not made available in your country", "geo-blocked"),
+        ("bot-check", "Sign in to confirm you\u2019re not a bot", "bot-check"),
+    ],
+)
+def test_a_ledger_of_0_1_0_holds_no_loss_that_was_a_refusal(
+    tmp_path: Path, stored: str, detail: str, read: str
+) -> None:
+    line = replace(failed("a", Reason(stored)), detail=f"[youtube] aaaaaaaaaaa: {detail}")
+    write(tmp_path, line, replace(line, key="b", source="dir", detail="Video unavailable"))
+    histories = ledger.read(tmp_path)
+    assert histories["a"].failed_with("youtube") == read
+    assert histories["b"].failed_with("dir") == stored
 
 
 def test_it_is_told_which_sources_failed_since_the_clip_was_done(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ import pytest
 import mirror
 import youtube_standin
 from conftest import MakeVideo
+from kinetics_tools.core.errors import Reason
 from kinetics_tools.dataset import ledger
 from kinetics_tools.media import decode
 from mirror import MirrorServer, tarball
 from support import command, environment, run_command, tree
-from youtube_standin import YouTubeStandIn
+from youtube_standin import ANSWERS, YouTubeStandIn
 
 IDS = {name: name * 10 + "_" for name in "abcdefgh"}
 DASHED = "-1234567890"
@@ -218,6 +219,39 @@ def test_a_visitor_who_is_refused_stops_and_comes_back_no_earlier_than_told(
         world.youtube.put(youtube_id, refusal="removed")
     assert world.run(out).returncode == 3
     assert givers(out) == GIVEN
+
+
+def test_what_is_said_of_the_visitor_stops_the_run_and_loses_nothing(
+    world: World, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    ids = [f"video{number:06d}" for number in range(12)]
+    rows = "".join(f"yoga,{youtube_id},0,2,val\n" for youtube_id in ids)
+    world.manifest.write_text(f"label,youtube_id,time_start,time_end,split\n{rows}")
+    for youtube_id, answer in zip(ids, ANSWERS[Reason.REFUSED], strict=False):
+        world.youtube.put(youtube_id, refusal=answer)
+
+    def run() -> subprocess.CompletedProcess[str]:
+        for state in world.cache.glob("pace/*.json"):  # an hour passes
+            state.unlink()
+        words = world.words(out, "--jobs", 1)
+        for other in ("cvdf", f"dir:{world.folder}"):
+            at = words.index(other)
+            del words[at - 1 : at + 1]
+        return subprocess.run(words, capture_output=True, text=True, check=False, env=environment())
+
+    for num_asked in (3, 6, 9, 12):  # those not asked yet come first
+        said = run()
+        assert said.returncode == 75, said.stderr
+        assert "refused: " in said.stderr
+        assert "locked out until" in said.stderr
+        assert len({path for path in world.youtube.requests if "player" in path}) == num_asked
+    assert all(history.is_retryable for history in ledger.read(out).values())
+    video = make_video(seconds=3)
+    for youtube_id in ids:
+        world.youtube.put(youtube_id, video, seconds=3)
+    assert run().returncode == 0
+    assert {world.youtube.num_asked(youtube_id) for youtube_id in ids} == {2}
 
 
 def test_one_refused_video_holds_up_no_other(world: World, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from kinetics_tools.download.sources.rate_limit import MAX_REFUSALS, LockedOut, 
 from kinetics_tools.download.sources.youtube import OnlineSource
 from kinetics_tools.media.cut import ClipRecipe, cut
 from support import MediaServer
-from youtube_standin import REFUSALS, Format, YouTubeStandIn, youtube
+from youtube_standin import ANSWERS, Format, YouTubeStandIn, youtube
 
 __all__ = ["youtube"]  # a fixture
 
@@ -183,32 +183,20 @@ def test_of_the_formats_the_smallest_that_covers_256_is_fetched(
     assert youtube.requests[-1] == "/media/progressive/18"
 
 
-REASONS = {
-    "removed": Reason.GONE,
-    "unknown": Reason.GONE,
-    "private": Reason.PRIVATE,
-    "terminated": Reason.TERMINATED,
-    "copyright": Reason.COPYRIGHT,
-    "geo-blocked": Reason.GEO_BLOCKED,
-    "age-gated": Reason.AGE_GATED,
-    "members-only": Reason.MEMBERS_ONLY,
-    "bot-check": Reason.BOT_CHECK,
-    "rate-limited": Reason.RATE_LIMITED,
-}
-
-
-@pytest.mark.parametrize("refusal", REFUSALS)
-def test_each_refusal_has_its_reason_and_the_sites_last_words(
-    youtube: YouTubeStandIn, source: OnlineSource, ask: Ask, refusal: str
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [(reason, said) for reason, all_said in ANSWERS.items() for said in all_said],
+)
+def test_each_answer_has_its_reason_and_the_sites_last_words(
+    youtube: YouTubeStandIn, source: OnlineSource, ask: Ask, reason: Reason, said: tuple[str, ...]
 ) -> None:
-    youtube.put("refused0000", refusal=refusal)
-    said = REFUSALS[refusal]
-    words = re.split(r"[.\u2019]", said.get("subreason", said["reason"]))[0]
-    if REASONS[refusal] is Reason.BOT_CHECK:
+    youtube.put("refused0000", refusal=said)
+    words = re.split(r"[.\u2019]", said[-1])[0]
+    if "not a bot" in said[1]:
         words = "not a bot"
     with pytest.raises(SourceError, match=re.escape(words)) as caught:
         ask(source, segment("refused0000"))
-    assert caught.value.reason is REASONS[refusal]
+    assert caught.value.reason is reason
     assert "\n" not in caught.value.detail
     assert "report this issue" not in caught.value.detail
 
@@ -217,9 +205,12 @@ def test_each_refusal_has_its_reason_and_the_sites_last_words(
     ("behaviour", "reason", "words"),
     [
         ({"player": [500] * 9}, Reason.SERVER, "HTTP Error 500"),
+        ({"player": [404] * 9}, Reason.SERVER, "HTTP Error 404"),
+        ({"player": [410] * 9}, Reason.SERVER, "HTTP Error 410"),
+        ({"player": [451] * 9}, Reason.SERVER, "HTTP Error 451"),
         ({"hls": True}, Reason.NO_FORMATS, "No video formats"),
         ({"media": [403], "media_stays": True}, Reason.SERVER, "HTTP Error 403"),
-        ({"media": [404], "media_stays": True}, Reason.GONE, "HTTP Error 404"),
+        ({"media": [404], "media_stays": True}, Reason.SERVER, "HTTP Error 404"),
         ({"fault": "truncated"}, Reason.DAMAGED, "bytes read"),
         ({"fault": "lies"}, Reason.NETWORK, "never came"),
         ({"fault": "silent"}, Reason.NETWORK, "timed out"),
@@ -457,45 +448,6 @@ def test_a_section_is_read_again_no_sooner_than_the_user_says(
     with pytest.raises(SourceError):
         ask(source, segment("broken00000"))
     assert time.monotonic() - start_s >= 0.2 + 0.4
-
-
-# yt-dlp's own texts, as its extractor raises them.
-TEXTS = {
-    "[youtube] x: Private video. Sign in if you've been granted access": Reason.PRIVATE,
-    "[youtube] x: Video unavailable. This video has been removed by the uploader": Reason.GONE,
-    "[youtube] x: Sign in to confirm you\u2019re not a bot. Use --cookies": Reason.BOT_CHECK,
-    "[youtube] x: Video unavailable. YouTube is requiring a captcha challenge before playback": (
-        Reason.BOT_CHECK
-    ),
-    "[youtube] All player responses are invalid. Your IP is likely being blocked by Youtube": (
-        Reason.BOT_CHECK
-    ),
-    "[youtube] x: Requested format is not available. Use --list-formats": Reason.NO_FORMATS,
-    "[youtube] x: Requested format is not available. [youtube] x: n challenge solving failed: "
-    "Some formats may be missing": Reason.NO_RUNTIME,
-    "[youtube] x: An error occurred. Please try again later": Reason.NO_FORMATS,
-    "[youtube] x: Video unavailable. This content isn\u2019t available, try again later.": (
-        Reason.RATE_LIMITED
-    ),
-    "[youtube] abc-Private: Video unavailable": Reason.GONE,
-    "[youtube] x: This video is unavailable": Reason.GONE,
-    "[youtube] x: This video has been removed because it was too long": Reason.GONE,
-    "[youtube] x: Video unavailable. The uploader blocked it in your country on copyright "
-    "grounds": Reason.GEO_BLOCKED,
-    "[youtube] x: This video is DRM protected": Reason.NO_FORMATS,
-    "[youtube] x: This video requires payment to watch": Reason.MEMBERS_ONLY,
-    "[youtube] x: This video is only available to Music Premium members": Reason.MEMBERS_ONLY,
-    "[youtube] x: Please sign in. Use --cookies-from-browser": Reason.BOT_CHECK,
-    "[youtube] x: Premieres in 3 hours": Reason.NO_FORMATS,
-    "[youtube] x: This live event will begin in a few moments.": Reason.NO_FORMATS,
-    "Unsupported URL: http://host/private/removed.mp4": Reason.NO_FORMATS,
-    "[youtube] x: Words of another year": Reason.NO_FORMATS,
-}
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_what_youtube_says_is_classed(text: str) -> None:
-    assert ytdlp._reason(text, RuntimeError(text)) is TEXTS[text]
 
 
 def test_the_innermost_cause_counts() -> None:

@@ -27,7 +27,7 @@ import yt_dlp
 from yt_dlp.networking.common import Request
 from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
 
-from kinetics_tools.core.errors import KineticsError, Reason
+from kinetics_tools.core.errors import PERMANENT, KineticsError, Reason
 from kinetics_tools.core.files import STORAGE_ERRNOS
 from kinetics_tools.core.http_answers import (
     FIRST_ERROR,
@@ -37,6 +37,7 @@ from kinetics_tools.core.http_answers import (
     retry_after_s,
     status_reason,
 )
+from kinetics_tools.core.youtube_answers import sentence_reason
 from kinetics_tools.download.sources.base import FetchError
 from kinetics_tools.download.sources.js_runtime import Silent
 from kinetics_tools.download.sources.ytdlp_options import name_of, redacted, refuse_unsafe
@@ -247,6 +248,7 @@ class Session:
             "updatetime": False,
             "warn_when_outdated": False,
         }
+        self._is_youtube = parameters["allowed_extractors"] == ["youtube"]
         if parameters["socket_timeout"] is None:
             parameters["socket_timeout"] = SOCKET_TIMEOUT_S
         if parameters["cachedir"] is None:
@@ -386,11 +388,17 @@ class Session:
         if _ALL_WAYS_FAILED in said and self._ydl.failed is not None:
             cause = self._ydl.failed
             said = f"{said}: {_public_message(str(cause))}"
-        elif _reason(said, cause) is Reason.NO_FORMATS and self._ydl.warnings:
-            said = f"{said} {_public_message(self._ydl.warnings[-1])}"
+        reason = _reason(said, cause)
+        if reason is Reason.NO_FORMATS and self._ydl.warnings:
+            warning = _public_message(self._ydl.warnings[-1])
+            said = f"{said} {warning}"
+            if sentence_reason(warning) is Reason.NO_RUNTIME:
+                reason = Reason.NO_RUNTIME
         status = getattr(cause, "status", None)
+        if isinstance(status, int) and self._is_youtube and reason in PERMANENT:
+            reason = Reason.SERVER  # YouTube says in words, not by a status, that it has no video
         return FetchError(
-            _reason(said, cause),
+            reason,
             said,
             status=status if isinstance(status, int) else None,
             retry_after_s=(
@@ -504,46 +512,9 @@ def _public_message(said: str) -> str:
     return " ".join(redacted(text).split())[:400]
 
 
-# Messages of YouTube in yt-dlp. The first match counts: a terminated account's video is gone too.
-_MESSAGES: tuple[tuple[str, Reason], ...] = (
-    (r"not a bot|captcha|IP is likely being blocked", Reason.BOT_CHECK),
-    (
-        r"content isn.t available, try again later|rate.?limited|Too Many Requests",
-        Reason.RATE_LIMITED,
-    ),
-    (r"terminated", Reason.TERMINATED),
-    (
-        r"in your country|(in|from) your location|not available in your|geo.?restrict",
-        Reason.GEO_BLOCKED,
-    ),
-    (r"copyright", Reason.COPYRIGHT),
-    (
-        # Payment counts as membership.
-        r"members.only|available to this channel's members|Join this channel"
-        r"|\bPremium\b|requires payment|\brent(al|ed)?\b|purchase",
-        Reason.MEMBERS_ONLY,
-    ),
-    (r"\bprivate\b", Reason.PRIVATE),
-    (r"confirm your age|age.restricted|inappropriate for some users", Reason.AGE_GATED),
-    # It says nothing about the video, which logged-in users may see.
-    (r"please (sign|log) in|sign in to continue|registered users", Reason.BOT_CHECK),
-    (
-        r"No supported JavaScript runtime|challenge solving failed|Signature solving failed",
-        Reason.NO_RUNTIME,
-    ),
-    (
-        r"Requested format is not available|No video formats|Unsupported URL|only ffmpeg could"
-        r"|DRM|Premieres in|Premiere will begin|live event will begin|is offline",
-        Reason.NO_FORMATS,
-    ),
-    (
-        r"unavailable|removed|deleted|does not exist|no longer available|(not|isn.t) available",
-        Reason.GONE,
-    ),
-)
 _OF_NETWORK = (TransportError, OSError, http.client.HTTPException)
 _GIVEN_UP = "Got error: "  # yt-dlp's download, after all retries; it drops the exception
-_BROKEN_OFF = r"empty|Did not get any data|expected \d+ bytes|bytes read|incomplete"
+_BROKEN_OFF = r"file is empty|Did not get any data|expected \d+ bytes|bytes read|IncompleteRead"
 
 
 def _reason(said: str, cause: BaseException) -> Reason:
@@ -557,10 +528,5 @@ def _reason(said: str, cause: BaseException) -> Reason:
         return Reason.SERVER
     if _GIVEN_UP in said or isinstance(cause, _OF_NETWORK):
         return Reason.NETWORK
-    # An id or an address may contain any word.
-    sentence = re.sub(r"\w+://\S+|\[[\w:+]+\] ([\w-]+: )?", "", said)
-    for pattern, reason in _MESSAGES:
-        if re.search(pattern, sentence, re.IGNORECASE):
-            return reason
     # An unknown message of a site that was reached: a later yt-dlp may understand it.
-    return Reason.NO_FORMATS
+    return sentence_reason(said) or Reason.NO_FORMATS
