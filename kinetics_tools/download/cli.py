@@ -402,6 +402,7 @@ def _check(options: argparse.Namespace, segments: Sequence[Segment], plan: Downl
             needed_bytes=expected.disk_bytes,
             ytdlp=ytdlp.parse(settle(_ytdlp_options(options))) if online else None,
             is_youtube=any(source.name == "youtube" for source in online),
+            cookie_problem=next((s.cookie_problem() for s in online if s.name == "youtube"), None),
             lockout=next(filter(None, (source.lockout() for source in online)), None),
         )
     )
@@ -414,12 +415,14 @@ def _warn(options: argparse.Namespace, plan: DownloadPlan) -> None:
     """Print what yt-dlp lacks for YouTube: without it videos fail as if they were at fault."""
     from kinetics_tools.download.preflight import Level, check_youtube
     from kinetics_tools.download.sources import ytdlp
+    from kinetics_tools.download.sources.youtube import OnlineSource
 
-    if all(source.name != "youtube" for source in plan.sources):
-        return
-    for finding in check_youtube(ytdlp.parse(settle(_ytdlp_options(options)))):
-        if finding.level is not Level.OK:
-            print(f"warning: {finding}", file=sys.stderr)
+    parameters = ytdlp.parse(settle(_ytdlp_options(options)))
+    for source in plan.sources:
+        if isinstance(source, OnlineSource) and source.name == "youtube":
+            for finding in check_youtube(parameters, source.cookie_problem()):
+                if finding.level is not Level.OK:
+                    print(f"warning: {finding}", file=sys.stderr)
 
 
 def _download(

@@ -16,7 +16,7 @@ import numpy as np
 
 from kinetics_tools.core.console import size_text
 from kinetics_tools.core.errors import MediaError, SourceError
-from kinetics_tools.download.sources import js_runtime
+from kinetics_tools.download.sources import cookies, js_runtime
 from kinetics_tools.media import encode
 from kinetics_tools.media.cut import ClipRecipe, cut
 
@@ -24,8 +24,8 @@ OLD_DAYS = 90  # YouTube changes every few weeks; what an older release reports 
 DISK_MARGIN = 1.1  # the estimate is not exact
 INSTALL = 'pip install -U "yt-dlp[default,deno]"'
 ADVICE: Mapping[str, str] = {
-    "--cookies": "give a cookies.txt file in Netscape format",
-    "--cookies-from-browser": "close the browser, or export a cookies.txt file for --cookies",
+    "--cookies": cookies.ADVICE,
+    "--cookies-from-browser": cookies.BROWSER_ADVICE,
     "--impersonate": 'pip install -U "yt-dlp[default,curl-cffi]"',
 }
 
@@ -65,6 +65,8 @@ class PreflightJob:
         needed_bytes: expected size of the finished clips.
         ytdlp: parameters of yt-dlp; None where no source uses it.
         is_youtube: whether one of the sources is YouTube.
+        cookie_problem: why YouTube gets none of the user's cookies; None where it does, or there
+            are none.
         lockout: why YouTube blocks this address or account; None where it does not.
     """
 
@@ -76,6 +78,7 @@ class PreflightJob:
     needed_bytes: float = 0.0
     ytdlp: Mapping[str, Any] | None = None
     is_youtube: bool = False
+    cookie_problem: str | None = None
     lockout: SourceError | None = None
 
 
@@ -89,15 +92,29 @@ def check(job: PreflightJob, *, today: date | None = None) -> list[Finding]:
     found = [*_ffmpeg(job), *_folders(job), _space(job)]
     if job.ytdlp is not None:
         found += _options(job.ytdlp)
-        found += check_youtube(job.ytdlp, today=today) if job.is_youtube else [_release(today)]
+        if job.is_youtube:
+            found += check_youtube(job.ytdlp, job.cookie_problem, today=today)
+        else:
+            found.append(_release(today))
     if job.is_youtube:
         found.append(_lockout(job.lockout))
     return found
 
 
-def check_youtube(parameters: Mapping[str, Any], *, today: date | None = None) -> list[Finding]:
-    """Check what yt-dlp needs for YouTube; `parameters` are yt-dlp's own."""
-    return [_release(today), _js_runtime(parameters), _solver(parameters)]
+def check_youtube(
+    parameters: Mapping[str, Any], cookie_problem: str | None, *, today: date | None = None
+) -> list[Finding]:
+    """Check what yt-dlp needs for YouTube.
+
+    Args:
+        parameters: yt-dlp's own.
+        cookie_problem: as in PreflightJob.
+        today: the date; None for that of the clock.
+    """
+    found = [_release(today), _js_runtime(parameters), _solver(parameters)]
+    if cookie_problem is not None:
+        found.append(Finding(Level.WARNING, cookie_problem, cookies.ADVICE))
+    return found
 
 
 def is_ready(findings: Sequence[Finding]) -> bool:

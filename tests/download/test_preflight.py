@@ -184,7 +184,7 @@ def test_cookies_must_be_a_file_that_ytdlp_reads(make_job: MakeJob, tmp_path: Pa
     assert finding().level is Level.MISSING
     assert "cannot be read" in finding().what
     cookies.write_text("<html>secret\n")
-    assert "Netscape" in finding().what
+    assert "line 1 is not of Netscape format" in finding().what
     text = "# Netscape HTTP Cookie File\n.youtube.com\tTRUE\t/\tTRUE\t4102444800\tA\tsecret\n"
     cookies.write_text(text)
     assert finding().level is Level.OK
@@ -198,6 +198,50 @@ def test_lines_of_a_cookies_file_are_not_shown(
     cookies.write_text("# Netscape HTTP Cookie File\nthe-secret\n")
     findings = preflight.check(make_job(ytdlp={"cookiefile": str(cookies)}))
     assert "secret" not in "".join([*map(str, findings), *capfd.readouterr()])
+
+
+@pytest.mark.parametrize(
+    ("host", "expires", "problem"),
+    [
+        (".example.org", 4102444800, "the cookies are not for www.youtube.com"),
+        (".google.com", 0, "the cookies are not for www.youtube.com"),
+        (".youtube.com.example.org", 0, "the cookies are not for www.youtube.com"),
+        (".youtube.com", 1000, "the cookies for www.youtube.com have expired"),
+        (".youtube.com", 0, ""),
+        ("www.youtube.com", 4102444800, ""),
+    ],
+)
+def test_a_check_and_a_run_say_when_youtube_gets_no_cookie(
+    tmp_path: Path, host: str, expires: int, problem: str
+) -> None:
+    table, cookies = tmp_path / "list.csv", tmp_path / "cookies.txt"
+    table.write_text("label,youtube_id,time_start,time_end,split\na,aaaaaaaaaaa,0,10,val\n")
+    row = f"{host}\t{str(host.startswith('.')).upper()}\t/\tTRUE\t{expires}\tSID\tSECRET\n"
+    cookies.write_text(f"{row}.other.org\tTRUE\t/\tTRUE\t0\tSID\tSECRET\n")
+    words = ("kinetics-download", table, tmp_path / "out", "--cookies", cookies)
+    nowhere = ("--proxy", "http://127.0.0.1:9", "--ytdlp-option", "extractor-retries=0")
+    check, run = run_command(*words, "--check"), run_command(*words, *nowhere)
+    assert f"ok      --cookies {cookies}\n" in check.stdout
+    for said in (check.stdout, run.stderr):
+        assert problem in said
+        assert problem or "the cookies" not in said
+    assert run.returncode == 4, run.stderr
+    assert "SECRET" not in check.stdout + check.stderr + run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("options", [["--check"], []])
+def test_a_cookie_file_that_cannot_be_used_is_one_line_with_its_name(
+    tmp_path: Path, options: list[str]
+) -> None:
+    table, cookies = tmp_path / "list.csv", tmp_path / "cookies.txt"
+    table.write_text("label,youtube_id,time_start,time_end,split\na,aaaaaaaaaaa,0,10,val\n")
+    cookies.write_text("youtube.com    TRUE    /    TRUE    4102444800    SID    SECRET\n")
+    words = ("kinetics-download", table, tmp_path / "out", "--cookies", cookies)
+    said = run_command(*words, *options)
+    assert (said.returncode, said.stdout) == (2, "")
+    assert said.stderr.startswith(f"error: --cookies {cookies} cannot be used (line 1 has spaces")
+    assert said.stderr.count("\n") == 1
+    assert "SECRET" not in said.stderr
 
 
 def test_a_browser_without_cookies_is_missing(

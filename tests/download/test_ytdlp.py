@@ -714,10 +714,20 @@ def test_options_that_yt_dlp_cannot_start_with_are_one_line(
 ) -> None:
     broken = tmp_path / "cookies.txt"
     broken.write_text("no cookies\n")
-    for word in ("impersonate=netscape", f"cookies={broken}", "cookies=/nowhere/cookies.txt"):
-        with pytest.raises(KineticsError) as caught:
+    for word, said in {
+        "impersonate=netscape": "netscape",
+        f"cookies={broken}": f"--cookies {broken} cannot be used (line 1 is not of Netscape",
+        "cookies=/nowhere/cookies.txt": "--cookies /nowhere/cookies.txt: no such file",
+        "cookies-from-browser=safari": "--cookies-from-browser safari cannot be used (",
+        "cookies-from-browser=opera:me": "(opera does not support profiles)",
+        f"cookies-from-browser=firefox:{tmp_path}": "(could not find firefox cookies database in ",
+    }.items():
+        with pytest.raises(KineticsError, match=re.escape(said)) as caught:
             youtube_module.youtube((word,), limiter, keep_audio=False)
         assert "\n" not in str(caught.value)
+    (tmp_path / "cookies.sqlite").write_bytes(b"no database" * 99)
+    with pytest.raises(KineticsError, match=r"firefox cannot be used \(file is not a database\)"):
+        ytdlp.Session([f"cookies-from-browser=firefox:{tmp_path}"])
 
 
 def test_the_users_cookies_are_sent_and_their_file_stays_as_it_is(

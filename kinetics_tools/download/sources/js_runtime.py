@@ -4,19 +4,19 @@ YouTube sends a puzzle in JavaScript. yt-dlp solves it with a JavaScript runtime
 installed, and with solver scripts that must fit yt-dlp's version.
 """
 
-import contextlib
 import importlib.metadata
-import io
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import yt_dlp
 import yt_dlp.dependencies
 import yt_dlp.globals
+
+from kinetics_tools.download.sources.cookies import CookiesError, read_cookies
 
 SOLVER = "yt-dlp-ejs"
 ONLY_ENABLED: Mapping[str, Any] = {"deno": {}}  # yt-dlp's own default
@@ -135,23 +135,23 @@ def check_options(parameters: Mapping[str, Any]) -> Iterator[CheckedOption]:
         if value is None:
             continue
         shown = value[0] if parameter == "cookiesfrombrowser" else value
-        if parameter == "cookiefile" and not os.access(value, os.R_OK):
-            problem: str | None = (
-                "it cannot be read"  # yt-dlp then works without it, and says nothing
-            )
-        else:
-            problem = _problem({parameter: value})
+        problem = _of_file(value) if parameter == "cookiefile" else _problem({parameter: value})
         yield CheckedOption(name, str(shown), problem)
+
+
+def _of_file(cookies: str) -> str | None:
+    try:
+        read_cookies(Path(cookies))
+    except CookiesError as error:
+        return error.problem
+    return None
 
 
 def _problem(parameters: Mapping[str, Any]) -> str | None:
     """Why yt-dlp does not start with these parameters; None where it does."""
     settings = {"quiet": True, "logger": Silent(), "cachedir": False} | dict(parameters)
     try:
-        # Never closed: closing writes the cookies back to the user's file. And its warnings show
-        # whole lines of that file, which are secrets.
-        with contextlib.redirect_stderr(io.StringIO()):
-            _ = yt_dlp.YoutubeDL(settings).cookiejar
+        _ = yt_dlp.YoutubeDL(settings).cookiejar
     except yt_dlp.utils.YoutubeDLError as error:
         said = " ".join(str(error).removeprefix("ERROR: ").split())
         return said.partition(". ")[0]  # the rest advises options of yt-dlp that we do not have

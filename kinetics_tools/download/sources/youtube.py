@@ -71,6 +71,12 @@ class OnlineSource(Source):
         """Why and until when the site blocks this address or account; None where it does not."""
         return self.limiter.lockout()
 
+    def cookie_problem(self) -> str | None:
+        """Why the site gets none of the user's cookies; None where it does, or there are none."""
+        from kinetics_tools.download.sources import ytdlp
+
+        return ytdlp.session(self.words).cookie_problem(self.template)
+
     def units(
         self,
         segments: Sequence[Segment],

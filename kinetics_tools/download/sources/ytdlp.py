@@ -22,6 +22,7 @@ from functools import cache, partial
 from optparse import OptParseError
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yt_dlp
 from yt_dlp.networking.common import Request
@@ -39,6 +40,7 @@ from kinetics_tools.core.http_answers import (
 )
 from kinetics_tools.core.youtube_answers import sentence_reason
 from kinetics_tools.download.sources.base import FetchError
+from kinetics_tools.download.sources.cookies import BROWSER_ADVICE, read_cookies
 from kinetics_tools.download.sources.js_runtime import Silent
 from kinetics_tools.download.sources.ytdlp_options import name_of, redacted, refuse_unsafe
 
@@ -253,15 +255,31 @@ class Session:
             parameters["socket_timeout"] = SOCKET_TIMEOUT_S
         if parameters["cachedir"] is None:
             parameters["cachedir"] = False
+        self._has_cookies = bool(parameters["cookiefile"] or parameters["cookiesfrombrowser"])
+        if parameters["cookiefile"] is not None:
+            # Not the file itself: yt-dlp writes to it, and so would every worker.
+            parameters["cookiefile"] = io.StringIO(read_cookies(Path(parameters["cookiefile"])))
         try:
-            if parameters["cookiefile"] is not None:
-                # Not the file itself: yt-dlp writes to it, and so would every worker.
-                text = Path(parameters["cookiefile"]).read_text(encoding="utf-8")
-                parameters["cookiefile"] = io.StringIO(text)
             self._ydl = _Downloader(parameters)
-            self._ydl.cookiejar  # noqa: B018 - read now: this opens a browser's cookies
         except (yt_dlp.utils.YoutubeDLError, OSError, ValueError) as error:
             raise KineticsError(f"yt-dlp cannot start: {_public_message(str(error))}") from error
+        try:
+            self._ydl.cookiejar  # noqa: B018 - read now: this opens a browser's cookies
+        except yt_dlp.utils.YoutubeDLError as error:
+            raise KineticsError(
+                f"--cookies-from-browser {parameters['cookiesfrombrowser'][0]} cannot be used "
+                f"({_public_message(str(error))}): {BROWSER_ADVICE}"
+            ) from error
+
+    def cookie_problem(self, address: str) -> str | None:
+        """Why an address gets none of the user's cookies; None where it does, or there are none."""
+        jar = self._ydl.cookiejar
+        if not self._has_cookies or jar.get_cookies_for_url(address):
+            return None
+        host = urlsplit(address).hostname
+        if any(f".{host}".endswith(f".{cookie.domain.lstrip('.')}") for cookie in jar):
+            return f"the cookies for {host} have expired"
+        return f"the cookies are not for {host}"
 
     def look_up(self, address: str) -> RemoteVideo:
         """What there is to fetch at an address; nothing is fetched yet.
@@ -505,7 +523,7 @@ def _cause(error: BaseException) -> BaseException:
 def _public_message(said: str) -> str:
     """yt-dlp's message for the ledger, which users publish: without its prefix, its advice to
     report a bug, secrets, and bytes that are not text."""
-    text = said.removeprefix("ERROR: ").encode(errors="backslashreplace").decode()
+    text = re.sub(r"^(ERROR: )+", "", said).encode(errors="backslashreplace").decode()
     text = re.split(r"; please report this issue|\. See +https?://", text)[0]
     if "ffmpeg could not be found" in text:
         return "only ffmpeg could fetch this format, and it may not use the network here"
