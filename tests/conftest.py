@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from kinetics_tools.media import encode
-from kinetics_tools.media.cut import ClipRecipe, Cut, cut
+from kinetics_tools.media.clips import Cut, cut
+from kinetics_tools.media.recipe import ClipRecipe
 from support import SHARED, MediaServer
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and so what they start.

@@ -15,8 +15,8 @@ from kinetics_tools.extract.clips import ClipSet, read_clips
 from kinetics_tools.extract.plan import ExtractPlan
 from kinetics_tools.extract.run import ExtractSummary, open_extraction
 from kinetics_tools.flow.methods import FlowRecipe, make_method
-from kinetics_tools.media.cut import ClipRecipe
 from kinetics_tools.media.encode import ffmpeg_version, find_ffmpeg
+from kinetics_tools.media.recipe import ClipRecipe
 
 
 def plan_for(clips: Path, out: Path, **changes: Any) -> ExtractPlan:

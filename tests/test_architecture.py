@@ -180,9 +180,9 @@ def test_every_floor_and_every_owner_is_there() -> None:
 
 def test_the_rule_sees_a_planted_fault() -> None:
     assert module_of("kinetics_tools.core.files.publish") == "kinetics_tools.core.files"
-    assert may_import("kinetics_tools.download.run", "kinetics_tools.media.cut")
-    assert not may_import("kinetics_tools.media.cut", "kinetics_tools.download.run")
-    assert not may_import("kinetics_tools.media.cut", "kinetics_tools.dataset.labels")
+    assert may_import("kinetics_tools.download.run", "kinetics_tools.media.clips")
+    assert not may_import("kinetics_tools.media.clips", "kinetics_tools.download.run")
+    assert not may_import("kinetics_tools.media.clips", "kinetics_tools.dataset.labels")
     assert not may_import("kinetics_tools.extract.run", "kinetics_bench.archs.i3d")
 
 

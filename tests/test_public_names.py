@@ -17,6 +17,7 @@ PUBLIC = {
         "BOUND_PX CODECS Codec FlowMethod FlowRecipe METHODS compute dequantise find_devices "
         "make_method quantise stream"
     ),
+    "kinetics_tools.media": "ClipRecipe Cut Video conform count_frames cut find_ffmpeg probe",
     "kinetics_tools.shards": (
         "Location RGB SCHEMA_VERSION Sample ShardFolder StreamRecipe read_samples"
     ),

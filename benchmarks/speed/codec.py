@@ -27,7 +27,8 @@ import numpy.typing as npt
 from kinetics_tools.flow.codecs import CODECS, DEFAULT_CODEC, VideoCodec
 from kinetics_tools.flow.methods import BOUND_PX, quantise, stream
 from kinetics_tools.media import decode, encode, opencv
-from kinetics_tools.media.cut import ClipRecipe, conform
+from kinetics_tools.media.clips import conform
+from kinetics_tools.media.recipe import ClipRecipe
 
 Codes = npt.NDArray[np.uint8]
 CLIPS = {  # by name the short side; Weizmann clips keep their size

@@ -43,8 +43,9 @@ from kinetics_tools.download.run import DownloadPlan, download
 from kinetics_tools.download.sources.base import SourceUnit
 from kinetics_tools.download.sources.registry import Settings, make_sources
 from kinetics_tools.media import decode
-from kinetics_tools.media.cut import ClipRecipe, cut
+from kinetics_tools.media.clips import cut
 from kinetics_tools.media.encode import ffmpeg_version, find_ffmpeg
+from kinetics_tools.media.recipe import ClipRecipe
 
 TURNS = 3
 SEGMENT_S = 10
@@ -155,7 +156,7 @@ def _is_exact(
     video: Path, clip: Path, again: Path, start_s: int, recipe: ClipRecipe, binary: Path
 ) -> bool:
     """Whether a cut that decodes from the video's beginning has the same bytes."""
-    with mock.patch("kinetics_tools.media.cut.SEEK_FROM_S", VIDEO_S * 1000):
+    with mock.patch("kinetics_tools.media.clips.SEEK_FROM_S", VIDEO_S * 1000):
         _cut(video, again, start_s, recipe, binary)
     return again.read_bytes() == clip.read_bytes()
 
@@ -164,8 +165,9 @@ def _encoding(facts: decode.Video, recipe: ClipRecipe) -> list[str]:
     """Our size, rate and quality as options of ffmpeg."""
     short = recipe.short_side or min(facts.width, facts.height)
     size = f"-2:{short}" if facts.width >= facts.height else f"{short}:-2"
+    picture = f"fps={recipe.fps},scale={size}:flags={recipe.scaler}"
     return [
-        *("-vf", f"fps={recipe.fps},scale={size}:flags=bicubic", "-pix_fmt", "yuv420p", "-an"),
+        *("-vf", picture, "-pix_fmt", "yuv420p", "-an"),
         *("-preset", recipe.preset, "-crf", str(recipe.crf), "-g", str(recipe.keyframe_interval)),
     ]
 

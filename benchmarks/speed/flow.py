@@ -44,7 +44,8 @@ from kinetics_tools.flow.tvl1 import torch_reference
 from kinetics_tools.flow.tvl1.numba_cpu import Workspace
 from kinetics_tools.flow.tvl1.parameters import TVL1Params
 from kinetics_tools.media import decode, encode, opencv
-from kinetics_tools.media.cut import ClipRecipe, conform
+from kinetics_tools.media.clips import conform
+from kinetics_tools.media.recipe import ClipRecipe
 
 Gray = npt.NDArray[np.uint8]
 Flow = npt.NDArray[np.float32]

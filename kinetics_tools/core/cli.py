@@ -11,7 +11,7 @@ import select
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
@@ -160,6 +160,17 @@ def add_short_side(group: argparse._ActionsContainer) -> None:
         default=256,
         metavar="N|keep",
         help="shorter side in pixels, smaller clips are enlarged; keep: the size of each clip",
+    )
+
+
+def add_scaler(group: argparse._ActionsContainer, scalers: Mapping[str, str]) -> None:
+    """Add `--scaler`, a name in `scalers`, whose first one is the default."""
+    meanings = "; ".join(f"{name}, {meaning}" for name, meaning in scalers.items())
+    group.add_argument(
+        "--scaler",
+        type=one_of("scaler", scalers),
+        default=next(iter(scalers)),
+        help=f"how pictures are scaled: {meanings}",
     )
 
 

@@ -19,6 +19,7 @@ from kinetics_tools.core.units import part_from
 from kinetics_tools.download.sources.base import FETCHES
 from kinetics_tools.download.sources.mirror import OFFICIAL
 from kinetics_tools.download.sources.ytdlp_options import PASSED_THROUGH, settle
+from kinetics_tools.media.recipe import SCALERS, ClipRecipe
 
 if TYPE_CHECKING:
     from kinetics_tools.dataset.manifest import Manifest, Segment
@@ -169,7 +170,10 @@ def _add_format(parser: Parser) -> None:
         default=256,
         help="pixels of the shorter side; smaller videos keep their size",
     )
-    clips.add_argument("--keep-original", action="store_true", help="keep size and frame rate")
+    cli.add_scaler(clips, SCALERS)
+    clips.add_argument(
+        "--keep-original", action="store_true", help="keep size, frame rate and times"
+    )
     clips.add_argument("--keep-audio", action="store_true", help="keep the sound, as AAC")
     clips.add_argument(
         "--ffmpeg", type=Path, metavar="PATH", help="use this ffmpeg instead of the included one"
@@ -300,7 +304,6 @@ def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> DownloadPlan:
     from kinetics_tools.download.run import DownloadPlan
     from kinetics_tools.download.sources.registry import Settings, make_sources
     from kinetics_tools.media import encode
-    from kinetics_tools.media.cut import ClipRecipe
 
     if options.engine != "local" and options.tmp_dir is not None:
         raise KineticsError(
@@ -325,6 +328,7 @@ def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> DownloadPlan:
         recipe=ClipRecipe(
             fps=options.fps,
             short_side=options.short_side,
+            scaler=options.scaler,
             keep_original=options.keep_original,
             keep_audio=options.keep_audio,
             ffmpeg=encode.ffmpeg_version(binary),

@@ -18,7 +18,8 @@ from kinetics_tools.core.console import size_text
 from kinetics_tools.core.errors import MediaError, SourceError
 from kinetics_tools.download.sources import cookies, js_runtime
 from kinetics_tools.media import encode
-from kinetics_tools.media.cut import ClipRecipe, cut
+from kinetics_tools.media.clips import cut
+from kinetics_tools.media.recipe import ClipRecipe
 
 OLD_DAYS = 90  # YouTube changes every few weeks; what an older release reports is misleading
 DISK_MARGIN = 1.1  # the estimate is not exact

@@ -47,7 +47,8 @@ from kinetics_tools.dataset.manifest import Segment
 from kinetics_tools.download.sources.base import Opened, Source, SourceUnit, group_by_video
 from kinetics_tools.download.sources.rate_limit import LockedOut
 from kinetics_tools.media import decode
-from kinetics_tools.media.cut import ClipRecipe, Cut, conform, conforming_frames, cut
+from kinetics_tools.media.clips import Cut, conform, conforming_frames, cut
+from kinetics_tools.media.recipe import ClipRecipe, all_parameters
 
 MAX_UNANSWERED = 10  # videos in a row: the network is down
 MIN_READY_S = 2  # a shorter ready clip does not show its action
@@ -192,7 +193,7 @@ def register_recipe(out: Path, recipe: ClipRecipe) -> None:
         if not path.exists():
             write_json(path, {"recipe": own, "hash": digest(own)})
             return
-    recorded = read_json(path).get("recipe", {})
+    recorded, own = (all_parameters(each) for each in (read_json(path).get("recipe", {}), own))
     for name in sorted(recorded.keys() | own.keys()):
         if recorded.get(name) != own.get(name):
             raise OutError(

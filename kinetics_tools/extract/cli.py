@@ -23,6 +23,7 @@ from kinetics_tools.flow.methods import (
     find_devices,
     make_method,
 )
+from kinetics_tools.media.recipe import SCALERS, ClipRecipe
 
 if TYPE_CHECKING:
     from kinetics_tools.extract.clips import ClipSet
@@ -84,6 +85,7 @@ def build_parser() -> Parser:
         "--split", type=cli.comma_separated, default=(), help="only these splits: train,val"
     )
     cli.add_short_side(samples)
+    cli.add_scaler(samples, SCALERS)
     samples.add_argument(
         "--samples-per-shard", type=cli.positive, default=64, metavar="N", help="samples in one tar"
     )
@@ -123,7 +125,6 @@ def _main(argv: list[str]) -> int:
     from kinetics_tools.extract.plan import ExtractPlan
     from kinetics_tools.extract.run import open_extraction
     from kinetics_tools.media import encode
-    from kinetics_tools.media.cut import ClipRecipe
 
     clips = read_clips(options.clips, options.split, out=options.out)
     binary = encode.find_ffmpeg()
@@ -131,7 +132,10 @@ def _main(argv: list[str]) -> int:
         out=options.out,
         labels=clips.labels,
         rgb=ClipRecipe(
-            short_side=options.short_side, enlarge=True, ffmpeg=encode.ffmpeg_version(binary)
+            short_side=options.short_side,
+            enlarge=True,
+            scaler=options.scaler,
+            ffmpeg=encode.ffmpeg_version(binary),
         ),
         flow=FlowRecipe(
             method=options.method,
@@ -378,6 +382,7 @@ def show_parser() -> Parser:
     )
     parser.add_argument("--device", default="auto", help="auto (a GPU, else the CPU), cpu, cuda:0")
     cli.add_short_side(parser)
+    cli.add_scaler(parser, SCALERS)
     parser.add_argument(
         "--start", type=_number, default=0, metavar="N", help="first frame to show, at 25 fps"
     )
@@ -426,9 +431,8 @@ def show_main(argv: list[str]) -> int:
     for method in options.method:
         find_devices(options.device, make_method(method))
     from kinetics_tools.extract.visualize import Film, open_clip, write_film, write_sheet
-    from kinetics_tools.media.cut import ClipRecipe
 
-    recipe = ClipRecipe(short_side=options.short_side, enlarge=True)
+    recipe = ClipRecipe(short_side=options.short_side, enlarge=True, scaler=options.scaler)
     tmp_dir = make_folder(options.tmp_dir or file.parent)
     with open_clip(
         clip, recipe, start=options.start, num_frames=options.frames, tmp_dir=tmp_dir

@@ -22,7 +22,7 @@ from kinetics_tools.extract.worker import keep_to_one_thread
 from kinetics_tools.flow.codecs import CODECS, too_large_for
 from kinetics_tools.flow.methods import find_devices, make_method, quantise, stream
 from kinetics_tools.media import decode
-from kinetics_tools.media.cut import conform, conforming_frames, cut
+from kinetics_tools.media.clips import conform, conforming_frames, cut
 from kinetics_tools.media.opencv import gray
 
 NUM_PROBED = 32  # clips whose lengths stand for all others

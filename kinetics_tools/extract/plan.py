@@ -12,7 +12,7 @@ from kinetics_tools.core.files import digest
 from kinetics_tools.core.units import WHOLE, Part
 from kinetics_tools.extract.clips import Clip
 from kinetics_tools.flow.methods import FlowRecipe
-from kinetics_tools.media.cut import ClipRecipe
+from kinetics_tools.media.recipe import ClipRecipe
 from kinetics_tools.shards.records import RGB, FolderRecords, Sidecar, flow_stream, shard_path
 
 MIN_FRAMES = 2  # fewer have no flow

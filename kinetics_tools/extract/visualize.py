@@ -27,8 +27,9 @@ from kinetics_tools.extract.flow_colours import colours, ramp, wheel
 from kinetics_tools.extract.plan import MIN_FRAMES, MIN_SIDE_PX
 from kinetics_tools.flow.methods import find_devices, make_method, stream
 from kinetics_tools.media import decode, encode
-from kinetics_tools.media.cut import ClipRecipe, conform, conforming_frames
+from kinetics_tools.media.clips import conform, conforming_frames
 from kinetics_tools.media.opencv import gray
+from kinetics_tools.media.recipe import ClipRecipe
 
 Frame = npt.NDArray[np.uint8]
 Flow = npt.NDArray[np.float32]

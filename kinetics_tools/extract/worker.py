@@ -27,7 +27,7 @@ from kinetics_tools.extract.plan import MIN_FRAMES, MIN_SIDE_PX, ExtractPlan, Sh
 from kinetics_tools.flow.codecs import CODECS, Codec, too_large_for
 from kinetics_tools.flow.methods import FlowRecipe, find_devices, make_method, quantise, stream
 from kinetics_tools.media import decode
-from kinetics_tools.media.cut import conform, conforming_frames
+from kinetics_tools.media.clips import conform, conforming_frames
 from kinetics_tools.media.opencv import gray
 from kinetics_tools.shards.records import (
     RGB,

@@ -17,6 +17,8 @@ import av
 import av.container
 import numpy as np
 import numpy.typing as npt
+from av.format import Flags
+from av.stream import Disposition
 
 from kinetics_tools.core.errors import MediaError, Reason
 
@@ -24,6 +26,8 @@ Frame = npt.NDArray[np.uint8]
 MISSING_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 # The loop filter takes a fifth of the decoder's time, and without it all of the stream is read.
 SKIP_LOOP_FILTER = {"skip_loop_filter": "all"}
+_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+_PHOTO_CODECS = frozenset({"mjpeg", "mjpegb", "png", "bmp", "gif", "tiff", "webp", "jpeg2000"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +41,14 @@ class Video:
         container: FFmpeg's names of the file format, such as "mov,mp4,m4a,3gp,3g2,mj2".
         codec: PyAV's name of the codec, such as "h264".
         pixel_format: FFmpeg's name, such as "yuv420p".
+        index: number of the video stream among all streams of the file.
         num_audio: number of audio tracks.
+        sound_index: number of the audio stream among all streams; None without sound.
+        pixel_aspect: width of a pixel divided by its height, after rotation; 1 where not known.
         duration_s: length in seconds; None where the header has none.
         time_base_s: length of one tick in seconds.
         first_tick: time of the first frame, in ticks; all our times count from it.
+        sound_start_s: from which time ffmpeg counts where it reads nothing but that audio stream.
     """
 
     width: int
@@ -49,10 +57,14 @@ class Video:
     container: str
     codec: str
     pixel_format: str
+    index: int
     num_audio: int
+    sound_index: int | None
+    pixel_aspect: Fraction
     duration_s: Fraction | None
     time_base_s: Fraction
     first_tick: int
+    sound_start_s: Fraction
 
 
 def require_regular_file(path: Path) -> None:
@@ -76,7 +88,7 @@ def require_regular_file(path: Path) -> None:
 def open_video(
     source: Path | bytes, *, strict: bool = True, for_display: bool = True
 ) -> Iterator[tuple[Any, Any]]:
-    """Open a video; yield PyAV's container and first video stream.
+    """Open a video; yield PyAV's container and the video stream that `choose_video` names.
 
     Args:
         source: a file or its bytes.
@@ -95,9 +107,11 @@ def open_video(
             str(source) if isinstance(source, Path) else io.BytesIO(source),
             metadata_errors="ignore",
         ) as container:
-            if not container.streams.video:
+            stream = choose_video(container)
+            if stream is None:
                 raise MediaError(name, "holds no video")
-            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise MediaError(name, "holds a video whose codec has no decoder")
             stream.codec_context.thread_count = 1  # parallelism is across clips
             if strict:
                 stream.codec_context.options = {"err_detect": "explode"} | (
@@ -108,6 +122,32 @@ def open_video(
         no_memory = isinstance(error, MemoryError)
         reason = Reason.KILLED if no_memory else Reason.DAMAGED
         raise MediaError(name, f"cannot be decoded: {error}", reason=reason) from error
+
+
+def choose_video(container: Any) -> Any:
+    """The video stream that players show; None if the file has none.
+
+    A cover picture, a thumbnail, a track of one picture, or photographs beside a film may come
+    first in a file. They are taken only where there is nothing else. Of several films it is the one
+    that the file marks as default, else the first.
+    """
+
+    def rank(stream: Any) -> tuple[bool, ...]:
+        codec = stream.codec_context  # None if there is no decoder for it
+        is_picture = bool(stream.disposition & _PICTURES) or stream.frames == 1
+        is_photo = codec is not None and codec.name in _PHOTO_CODECS
+        return codec is None, is_picture, is_photo, not stream.disposition & Disposition.default
+
+    return min(container.streams.video, key=rank, default=None)
+
+
+def choose_sound(container: Any) -> Any:
+    """The audio stream that players play: the one marked as default, else the first, or None."""
+    return min(
+        container.streams.audio,
+        key=lambda stream: not stream.disposition & Disposition.default,
+        default=None,
+    )
 
 
 def decode_frames(source: Path | bytes) -> Iterator[Any]:
@@ -127,6 +167,8 @@ def probe(path: Path) -> Video:
         if first is None:
             raise MediaError(path, "holds no frame")
         turned = first.rotation % 180 != 0
+        sound = choose_sound(container)
+        aspect = Fraction(stream.sample_aspect_ratio or 1)
         return Video(
             width=first.height if turned else first.width,
             height=first.width if turned else first.height,
@@ -134,11 +176,22 @@ def probe(path: Path) -> Video:
             container=container.format.name,
             codec=stream.codec_context.name,
             pixel_format=first.format.name,
+            index=stream.index,
             num_audio=len(container.streams.audio),
+            sound_index=None if sound is None else sound.index,
+            pixel_aspect=1 / aspect if turned else aspect,
             duration_s=_duration(container, stream),
             time_base_s=stream.time_base,
             first_tick=first.pts or 0,
+            sound_start_s=_sound_start(container, sound),
         )
+
+
+def _sound_start(container: Any, sound: Any) -> Fraction:
+    has_own_start = bool(container.format.flags & Flags.ts_discont.value)
+    if has_own_start and sound is not None and sound.start_time is not None:
+        return Fraction(sound.start_time * sound.time_base)
+    return Fraction(container.start_time or 0, av.time_base)
 
 
 def _duration(container: Any, stream: Any) -> Fraction | None:

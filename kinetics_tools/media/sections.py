@@ -11,10 +11,13 @@ from typing import Any
 
 import av
 
-from kinetics_tools.core.errors import MediaError
-from kinetics_tools.media.cut import SEEK_MARGIN_S
+from kinetics_tools.core.errors import MediaError, Reason
+from kinetics_tools.media.clips import SEEK_MARGIN_S
+from kinetics_tools.media.decode import choose_sound, choose_video
 from kinetics_tools.media.encode import DISK_ERRNOS
 
+# File formats with an index and the time of each frame: without these a seek is a guess.
+_SEEKABLE = frozenset({"mov", "matroska"})
 # Enough to recognise the codecs; more would be downloaded in vain.
 PROBE_OPTIONS = {"probesize": "65536", "analyzeduration": "0"}
 
@@ -47,8 +50,8 @@ def copy_section(
         Time of the section's first frame, in seconds from the video's first frame.
 
     Raises:
-        MediaError: the video is damaged, or no exact section of it is possible; the whole video may
-            still be usable.
+        MediaError: the video is damaged, or (reason no-formats) no exact section of it is possible;
+            the whole video may still be usable.
         OSError: the disk is full.
     """
     with ExitStack() as stack, _section_errors(section):
@@ -56,9 +59,13 @@ def copy_section(
             stack.enter_context(av.open(file, metadata_errors="ignore", options=PROBE_OPTIONS))
             for file in files
         ]
+        for container in inputs:
+            if _SEEKABLE.isdisjoint(container.format.name.split(",")):
+                raise _no_section(section, f"the file format {container.format.name} has no index")
         color_properties, zero_s = read_first_frame(inputs[0], section)
-        picture = inputs[0].streams.video[0]
-        sound = inputs[-1].streams.audio[:1] if with_sound else ()
+        picture = choose_video(inputs[0])
+        heard = choose_sound(inputs[-1]) if with_sound else None
+        sound = () if heard is None else (heard,)
         window = (zero_s + start_s, zero_s + end_s)
         packets = _section_packets(inputs, (picture, *sound), window, section)
         begin = next(packet for packet in packets if packet.stream is picture)
@@ -67,8 +74,8 @@ def copy_section(
         with av.open(str(section)) as written:
             copied_colors, first_s = read_first_frame(written, section)
         if copied_colors != color_properties:
-            raise MediaError(
-                section, "a section cannot keep the colours or the shape that the container gives"
+            raise _no_section(
+                section, "it cannot keep the colours or the shape that the container gives"
             )
         return Fraction(first_s - section_s + begin_s - zero_s)
 
@@ -87,7 +94,7 @@ def _section_packets(
         if begin and begin.is_keyframe and begin.pts * begin.time_base <= start_s:
             break
     else:
-        raise MediaError(path, "no keyframe was found before the segment")
+        raise _no_section(path, "no keyframe was found before the segment")
     if len(inputs) > 1 and len(streams) > 1:
         # In one file both would start at zero, so keep the difference of their start times.
         later_s = Fraction(inputs[1].start_time - inputs[0].start_time, av.time_base)
@@ -97,6 +104,12 @@ def _section_packets(
             packet.pts, packet.dts = packet.pts - ticks, packet.dts - ticks
         packets += theirs
     return packets
+
+
+def _no_section(path: Path, why: str) -> MediaError:
+    """The error where the video may be good, but only all of it can be used."""
+    detail = f"no exact section is possible: {why}; the whole video may do"
+    return MediaError(path, detail, reason=Reason.NO_FORMATS)
 
 
 @contextmanager
@@ -112,9 +125,9 @@ def _section_errors(section: Path) -> Iterator[None]:
 
 def read_first_frame(container: Any, path: Path) -> tuple[tuple[Any, ...], Fraction]:
     """Display properties of the first frame, which a container may change; its time in seconds."""
-    if not container.streams.video:
-        raise MediaError(path, "holds no video")
-    stream = container.streams.video[0]
+    stream = choose_video(container)
+    if stream is None or stream.codec_context is None:
+        raise MediaError(path, "holds no video that can be decoded")
     stream.codec_context.thread_count = 1
     first = next(container.decode(stream), None)
     if first is None or first.pts is None:
@@ -137,12 +150,12 @@ def _window(
     for packet in container.demux(*streams):
         if packet.size == 0:  # the end of the file
             if ends_s < until_s and streams[0].type == "video":
-                raise MediaError(
-                    path, "the video ends within the segment, which no section can show"
-                )
+                raise _no_section(path, "the video ends within the segment")
             return
-        if packet.pts is None or packet.dts is None or packet.is_corrupt:
-            raise MediaError(path, "holds a frame that is cut off or has no time")
+        if packet.is_corrupt:
+            raise MediaError(path, "holds a frame that is cut off")
+        if packet.pts is None or packet.dts is None:
+            raise _no_section(path, "the file does not store each frame's time")
         if packet.stream is streams[0]:
             # WebM does not store how long the last frame is shown.
             lasts = 0 if "webm" in container.format.name else packet.duration or 0
@@ -165,7 +178,7 @@ def _write_packets(packets: Iterable[Any], streams: Sequence[Any], path: Path) -
     with av.open(str(path), "w", format="mp4", options=exact) as container:
         for stream in streams:
             if stream.codec_context.name not in container.supported_codecs:
-                raise MediaError(path, f"a section cannot hold {stream.codec_context.name}")
+                raise _no_section(path, f"it cannot hold {stream.codec_context.name}")
         copies = [container.add_stream_from_template(stream, opaque=True) for stream in streams]
         copies[0].codec_context.sample_aspect_ratio = streams[0].sample_aspect_ratio or 0
         own = dict(zip((id(stream) for stream in streams), copies, strict=True))
@@ -175,5 +188,5 @@ def _write_packets(packets: Iterable[Any], streams: Sequence[Any], path: Path) -
     with av.open(str(path)) as container:
         first = next(container.demux(video=0))
         if first.pts is None or (ticks_s / first.time_base).denominator != 1:
-            raise MediaError(path, f"a section has no exact ticks of {ticks_s} s")
+            raise _no_section(path, f"it has no exact ticks of {ticks_s} s")
         return Fraction(first.pts * first.time_base)

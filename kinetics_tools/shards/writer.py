@@ -18,6 +18,7 @@ from typing import Any
 
 from kinetics_tools.core.errors import OutError, ShardError
 from kinetics_tools.core.files import file_lock, publish
+from kinetics_tools.media.recipe import all_parameters
 from kinetics_tools.shards.index import NUM_CHECK_DIGITS, IndexPlace, IndexRow, write_rows
 from kinetics_tools.shards.records import (
     RGB,
@@ -161,8 +162,9 @@ def register_recipes(records: FolderRecords, new: FolderRecipe) -> None:
         if old is not None:
             for stream in sorted(old.recipes.keys() & new.recipes.keys()):
                 if shards_present(folder, stream):
-                    before, now = old.recipes[stream], new.recipes[stream]
-                    _refuse_change(folder, stream, before.parameters, now.parameters)
+                    recipes = old.recipes[stream].parameters, new.recipes[stream].parameters
+                    before, now = map(all_parameters, recipes) if stream == RGB else recipes
+                    _refuse_change(folder, stream, before, now)
             new = replace(
                 new, recipes={**old.recipes, **new.recipes}, splits={**old.splits, **new.splits}
             )

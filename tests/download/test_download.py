@@ -26,7 +26,8 @@ from kinetics_tools.download.run import DownloadPlan
 from kinetics_tools.download.run import download as make_clips_of
 from kinetics_tools.download.sources.folder import Folder
 from kinetics_tools.media import decode
-from kinetics_tools.media.cut import ClipRecipe, conform
+from kinetics_tools.media.clips import conform
+from kinetics_tools.media.recipe import ClipRecipe
 from support import MediaServer, command, environment, run_command, tree, wait_until
 
 Row = tuple[str, str, float, float, str]

@@ -10,7 +10,8 @@ from kinetics_tools.core.errors import UnknownNameError
 from kinetics_tools.dataset.manifest import Segment, read_manifest
 from kinetics_tools.download import estimate
 from kinetics_tools.download.sources.registry import SOURCES
-from kinetics_tools.media.cut import ClipRecipe, cut
+from kinetics_tools.media.clips import cut
+from kinetics_tools.media.recipe import ClipRecipe
 
 
 def segments(count: int, split: str = "val", *, a_video: int = 1) -> list[Segment]:

@@ -14,7 +14,7 @@ from kinetics_tools.core.errors import Reason, SourceError
 from kinetics_tools.download import preflight
 from kinetics_tools.download.preflight import Finding, Level, PreflightJob
 from kinetics_tools.download.sources.js_runtime import SOLVER, Solver, release, solver
-from kinetics_tools.media.cut import ClipRecipe
+from kinetics_tools.media.recipe import ClipRecipe
 from support import run_command
 
 MakeJob = Callable[..., PreflightJob]

@@ -22,7 +22,7 @@ from kinetics_tools.download.run import DownloadPlan, download
 from kinetics_tools.download.sources.folder import Folder
 from kinetics_tools.download.verify import Verification, verify
 from kinetics_tools.extract.clips import read_clips
-from kinetics_tools.media.cut import ClipRecipe
+from kinetics_tools.media.recipe import ClipRecipe
 from outs import ask, done, failed, put, real, segment, tell
 from support import environment, run_command, tree
 

@@ -52,11 +52,14 @@ def test_a_finished_run_has_nothing_to_do(out: Path, tmp_path: Path) -> None:
     before = tree(out)
     empty = tmp_path / "empty"
     empty.mkdir()
-    said = run_command(
-        *("kinetics-download", out / "manifest.csv", out, "--source", f"dir:{empty}")
-    )
+    words = ("kinetics-download", out / "manifest.csv", out, "--source", f"dir:{empty}")
+    said = run_command(*words, "--scaler", "bicubic")
     assert (said.returncode, said.stderr) == (0, "")
     assert said.stdout == f"8 of 8 clips in {out}\n"
+    assert tree(out) == before
+    said = run_command(*words)
+    assert said.returncode == 2
+    assert "were made with scaler = bicubic, this run has scaler = bilinear" in said.stderr
     assert tree(out) == before
 
 
@@ -67,7 +70,7 @@ def test_a_damaged_clip_of_its_is_recorded_as_missing(out: Path, tmp_path: Path)
     empty = tmp_path / "empty"
     empty.mkdir()
     words = ("kinetics-download", out / "manifest.csv", out, "--source", f"dir:{empty}")
-    said = run_command(*words)
+    said = run_command(*words, "--scaler", "bicubic")
     assert said.returncode == 3
     assert said.stdout.startswith(f"7 of 8 clips in {out}\n  gone           1\n")
 

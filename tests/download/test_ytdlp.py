@@ -33,7 +33,8 @@ from kinetics_tools.download.sources import ytdlp, ytdlp_options
 from kinetics_tools.download.sources.base import FetchError, Footage, SourceUnit
 from kinetics_tools.download.sources.rate_limit import MAX_REFUSALS, LockedOut, RateLimiter
 from kinetics_tools.download.sources.youtube import OnlineSource
-from kinetics_tools.media.cut import ClipRecipe, cut
+from kinetics_tools.media.clips import cut
+from kinetics_tools.media.recipe import ClipRecipe
 from support import MediaServer
 from youtube_standin import ANSWERS, Format, YouTubeStandIn, youtube
 

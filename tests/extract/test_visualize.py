@@ -28,7 +28,7 @@ from kinetics_tools.extract.visualize import (
 )
 from kinetics_tools.flow.methods import compute
 from kinetics_tools.media import decode, encode, opencv
-from kinetics_tools.media.cut import ClipRecipe
+from kinetics_tools.media.recipe import ClipRecipe
 from support import environment, run_command
 
 MakeVideo = Callable[..., Path]

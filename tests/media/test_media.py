@@ -21,27 +21,11 @@ from hypothesis.extra import numpy as hnp
 from conftest import Cutter, MakeVideo
 from kinetics_tools.core.errors import KineticsError, MediaError, Reason
 from kinetics_tools.media import decode, gray
-from kinetics_tools.media.cut import ClipRecipe, Cut, conform, conforming_frames, cut
+from kinetics_tools.media.clips import Cut, conform, conforming_frames, cut
 from kinetics_tools.media.encode import ffmpeg_version, find_ffmpeg, write_video
+from kinetics_tools.media.recipe import ClipRecipe
+from numbered import numbers, picture
 from support import environment, run
-
-NUM_BITS = 10
-BLOCK_PX = 16
-
-
-def numbered(number: int) -> decode.Frame:
-    """A picture that encodes its number: ten black or white blocks, lowest bit first."""
-    bits = [(number >> bit) & 1 for bit in range(NUM_BITS)]
-    row = np.repeat(np.array(bits, np.uint8) * 255, BLOCK_PX)
-    return np.broadcast_to(row[None, :, None], (2 * BLOCK_PX, len(row), 3)).copy()
-
-
-def numbers(clip: Path) -> list[int]:
-    """The numbers that the frames of a clip encode."""
-    bright = [
-        f[BLOCK_PX // 2 :: BLOCK_PX, BLOCK_PX // 2 :: BLOCK_PX, 0][0] for f in decode.frames(clip)
-    ]
-    return [int(sum(1 << bit for bit, on in enumerate(row > 127) if on)) for row in bright]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +37,7 @@ def numbered_video(
     def make(fps: Fraction) -> Path:
         path = folder / f"{fps.numerator}-{fps.denominator}.mp4"
         if not path.exists():
-            pictures = map(numbered, range(math.floor(fps * 14)))
+            pictures = map(picture, range(math.floor(fps * 14)))
             write_video(path, pictures, fps=fps, binary=ffmpeg)
         return path
 
@@ -87,7 +71,7 @@ def test_a_variable_rate_is_held_until_the_next_frame(
     ffmpeg: Path, cutter: Cutter, tmp_path: Path
 ) -> None:
     steady, varied = tmp_path / "steady.mp4", tmp_path / "varied.mp4"
-    write_video(steady, map(numbered, range(40)), fps=10, binary=ffmpeg)
+    write_video(steady, map(picture, range(40)), fps=10, binary=ffmpeg)
     # Frame n is shown at n*n/100 s: ever longer, up to 0.78 s.
     times = ("-vf", "settb=1/1000,setpts=N*N*10", "-fps_mode", "passthrough")
     exact = ("-enc_time_base", "1:1000")
@@ -100,7 +84,7 @@ def test_times_count_from_the_first_frame_not_from_time_zero_of_the_file(
     ffmpeg: Path, cutter: Cutter, tmp_path: Path
 ) -> None:
     steady, late = tmp_path / "steady.mp4", tmp_path / "late.mkv"
-    write_video(steady, map(numbered, range(300)), fps=25, binary=ffmpeg)
+    write_video(steady, map(picture, range(300)), fps=25, binary=ffmpeg)
     sound = ("-f", "lavfi", "-i", "sine=duration=15")
     run(
         ffmpeg,
@@ -236,11 +220,11 @@ def test_a_full_disk_is_not_an_error_of_the_video(
 ) -> None:
     code = (
         "import sys, resource, signal; from pathlib import Path\n"
-        "from kinetics_tools.media import cut\n"
+        "from kinetics_tools.media import clips\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
         "try:\n"
-        "    cut.conform(Path(sys.argv[1]), Path(sys.argv[2]), recipe=cut.ClipRecipe(),\n"
+        "    clips.conform(Path(sys.argv[1]), Path(sys.argv[2]), recipe=clips.ClipRecipe(),\n"
         "        binary=Path(sys.argv[3]))\n"
         "except OSError as error: print(error.errno)\n"
     )

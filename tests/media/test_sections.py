@@ -12,7 +12,8 @@ import pytest
 from conftest import Cutter, MakeVideo
 from kinetics_tools.core.errors import MediaError
 from kinetics_tools.media import sections
-from kinetics_tools.media.cut import ClipRecipe, cut
+from kinetics_tools.media.clips import cut
+from kinetics_tools.media.recipe import ClipRecipe
 from support import run
 
 SECTION_KINDS = {

@@ -27,7 +27,7 @@ def call(cwd: Path, *arguments: object) -> str:
 
 def test_a_run_on_them_has_nothing_to_do(written: Path) -> None:
     before = tree(written / "shards", without=("index",))
-    options = ("--short-side", "keep", "--samples-per-shard", 3)
+    options = ("--short-side", "keep", "--samples-per-shard", 3, "--scaler", "bicubic")
 
     for method in ("tvl1", "opencv-tvl1"):
         said = call(written, "clips", "shards", "--method", method, *options)
@@ -39,6 +39,15 @@ def test_a_run_on_them_has_nothing_to_do(written: Path) -> None:
     said = call(written, "index", "shards")
     assert "train: 4 expected, flow-opencv-tvl1 4, flow-tvl1 4, rgb 4" in said
     assert tree(written / "shards", without=("index",)) == before
+
+
+def test_a_run_that_scales_in_another_way_is_refused(written: Path) -> None:
+    before = tree(written / "shards")
+    options = ("--short-side", "keep", "--samples-per-shard", 3)
+    said = pipeline.call("extract-flow", "clips", "shards", *options, cwd=written)
+    assert said.returncode == 2
+    assert "rgb there: scaler = bicubic, in this run: scaler = bilinear" in said.stderr
+    assert tree(written / "shards") == before
 
 
 def test_their_samples_are_read_by_the_index_that_lies_there(written: Path) -> None:

@@ -21,8 +21,8 @@ from kinetics_tools.core.errors import EvaluationError, KineticsError
 from kinetics_tools.core.files import read_json
 from kinetics_tools.dataset.labels import known_labels
 from kinetics_tools.flow.methods import BOUND_PX, FlowRecipe, make_method
-from kinetics_tools.media.cut import ClipRecipe
 from kinetics_tools.media.encode import ffmpeg_version, find_ffmpeg
+from kinetics_tools.media.recipe import ClipRecipe
 from kinetics_tools.shards.records import RGB, StreamRecipe, flow_stream
 
 RUN: Final = "run.json"

@@ -21,7 +21,8 @@ from kinetics_tools.core.files import scratch_folder
 from kinetics_tools.flow import methods
 from kinetics_tools.flow.methods import FlowRecipe
 from kinetics_tools.media import decode, encode, opencv
-from kinetics_tools.media.cut import ClipRecipe, conform, cut
+from kinetics_tools.media.clips import conform, cut
+from kinetics_tools.media.recipe import ClipRecipe
 
 logger = logging.getLogger(__name__)
 DEFAULT_S: Final = 10.0  # the length of a Kinetics clip: networks were not trained on longer ones

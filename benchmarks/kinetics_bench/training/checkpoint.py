@@ -20,7 +20,7 @@ from kinetics_bench.weights.files import UNREADABLE_ERRORS, is_damaged
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.files import publish
 from kinetics_tools.flow.methods import FlowRecipe
-from kinetics_tools.media.cut import ClipRecipe
+from kinetics_tools.media.recipe import ClipRecipe
 from kinetics_tools.shards.records import RGB, StreamRecipe, flow_stream
 
 FORMAT: Final = 2
@@ -50,7 +50,7 @@ class TrainingData:
     @property
     def clip_recipe(self) -> ClipRecipe:
         """The recipe of the RGB samples."""
-        return ClipRecipe(**self.recipes[RGB].parameters)
+        return ClipRecipe.from_json(self.recipes[RGB].parameters)
 
     @property
     def flow_recipe(self) -> FlowRecipe | None:

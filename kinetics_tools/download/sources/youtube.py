@@ -110,12 +110,12 @@ def youtube(
     Raises:
         KineticsError: an option cannot be used.
     """
-    # The smallest picture that still covers a short side of 256, else the largest (which is the
-    # "worst" in this order), with sound only where it is kept.
+    # The smallest picture that still covers a short side of 256, without HDR if that exists, else
+    # the largest (which is the "worst" in this order), with sound only where it is kept.
     sound = "+ba" if keep_audio else ""
     own = (
         f"format=bv*[height>=256][width>=256]{sound}/b[height>=256][width>=256]/wv*{sound}/w",
-        "format-sort=+res,fps~30,br",
+        "format-sort=+res,+hdr,fps~30,br",
         "use-extractors=youtube",
         f"ffmpeg-location={encode.find_ffmpeg()}",
     )
