@@ -39,6 +39,7 @@ class Reason(StrEnum):
     REFUSED = "refused"
     NO_RUNTIME = "no-runtime"
     NO_FORMATS = "no-formats"
+    ABSENT = "absent"
     NETWORK = "network"
     SERVER = "server"
     DAMAGED = "damaged"
@@ -47,7 +48,7 @@ class Reason(StrEnum):
 
 IDENTITY = frozenset({Reason.RATE_LIMITED, Reason.BOT_CHECK, Reason.REFUSED})
 TOOL = frozenset({Reason.NO_RUNTIME, Reason.NO_FORMATS})
-TRANSIENT = frozenset({Reason.NETWORK, Reason.SERVER, Reason.DAMAGED, Reason.KILLED})
+TRANSIENT = frozenset({Reason.ABSENT, Reason.NETWORK, Reason.SERVER, Reason.DAMAGED, Reason.KILLED})
 PERMANENT = frozenset(Reason) - IDENTITY - TOOL - TRANSIENT
 RETRYABLE = IDENTITY | TOOL | TRANSIENT
 REASON_CLASSES: Mapping[str, frozenset[Reason]] = {

@@ -191,11 +191,15 @@ class History:
 
     @property
     def main_reason(self) -> str:
-        """One reason for a missing clip: a retryable one where there is one, else the last."""
+        """One reason for a missing clip: a retryable one where there is one, else the last.
+
+        What a folder lacks says nothing of the clip, so that is the reason where there is no other.
+        """
         if self.is_broken:
             return Reason.DAMAGED
         in_order = sorted(self.failures, key=lambda failure: failure.at_s)
         reasons = [failure.reason for failure in in_order if failure.reason is not None]
+        reasons = [reason for reason in reasons if reason is not Reason.ABSENT] or reasons
         return next((r for r in reasons if r in RETRYABLE), reasons[-1] if reasons else "unknown")
 
     @property
@@ -301,6 +305,8 @@ def _parse(value: Any) -> Line:
     if line.reason in PERMANENT and line.detail.startswith("[youtube] "):
         # 0.1.0 took for a loss what YouTube says of the visitor.
         return replace(line, reason=sentence_reason(line.detail) or Reason.NO_FORMATS)
+    if line.reason is Reason.GONE and source.startswith("dir:"):
+        return replace(line, reason=Reason.ABSENT)  # 0.1.0 took it for gone for good
     return line
 
 

@@ -7,6 +7,7 @@ conformed, decoded once more, its frames counted. Every attempt is a ledger line
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 import time
@@ -44,7 +45,13 @@ from kinetics_tools.dataset import ledger
 from kinetics_tools.dataset.layout import clip_path, record_selection
 from kinetics_tools.dataset.ledger import DONE, FAILED, History, Line, Writer
 from kinetics_tools.dataset.manifest import Segment
-from kinetics_tools.download.sources.base import Opened, Source, SourceUnit, group_by_video
+from kinetics_tools.download.sources.base import (
+    Footage,
+    Opened,
+    Source,
+    SourceUnit,
+    group_by_video,
+)
 from kinetics_tools.download.sources.rate_limit import LockedOut
 from kinetics_tools.media import decode
 from kinetics_tools.media.clips import Cut, conform, conforming_frames, cut
@@ -408,8 +415,7 @@ def make_clips(
         opened = source.open(unit, fetched)
         try:
             for segment in unit.segments:
-                ready = unit.ready.get(segment.key)
-                lines.append(_make_clip(segment, ready, opened, folder, source, plan))
+                lines.append(_make_clip(segment, opened, folder, source, plan))
         except LockedOut as error:
             lockout = error
         if plan.keep_videos:
@@ -417,9 +423,9 @@ def make_clips(
                 if video.suffix not in VIDEO_SUFFIXES:
                     continue  # what a broken fetch left
                 move(video, plan.out / "videos" / f"{unit.segments[0].youtube_id}{video.suffix}")
-    for ready in unit.ready.values():
-        if ready.is_relative_to(scratch):
-            ready.unlink()
+    for file in itertools.chain(*unit.files.values()):
+        if file.path.is_relative_to(scratch):
+            file.path.unlink()
     if any(line.reason in IDENTITY for line in lines):
         lockout = source.lockout()  # here, because each host has its own rate limit
     return UnitResult(tuple(lines), lockout)
@@ -427,7 +433,6 @@ def make_clips(
 
 def _make_clip(
     segment: Segment,
-    ready: Path | None,
     opened: Opened,
     folder: Path,
     source: Source,
@@ -442,11 +447,7 @@ def _make_clip(
     scratch = folder / f"{segment.key}.mp4"
     versions = {"ffmpeg": plan.recipe.ffmpeg, **source.versions()}
     try:
-        made, detail = (
-            _cut(segment, opened, scratch, plan)
-            if ready is None
-            else (_check_ready(ready, scratch, plan), "as-found")
-        )
+        made, detail = _make_of_any(segment, opened, scratch, plan)
     except LockedOut:
         raise
     except (SourceError, MediaError) as error:
@@ -468,25 +469,37 @@ def _make_clip(
     )
 
 
-def _cut(segment: Segment, opened: Opened, clip: Path, plan: DownloadPlan) -> tuple[Cut, str]:
-    """Cut the segment out of the first footage from which it can be cut; return its detail too."""
-    damage = None
+def _make_of_any(
+    segment: Segment, opened: Opened, clip: Path, plan: DownloadPlan
+) -> tuple[Cut, str]:
+    """Make the clip of the first footage of which that can be done; return its detail too."""
+    failures: list[MediaError] = []
     for footage in opened.footage(segment):
         try:
-            made = cut(
-                footage.path,
-                clip,
-                start_s=segment.start_s - footage.zero_s,
-                end_s=segment.end_s - footage.zero_s,
-                recipe=plan.recipe,
-                binary=plan.binary,
-            )
+            made = _make_of(footage, segment, clip, plan)
         except MediaError as error:
-            damage = error
+            failures.append(error)
         else:
-            return made, footage.detail
-    assert damage is not None, "a source yields footage or raises"
-    raise damage
+            details = (footage.detail, "no sound" if made.is_silent else "")
+            return made, ", ".join(filter(None, details))
+    if len(failures) == 1:
+        raise failures[0]
+    last = failures[-1]  # there is one: a source yields footage or raises
+    detail = "; ".join(f"{error.path.name}: {error.detail}" for error in failures)
+    raise MediaError(last.path, detail, reason=last.reason)
+
+
+def _make_of(footage: Footage, segment: Segment, clip: Path, plan: DownloadPlan) -> Cut:
+    if footage.is_clip:
+        return _check_ready(footage.path, clip, plan)
+    return cut(
+        footage.path,
+        clip,
+        start_s=segment.start_s - footage.zero_s,
+        end_s=segment.end_s - footage.zero_s,
+        recipe=plan.recipe,
+        binary=plan.binary,
+    )
 
 
 def _check_ready(ready: Path, clip: Path, plan: DownloadPlan) -> Cut:
@@ -494,7 +507,8 @@ def _check_ready(ready: Path, clip: Path, plan: DownloadPlan) -> Cut:
     if conforming_frames(ready, plan.recipe):
         with name_in_errors(clip):
             shutil.copyfile(ready, clip)
-        made = Cut(decode.count_frames(clip))
+        is_silent = plan.recipe.keep_audio and decode.probe(clip).num_audio == 0
+        made = Cut(decode.count_frames(clip), is_silent=is_silent)
     else:
         made = conform(ready, clip, recipe=plan.recipe, binary=plan.binary)
     fps = decode.probe(clip).fps or plan.recipe.fps

@@ -305,7 +305,7 @@ def test_a_damaged_last_line_of_any_part_is_an_error_that_says_where(tmp_path: P
 
 def test_words_that_are_no_text_are_recorded(tmp_path: Path) -> None:
     words = "half a \ud83d, and all of \U0001f600"
-    line = Line(key="a", status="failed", source="dir:/\udcff", reason=Reason.GONE, detail=words)
+    line = Line(key="a", status="failed", source="dir:/\udcff", reason=Reason.ABSENT, detail=words)
     path = write(tmp_path, line)
     assert list(ledger.lines(tmp_path)) == [line]
     assert "\\ud83d, and all of \U0001f600" in path.read_text(encoding="utf-8")

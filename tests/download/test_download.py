@@ -167,7 +167,7 @@ def test_the_chain_asks_the_next_source_and_records_each_answer(
     out = tmp_path / "out"
     chain = [f"dir:{first}", f"dir:{second}", media_server.template]
     said = download(table, out, *(word for source in chain for word in ("--source", source)))
-    assert said.returncode == 3, said.stderr
+    assert said.returncode == 4, said.stderr
 
     lines = [json.loads(line) for line in (out / "ledger-0-of-1.jsonl").read_text().splitlines()]
     assert [(x["key"], x["source"], x.get("reason")) for x in lines if x["key"] == key] == [
@@ -177,7 +177,74 @@ def test_the_chain_asks_the_next_source_and_records_each_answer(
     (done,) = (x for x in lines if x["status"] == "done")
     assert (done["detail"], done["frames"]) == ("as-found", 75)
     assert decode.count_frames(out / "clips" / "val" / "a" / f"{key}.mp4") == 75
-    assert [x["reason"] for x in lines if x["key"] != key] == ["gone", "too-short", "gone"]
+    assert [x["reason"] for x in lines if x["key"] != key] == ["absent", "too-short", "gone"]
+
+
+def test_a_broken_file_of_a_folder_hides_no_good_one(make_video: MakeVideo, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    video = make_video(seconds=6).read_bytes()
+    files = {
+        "one_000001_000003.mp4": b"",  # an empty clip beside a good video
+        "one.mp4": video,
+        "a/two_000001_000003.mp4": video[: len(video) // 2],  # a good clip in another folder
+        "b/two_000001_000003.mp4": video,
+        "three.mp4": video[: len(video) // 2],  # a video that is cut off beside a good one
+        "three.webm": make_video(seconds=6, options="-c:v libvpx", suffix=".webm").read_bytes(),
+        "four.mp4/note.txt": b"a folder with the name of a video",
+        "sub/four.mkv": video,
+        "five.mp4": make_video(seconds=2).read_bytes(),  # a video that ends too early
+        "five.mkv": video,
+        "six_000001_000003.mp4": b"",
+        "six.mp4": make_video(seconds=2).read_bytes(),
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    names = ("one", "two", "three", "four", "five", "six", "seven")
+    table = write_manifest(tmp_path / "list.csv", [("a", name, 1, 3, "val") for name in names])
+    out = tmp_path / "out"
+    said = download(table, out, "--source", f"dir:{folder}")
+    assert said.returncode == 4, said.stderr
+    lines = {line.key.partition("_")[0]: line for line in ledger.lines(out)}
+    made = {name: line.detail for name, line in lines.items() if line.status == "done"}
+    assert made == {"one": "", "two": "as-found", "three": "", "four": "", "five": ""}
+    assert decode.count_frames(clip_of(out, "two")) == 150
+    assert {decode.count_frames(clip_of(out, name)) for name in ("one", "three", "four")} == {50}
+    assert (lines["seven"].reason, lines["seven"].detail) == (
+        "absent",
+        f"no file seven.* below {folder}",
+    )
+    assert lines["six"].reason == "too-short"
+    assert lines["six"].detail.startswith("six_000001_000003.mp4: cannot be decoded")
+    assert "; six.mp4: ends at 2.00 s, the segment at 3.00 s" in lines["six"].detail
+
+    # What was absent is found by the next run, also what 0.1 took for gone.
+    ledger_file = out / "ledger-0-of-1.jsonl"
+    ledger_file.write_text(ledger_file.read_text().replace('"absent"', '"gone"'))
+    (folder / "seven.mp4").write_bytes(video)
+    assert download(table, out, "--source", f"dir:{folder}").returncode == 3
+    assert ledger.read(out)["seven_000001_000003"].done is not None
+
+
+def clip_of(out: Path, youtube_id: str) -> Path:
+    return out / "clips" / "val" / "a" / f"{youtube_id}_000001_000003.mp4"
+
+
+def test_the_ledger_says_which_clips_have_no_sound(make_video: MakeVideo, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "mute.mp4").write_bytes(make_video(seconds=4).read_bytes())
+    (folder / "loud.mp4").write_bytes(make_video(seconds=4, sound=True).read_bytes())
+    (folder / "ready_000001_000003.mp4").write_bytes(make_video(seconds=4).read_bytes())
+    names = ("mute", "loud", "ready")
+    table = write_manifest(tmp_path / "list.csv", [("a", name, 1, 3, "val") for name in names])
+    out = tmp_path / "out"
+    assert download(table, out, "--source", f"dir:{folder}", "--keep-audio").returncode == 0
+    assert {line.key.partition("_")[0]: line.detail for line in ledger.lines(out)} == {
+        "mute": "no sound",
+        "loud": "",
+        "ready": "as-found, no sound",
+    }
 
 
 def test_a_ready_clip_that_already_conforms_keeps_its_bytes(
@@ -605,8 +672,8 @@ def test_out_is_a_runs_own_before_any_source_is_tried_and_its_lines_are_pulled(
     assert list(attempts.lines) == []  # the block has ended, and with it the run
     with make_clips_of([SEGMENT], ("a",), plan) as run:
         for line in run:
-            assert ledger.read(out)[line.key].main_reason == line.reason == "gone"
-        assert (run.summary().num_expected, run.summary().gaps) == (1, {"gone": 1})
+            assert ledger.read(out)[line.key].main_reason == line.reason == "absent"
+        assert (run.summary().num_expected, run.summary().gaps) == (1, {"absent": 1})
 
 
 def test_a_run_that_is_left_leaves_no_worker_and_no_scratch_file(
@@ -671,7 +738,7 @@ def test_a_run_of_one_part_reads_the_ledger_once(
             part=part,
         )
         with make_clips_of([SEGMENT], ("a",), plan) as run:
-            assert [line.reason for line in run] == ["gone"]
-            assert run.summary().gaps == {"gone": 1}
+            assert [line.reason for line in run] == ["absent"]
+            assert run.summary().gaps == {"absent": 1}
         assert outs == [out] * times
         outs.clear()

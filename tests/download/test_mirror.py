@@ -93,9 +93,9 @@ def collect(units: Iterable[SourceUnit]) -> Outcome:
             outcome.order.append(one.key)
             if unit.error is not None:
                 outcome.errors[one.key] = (unit.error.reason, unit.error.detail)
-        for key, path in unit.ready.items():
-            outcome.clips[key] = path.read_bytes()
-            path.unlink()
+        for key, (file,) in unit.files.items():
+            outcome.clips[key] = file.path.read_bytes()
+            file.path.unlink()
     return outcome
 
 
@@ -387,7 +387,7 @@ def test_no_name_of_a_member_is_used_on_disk(
         lab = Lab(server, folder)
         lab.put_tars({"part_0.tar.gz": tarball(members)})
         units = list(lab.mirror.units([segment(n) for n in range(3)], WHOLE, lab.scratch))
-        ready = [path for unit in units for path in unit.ready.values()]
+        ready = [file.path for unit in units for (file,) in unit.files.values()]
         assert set(ready) <= {lab.scratch / f"{segment(n).key}.mp4" for n in range(3)}
         assert {folder / name for name in tree(folder) if not name.startswith("cache/")} == set(
             ready
@@ -476,8 +476,8 @@ def test_few_clips_lie_waiting_for_a_slow_taker(lab: Lab) -> None:
     most = 0
     for unit in lab.mirror.units(list(map(segment, range(200))), WHOLE, lab.scratch):
         most = max(most, len(list(lab.scratch.iterdir())))
-        for path in unit.ready.values():
-            path.unlink()
+        for (file,) in unit.files.values():
+            file.path.unlink()
     assert 1 <= most <= MAX_WAITING_CLIPS + 3  # waiting, being written (two names), in our hands
 
 
@@ -611,13 +611,10 @@ def test_the_mirror_of_another_set_needs_its_lists(tmp_path: Path) -> None:
         make(tmp_path, tmp_path, base="/data/mirror")
 
 
-def test_there_is_nothing_beyond_the_ready_clip(lab: Lab, tmp_path: Path) -> None:
+def test_a_source_is_sent_to_workers(lab: Lab) -> None:
     for source in lab.sources:
-        with pytest.raises(SourceError) as caught:
-            source.open(SourceUnit((segment(0),)), tmp_path).footage(segment(0))
-        assert caught.value.reason is Reason.GONE
         assert not source.versions()
-        assert pickle.loads(pickle.dumps(source)) == source  # it is sent to workers
+        assert pickle.loads(pickle.dumps(source)) == source
 
 
 # replacements
@@ -738,7 +735,7 @@ def test_tasks_that_share_only_out_bring_every_clip_to_an_end(
     for task in (0, 1) * 2:
         said = download(lab, manifest, *options, "--task", f"{task}/2", cache=f"cache-{task}")
         assert said.returncode in (0, 4), said.stderr
-    lost = ["cvdf damaged", "cvdf-replacement server", "dir gone"]
+    lost = ["cvdf damaged", "cvdf-replacement server", "dir absent"]
     assert answers(lab) == {
         **{segment(n).key: ["cvdf"] for n in (0, 2, 4, 5, 6, 7)},
         segment(1).key: ["dir"],
@@ -790,7 +787,7 @@ def test_without_a_list_now_the_next_source_is_asked(lab: Lab, make_video: MakeV
     lab.server.put("/list.txt", b"", statuses=[403] * 9)
     said = download(lab, manifest, "--cvdf-list", f"val={address}", "--source", f"dir:{folder}")
     assert said.returncode == 4, said.stderr
-    assert answers(lab) == {segment(0).key: ["dir"], segment(1).key: ["cvdf server", "dir gone"]}
+    assert answers(lab) == {segment(0).key: ["dir"], segment(1).key: ["cvdf server", "dir absent"]}
     ledger_text = (lab.folder / "out" / "ledger-0-of-1.jsonl").read_text()
     assert f"no path list: {address}: HTTP 403" in ledger_text
 

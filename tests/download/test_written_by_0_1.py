@@ -71,7 +71,7 @@ def test_a_damaged_clip_of_its_is_recorded_as_missing(out: Path, tmp_path: Path)
     empty.mkdir()
     words = ("kinetics-download", out / "manifest.csv", out, "--source", f"dir:{empty}")
     said = run_command(*words, "--scaler", "bicubic")
-    assert said.returncode == 3
+    assert said.returncode == 4
     assert said.stdout.startswith(f"7 of 8 clips in {out}\n  gone           1\n")
 
 

@@ -27,36 +27,41 @@ FETCHES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class SourceUnit:
-    """The smallest share of a source's work: segments of one video, or one ready clip.
-
-    Attributes:
-        segments: what it may give.
-        ready: the file of a ready clip, by key. A file in the run's scratch folder is removed when
-            its clip is made.
-        video: the file of the whole video, where the source has one on disk.
-        error: why the source has none of these segments, where that is known already.
-    """
-
-    segments: tuple[Segment, ...]
-    ready: Mapping[str, Path] = field(default_factory=dict)
-    video: Path | None = None
-    error: SourceError | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Footage:
-    """A file that shows a segment: a whole video, or a section of one.
+    """A file that shows a segment: a whole video, a section of one, or a ready clip.
 
     Attributes:
         path: the file.
         zero_s: time of the file's first frame, in seconds from the video's first frame.
         detail: what the file is, for the ledger, such as "section of 134, 640x360".
+        is_clip: whether it is the segment itself, from its first frame to its last.
     """
 
     path: Path
     zero_s: Fraction = Fraction(0)
     detail: str = ""
+    is_clip: bool = False
+
+
+def ready_clip(path: Path) -> Footage:
+    """A file that is the segment itself."""
+    return Footage(path, detail="as-found", is_clip=True)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceUnit:
+    """The smallest share of a source's work: segments of one video, or one clip of a mirror.
+
+    Attributes:
+        segments: what it may give.
+        files: the files on disk that may show a segment, by key, in the order in which they are
+            tried. Those in the run's scratch folder are removed when the unit is done.
+        error: why the source has none of these segments, where that is known already.
+    """
+
+    segments: tuple[Segment, ...]
+    files: Mapping[str, tuple[Footage, ...]] = field(default_factory=dict)
+    error: SourceError | None = None
 
 
 class FetchError(SourceError):
@@ -84,9 +89,9 @@ class Opened(Protocol):
     """A unit that a worker has opened: its video is requested once, for all its segments."""
 
     def footage(self, segment: Segment) -> Iterator[Footage]:
-        """Yield files that show the segment, the cheapest first.
+        """Yield files that show the segment, the best or the cheapest first.
 
-        The next file is fetched only when the last one could not be cut.
+        The next file is fetched only when the last one could not be used.
 
         Raises:
             SourceError: there is no file, or no further one.
@@ -95,11 +100,21 @@ class Opened(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class _OnDisk:
+    """A unit whose files are there."""
+
+    unit: SourceUnit
+
+    def footage(self, segment: Segment) -> Iterator[Footage]:
+        yield from self.unit.files[segment.key]
+
+
 class Source(ABC):
     """One place to get clips from. Instances are values: they are sent to worker processes.
 
-    The defaults are those of a source that may have any segment, can always be tried, and uses no
-    tool of its own.
+    The defaults are those of a source that may have any segment, can always be tried, has the files
+    of its units on disk, and uses no tool of its own.
 
     Attributes:
         name: of the source in the ledger: as given on the command line, without secrets.
@@ -128,9 +143,9 @@ class Source(ABC):
             OSError: the disk is full.
         """
 
-    @abstractmethod
-    def open(self, unit: SourceUnit, into: Path) -> Opened:
+    def open(self, unit: SourceUnit, into: Path) -> Opened:  # noqa: ARG002 - for those that fetch
         """Begin to fetch a unit's video into the empty folder `into`."""
+        return _OnDisk(unit)
 
     def wants(self, history: History) -> bool:  # noqa: ARG002 - for those that choose
         """Whether this source may have a segment with this history."""

@@ -1,27 +1,33 @@
 """`dir:PATH`: videos and ready clips in a local folder."""
 
+import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kinetics_tools.core.errors import Reason, SourceError
+from kinetics_tools.core.errors import KineticsError, Reason, SourceError
 from kinetics_tools.core.keys import VIDEO_SUFFIXES
 from kinetics_tools.core.units import Part
 from kinetics_tools.dataset.manifest import Segment
 from kinetics_tools.download.sources.base import (
     Footage,
-    Opened,
     Source,
     SourceUnit,
     group_by_video,
+    ready_clip,
 )
 
 UNIT_SEGMENTS = 4  # of a video: nothing is fetched, so its units may be small
+_OF_THE_DISK = frozenset({"lost+found"})  # only the administrator can read it
 
 
 @dataclass(frozen=True, slots=True)
 class Folder(Source):
-    """`<key>.*` anywhere below the folder is a ready clip, `<youtube_id>.*` a video."""
+    """`<key>.*` anywhere below the folder is a ready clip, `<youtube_id>.*` a video.
+
+    Of several such files all are tried, clips first, each in the order of their paths, until one
+    can be used. What is absent may be there in the next run.
+    """
 
     path: Path
     name: str = field(init=False)
@@ -35,32 +41,45 @@ class Folder(Source):
         part: Part,  # noqa: ARG002 - these are the part's segments already
         scratch: Path,  # noqa: ARG002 - files are read in place
     ) -> Generator[SourceUnit, None, None]:
-        """Yield a few segments of a video at a time, with the files that exist for them."""
+        """Yield a few segments of a video at a time, with the files that exist for them.
+
+        Raises:
+            KineticsError: a folder cannot be read.
+        """
         files = self._by_stem()
         for own in group_by_video(segments):
-            for start in range(0, len(own), UNIT_SEGMENTS):
-                some = tuple(own[start : start + UNIT_SEGMENTS])
-                ready = {s.key: files[s.key] for s in some if s.key in files}
-                yield SourceUnit(some, ready, files.get(some[0].youtube_id))
+            videos = tuple(map(Footage, files.get(own[0].youtube_id, ())))
+            found = {s.key: (*map(ready_clip, files.get(s.key, ())), *videos) for s in own}
+            present = [s for s in own if found[s.key]]
+            for start in range(0, len(present), UNIT_SEGMENTS):
+                some = tuple(present[start : start + UNIT_SEGMENTS])
+                yield SourceUnit(some, {s.key: found[s.key] for s in some})
+            absent = tuple(s for s in own if not found[s.key])
+            if absent:
+                detail = f"no file {own[0].youtube_id}.* below {self.path}"
+                yield SourceUnit(absent, error=SourceError(Reason.ABSENT, detail))
 
-    def _by_stem(self) -> Mapping[str, Path]:
-        """All video files below the folder, by name without suffix."""
-        files = sorted(
-            path for path in self.path.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES
-        )
-        return {path.stem: path for path in reversed(files)}  # the first of equal names wins
+    def _by_stem(self) -> Mapping[str, Sequence[Path]]:
+        """All video files below the folder, in the order of their paths, by name without suffix."""
+        found: dict[str, list[Path]] = {}
+        for path in sorted(self._videos()):
+            found.setdefault(path.stem, []).append(path)
+        return found
 
-    def open(self, unit: SourceUnit, into: Path) -> Opened:  # noqa: ARG002 - files are read in place
-        """The unit's video in place."""
-        return _InPlace(self.path, unit)
+    def _videos(self) -> Iterator[Path]:
+        """The video files below the folder. Links are followed; each folder is read once."""
+        seen = set()
+        for folder, folders, names in os.walk(self.path, onerror=self._stop, followlinks=True):
+            state = Path(folder).stat()
+            is_new = (state.st_dev, state.st_ino) not in seen
+            seen.add((state.st_dev, state.st_ino))
+            folders[:] = sorted(set(folders) - _OF_THE_DISK) if is_new else []
+            for path in (Path(folder, name) for name in names if is_new):
+                if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+                    yield path
 
-
-@dataclass(frozen=True, slots=True)
-class _InPlace:
-    folder: Path
-    unit: SourceUnit
-
-    def footage(self, segment: Segment) -> Iterator[Footage]:
-        if self.unit.video is None:
-            raise SourceError(Reason.GONE, f"no file {segment.youtube_id}.* below {self.folder}")
-        yield Footage(self.unit.video)
+    def _stop(self, error: OSError) -> None:
+        raise KineticsError(
+            f"--source {self.name}: {error.filename} cannot be read ({error.strerror}); what it "
+            "holds would be taken for absent"
+        ) from error

@@ -33,7 +33,7 @@ from kinetics_tools.core.prefetch import prefetch
 from kinetics_tools.core.units import Part
 from kinetics_tools.dataset.ledger import History
 from kinetics_tools.dataset.manifest import Segment
-from kinetics_tools.download.sources.base import Footage, Opened, Source, SourceUnit
+from kinetics_tools.download.sources.base import Source, SourceUnit, ready_clip
 from kinetics_tools.download.sources.mirror_index import (
     NOT_SAID,
     Contents,
@@ -146,10 +146,6 @@ class _ReadyClips(Source):
 
     timeout_s: float = http_client.TIMEOUT_S
     pauses_s: Sequence[float] = http_client.PAUSES_S
-
-    def open(self, unit: SourceUnit, into: Path) -> Opened:  # noqa: ARG002 - the clip is ready
-        """The unit's ready clip is all that there is."""
-        return _NoFootage()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,13 +385,6 @@ def _matcher(segments: Sequence[Segment]) -> Callable[[str], str]:
     return match
 
 
-class _NoFootage:
-    """A mirror's clip is ready; there is nothing to cut it from."""
-
-    def footage(self, segment: Segment) -> Iterator[Footage]:
-        raise SourceError(Reason.GONE, f"the mirror has no video of {segment.key}")
-
-
 def _prefetched(
     units: Generator[SourceUnit | None, None, None],
 ) -> Generator[SourceUnit, None, None]:
@@ -407,14 +396,14 @@ def _prefetched(
 
 
 def _num_bytes(unit: SourceUnit) -> int:
-    return sum(path.stat().st_size for path in unit.ready.values())
+    return sum(file.path.stat().st_size for files in unit.files.values() for file in files)
 
 
 def _save(segment: Segment, member: TarVideo, scratch: Path) -> SourceUnit:
     """Write a clip to the scratch folder; its name there is its key."""
     path = scratch / f"{segment.key}{member.suffix}"
     member.save(path)
-    return SourceUnit((segment,), ready={segment.key: path})
+    return SourceUnit((segment,), {segment.key: (ready_clip(path),)})
 
 
 def _has_long_rest(remote: Remote, position: int) -> bool:
