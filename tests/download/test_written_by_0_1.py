@@ -72,7 +72,7 @@ def test_a_damaged_clip_of_its_is_recorded_as_missing(out: Path, tmp_path: Path)
     words = ("kinetics-download", out / "manifest.csv", out, "--source", f"dir:{empty}")
     said = run_command(*words, "--scaler", "bicubic")
     assert said.returncode == 4
-    assert said.stdout.startswith(f"7 of 8 clips in {out}\n  gone           1\n")
+    assert said.stdout.startswith(f"7 of 8 clips in {out}\n  absent         1\n")
 
 
 def test_its_origins_read(tmp_path: Path) -> None:
