@@ -176,6 +176,10 @@ def test_of_the_formats_the_smallest_that_covers_256_is_fetched(
     youtube.put("formats0000", *formats, sound, seconds=4)
     ask(source, segment("formats0000", 0, 4))
     assert youtube.requests[-1] == "/media/formats0000/134"
+    hdr = Format(content[:-100], 332, 640, 360, 'video/webm; codecs="vp9.2"')
+    youtube.put("withhdr0000", hdr, *formats, sound, seconds=4)
+    ask(source, segment("withhdr0000", 0, 4))
+    assert youtube.requests[-1] == "/media/withhdr0000/134"
     youtube.put("smallsizes0", *formats[:2], sound, seconds=4)
     ask(source, segment("smallsizes0", 0, 4))
     assert youtube.requests[-1] == "/media/smallsizes0/133"
