@@ -19,7 +19,7 @@ from kinetics_bench.recipes import RECIPES
 from kinetics_bench.weights.choices import FINETUNES, INITS
 from kinetics_tools.core import cli, console, system
 from kinetics_tools.core.cli import Exit, Parser, one_of, positive
-from kinetics_tools.core.errors import KineticsError, UnknownNameError, unknown_name
+from kinetics_tools.core.errors import KineticsError, OutError, UnknownNameError, unknown_name
 from kinetics_tools.core.files import hold_lock, make_folder
 
 if TYPE_CHECKING:
@@ -372,6 +372,8 @@ def _for_each(videos: Collection[Path], act: Callable[[Path], object]) -> int:
     ):
         try:
             act(video)
+        except OutError:
+            raise  # every video would fail so
         except KineticsError as error:
             failed += 1
             print(f"error: {error}", file=sys.stderr)

@@ -4,13 +4,11 @@ Only commands import this module, no library module does.
 """
 
 import argparse
-import errno
 import logging
 import os
 import select
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from functools import partial
@@ -20,7 +18,7 @@ from typing import NoReturn
 import kinetics_tools
 from kinetics_tools.core.engine import ENGINES
 from kinetics_tools.core.errors import KineticsError, lookup, unknown_name
-from kinetics_tools.core.files import FULL_ERRNOS, PATH_ERRNOS, STORAGE_ERRNOS
+from kinetics_tools.core.files import ACCESS_ERRNOS, FULL_ERRNOS, PATH_ERRNOS, STORAGE_ERRNOS
 from kinetics_tools.core.system import num_processors
 
 
@@ -214,11 +212,11 @@ def run(main: Callable[[], int], *, again: str = "the same command") -> NoReturn
     except OSError as error:
         if error.errno not in STORAGE_ERRNOS | PATH_ERRNOS:
             raise
-        where = error.filename or tempfile.gettempdir()
+        where = error.filename or "a file of this run"
         advice = "choose"
         if error.errno in FULL_ERRNOS:
             advice = "make room, or choose"
-        elif error.errno in (errno.EACCES, errno.EPERM):
+        elif error.errno in ACCESS_ERRNOS:
             advice = "allow access to it, or choose"
         print(
             f"error: {where}: {error.strerror}; {advice} another folder, then run the same "

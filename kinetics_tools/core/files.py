@@ -5,20 +5,25 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TextIO
 
 from kinetics_tools.core.errors import OutError
 from kinetics_tools.core.system import is_running
 
-# Errors of a full or read-only disk, and of missing permissions. Any other is a bug and crashes.
+logger = logging.getLogger(__name__)
+# Errors of a full, read-only or broken disk (ESTALE: its server has lost the file), and of missing
+# permissions. Any other is a bug and crashes.
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-STORAGE_ERRNOS = FULL_ERRNOS | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+ACCESS_ERRNOS = frozenset({errno.EACCES, errno.EPERM})
+STORAGE_ERRNOS = FULL_ERRNOS | ACCESS_ERRNOS | {errno.EROFS, errno.EIO, errno.ESTALE}
 # Errors of a path that cannot exist: below a file, too long, a loop of links, a folder as a file.
 PATH_ERRNOS = frozenset(
     {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
@@ -129,6 +134,16 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+class NoLocksError(OutError):
+    """Files in a folder cannot be locked: an NFS or Lustre without locks, a read-only disk."""
+
+
+# What the user can do then.
+OTHER_FOLDER = "choose a folder on another file system"
+OTHER_TMP_DIR = "give --tmp-dir a folder on another file system"
+OTHER_CACHE_DIR = "give --cache-dir a folder on another file system"
+
+
 @contextmanager
 def hold_lock(out: Path, part: str = "0-of-1") -> Iterator[None]:
     """Hold the lock of one part of the folder `out` for the block, at most while the process lives.
@@ -138,6 +153,7 @@ def hold_lock(out: Path, part: str = "0-of-1") -> Iterator[None]:
         part: "I-of-N". Parts with the same N may run together, parts with different N may not.
 
     Raises:
+        NoLocksError: its file system has no locks, or is read-only.
         OutError: another run holds the lock (the message says which), or `out` cannot be created.
     """
     make_folder(out)
@@ -146,16 +162,33 @@ def hold_lock(out: Path, part: str = "0-of-1") -> Iterator[None]:
 
 
 @contextmanager
+def hold_lock_if_any(out: Path) -> Iterator[None]:
+    """The lock of the whole folder `out`, for a command that reads it.
+
+    Where the folder can have no lock, the block runs without: no run of ours can fill it there.
+
+    Raises:
+        OutError: a run holds the lock.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(out))
+        except (NoLocksError, PermissionError) as error:
+            logger.warning("%s is read without a lock: %s", out, error)
+        yield
+
+
+@contextmanager
 def _hold_partition(out: Path, part: str) -> Iterator[None]:
     """Share the lock on the number of parts; the first part to hold it writes the number."""
     count = part.rpartition("-")[2]
-    with (out / ".lock-parts").open("a+", encoding="utf-8") as file:
+    with _open_lock(out / ".lock-parts") as file:
         with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, out)
             file.truncate(0)
             file.write(count)
             file.flush()
-        fcntl.flock(file, fcntl.LOCK_SH)
+        _lock(file, fcntl.LOCK_SH, out)
         file.seek(0)
         running = file.read()
         if running != count:
@@ -168,10 +201,9 @@ def _hold_partition(out: Path, part: str) -> Iterator[None]:
 
 @contextmanager
 def _hold_part(out: Path, name: str) -> Iterator[None]:
-    path = out / f".lock-{name}"
-    with path.open("a+", encoding="utf-8") as file:
+    with _open_lock(out / f".lock-{name}") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, out)
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "another process"
@@ -185,20 +217,75 @@ def _hold_part(out: Path, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Wait for the lock file `path` and hold it for the block: for short critical sections."""
+def file_lock(path: Path, remedy: str = OTHER_FOLDER) -> Iterator[None]:
+    """Wait for the lock file `path` and hold it for the block: for short critical sections.
+
+    Args:
+        path: created unless it exists.
+        remedy: what the user can do where the folder can have no locks.
+
+    Raises:
+        NoLocksError: its file system has no locks, or is read-only.
+    """
     make_folder(path.parent)
-    with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _open_lock(path, remedy) as file:
+        _lock(file, fcntl.LOCK_EX, path.parent, remedy)
         yield
 
 
+def require_locks(folder: Path) -> None:
+    """Check that files in `folder` can be made and locked; nothing stays there.
+
+    Raises:
+        NoLocksError: its file system has no locks.
+        OSError: no file can be made.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        _lock(file, fcntl.LOCK_EX, folder)
+
+
 @contextmanager
-def scratch_folder(root: Path) -> Iterator[Path]:
+def _open_lock(path: Path, remedy: str = OTHER_FOLDER) -> Iterator[TextIO]:
+    """Open a lock file for the block; it is not locked yet."""
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        if error.errno in FULL_ERRNOS | ACCESS_ERRNOS | PATH_ERRNOS:
+            raise  # these concern this file, whose name they have
+        raise _no_locks(path.parent, error, remedy) from error
+    with file:
+        yield file
+
+
+def _lock(file: IO[Any], operation: int, folder: Path, remedy: str = OTHER_FOLDER) -> None:
+    """Lock an open file in `folder`: the only call of flock.
+
+    Raises:
+        BlockingIOError: another process holds the lock, and `operation` does not wait for it.
+        NoLocksError: the file system has no locks, or none now.
+    """
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise _no_locks(folder, error, remedy) from error
+
+
+def _no_locks(folder: Path, error: OSError, remedy: str) -> NoLocksError:
+    return NoLocksError(f"{folder}: no file can be locked there ({error.strerror}); {remedy}")
+
+
+@contextmanager
+def scratch_folder(root: Path, remedy: str = OTHER_TMP_DIR) -> Iterator[Path]:
     """Yield `root/.scratch/<host>-<pid>`, removed at the end of the block.
 
     Folders left by processes of this host that ended are removed first. The owner holds a lock
     file in its folder, so an old folder is removed even when its process id is in use again.
+    `remedy` is as for `file_lock`.
+
+    Raises:
+        NoLocksError: the file system of `root` has no locks, or is read-only.
     """
     home = root / ".scratch"
     host = socket.gethostname()
@@ -206,25 +293,22 @@ def scratch_folder(root: Path) -> Iterator[Path]:
     # Parts start and end at any time, and a new folder without a lock yet looks abandoned.
     lock = root / ".lock-scratch"
     with ExitStack() as stack:
-        with file_lock(lock):
+        with file_lock(lock, remedy):
             for old in home.glob(f"{host}-*"):
-                _remove_if_abandoned(old)
+                _remove_if_abandoned(old, remedy)
             mine.mkdir(parents=True, exist_ok=True)
-            owner = stack.enter_context((mine / ".owner").open("a"))
-            fcntl.flock(owner, fcntl.LOCK_EX)
+            owner = stack.enter_context(_open_lock(mine / ".owner", remedy))
+            _lock(owner, fcntl.LOCK_EX, mine, remedy)
         try:
             yield mine
         finally:
-            with file_lock(lock):
+            with file_lock(lock, remedy):
                 shutil.rmtree(mine, ignore_errors=True)
                 if not any(home.iterdir()):
                     home.rmdir()
 
 
-def _remove_if_abandoned(folder: Path) -> None:
-    try:
-        with (folder / ".owner").open("a") as owner:
-            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-    except BlockingIOError:
-        return
+def _remove_if_abandoned(folder: Path, remedy: str = OTHER_TMP_DIR) -> None:
+    with contextlib.suppress(BlockingIOError), _open_lock(folder / ".owner", remedy) as owner:
+        _lock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB, folder, remedy)
+        shutil.rmtree(folder, ignore_errors=True)

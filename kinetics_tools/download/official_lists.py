@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from kinetics_tools.core import http_client
 from kinetics_tools.core.errors import ManifestError, OutError, SourceError, lookup
 from kinetics_tools.core.files import (
+    OTHER_CACHE_DIR,
     digest,
     file_digest,
     file_lock,
@@ -167,10 +168,11 @@ def fetch(
     address = official if address is None else address
     home = cache / "manifests"
     folder = home / f"{dataset}-{digest(address)[:8]}"
-    with file_lock(home / f".lock-{folder.name}"):
-        cached = _read_cached(folder)
-        if cached is None:
-            cached = _fetch(dataset, address, folder, split, pauses_s)
+    cached = _read_cached(folder)
+    if cached is None:
+        with file_lock(home / f".lock-{folder.name}", OTHER_CACHE_DIR):
+            # Another run may have fetched it while this one waited.
+            cached = _read_cached(folder) or _fetch(dataset, address, folder, split, pauses_s)
     if split is not None and split not in cached.splits:
         raise ManifestError(f"{address} has no {split} list; it has {', '.join(cached.splits)}")
     names = sorted(cached.splits, key=_rank) if split is None else [split]
@@ -261,7 +263,7 @@ def _fetch(
     dataset: str, address: str, folder: Path, split: str | None, pauses_s: Sequence[float]
 ) -> _CachedList:
     """Fetch and check the list at `address`, and store it in `folder`."""
-    with scratch_folder(folder.parent) as scratch:
+    with scratch_folder(folder.parent, OTHER_CACHE_DIR) as scratch:
         fetched, new = scratch / "fetched", scratch / "new"
         logger.info("downloading the list of %s from %s", dataset, address)
         try:

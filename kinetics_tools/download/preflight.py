@@ -16,6 +16,7 @@ import numpy as np
 
 from kinetics_tools.core.console import size_text
 from kinetics_tools.core.errors import MediaError, SourceError
+from kinetics_tools.core.files import NoLocksError, require_locks
 from kinetics_tools.download.sources import cookies, js_runtime
 from kinetics_tools.media import encode
 from kinetics_tools.media.clips import cut
@@ -157,8 +158,11 @@ def _folders(job: PreflightJob) -> Iterator[Finding]:
         if folder is None:
             continue
         try:
-            with tempfile.TemporaryFile(dir=_nearest(folder)):
-                yield Finding(Level.OK, f"{name} {folder} can be written")
+            require_locks(_nearest(folder))
+            yield Finding(Level.OK, f"{name} {folder} can be written")
+        except NoLocksError as error:
+            what, _, advice = str(error).rpartition("; ")
+            yield Finding(Level.MISSING, f"{name} {what}", advice)
         except OSError as error:
             yield Finding(
                 Level.MISSING,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kinetics_tools.core import engine
 from kinetics_tools.core.errors import MediaError, Reason
-from kinetics_tools.core.files import file_digest, hold_lock
+from kinetics_tools.core.files import file_digest, hold_lock_if_any
 from kinetics_tools.core.units import Crash
 from kinetics_tools.dataset import ledger
 from kinetics_tools.dataset.layout import clip_files, clip_name, read_out
@@ -85,7 +85,7 @@ def verify(out: Path, *, splits: Sequence[str] = (), jobs: int = 1) -> Iterator[
     manifest, _ = read_out(out)
     segments = select(manifest, splits=splits)
     folders = {segment.split for segment in segments} if splits else None
-    with hold_lock(out), closing(Verification(out, segments, jobs, folders)) as run:
+    with hold_lock_if_any(out), closing(Verification(out, segments, jobs, folders)) as run:
         yield run
 
 

@@ -27,7 +27,7 @@ from kinetics_bench.weights.files import INDEX, UNREADABLE_ERRORS, Weights, firs
 from kinetics_bench.weights.naming import SCHEMES
 from kinetics_tools.core import http_client
 from kinetics_tools.core.errors import EvaluationError, SourceError
-from kinetics_tools.core.files import digest, file_lock, publish
+from kinetics_tools.core.files import OTHER_CACHE_DIR, digest, file_lock, publish
 
 # The name has the first digits of the file's SHA-256, which torch.hub checks.
 IMAGENET: Final = "https://download.pytorch.org/models/googlenet-1378be20.pth"
@@ -55,7 +55,8 @@ def imagenet(cache: Path, *, address: str = IMAGENET) -> Weights:
     """
     folder = cache / "weights"
     name = address.rpartition("/")[2]
-    with file_lock(folder / f".lock-{name}"), contextlib.redirect_stdout(sys.stderr):
+    lock = file_lock(folder / f".lock-{name}", OTHER_CACHE_DIR)
+    with lock, contextlib.redirect_stdout(sys.stderr):
         try:
             tensors = torch.hub.load_state_dict_from_url(
                 address,
@@ -95,7 +96,7 @@ def kinetics(
         EvaluationError: it cannot be downloaded, or is not such a checkpoint; nothing is kept.
     """
     folder = cache / "weights" / f"{stream}_imagenet-{digest(address)[:8]}"
-    with file_lock(folder / ".lock"):
+    with file_lock(folder / ".lock", OTHER_CACHE_DIR):
         for name in FILES:
             if not (folder / name).exists():
                 source = f"{address}/{stream}_imagenet/{name}"

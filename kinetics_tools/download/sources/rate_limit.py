@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kinetics_tools.core.errors import Reason, SourceError
-from kinetics_tools.core.files import digest, file_lock
+from kinetics_tools.core.files import OTHER_CACHE_DIR, digest, file_lock
 from kinetics_tools.core.system import boot_id, boot_time_s
 
 MAX_REFUSALS = 3  # in a row: the identity is locked out
@@ -112,13 +112,12 @@ class RateLimiter:
 
     def locked_s(self) -> float:
         """How many seconds the identity is still locked out; 0 when it is free."""
-        with self._held() as state:
-            return state.locked_s()
+        return self._seen().locked_s()
 
     def lockout(self) -> LockedOut | None:
         """What `wait` would raise now: the reason, the last message, and until when."""
-        with self._held() as state:
-            return state.lockout() if state.locked_s() > 0 else None
+        state = self._seen()
+        return state.lockout() if state.locked_s() > 0 else None
 
     def _take(self, state: _State) -> float:
         """Take a token and return 0; where there is none, the seconds until there is one."""
@@ -140,10 +139,19 @@ class RateLimiter:
         drained_s = state.paused_until_s + (self.burst - 1) * self.interval_s
         state.full_at_s = max(state.full_at_s, drained_s)
 
+    def _seen(self) -> _State:
+        """The state now. Its file is only ever replaced whole: reading it needs no lock."""
+        stored = self._read()
+        state = self._valid_now(stored)
+        if state != stored:
+            with self._held() as state:
+                pass  # stored as it is limited now
+        return state
+
     @contextmanager
     def _held(self) -> Iterator[_State]:
         """Yield the state under the lock, and store it as the block leaves it."""
-        with file_lock(self._file(".lock")):
+        with file_lock(self._file(".lock"), OTHER_CACHE_DIR):
             stored = self._read()
             state = self._valid_now(stored)
             try:
