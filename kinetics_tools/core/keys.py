@@ -50,7 +50,7 @@ def label_folder(label: str | None) -> str:
 def label_problem(label: str) -> str | None:
     """Why `label` cannot name a folder, or None."""
     if not label.isprintable() or "/" in label or "\\" in label:
-        return "a label may not hold slashes or control characters"
+        return "a label may not hold slashes, control characters, or bytes that are not UTF-8"
     if label.startswith(".") or label != label.strip():
         return "a label may not start with a dot, nor start or end with a space"
     if len(label.encode()) > MAX_FOLDER:

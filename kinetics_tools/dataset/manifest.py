@@ -52,7 +52,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be used. `line` is the number of its last line; in JSON, of the entry."""
+    """A row that cannot be used. `line` is the number of its line; in JSON, of the entry."""
 
     line: int
     problem: str
@@ -110,10 +110,7 @@ def parse_manifest(
     Raises:
         ManifestError: as `read_manifest`.
     """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{where} is not UTF-8 text: {error}") from error
+    text = data.decode("utf-8-sig", errors="surrogateescape")  # one bad byte is one bad row
     segments: dict[str, Segment] = {}
     bad: list[BadRow] = []
     num_duplicates = 0

@@ -2,11 +2,15 @@
 
 A list is a CSV with a header, or the JSON of the official archives. Publishers of lists use
 different column names; `ALIASES` has the known ones. Values stay text.
+
+A row of a CSV is one line. CSV allows line ends in quotes, but no list needs them, and one stray
+quote would make one row of all lines up to the next quote.
 """
 
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,6 +29,7 @@ ALIASES: Mapping[str, str] = {
     "start-time": "time_start",
     "end-time": "time_end",
 }
+_NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
 
 Row = Mapping[str, str]  # values by the names in COLUMNS; "label" may be absent
 
@@ -33,12 +38,13 @@ def rows(text: str, where: str, split: str | None) -> Iterator[tuple[int, Row | 
     """Yield each row of a list, or what is wrong with it, with its line number.
 
     Args:
-        text: a CSV, or a JSON object by video.
+        text: a CSV, or a JSON object by video. Bytes that are not UTF-8 are lone surrogates, as
+            the error handler `surrogateescape` makes them.
         where: name of the list in messages.
         split: of all rows, where the list has no such column.
 
     Yields:
-        the number of the row's last line (in JSON, of the entry, from 1), and the row.
+        the number of the row's line (in JSON, of the entry, from 1), and the row.
 
     Raises:
         ManifestError: the list as a whole cannot be read: its header lacks a column or has one
@@ -50,24 +56,41 @@ def rows(text: str, where: str, split: str | None) -> Iterator[tuple[int, Row | 
 
 
 def _csv_rows(text: str, where: str, split: str | None) -> Iterator[tuple[int, Row | str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header = _next_row(reader)
-    names = _columns(header if isinstance(header, list) else [], where, split)
+    """Read each line by itself: a row that is damaged in any way leaves all others as they are."""
+    lines = io.StringIO(text, newline="")  # ends lines at CR LF, LF and CR, as csv does
+    first = next(lines, "")
+    header = _fields_of(first)
+    if _NOT_UTF8.search(first):
+        raise ManifestError(f"{where} is not UTF-8 text")
+    if isinstance(header, str):
+        raise ManifestError(f"{where}, line 1, the header: {header}")
+    names = _columns(header, where, split)
     given = {} if "split" in names or split is None else {"split": split}
-    while (row := _next_row(reader)) is not None:
+    for number, line in enumerate(lines, start=2):
+        row = _fields_of(line)
         if isinstance(row, str):
-            yield reader.line_num, row
+            yield number, row
         elif len(row) == len(names):
-            yield reader.line_num, dict(zip(names, row, strict=True)) | given
-        elif row:
-            yield reader.line_num, f"{len(row)} fields where the header has {len(names)}"
+            yield number, dict(zip(names, row, strict=True)) | given
+        elif any(row):
+            yield number, f"{len(row)} fields where the header has {len(names)}"
+
+
+def _fields_of(line: str) -> list[str] | str:
+    """The fields of a line of a CSV, without spaces around them; or what is wrong with it."""
+    try:
+        row = next(csv.reader([line.rstrip("\r\n")], strict=True), ())
+    except csv.Error as error:
+        if "unexpected end" in str(error):
+            return "not CSV: a quote opens here and does not close on this line"
+        return f"not CSV: {error}"
+    return [field.strip(" \t") for field in row]
 
 
 def _columns(header: Sequence[str], where: str, split: str | None) -> list[str]:
     """The columns of a header, by our names."""
-    words = [word.strip() for word in header]
-    names = [ALIASES.get(word, word) for word in words]
-    shown = ",".join(words)[:200]
+    names = [ALIASES.get(word, word) for word in header]
+    shown = ",".join(header)[:200]
     twice = sorted(name for name, count in Counter(names).items() if count > 1 and name in COLUMNS)
     if twice:
         raise ManifestError(f"{where}: two columns for {twice[0]}; its header is {shown!r}")
@@ -82,13 +105,6 @@ def _columns(header: Sequence[str], where: str, split: str | None) -> list[str]:
             f"{','.join(COLUMNS)} is needed (label may be absent)"
         )
     return names
-
-
-def _next_row(reader: Iterator[list[str]]) -> list[str] | str | None:
-    try:
-        return next(reader, None)
-    except csv.Error as error:
-        return f"not CSV: {error}"
 
 
 def _json_rows(text: str, where: str) -> Iterator[tuple[int, Row | str]]:

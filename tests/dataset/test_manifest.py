@@ -154,6 +154,7 @@ def test_identical_rows_collapse_and_others_with_one_key_are_bad(tmp_path: Path)
         ("{" * 100_000, "is not JSON"),
         (HEADER, "no usable row"),
         (HEADER + '"yoga,abc,0,10,val\n', "not CSV"),
+        ('"' + HEADER + "yoga,abc,0,10,val\n", "line 1, the header: not CSV: a quote opens here"),
     ],
 )
 def test_an_unusable_table_is_one_line(tmp_path: Path, text: str, said: str) -> None:
@@ -211,8 +212,9 @@ def test_any_bytes_are_a_manifest_with_safe_names_or_one_error(header: str, cont
         assert ".." not in path.parts
 
 
+ON_ONE_LINE = st.text(st.characters(exclude_characters="\r\n", codec="utf-8"), max_size=12)
 ROWS = st.lists(
-    st.tuples(*[st.text(max_size=12) | st.sampled_from(["0", "9.5", "ok", ".."])] * 5), max_size=4
+    st.tuples(*[ON_ONE_LINE | st.sampled_from(["0", "9.5", "ok", ".."])] * 5), max_size=4
 )
 
 
@@ -228,6 +230,76 @@ def test_any_row_is_a_segment_with_a_safe_key_or_a_bad_row(
     )
     assert all(is_key(found.key) for found in read.segments)
     assert len(read.segments) + len(read.bad_rows) + read.num_duplicates == len(fields) + 1
+
+
+def test_a_stray_quote_makes_its_own_line_bad_and_no_other(tmp_path: Path) -> None:
+    rows = [f"yoga,a{number},0,10,val\n" for number in range(1000)]
+    rows[9] = '"' + rows[9]
+    rows[500] = rows[500].replace(",val", ',"val')
+    rows[700] = rows[700].replace("yoga,", 'yoga",')  # would close the quote above
+    read = read_manifest(write(tmp_path, HEADER + "".join(rows)), skip_bad_rows=True)
+    opened = "not CSV: a quote opens here and does not close on this line"
+    assert [(row.line, row.problem) for row in read.bad_rows] == [(11, opened), (502, opened)]
+    assert len(read.segments) == 998
+    with pytest.raises(ManifestError, match=rf"2 bad rows; .*\n  line 11: {opened}\n  line 502"):
+        read_manifest(write(tmp_path, HEADER + "".join(rows)))
+
+
+GOOD_ROWS = [
+    row.encode()
+    for row in (
+        "yoga,aaaaaaaaaaa,0,10,val,1,",
+        '"up, down",bbbbbbbbbbb,5.5,15.5,train,0,note',
+        '"a ""quoted"" label",ccccccccccc,1,2,val,0,"x, y"',
+        '"","ddddddddddd","0","9","val","",""',
+        "zürich,eeeeeeeeeee,3,4,test,1,ü",
+        '",",fffffffffff,7,8,val,0,","',
+    )
+]
+DAMAGE = st.sampled_from([*b'",{\\\0\xff\r\n']).map(lambda code: bytes([code])) | st.sampled_from(
+    ['""', '",', "\ufeff", "\n\n", "\u2028\x85\x0b", "x" * 140_000]
+).map(str.encode)
+
+
+@given(
+    at=st.integers(0, len(GOOD_ROWS) - 1),
+    first=st.integers(0, 60),
+    num_lost=st.integers(0, 60),
+    put=st.lists(DAMAGE | st.binary(max_size=8), max_size=3).map(b"".join),
+    end=st.sampled_from([b"\n", b"\r\n", b"\r"]),
+)
+@settings(max_examples=500)
+def test_one_damaged_row_changes_no_other(
+    at: int, first: int, num_lost: int, put: bytes, end: bytes
+) -> None:
+    header = b"\xef\xbb\xbf" + HEADER.strip().encode() + b',is_cc,"a note"'
+    whole = manifest.parse_manifest(end.join([header, *GOOD_ROWS]), "list").segments
+    assert len(whole) == len(GOOD_ROWS)
+    row = GOOD_ROWS[at]
+    damaged = [*GOOD_ROWS[:at], row[:first] + put + row[first + num_lost :], *GOOD_ROWS[at + 1 :]]
+    read = manifest.parse_manifest(end.join([header, *damaged]), "list", skip_bad_rows=True)
+    others = [s for s in whole if s != whole[at]]
+    assert [s for s in read.segments if s in others] == others
+    if not set(put) & set(b"\r\n"):
+        assert {bad.line for bad in read.bad_rows} <= {at + 2}
+
+
+def test_a_byte_that_is_not_utf8_makes_its_own_entry_of_a_json_bad() -> None:
+    entry = b'{"annotations": {"label": "%s", "segment": [0, 10]}, "subset": "val", "url": "\xe9"}'
+    text = b'{"a": %s, "b": %s}' % (entry % b"caf\xe9", entry % b"yoga")
+    read = manifest.parse_manifest(text, "list", skip_bad_rows=True)
+    assert [(s.youtube_id, s.label) for s in read.segments] == [("b", "yoga")]
+    ((number, problem),) = ((row.line, row.problem) for row in read.bad_rows)
+    assert number == 1
+    assert "bytes that are not UTF-8" in problem
+
+
+def test_line_numbers_are_right_whatever_ends_the_lines() -> None:
+    for end in ("\n", "\r\n", "\r"):
+        lines = [HEADER.strip(), "yoga,a,0,10,val", '"yoga,b,0,10,val', "", 'yoga,c,0,10,"val', "x"]
+        read = manifest.parse_manifest(end.join(lines).encode(), "list", skip_bad_rows=True)
+        assert [row.line for row in read.bad_rows] == [3, 5, 6]
+        assert [s.youtube_id for s in read.segments] == ["a"]
 
 
 def segment(name: str, label: str | None, split: str = "val") -> Segment:
