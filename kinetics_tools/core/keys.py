@@ -2,9 +2,12 @@
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import PurePosixPath
+
+from kinetics_tools.core.errors import KineticsError
 
 MAX_KEY = 90
 MAX_STEM = 80
@@ -45,6 +48,30 @@ def _short_hash(path: PurePosixPath) -> str:
 def label_folder(label: str | None) -> str:
     """The name of a label's folder of clips: the label with underscores for spaces."""
     return UNLABELLED if label is None else label.replace(" ", "_")
+
+
+def require_own_folders(labels: Iterable[str]) -> None:
+    """Check that no two labels share a folder of clips.
+
+    Labels that differ only in spaces and underscores do. So do, on the file systems of some
+    computers, labels that differ only in case or in how an accent is written. Rows without label
+    have a folder too.
+
+    Raises:
+        KineticsError: two labels do, or a label is named as the folder of rows without label.
+    """
+    owners = {_folded(UNLABELLED): "no label"}
+    for label in labels:
+        owner = owners.setdefault(_folded(label_folder(label)), repr(label))
+        if owner != repr(label):
+            raise KineticsError(
+                f"clips with {owner} and with {label!r} would share a folder; rename that label in "
+                "all lists"
+            )
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def label_problem(label: str) -> str | None:

@@ -1,10 +1,12 @@
 """Label lists: the class names of a dataset; a label's index in the list is its id."""
 
 import importlib.resources
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kinetics_tools.core.errors import ManifestError, unknown_name
+from kinetics_tools.core.keys import require_own_folders
 from kinetics_tools.dataset.manifest import Manifest
 
 KNOWN_LABELS: Mapping[str, str] = {"kinetics400": "kinetics400.txt"}
@@ -28,11 +30,17 @@ def read_labels(path: Path) -> tuple[str, ...]:
         ManifestError: it cannot be read, is empty or unsorted, or repeats a label.
     """
     try:
-        labels = tuple(path.read_text(encoding="utf-8").splitlines())
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: cannot be read as a label list: {error}") from error
-    if not labels or list(labels) != sorted(set(labels)):
-        raise ManifestError(f"{path}: a label list has one label per line, sorted, each once")
+    labels = tuple(line.strip() for line in text.rstrip().split("\n"))
+    for number, (before, label) in enumerate(itertools.pairwise(("", *labels)), start=1):
+        if label <= before:
+            problem = f"{label!r} may not come after {before!r}" if label else "is blank"
+            raise ManifestError(
+                f"{path}, line {number}: {problem}; a label list has one label per line, sorted, "
+                "each once"
+            )
     return labels
 
 
@@ -46,24 +54,27 @@ def choose_labels(manifest: Manifest, named: str | None) -> tuple[str, ...]:
     Raises:
         ManifestError: the manifest has a label that the list lacks; or no list is named and the
             manifest has only some of a known dataset's labels, whose indices would be wrong.
+        KineticsError: two labels would share a folder.
     """
-    own = manifest.labels
-    if named is not None:
-        if named not in KNOWN_LABELS and not Path(named).exists():
-            raise ManifestError(
-                f"no such file, and {unknown_name('label list', named, KNOWN_LABELS)}"
-            )
-        full = known_labels(named) if named in KNOWN_LABELS else read_labels(Path(named))
-        unknown = sorted(set(own) - set(full))
-        if unknown:
-            raise ManifestError(f"--labels {named} lacks {unknown[0]!r}, which the manifest has")
-        return full
+    full = manifest.labels if named is None else _named_labels(named)
+    unknown = sorted(set(manifest.labels) - set(full))
+    if unknown:
+        raise ManifestError(f"--labels {named} lacks {unknown[0]!r}, which the manifest has")
     for name in KNOWN_LABELS:
-        full = known_labels(name)
-        if own and set(own) < set(full):
+        known = known_labels(name)
+        if named is None and full and set(full) < set(known):
             raise ManifestError(
-                f"the manifest has only {len(own)} of the {len(full)} labels of {name}, so label "
+                f"the manifest has only {len(full)} of the {len(known)} labels of {name}, so label "
                 f"ids cannot follow from it; add --labels {name}, or --labels FILE with the full "
                 "list"
             )
-    return own
+    require_own_folders(full)
+    return full
+
+
+def _named_labels(named: str) -> tuple[str, ...]:
+    if named in KNOWN_LABELS:
+        return known_labels(named)
+    if not Path(named).exists():
+        raise ManifestError(f"no such file, and {unknown_name('label list', named, KNOWN_LABELS)}")
+    return read_labels(Path(named))

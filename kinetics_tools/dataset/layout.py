@@ -26,15 +26,18 @@ def read_out(out: Path) -> tuple[Manifest, tuple[str, ...]]:
             f"{out} holds no manifest.csv; give a folder that kinetics-download filled"
         )
     manifest = read_manifest(table)
-    # The list of a manifest without labels is empty.
-    has_list = listed.is_file() and listed.stat().st_size > 0
-    labels = read_labels(listed) if has_list else manifest.labels
+    labels = _listed_labels(listed) or manifest.labels
     unknown = sorted(set(manifest.labels) - set(labels))
     if unknown:
         raise ManifestError(
             f"{listed} lacks {unknown[0]!r}, a label of {table}; these files are not of one dataset"
         )
     return manifest, labels
+
+
+def _listed_labels(path: Path) -> tuple[str, ...]:
+    """The labels that `labels.txt` has; none where no row has a label, or there is no such file."""
+    return read_labels(path) if path.is_file() and path.stat().st_size > 0 else ()
 
 
 def clip_files(out: Path) -> dict[str, int]:
@@ -82,7 +85,7 @@ def record_selection(out: Path, segments: Sequence[Segment], labels: tuple[str, 
     """
     with file_lock(out / ".lock-manifest"):
         kept = out / "labels.txt"
-        if kept.exists() and (old := read_labels(kept)) != labels:
+        if (old := _listed_labels(kept)) and old != labels:
             if not set(labels) <= set(old):
                 raise OutError(
                     f"{kept} has {len(old)} labels, which are not this run's {len(labels)};"

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +24,9 @@ logger = logging.getLogger(__name__)
 SPLIT_ALIASES = {"validate": "val"}
 NUM_SHOWN = 10  # bad rows in a message
 MAX_TIME_S = 1_000_000  # a key has six digits for a time
-_TIME = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
+# A plain decimal number: exponents are how spreadsheets round large numbers.
+_TIME = re.compile(r"0*[0-9]{1,6}(\.[0-9]*)?|\.[0-9]+")
+_MILLISECOND = Decimal("0.001")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +159,8 @@ def _parse(row: Row) -> Segment | str:
 
 @lru_cache(maxsize=4096)  # lists of half a million rows have a few hundred different times
 def _seconds(text: str) -> Fraction:
-    return Fraction(text)
+    """The time to the millisecond: lists that went through floats say 1.1000000000000001."""
+    return Fraction(Decimal(text).quantize(_MILLISECOND))
 
 
 def _problem(row: Row) -> str | None:
@@ -166,10 +170,10 @@ def _problem(row: Row) -> str | None:
     if not is_key(f"{video}_000000_000000") or not video:
         return f"youtube_id {video[:80]!r} may have only letters, digits, - and _, at most 76"
     for name, time in (("time_start", start), ("time_end", end)):
-        if not _TIME.fullmatch(time):
-            return f"{name} {time[:40]!r} is not a number of seconds below {MAX_TIME_S}"
+        if not _TIME.fullmatch(time) or _seconds(time) >= MAX_TIME_S:
+            return f"{name} {time[:40]!r} is not a plain number of seconds below {MAX_TIME_S}"
     if _seconds(start) >= _seconds(end):
-        return f"time_end {end} is not after time_start {start}"
+        return f"time_end {end[:40]} is not after time_start {start[:40]}"
     if not is_key(split):
         return f"split {split[:40]!r} may have only letters, digits, - and _"
     label = row.get("label") or None

@@ -27,6 +27,7 @@ from kinetics_tools.core.files import (
     scratch_folder,
     write_json,
 )
+from kinetics_tools.core.keys import require_own_folders
 from kinetics_tools.dataset.labels import KNOWN_LABELS, known_labels
 from kinetics_tools.dataset.manifest import SPLIT_ALIASES, Manifest, parse_manifest, read_manifest
 
@@ -385,4 +386,5 @@ def _full_labels(dataset: str, found: set[str], address: str) -> tuple[str, ...]
             f"{address} has {len(labels)} labels, {dataset} has {NUM_LABELS[dataset]}{which}; "
             "to use it anyway, give the CSV by its path, with --labels"
         )
+    require_own_folders(labels)
     return labels

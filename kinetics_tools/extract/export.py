@@ -21,7 +21,7 @@ from pathlib import Path
 from kinetics_tools.core import engine
 from kinetics_tools.core.errors import OutError, lookup
 from kinetics_tools.core.files import digest, hold_lock, name_in_errors, scratch_folder, write_text
-from kinetics_tools.core.keys import label_folder
+from kinetics_tools.core.keys import label_folder, require_own_folders
 from kinetics_tools.core.units import Crash
 from kinetics_tools.media.opencv import encode_jpeg
 from kinetics_tools.shards.reader import Sample, ShardFolder
@@ -132,7 +132,9 @@ def open_export(
         UnknownNameError: there is no such split or flow.
         ShardError: some samples lack a stream.
         OutError: `folder` is in use.
+        KineticsError: two labels would share a folder.
     """
+    require_own_folders(shards.labels)
     known = {name: name for name in shards.splits}
     streams = (RGB, "flow") if layout.images else ("flow",)
     units = [

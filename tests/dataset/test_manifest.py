@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kinetics_tools.core.errors import ManifestError, OutError, UnknownNameError
+from kinetics_tools.core.errors import KineticsError, ManifestError, OutError, UnknownNameError
 from kinetics_tools.core.keys import is_key
 from kinetics_tools.dataset import layout, manifest
 from kinetics_tools.dataset.labels import choose_labels, known_labels, read_labels
@@ -51,6 +51,44 @@ def test_a_test_list_without_labels_is_read(tmp_path: Path) -> None:
     assert layout.clip_path(tmp_path, segment) == (
         tmp_path / "clips" / "test" / "unlabelled" / "NA_000001_000011.mp4"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *(("10.000000", 10), ("1.1000000000000001", 1.1), ("9.999999999999998", 10), ("0", 0)),
+        *(("5.", 5), (".5", 0.5), ("000010", 10), ("0000000010.0", 10), (" 5 ", 5), ("\t5", 5)),
+        *((f"8.{'0' * 5000}", 8), ("999998.9994", 999_998.999), ("2.0005", 2), ("2.0015", 2.002)),
+    ],
+)
+def test_a_time_is_a_plain_decimal_number_to_the_millisecond(text: str, seconds: float) -> None:
+    table = f"{HEADER}yoga,abc,{text},999999.999,val\n".encode()
+    (segment,) = manifest.parse_manifest(table, "list").segments
+    assert segment.start_s == Fraction(str(seconds))
+    assert segment.key == f"abc_{int(seconds):06d}_999999"
+    again = manifest.parse_manifest(manifest.format_manifest([segment]).encode(), "list")
+    assert again.segments == (segment,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("1e1", "1E+05", "+5", "-1", "-0", "inf", "nan", "", ".", "1_0", "0x5", "1,5", "1:30"),
+        *("\N{ARABIC-INDIC DIGIT FIVE}", "5 0", "1000000", "999999.9999", "9" * 5000),
+    ],
+)
+def test_anything_else_is_no_time(text: str) -> None:
+    table = f'{HEADER}yoga,bad,0,"{text}",val\nyoga,good,0,10,val\n'.encode()
+    read = manifest.parse_manifest(table, "list", skip_bad_rows=True)
+    assert [segment.youtube_id for segment in read.segments] == ["good"]
+    assert "is not a plain number of seconds below 1000000" in read.bad_rows[0].problem
+    assert len(read.bad_rows[0].problem) < 120
+
+
+def test_rows_that_differ_by_less_than_a_millisecond_are_one() -> None:
+    rows = ("yoga,abc,1.1,10,val", "yoga,abc,1.1000000000000001,10.000000,val")
+    read = manifest.parse_manifest((HEADER + "\n".join(rows)).encode(), "list")
+    assert (len(read.segments), read.num_duplicates) == (1, 1)
 
 
 DIALECTS = {
@@ -327,6 +365,67 @@ def test_a_label_that_the_named_list_lacks_is_named(tmp_path: Path) -> None:
     labels.write_text("b\na\n")
     with pytest.raises(ManifestError, match="sorted"):
         choose_labels(Manifest((segment("a", "a"),)), str(labels))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a b\nc\n", "a b\nc", "\ufeffa b\nc\n", "a b\nc\n\n", "a b\nc\n \n\n", "a b\r\nc\r\n"),
+        *("\ufeffa b\r\nc\r\n\r\n", "a b\rc\r", "a b \n\tc\n"),
+    ],
+)
+def test_a_label_list_is_its_labels_whatever_ends_its_lines(tmp_path: Path, text: str) -> None:
+    (tmp_path / "labels.txt").write_bytes(text.encode())
+    assert read_labels(tmp_path / "labels.txt") == ("a b", "c")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("b\na\n", "line 2: 'a' may not come after 'b'; .* sorted, each once"),
+        ("a\na\n", "line 2: 'a' may not come after 'a'"),
+        ("a\n\nb\n", "line 2: is blank"),
+        ("\ufeff\n", "line 1: is blank"),
+        ("", "line 1: is blank"),
+    ],
+)
+def test_a_line_that_makes_no_label_list_is_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "labels.txt").write_bytes(text.encode())
+    with pytest.raises(ManifestError, match=said):
+        read_labels(tmp_path / "labels.txt")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        *(
+            ("pull ups", "pull_ups"),
+            ("Yoga", "yoga"),
+            ("Chin Ups", "chin_ups"),
+            ("a", "unlabelled"),
+        ),
+        *(("cafe\N{COMBINING ACUTE ACCENT}", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"),),
+    ],
+)
+def test_labels_that_would_share_a_folder_are_refused(
+    tmp_path: Path, labels: tuple[str, str]
+) -> None:
+    (tmp_path / "labels.txt").write_text("\n".join(labels), encoding="utf-8")
+    both = Manifest((segment("a", labels[0]), segment("b", labels[1])))
+    one = Manifest((segment("a", labels[0]),))
+    for listed, named in ((both, None), (one, str(tmp_path / "labels.txt"))):
+        with pytest.raises(KineticsError, match=f"'{labels[1]}' would share a folder; rename"):
+            choose_labels(listed, named)
+    assert choose_labels(one, None) == labels[:1]
+
+
+def test_an_out_without_labels_can_be_continued_and_get_labels(tmp_path: Path) -> None:
+    for _ in range(2):
+        layout.record_selection(tmp_path, [segment("a", None, "test")], ())
+    assert layout.read_out(tmp_path)[1] == ()
+    layout.record_selection(tmp_path, [segment("b", "yoga")], ("yoga",))
+    layout.record_selection(tmp_path, [segment("a", None, "test")], ())
+    assert layout.read_out(tmp_path)[1] == ("yoga",)
 
 
 def test_an_out_grows_by_later_lists_and_refuses_others(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kinetics_tools.core.errors import OutError, ShardError, UnknownNameError
+from kinetics_tools.core.errors import KineticsError, OutError, ShardError, UnknownNameError
 from kinetics_tools.core.files import hold_lock
 from kinetics_tools.extract.export import MADE_FROM, Exported, Layout, open_export
 from kinetics_tools.shards.reader import ShardFolder
@@ -135,6 +135,15 @@ def test_a_kill_while_an_old_folder_is_deleted_does_no_harm(folder: Path, tmp_pa
     assert run(folder, out, small).num_made == 3
     run(folder, tmp_path / "fresh", small)
     assert tree(out) == tree(tmp_path / "fresh")
+
+
+def test_labels_that_would_share_a_folder_are_not_exported(folder: Path, tmp_path: Path) -> None:
+    path = folder / "dataset.json"
+    labels = ["pull ups", "pull_ups"]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": labels}))
+    with pytest.raises(KineticsError, match="'pull ups' and with 'pull_ups' would share a folder"):
+        run(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_somebody_else_is_left_alone(folder: Path, tmp_path: Path) -> None:
