@@ -398,13 +398,11 @@ def test_a_line_that_makes_no_label_list_is_named(tmp_path: Path, text: str, sai
 @pytest.mark.parametrize(
     "labels",
     [
-        *(
-            ("pull ups", "pull_ups"),
-            ("Yoga", "yoga"),
-            ("Chin Ups", "chin_ups"),
-            ("a", "unlabelled"),
-        ),
-        *(("cafe\N{COMBINING ACUTE ACCENT}", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"),),
+        ("chin ups", "chin_ups"),
+        ("Yoga", "yoga"),
+        ("Chin Ups", "chin_ups"),
+        ("a", "unlabelled"),
+        ("cafe\N{COMBINING ACUTE ACCENT}", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"),
     ],
 )
 def test_labels_that_would_share_a_folder_are_refused(
