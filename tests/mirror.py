@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 CHUNK = 65536
 Content = tuple[str, bytes]
@@ -62,7 +63,7 @@ class MirrorServer:
 
     Attributes:
         address: its base.
-        files: by path, with the leading slash.
+        files: by path, with the leading slash, as the files are named: not quoted.
         requests: method, path and Range header of each request, in order.
         bytes_sent: of bodies, by path.
     """
@@ -101,7 +102,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _serve(self, method: str) -> None:
         known = self.server.known
         known.requests.append((method, self.path, self.headers.get("Range")))
-        served = known.files.get(self.path)
+        served = known.files.get(unquote(self.path, errors="surrogateescape"))
         while served is not None and served.hangs:
             time.sleep(0.02)
         if served is None:

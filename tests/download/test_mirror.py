@@ -527,6 +527,45 @@ def test_lines_of_a_list_are_addresses_of_all_kinds() -> None:
     ]
 
 
+NAMED = {  # as a list has it, and as it is asked for
+    "pull ups.tar.gz": "pull%20ups.tar.gz",
+    "pull%20ups.tar.gz": "pull%20ups.tar.gz",
+    "pull ups.tar.gz \t": "pull%20ups.tar.gz",
+    "two  spaces.tar.gz": "two%20%20spaces.tar.gz",
+    "clip #1 (a?b).tar.gz": "clip%20%231%20(a%3Fb).tar.gz",
+    "100 % off, 50%.tar.gz": "100%20%25%20off,%2050%25.tar.gz",
+    "a%2.tar.gz": "a%252.tar.gz",
+    "a%2Fb%c3%b6.tar.gz": "a%2Fb%c3%b6.tar.gz",
+    "jumping höher.tar.gz": "jumping%20h%C3%B6her.tar.gz",
+    "no\u00a0break.tar.gz": "no%C2%A0break.tar.gz",
+    "massaging person's head.tgz": "massaging%20person's%20head.tgz",
+    "rock & roll + a=b, c;d~e.tar": "rock%20&%20roll%20+%20a=b,%20c;d~e.tar",
+    "a\\b[c]{d}|e^.tar.gz": "a%5Cb%5Bc%5D%7Bd%7D%7Ce%5E.tar.gz",
+    "part 0.tar.gz?sign=a/b c&x=?": "part%200.tar.gz?sign=a/b%20c&x=?",
+    "get?file=part_0.tar.gz": "get?file=part_0.tar.gz",
+}
+
+
+@pytest.mark.parametrize("line", NAMED)
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
+@pytest.mark.parametrize("folder", ["", f"{OFFICIAL}/600/train/", "HTTP://else.where:8080/a b/"])
+def test_a_tar_may_be_listed_as_it_is_named(line: str, end: str, folder: str) -> None:
+    asked = NAMED[line]
+    where = {"": "http://near/600/train/", f"{OFFICIAL}/600/train/": "http://near/600/train/"}
+    host = where.get(folder, "http://else.where:8080/a%20b/")
+    text = f"{folder}{line}{end}"
+    (found,) = parse_list(text.encode(), "http://near/600/train/list.txt", "http://near")
+    assert found.replace("HTTP:", "http:") == f"{host}{asked}"
+
+
+def test_both_forms_of_a_name_are_one_tar_and_its_bytes_are_kept() -> None:
+    lines = b"pull ups.tar.gz\npull%20ups.tar.gz\nh\xf6her.tar.gz\n"
+    assert parse_list(lines, "http://near/list.txt") == [
+        "http://near/pull%20ups.tar.gz",
+        "http://near/h%F6her.tar.gz",
+    ]
+
+
 @given(st.one_of(st.binary(), st.text(st.sampled_from("http:/.[]@\n #?x"), max_size=30)))
 def test_any_list_is_addresses_or_one_line(content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
@@ -537,6 +576,7 @@ def test_any_list_is_addresses_or_one_line(content: bytes | str) -> None:
         return
     assert found
     assert all(address.startswith(("http://", "https://")) for address in found)
+    assert not any(re.search(r"[\s#]", address) for address in found)
 
 
 @pytest.mark.parametrize(
@@ -545,6 +585,8 @@ def test_any_list_is_addresses_or_one_line(content: bytes | str) -> None:
         (b"<?xml version='1.0'?><Error/>", "line 1: .* is not an address"),
         (b"\n# nothing yet\n", "names no tar"),
         (b"file:///etc/passwd\n", "line 1: .* is not an address"),
+        (b"\nNo such list here.\n", "line 2: 'No such list here.' is not an address"),
+        (b"http://no host/part 0.tar.gz\n", "line 1: .* is not an address"),
     ],
 )
 def test_a_list_that_is_none_is_one_line(lab: Lab, data: bytes, words: str) -> None:
@@ -755,6 +797,23 @@ def test_the_lists_of_another_set_are_named(lab: Lab, make_video: MakeVideo) -> 
     assert said.returncode == 3, said.stderr
     assert answers(lab) == {segment(0).key: ["cvdf"], segment(1).key: ["cvdf gone"]}
     assert "/400/" not in "".join(lab.server.gets())
+
+
+def test_an_official_list_of_kinetics_600_is_read_as_it_is(lab: Lab, make_video: MakeVideo) -> None:
+    """Its tars are one per label, and its lines have the labels' spaces."""
+    clip = make_video(seconds=3).read_bytes()
+    names = ("abseiling", "massaging person's head", "pull ups", "100% höher #1")
+    for number, name in enumerate(names):
+        data = tarball([(f"{segment(number, 'train').key}.mp4", clip)])
+        lab.server.put(f"/600/train/{name}.tar.gz", data)
+    lines = [f"{OFFICIAL}/600/train/{name}.tar.gz\n" for name in names]
+    lab.server.put("/600/train/k600_train_path.txt", "".join(lines).encode())
+    rows = [replace(segment(n, "train"), label=name) for n, name in enumerate(names)]
+    manifest = write_list(lab.folder / "list.csv", rows)
+    address = f"{lab.server.address}/600/train/k600_train_path.txt"
+    said = download(lab, manifest, "--cvdf-list", f"train={address}")
+    assert said.returncode == 0, said.stderr
+    assert answers(lab) == {row.key: ["cvdf"] for row in rows}
 
 
 def test_a_set_by_name_comes_from_its_list_to_its_clips(lab: Lab, make_video: MakeVideo) -> None:

@@ -22,7 +22,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from kinetics_tools.core import http_client
 from kinetics_tools.core.console import size_text
@@ -56,6 +56,9 @@ MAX_FAILURES = 3  # tars in a row that could not be read: the mirror is down
 ID_LENGTH = 11
 SHARED = ".mirror"  # in OUT: what each task found in its tars, for the others
 _OFFICIAL = re.compile(r"^https?://s3\.amazonaws\.com/kinetics/")
+_PARTS = re.compile(r"(https?://[^/]*)?(.*?)(\?[^?=/]+=.*)?", re.IGNORECASE)
+_TAR = re.compile(r"\.(tar|tgz)\b", re.IGNORECASE)
+_SAFE = "/:@!$&'()*+,;=~%"  # what `quote` leaves as it is in a path
 _OTHER_KEY = re.compile(r".{11}_\d{6}_\d{6}")
 _DOWN = frozenset({Reason.NETWORK, Reason.SERVER, Reason.RATE_LIMITED})
 
@@ -99,7 +102,8 @@ def parse_list(content: bytes, address: str, base: str = OFFICIAL) -> list[str]:
     """The addresses in a path list, each once.
 
     Args:
-        content: the list's bytes: one address per line, absolute or relative to `address`.
+        content: the list's bytes: one address per line, absolute or relative to `address`. Its
+            path may be written as the file is named, with spaces and the like, or quoted.
         address: of the list.
         base: replaces the official address at the beginning of a line.
 
@@ -107,7 +111,7 @@ def parse_list(content: bytes, address: str, base: str = OFFICIAL) -> list[str]:
         KineticsError: a line is not an address, or the list is empty.
     """
     found: dict[str, None] = {}
-    lines = content.decode("utf-8-sig", "replace").splitlines()
+    lines = content.decode("utf-8-sig", "surrogateescape").splitlines()
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
             continue
@@ -124,11 +128,23 @@ def parse_list(content: bytes, address: str, base: str = OFFICIAL) -> list[str]:
 
 
 def _absolute(line: str, address: str) -> str | None:
-    """The http(s) address that a line of the list at `address` means, or None."""
-    if not line.isprintable() or re.search(r"[\s<>\"]", line):
+    """The http(s) address that a line of the list at `address` means, quoted, or None.
+
+    A `?` begins a query only where `name=value` follows, and a `%` an escape only where two
+    hexadecimal digits do; any other, and each `#`, is a part of the file's name.
+    """
+    if re.search(r"[\x00-\x1f\x7f<>\"]", line):
         return None
+    match = _PARTS.fullmatch(line)
+    assert match is not None  # it matches every line
+    host, path, query = (part or "" for part in match.groups())
+    if re.search(r"\s", host) or (not host and " " in path and not _TAR.search(path)):
+        return None  # the second is a sentence, of a page that is no list
+    escaped = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", path)
+    name = quote(escaped, safe=_SAFE, errors="surrogateescape")
+    parameters = quote(query, safe=f"?{_SAFE}", errors="surrogateescape")
     try:
-        whole = urljoin(address, line)
+        whole = urljoin(address, f"{host}{name}{parameters}")
         parts = urlsplit(whole)
     except ValueError:
         return None
