@@ -10,12 +10,14 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from enum import IntEnum
-from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 import kinetics_tools
+from kinetics_tools.core import signals
 from kinetics_tools.core.engine import ENGINES
 from kinetics_tools.core.errors import KineticsError, lookup, unknown_name
 from kinetics_tools.core.files import ACCESS_ERRNOS, FULL_ERRNOS, PATH_ERRNOS, STORAGE_ERRNOS
@@ -31,6 +33,7 @@ class Exit(IntEnum):
     PERMANENT_GAPS = 3
     RETRYABLE_GAPS = 4
     STOPPED = 75
+    HUNG_UP = 129
     INTERRUPTED = 130
     BROKEN_PIPE = 141
     TERMINATED = 143
@@ -193,8 +196,7 @@ def run(main: Callable[[], int], *, again: str = "the same command") -> NoReturn
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for ours in ("kinetics_tools", "kinetics_bench"):
         logging.getLogger(ours).setLevel(logging.INFO)  # other libraries: warnings and errors
-    # Batch systems send it when time is up: unwinding ends children and removes scratch folders.
-    signal.signal(signal.SIGTERM, partial(_on_sigterm, again))
+    _stop_at_signals()
     try:
         code = main()
         sys.stdout.flush()
@@ -202,9 +204,8 @@ def run(main: Callable[[], int], *, again: str = "the same command") -> NoReturn
     except KineticsError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(Exit.UNUSABLE)
-    except KeyboardInterrupt:
-        print(f"interrupted; {again} continues where this one stopped", file=sys.stderr)
-        sys.exit(Exit.INTERRUPTED)
+    except _StoppedError as stopped:
+        stopped.end(again)
     except BrokenPipeError:
         if not _reader_closed_pipe():
             raise
@@ -212,18 +213,19 @@ def run(main: Callable[[], int], *, again: str = "the same command") -> NoReturn
     except OSError as error:
         if error.errno not in STORAGE_ERRNOS | PATH_ERRNOS:
             raise
-        where = error.filename or "a file of this run"
-        advice = "choose"
-        if error.errno in FULL_ERRNOS:
-            advice = "make room, or choose"
-        elif error.errno in ACCESS_ERRNOS:
-            advice = "allow access to it, or choose"
-        print(
-            f"error: {where}: {error.strerror}; {advice} another folder, then run the same "
-            "command again",
-            file=sys.stderr,
-        )
+        print(f"error: {_advise(error)}", file=sys.stderr)
         sys.exit(Exit.UNUSABLE)
+
+
+def _advise(error: OSError) -> str:
+    """What is wrong with a path, in one line."""
+    where = error.filename or "a file of this run"
+    advice = "choose"
+    if error.errno in FULL_ERRNOS:
+        advice = "make room, or choose"
+    elif error.errno in ACCESS_ERRNOS:
+        advice = "allow access to it, or choose"
+    return f"{where}: {error.strerror}; {advice} another folder, then run the same command again"
 
 
 def _reader_closed_pipe() -> bool:
@@ -237,9 +239,34 @@ def _reader_closed_pipe() -> bool:
     return is_closed
 
 
-def _on_sigterm(again: str, *_: object) -> NoReturn:
-    print(f"terminated; {again} continues where this one stopped", file=sys.stderr)
-    sys.exit(Exit.TERMINATED)
+class _StoppedError(SystemExit):
+    """A signal stops the command: unwinding ends children and removes scratch folders.
+
+    Not a KeyboardInterrupt: at that one, `subprocess` does not wait for the child it kills.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.exit = Exit(128 + number)
+        super().__init__(self.exit)
+
+    def end(self, again: str) -> NoReturn:
+        """Say so, and exit."""
+        for number in signals.STOPPING:
+            signal.signal(number, signal.SIG_IGN)  # for the rest
+        with suppress(OSError):  # the terminal may be gone
+            said = self.exit.name.lower().replace("_", " ")
+            print(f"{said}; {again} continues where this one stopped", file=sys.stderr)
+        sys.exit(self.exit)
+
+
+def _stop_at_signals() -> None:
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        raise _StoppedError(number)
+
+    for number in signals.STOPPING:
+        # A shell or nohup may have asked to ignore Ctrl-C or the end of the terminal.
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
 
 
 def comma_separated(text: str) -> tuple[str, ...]:

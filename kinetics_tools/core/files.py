@@ -10,11 +10,13 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+from kinetics_tools.core import signals
 from kinetics_tools.core.errors import OutError
 from kinetics_tools.core.system import is_running
 
@@ -28,6 +30,9 @@ STORAGE_ERRNOS = FULL_ERRNOS | ACCESS_ERRNOS | {errno.EROFS, errno.EIO, errno.ES
 PATH_ERRNOS = frozenset(
     {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 )
+
+_REMOVALS = 20
+_REMOVAL_PAUSE_S = 0.1
 
 
 @contextmanager
@@ -95,16 +100,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, advice: str = "remove it and run again") -> Any:
     """Read a JSON file that one of our commands wrote.
 
+    Args:
+        path: of the file.
+        advice: what repairs it.
+
     Raises:
-        OutError: the file is not JSON.
+        OutError: the file is not JSON: empty, cut off, or without its contents after a power loss.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise OutError(f"{path} is not JSON ({error}); remove it and run again") from error
+    except (ValueError, RecursionError) as error:
+        raise OutError(f"{path} is not JSON ({error}); {advice}") from error
 
 
 def digest(value: Any) -> str:
@@ -292,23 +301,37 @@ def scratch_folder(root: Path, remedy: str = OTHER_TMP_DIR) -> Iterator[Path]:
     mine = home / f"{host}-{os.getpid()}"
     # Parts start and end at any time, and a new folder without a lock yet looks abandoned.
     lock = root / ".lock-scratch"
-    with ExitStack() as stack:
+    owner = ExitStack()
+    try:
         with file_lock(lock, remedy):
             for old in home.glob(f"{host}-*"):
                 _remove_if_abandoned(old, remedy)
             mine.mkdir(parents=True, exist_ok=True)
-            owner = stack.enter_context(_open_lock(mine / ".owner", remedy))
-            _lock(owner, fcntl.LOCK_EX, mine, remedy)
-        try:
-            yield mine
-        finally:
-            with file_lock(lock, remedy):
-                shutil.rmtree(mine, ignore_errors=True)
-                if not any(home.iterdir()):
-                    home.rmdir()
+            file = owner.enter_context(_open_lock(mine / ".owner", remedy))
+            _lock(file, fcntl.LOCK_EX, mine, remedy)
+        yield mine
+    finally:
+        with signals.held(), file_lock(lock, remedy):
+            owner.close()  # NFS keeps the file of an open one, and so the folder
+            _remove_folder(mine)
+            with contextlib.suppress(OSError):  # folders of other runs are in it
+                home.rmdir()
 
 
 def _remove_if_abandoned(folder: Path, remedy: str = OTHER_TMP_DIR) -> None:
-    with contextlib.suppress(BlockingIOError), _open_lock(folder / ".owner", remedy) as owner:
-        _lock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB, folder, remedy)
+    try:
+        with _open_lock(folder / ".owner", remedy) as owner:
+            _lock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB, folder, remedy)
+    except BlockingIOError:
+        return
+    _remove_folder(folder)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder in which a thread, or a process that is just dying, may still make files."""
+    for _ in range(_REMOVALS):
         shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_REMOVAL_PAUSE_S)
+    logger.warning("%s could not be removed; the next run tries again", folder)

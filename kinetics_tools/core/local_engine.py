@@ -5,16 +5,20 @@ pool tells no exit code and, before Python 3.14, cannot end a worker that is at 
 """
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic
 
+from kinetics_tools.core import signals
 from kinetics_tools.core.prefetch import background_reader
-from kinetics_tools.core.system import num_processors
+from kinetics_tools.core.system import adopt_orphans, num_processors
 from kinetics_tools.core.units import (
     Crash,
     R,
@@ -25,6 +29,9 @@ from kinetics_tools.core.units import (
     share_resources,
     with_resources,
 )
+
+logger = logging.getLogger(__name__)
+END_S = 10.0  # how long killed processes may take to end, as on a disk that does not answer
 
 
 class _Worker(Generic[U, R]):
@@ -37,10 +44,9 @@ class _Worker(Generic[U, R]):
         self.process = context.Process(
             target=_serve, args=(theirs, with_resources(resources, work))
         )
-        with _ctrl_c_ignored():  # the process inherits that, until it sets its own handlers
-            self.process.start()
+        self.process.start()
         theirs.close()
-        self._is_ready = False
+        self._is_ready = self._has_ended = False
         self.give(unit)
 
     def give(self, unit: U) -> None:
@@ -54,7 +60,8 @@ class _Worker(Generic[U, R]):
         try:
             ok, value = self.pipe.recv()
         except (EOFError, ConnectionResetError) as error:
-            self.process.join()
+            wait([self.process.sentinel])  # so that its exit code is its own
+            self.end()
             if not self._is_ready:
                 raise RuntimeError(
                     "a worker process could not start; a script that uses several jobs needs "
@@ -72,70 +79,131 @@ class _Worker(Generic[U, R]):
             raise value
         return (value,)
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether the process has ended."""
+        return bool(wait([self.process.sentinel], timeout=0))
+
+    def kill(self) -> None:
+        """Kill the process; `end` waits for it."""
+        if not self._has_ended:
+            self.process.kill()
+
     def end(self) -> None:
-        """Kill the process and its children; does nothing if it has ended."""
-        if self.process.pid is not None and self.process.is_alive():
-            try:
-                os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                self.process.kill()  # it does not lead its own group yet
+        """Kill the process and all that it started, and return when none of them is left.
+
+        What is still about to die may still write, and removing its files would race with it.
+        """
+        if self._has_ended:
+            return
+        self.kill()
+        wait([self.process.sentinel])  # from now on it starts no other process
+        pid = self.process.pid
+        assert pid is not None
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # there is no such group
+            os.killpg(pid, signal.SIGKILL)
         self.process.join()
+        _await_group(pid)
         self.pipe.close()  # not earlier: a process that is sending would print a traceback
+        self._has_ended = True
+
+
+def _await_group(group: int) -> None:
+    """Return when no process is left in a group that was killed.
+
+    An orphan is in its group until its new parent has taken note of its end: this process, or the
+    system's first one.
+    """
+    end = time.monotonic() + END_S
+    while time.monotonic() < end:
+        with contextlib.suppress(ChildProcessError):  # this process has no child there
+            while os.waitpid(-group, os.WNOHANG) != (0, 0):
+                pass
+        try:
+            os.killpg(group, 0)  # sends nothing
+        except (ProcessLookupError, PermissionError):  # the latter is macOS, of dead ones
+            return
+        time.sleep(0.005)
+    logger.warning("killed processes of group %d have not ended after %g s", group, END_S)
 
 
 def run_local(
     units: Iterable[U], work: Callable[..., R], jobs: int | None, devices: Sequence[str]
 ) -> Results[U, R]:
     """Run units in processes on this machine; arguments and results as for `engine.run`."""
-    free = share_resources(devices, jobs or num_processors())
-    limit = len(free)
+    adopt_orphans()
+    workers = _Workers[U, R](work, share_resources(devices, jobs or num_processors()))
     busy: dict[Any, _Worker[U, R]] = {}
-    idle: list[_Worker[U, R]] = []
-    with background_reader(units) as reader:
-        try:
-            while busy or not reader.exhausted:
-                if len(busy) < limit:
-                    reader.ask()
-                for ready in wait([reader.wakeup_fd, *busy]):
-                    if ready == reader.wakeup_fd:
-                        for unit in reader.take():
-                            worker = _worker_for(unit, work, idle, free)
-                            busy[worker.pipe] = worker
-                        continue
-                    worker = busy[ready]
-                    for result in worker.take():
-                        idle.append(busy.pop(ready))
-                        yield worker.unit, result
-                if reader.exhausted:
-                    _end(idle)  # they hold memory that busy ones may need
-        finally:
-            _end([*busy.values(), *idle])
+    with background_reader(units) as reader, contextlib.closing(workers):
+        while busy or not reader.exhausted:
+            if len(busy) < workers.limit:
+                reader.ask()
+            for ready in wait([reader.wakeup_fd, *busy]):
+                if ready == reader.wakeup_fd:
+                    for unit in reader.take():
+                        worker = workers.give(unit)
+                        busy[worker.pipe] = worker
+                    continue
+                worker = busy[ready]
+                for result in worker.take():
+                    workers.idle.append(busy.pop(ready))
+                    yield worker.unit, result
+            if reader.exhausted:
+                workers.end_idle()  # they hold memory that busy ones may need
 
 
-def _worker_for(
-    unit: U, work: Callable[..., R], idle: list[_Worker[U, R]], free: list[WorkerResources | None]
-) -> _Worker[U, R]:
-    """Give the unit to an idle process, else to a new one with the first free resources."""
-    while idle:
-        worker = idle.pop()
-        if worker.process.is_alive():
-            worker.give(unit)
-            return worker
-        worker.end()  # it died of its last unit, or since then
-        free.append(worker.resources)
-    return _Worker(work, unit, free.pop(0))
+class _Workers(Generic[U, R]):
+    """The processes of a run.
+
+    Attributes:
+        limit: how many there may be at once.
+        idle: those that wait for a unit.
+    """
+
+    def __init__(self, work: Callable[..., R], resources: list[WorkerResources | None]) -> None:
+        self.limit = len(resources)
+        self.idle: list[_Worker[U, R]] = []
+        self._work = work
+        self._free = resources
+        self._started: list[_Worker[U, R]] = []  # all, so that an interruption loses none
+
+    def give(self, unit: U) -> _Worker[U, R]:
+        """Give the unit to an idle process, else to a new one with the first free resources."""
+        while self.idle:
+            worker = self.idle.pop()
+            if not worker.is_dead:
+                worker.give(unit)
+                return worker
+            worker.end()  # it died of its last unit, or since then
+            self._free.append(worker.resources)
+        resource_tracker.ensure_running()  # its start would unblock the signals that are held
+        with signals.held():
+            worker = _Worker(self._work, unit, self._free.pop(0))
+            self._started.append(worker)
+        return worker
+
+    def end_idle(self) -> None:
+        """End those that wait for a unit: there is none."""
+        _end(self.idle)
+        self.idle.clear()
+
+    def close(self) -> None:
+        """End all; none is left then, nor what they started."""
+        with signals.held():
+            _end(self._started)
 
 
-def _end(workers: list[_Worker[U, R]]) -> None:
-    while workers:
-        workers.pop().end()
+def _end(workers: Sequence[_Worker[U, R]]) -> None:
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.end()
 
 
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
     """Run in a worker process: receive units and send results until the pipe closes."""
     os.setpgid(0, 0)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the parent handles them for all
+    signals.ignore_in_worker()  # the parent handles them for all
     threading.Thread(target=_die_with_parent, daemon=True).start()
     pipe.send((True, None))
     while True:
@@ -144,18 +212,6 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
         except EOFError:
             return
         pipe.send(attempt(work, unit))
-
-
-@contextlib.contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread can set handlers
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _die_with_parent() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -135,20 +136,30 @@ def _connected_ray(jobs: int | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    if address:
-        _join_cluster(ray, address)
-    else:
-        ray.init(
-            address="local",
-            num_cpus=jobs or num_processors(),
-            include_dashboard=False,
-            object_store_memory=_LOCAL_RAY_STORE_BYTES,
-            **_QUIET_RAY,
-        )
+    with _sigterm_kept():
+        if address:
+            _join_cluster(ray, address)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=jobs or num_processors(),
+                include_dashboard=False,
+                object_store_memory=_LOCAL_RAY_STORE_BYTES,
+                **_QUIET_RAY,
+            )
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM, in place of which Ray sets its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if signal.getsignal(signal.SIGTERM) is not before:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _join_cluster(ray: Any, address: str) -> None:

@@ -3,7 +3,9 @@
 What only Linux has is asked for here, and each function says what it does elsewhere.
 """
 
+import ctypes
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from kinetics_tools.core.errors import KineticsError
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 
 
 def cache_dir(chosen: Path | None = None) -> Path:
@@ -58,6 +61,16 @@ def is_running(pid: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     return True
+
+
+def adopt_orphans() -> None:
+    """From now on, processes whose parent ends become children of this one, which can await them.
+
+    Of all processes below this one, on Linux. Elsewhere they become children of the system's first
+    process, which takes note of their ends; on Linux it may be a container's, which does not.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def boot_id() -> str:

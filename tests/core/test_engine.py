@@ -1,8 +1,10 @@
 """The engine: results come back, a dead worker costs one unit, nothing outlives the run."""
 
 import ast
+import contextlib
 import importlib
 import itertools
+import multiprocessing
 import os
 import signal
 import socket
@@ -87,6 +89,29 @@ def sleep_with_child(seconds: float, *, pids: Path) -> None:
     with pids.open("a") as file:
         file.write(f"{os.getpid()}\n{child.pid}\n")
     child.wait()
+
+
+def sleep_with_slow_children(seconds: float, *, pids: Path) -> None:
+    """The same with children that take a moment to end: they give back 256 MiB; one left them."""
+    code = "import os, time; ballast = b'x' * 2**28; os.fork(); print(flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.read(2)  # both are ready
+        with pids.open("a") as file:
+            file.write(f"{os.getpid()}\n{child.pid}\n")
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def members(group: int) -> list[int]:
+    """The living processes of a process group."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append(int(stat.parent.name))
+    return found
 
 
 def is_alive(pid: int) -> bool:
@@ -317,6 +342,33 @@ def test_ending_a_run_ends_its_workers_and_their_children(tmp_path: Path) -> Non
     wait_until(lambda: len(pids.read_text().split()) == 4)
     running.close()
     wait_until(lambda: not any(is_alive(int(pid)) for pid in pids.read_text().split()))
+
+
+def test_when_a_run_has_ended_so_has_all_that_it_started(tmp_path: Path) -> None:
+    """At once, not soon: its files are removed then."""
+    pids = tmp_path / "pids"
+    work = partial(sleep_with_slow_children, pids=pids)
+    with closing(engine.run([600.0, 600.0, 0.0], work, jobs=3)) as running:
+        assert isinstance(next(running)[1], Crash)  # of the worker that killed itself
+        wait_until(lambda: len(pids.read_text().split()) == 6)
+        groups = [int(pid) for pid in pids.read_text().split()[::2]]
+        assert sum(len(members(group)) > 0 for group in groups) == 2
+    assert [members(group) for group in groups] == [[], [], []]
+
+
+def test_an_interruption_while_a_worker_starts_is_not_lost_and_loses_no_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = multiprocessing.context.SpawnProcess.start
+
+    def start_and_interrupt(process: multiprocessing.context.SpawnProcess) -> None:
+        start(process)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(multiprocessing.context.SpawnProcess, "start", start_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(engine.run([1.0, 1.0], time.sleep, jobs=2))
+    assert multiprocessing.active_children() == []
 
 
 SLEEPERS = """
