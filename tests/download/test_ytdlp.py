@@ -176,7 +176,7 @@ def test_of_the_formats_the_smallest_that_covers_256_is_fetched(
     youtube.put("formats0000", *formats, sound, seconds=4)
     ask(source, segment("formats0000", 0, 4))
     assert youtube.requests[-1] == "/media/formats0000/134"
-    hdr = Format(content[:-100], 332, 640, 360, 'video/webm; codecs="vp9.2"')
+    hdr = Format(content + bytes(9999), 332, 640, 360, 'video/webm; codecs="vp9.2"')
     youtube.put("withhdr0000", hdr, *formats, sound, seconds=4)
     ask(source, segment("withhdr0000", 0, 4))
     assert youtube.requests[-1] == "/media/withhdr0000/134"
