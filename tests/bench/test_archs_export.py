@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -27,6 +28,16 @@ def net_and_clips(name: str) -> tuple[Network, tuple[Tensor, ...], Tensor]:
     return net, clips, logits
 
 
+def any_batch(clips: tuple[Tensor, ...]) -> dict[str, Any]:
+    """The dynamic shapes of a network's inputs: any number of clips."""
+    return {"clips": tuple({0: torch.export.Dim.DYNAMIC} for _ in clips)}
+
+
+def repeated(clips: tuple[Tensor, ...], number: int) -> tuple[Tensor, ...]:
+    """A batch of so many clips, those of a smaller one over and over."""
+    return tuple(clip[torch.arange(number) % len(clip)] for clip in clips)
+
+
 @pytest.fixture
 def compiler() -> None:
     if shutil.which("g++") is None:
@@ -46,22 +57,27 @@ def test_compiled(name: str) -> None:
 @pytest.mark.parametrize("name", ARCHS)
 def test_exported(name: str) -> None:
     net, clips, expected = net_and_clips(name)
-    program = torch.export.export(net, clips)
-    with torch.no_grad():
-        found = program.module()(*clips)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    program = torch.export.export(net, clips, dynamic_shapes=any_batch(clips))
+    for number in (2, 3, 5):
+        more, same = repeated(clips, number), repeated((expected,), number)[0]
+        with torch.no_grad():
+            found = program.module()(*more)
+        torch.testing.assert_close(found, same, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ARCHS)
 def test_exported_to_onnx(name: str, tmp_path: Path) -> None:
     net, clips, expected = net_and_clips(name)
     path = tmp_path / "net.onnx"
-    program = torch.onnx.export(net, clips, dynamo=True, verbose=False)
+    program = torch.onnx.export(
+        net, clips, dynamo=True, verbose=False, dynamic_shapes=any_batch(clips)
+    )
     assert program is not None
     program.save(path, external_data=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    inputs = {
-        each.name: clip.numpy() for each, clip in zip(session.get_inputs(), clips, strict=True)
-    }
-    (found,) = session.run(None, inputs)
-    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-3, rtol=1e-3)
+    names = [each.name for each in session.get_inputs()]
+    for number in (2, 3):
+        more, same = repeated(clips, number), repeated((expected,), number)[0]
+        inputs = {name: clip.numpy() for name, clip in zip(names, more, strict=True)}
+        (found,) = session.run(None, inputs)
+        torch.testing.assert_close(torch.from_numpy(found), same, atol=1e-3, rtol=1e-3)

@@ -113,7 +113,7 @@ class BatchNormLSTM(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, F, T) to the states (B, N, T)."""
         inputs = functional.linear(features.transpose(1, 2), self.input_weight)
-        state = cell = features.new_zeros(len(features), self.num_units)
+        state = cell = features.new_zeros(features.shape[0], self.num_units)
         states = []
         for step in range(features.shape[2]):
             gates = (
@@ -154,7 +154,7 @@ class ConvNetLSTM(Network):
         means = torch.cat([feature_map.mean(dim=(2, 3)) for feature_map in maps])
         # The cell sums small values over many steps: bfloat16 would round them away.
         with no_autocast(means):
-            states: Tensor = self.lstm(batch_to_time(means, len(rgb)))
+            states: Tensor = self.lstm(batch_to_time(means, rgb.shape[0]))
         return states
 
     def forward(self, *clips: Tensor) -> Tensor:
