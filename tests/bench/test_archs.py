@@ -387,6 +387,8 @@ def test_the_lstm_is_that_of_cooijmans() -> None:
     expected = naive_lstm(lstm, features, training=True)
     torch.testing.assert_close(lstm(features).double(), expected, atol=1e-5, rtol=1e-5)
     lstm.eval()
+    # The statistics are of the same batch, with momentum 1.
+    torch.testing.assert_close(lstm(features).double(), expected, atol=1e-5, rtol=1e-5)
     longer = torch.randn(3, 6, 30)  # more steps than there are statistics
     expected = naive_lstm(lstm, longer, training=False)
     torch.testing.assert_close(lstm(longer).double(), expected, atol=1e-5, rtol=1e-5)

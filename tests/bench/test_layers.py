@@ -138,6 +138,26 @@ def test_batch_norm_has_an_offset_and_no_scale() -> None:
     torch.testing.assert_close(norm(values), expected)
 
 
+@pytest.mark.parametrize("shape", [(2, 4), (3, 4, 1, 2, 2), (8, 4, 5)])
+def test_the_moving_statistics_are_those_of_the_batches(shape: tuple[int, ...]) -> None:
+    """Of one batch, with momentum 1: the batch is normalised in evaluation as in training."""
+    torch.manual_seed(0)
+    first, second = 3 + 2 * torch.randn(shape), 5 * torch.randn(shape)
+    norm = OffsetBatchNorm(4, momentum=1.0)
+    trained = norm.train()(first)
+    torch.testing.assert_close(norm.eval()(first), trained)
+    norm = OffsetBatchNorm(4, momentum=0.25).train()
+    axes = [axis for axis in range(len(shape)) if axis != 1]
+    mean, var = torch.zeros(4), torch.ones(4)
+    for batch in (first, second):
+        norm(batch)
+        mean = 0.75 * mean + 0.25 * batch.mean(axes)
+        var = 0.75 * var + 0.25 * batch.var(axes, correction=0)
+    torch.testing.assert_close(norm.running_mean, mean)
+    torch.testing.assert_close(norm.running_var, var)
+    assert int(norm.num_batches_tracked) == 2
+
+
 def test_conversion_to_sync_batch_norm_keeps_the_offset() -> None:
     values = torch.randn(2, 4, 3, 3)
     norm = calibrated_norm()

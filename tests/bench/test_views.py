@@ -58,13 +58,15 @@ def test_a_training_view_follows_from_seed_epoch_and_key() -> None:
 def test_training_views_are_within_the_clip_and_keep_their_stride(
     num_frames: int, seed: int
 ) -> None:
-    indices = train_view(num_frames, SMALL, seeded_rng(seed, 0, "key")).indices["rgb"]
-    assert len(indices) == NUM
-    assert indices.min() >= 0
-    # There is no flow from the last frame; rgb and flow see the same moments.
-    assert indices.max() < max(num_frames - 1, 1)
-    if num_frames - 1 >= (NUM - 1) * STRIDE + 1:
-        assert set(np.diff(indices)) == {STRIDE}
+    for stream in ("rgb", "flow"):
+        chosen = RECIPES["small"]["i3d"][stream]
+        indices = train_view(num_frames, chosen, seeded_rng(seed, 0, "key")).indices[stream]
+        assert len(indices) == NUM
+        assert indices.min() >= 0
+        length = max(num_frames - (stream == "flow"), 1)  # there is no flow from the last frame
+        assert indices.max() < length
+        if length >= (NUM - 1) * STRIDE + 1:
+            assert set(np.diff(indices)) == {STRIDE}
 
 
 TOGETHER = [
@@ -90,7 +92,11 @@ def test_a_frame_is_the_first_of_its_ten_fields_in_every_view(
 def test_training_views_reach_both_ends() -> None:
     views_of = (train_view(34, SMALL, seeded_rng(s, 0, "k")) for s in range(60))
     starts = {int(view.indices["rgb"][0]) for view in views_of}
-    assert starts == {0, 1, 2}  # 33 pairs, a span of 31
+    assert starts == {0, 1, 2, 3}  # 34 frames, a span of 31
+    own = RECIPES["small"]["i3d"]["flow"]
+    views_of = (train_view(34, own, seeded_rng(s, 0, "k")) for s in range(60))
+    starts = {int(view.indices["flow"][0]) for view in views_of}
+    assert starts == {0, 1, 2}  # 33 pairs
     fused = RECIPES["small"]["3d-fused"]["joint"]
     views_of = (train_view(53, fused, seeded_rng(s, 0, "k")) for s in range(60))
     starts = {int(view.indices["flow"][0]) for view in views_of}

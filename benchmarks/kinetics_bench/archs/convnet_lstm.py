@@ -74,7 +74,8 @@ class StepBatchNorm(nn.Module):
         require_multiple_samples(values)
         # batch_norm would save the row of the running statistics for the backward pass, and raise
         # there since the next time step changes the tensor in place. So they are updated here.
-        for statistics, new in zip((var, mean), torch.var_mean(values.detach(), 0), strict=True):
+        found = torch.var_mean(values.detach(), 0, correction=0)
+        for statistics, new in zip((var, mean), found, strict=True):
             statistics.lerp_(new, self.momentum)
         return functional.batch_norm(
             values, None, None, self.scale, self.bias, training=True, eps=EPSILON

@@ -157,6 +157,9 @@ class SameMaxPool(nn.Module):
 class OffsetBatchNorm(nn.Module):
     """Batch norm as in Sonnet 1: with an offset (beta), without a scale (gamma), epsilon 1e-3.
 
+    The moving variance is that of the values of a batch, as in TensorFlow. torch's own batch norms
+    keep the unbiased estimate, which is larger where a batch has few values.
+
     Weights from other trainers may have a scale. `keep_scale` stores it as a frozen buffer `scale`,
     which is saved with the weights. Loading a state dict creates the buffer if the state dict has
     an entry `scale`, and removes it if not.
@@ -200,16 +203,22 @@ class OffsetBatchNorm(nn.Module):
         mean, var = self.running_mean, self.running_var
         if self.training:
             require_multiple_samples(input)
-            if is_recomputing():  # the first forward pass updated the statistics
-                mean, var = mean.clone(), var.clone()
-            else:
-                self.num_batches_tracked.add_(1)
+            mean, var = mean.clone(), var.clone()  # torch saves what it updates, for the gradient
         # On CUDA torch cannot compute the gradient of an offset without a scale: the backward pass
         # raises (seen with 2.11).
         scale = torch.ones_like(self.bias) if self.scale is None else self.scale
-        return functional.batch_norm(
+        normalised = functional.batch_norm(
             input, mean, var, scale, self.bias, self.training, self.momentum, EPSILON
         )
+        # A forward pass that is computed again for its gradient has updated the statistics before.
+        if self.training and not is_recomputing():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.copy_(mean)
+            # torch gives the unbiased variance, n / (n - 1) of the one that it normalises with.
+            num_values = input.shape[0] * math.prod(input.shape[2:])
+            excess = (var - self.running_var * (1 - self.momentum)) / num_values
+            self.running_var.copy_(var - excess)
+        return normalised
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         if prefix + "scale" in state_dict:

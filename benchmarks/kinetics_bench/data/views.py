@@ -2,8 +2,7 @@
 
 Shapes: T frames, H height, W width, C channels; (h, w) after the crop. A clip of T frames has T-1
 flow fields; field t is the flow from frame t to frame t+1. A view of both streams takes its indices
-from the T-1 fields, and so does every training view: rgb and flow then show the same moments, also
-where a short clip is looped.
+from the T-1 fields: rgb and flow then show the same moments, also where a short clip is looped.
 """
 
 from __future__ import annotations
@@ -69,8 +68,8 @@ def train_view(num_frames: int, recipe: Recipe, rng: np.random.Generator) -> Vie
     The start leaves room for all frames of the view. A clip that is too short is looped, and the
     start is any of its frames.
     """
-    length = max(num_frames - 1, 1)
     samplings = recipe.sampling
+    length = max(num_frames - 1, 1) if "flow" in samplings else num_frames
     span = max((each.num - 1) * each.stride + 1 for each in samplings.values())
     num_starts = length - span + 1 if length >= span else length
     start = int(rng.integers(num_starts))
