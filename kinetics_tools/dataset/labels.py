@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kinetics_tools.core.errors import ManifestError, unknown_name
 from kinetics_tools.core.keys import require_own_folders
+from kinetics_tools.core.text import read_text
 from kinetics_tools.dataset.manifest import Manifest
 
 KNOWN_LABELS: Mapping[str, str] = {"kinetics400": "kinetics400.txt"}
@@ -29,11 +30,8 @@ def read_labels(path: Path) -> tuple[str, ...]:
     Raises:
         ManifestError: it cannot be read, is empty or unsorted, or repeats a label.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: cannot be read as a label list: {error}") from error
-    labels = tuple(line.strip() for line in text.rstrip().split("\n"))
+    text = read_text(path, raises=ManifestError)
+    labels = tuple(line.strip() for line in text.rstrip().splitlines() or [""])
     for number, (before, label) in enumerate(itertools.pairwise(("", *labels)), start=1):
         if label <= before:
             problem = f"{label!r} may not come after {before!r}" if label else "is blank"

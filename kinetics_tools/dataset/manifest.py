@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kinetics_tools.core.errors import ManifestError, lookup
 from kinetics_tools.core.keys import is_key, label_problem
+from kinetics_tools.core.text import decode_text
 from kinetics_tools.dataset.manifest_formats import COLUMNS, Row, rows
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,8 @@ def parse_manifest(
     Raises:
         ManifestError: as `read_manifest`.
     """
-    text = data.decode("utf-8-sig", errors="surrogateescape")  # one bad byte is one bad row
+    # One byte that is not UTF-8 is one bad row.
+    text = decode_text(data, where, errors="surrogateescape", raises=ManifestError)
     segments: dict[str, Segment] = {}
     bad: list[BadRow] = []
     num_duplicates = 0

@@ -47,7 +47,7 @@ def test_a_line_that_matches_nothing_is_named(tmp_path: Path) -> None:
         chosen(key_file(tmp_path, "empty.txt", "", "# nothing"))
     binary = tmp_path / "binary.txt"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(EvaluationError, match="not a text file"):
+    with pytest.raises(EvaluationError, match="is a file in UTF-16; save it as UTF-8"):
         chosen(binary)
 
 
@@ -113,3 +113,9 @@ def test_the_official_lists_have_their_official_counts(
     dataset, _, number = split.partition("/")
     listed = _official(shared_data / "annotations", dataset, int(number), role)
     assert len(listed) == count
+
+
+def test_a_file_of_keys_from_another_system_is_read_alike(tmp_path: Path) -> None:
+    path = tmp_path / "test.txt"
+    path.write_bytes(b"\xef\xbb\xbfann_*\r\nben_left\r\n")
+    assert chosen(path).keys == ("ann_left", "ann_right", "ben_left")

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.files import digest
 from kinetics_tools.core.keys import file_keys
+from kinetics_tools.core.text import read_text
 from kinetics_tools.shards.reader import Sample, ShardFolder
 
 _OFFICIAL = re.compile(r"(ucf101|hmdb51)/([123])")
@@ -123,10 +124,7 @@ def _listed(
 
 
 def _matching(path: Path, samples: Sequence[Sample], missing: Mapping[str, str]) -> Selection:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise EvaluationError(f"{path} is not a text file of keys ({error})") from error
+    lines = [line.strip() for line in read_text(path, raises=EvaluationError).splitlines()]
     patterns = [line for line in lines if line and not line.startswith("#")]
     if not patterns:
         raise EvaluationError(f"{path} names no key")
@@ -189,9 +187,6 @@ def _hmdb51(folder: Path, number: int) -> dict[str, list[PurePosixPath]]:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise EvaluationError(
-            f"{path} is missing: --splits DIR holds the official lists"
-        ) from error
+    if not path.exists():
+        raise EvaluationError(f"{path} is missing: --splits DIR holds the official lists")
+    return read_text(path, raises=EvaluationError)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kinetics_tools.core.errors import KineticsError
+from kinetics_tools.core.text import decode_text
 
 ADVICE = (
     "log in with the browser and export its cookies as a cookies.txt file, in Netscape format with "
@@ -57,10 +58,12 @@ def _text(path: Path) -> str:
     try:
         if path.exists() and not path.is_file():
             raise CookiesError(path, "it is a folder" if path.is_dir() else "it is not a file")
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
     except OSError as error:
         raise CookiesError(path, f"it cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError:
+    try:
+        text = decode_text(data, str(path))
+    except KineticsError:
         # Not from the error: it holds the file's bytes.
         raise CookiesError(path, "it is not UTF-8 text") from None
     if text.lstrip().startswith(("[", "{")):
@@ -69,7 +72,7 @@ def _text(path: Path) -> str:
 
 
 def _rows(path: Path, text: str) -> Iterator[list[str]]:
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         kept = line.rstrip("\r").removeprefix(_HTTP_ONLY)
         if not kept.strip() or kept.startswith("#"):
             continue

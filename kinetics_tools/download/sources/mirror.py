@@ -30,6 +30,7 @@ from kinetics_tools.core.errors import KineticsError, Reason, SourceError
 from kinetics_tools.core.http_client import Remote
 from kinetics_tools.core.keys import is_key
 from kinetics_tools.core.prefetch import prefetch
+from kinetics_tools.core.text import decode_text
 from kinetics_tools.core.units import Part
 from kinetics_tools.dataset.ledger import History
 from kinetics_tools.dataset.manifest import Segment
@@ -111,7 +112,7 @@ def parse_list(content: bytes, address: str, base: str = OFFICIAL) -> list[str]:
         KineticsError: a line is not an address, or the list is empty.
     """
     found: dict[str, None] = {}
-    lines = content.decode("utf-8-sig", "surrogateescape").splitlines()
+    lines = decode_text(content, address, errors="surrogateescape").splitlines()
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
             continue

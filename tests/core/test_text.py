@@ -1,0 +1,64 @@
+"""Text files of users: byte order marks, line ends, encodings."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kinetics_tools.core.errors import KineticsError, ManifestError
+from kinetics_tools.core.text import decode_text, read_text
+from kinetics_tools.dataset.labels import read_labels
+from kinetics_tools.dataset.manifest import read_manifest
+from kinetics_tools.download.sources.mirror import parse_list
+
+ROWS = "label,youtube_id,time_start,time_end,split\nyoga,abc,0,10,val\n"
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_a_mark_and_line_ends_of_other_systems_change_nothing(
+    tmp_path: Path, mark: bytes, ends: str
+) -> None:
+    def written(text: str) -> Path:
+        path = tmp_path / "file.txt"
+        path.write_bytes(mark + text.replace("\n", ends).encode())
+        return path
+
+    assert read_text(written("a\nä\n")).splitlines() == ["a", "ä"]
+    assert read_labels(written("a b\nä\n")) == ("a b", "ä")
+    assert [segment.label for segment in read_manifest(written(ROWS)).segments] == ["yoga"]
+    address = "http://host/list.txt"
+    content = written("a.tar\nb.tar\n").read_bytes()
+    assert parse_list(content, address) == ["http://host/a.tar", "http://host/b.tar"]
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "text": read_text,
+    "labels": read_labels,
+    "manifest": read_manifest,
+    "mirror": lambda path: parse_list(path.read_bytes(), str(path)),
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+@pytest.mark.parametrize(("codec", "name"), [("utf-16", "UTF-16"), ("utf-32", "UTF-32")])
+def test_a_wide_encoding_is_named(
+    tmp_path: Path, reader: Callable[[Path], object], codec: str, name: str
+) -> None:
+    path = tmp_path / "file.txt"
+    path.write_bytes(ROWS.encode(codec))
+    with pytest.raises(KineticsError, match=f"file.txt is a file in {name}; save it as UTF-8"):
+        reader(path)
+
+
+def test_a_byte_that_is_not_utf_8_is_found() -> None:
+    with pytest.raises(ManifestError, match="list, line 2, is not UTF-8; save the file as UTF-8"):
+        decode_text(b"a\n\xff\n", "list", raises=ManifestError)
+    assert decode_text(b"a\xff", "list", errors="replace") == "a\ufffd"
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(KineticsError, match=r"none\.txt cannot be read: No such file"):
+        read_text(tmp_path / "none.txt")
+    with pytest.raises(KineticsError, match="cannot be read: Is a directory"):
+        read_text(tmp_path)
