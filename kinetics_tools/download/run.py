@@ -484,9 +484,11 @@ def _make_of_any(
             return made, ", ".join(filter(None, details))
     if len(failures) == 1:
         raise failures[0]
-    last = failures[-1]  # there is one: a source yields footage or raises
+    # There is one: a source yields footage or raises. A file that may be replaced by a good one
+    # outweighs one that is too short.
+    main = next((error for error in failures if error.reason in RETRYABLE), failures[-1])
     detail = "; ".join(f"{error.path.name}: {error.detail}" for error in failures)
-    raise MediaError(last.path, detail, reason=last.reason)
+    raise MediaError(main.path, detail, reason=main.reason)
 
 
 def _make_of(footage: Footage, segment: Segment, clip: Path, plan: DownloadPlan) -> Cut:

@@ -214,7 +214,7 @@ def test_a_broken_file_of_a_folder_hides_no_good_one(make_video: MakeVideo, tmp_
         "absent",
         f"no file seven.* below {folder}",
     )
-    assert lines["six"].reason == "too-short"
+    assert lines["six"].reason == "damaged"  # the clip may be replaced
     assert lines["six"].detail.startswith("six_000001_000003.mp4: cannot be decoded")
     assert "; six.mp4: ends at 2.00 s, the segment at 3.00 s" in lines["six"].detail
 
@@ -222,7 +222,8 @@ def test_a_broken_file_of_a_folder_hides_no_good_one(make_video: MakeVideo, tmp_
     ledger_file = out / "ledger-0-of-1.jsonl"
     ledger_file.write_text(ledger_file.read_text().replace('"absent"', '"gone"'))
     (folder / "seven.mp4").write_bytes(video)
-    assert download(table, out, "--source", f"dir:{folder}").returncode == 3
+    (folder / "six_000001_000003.mp4").write_bytes(video)
+    assert download(table, out, "--source", f"dir:{folder}").returncode == 0
     assert ledger.read(out)["seven_000001_000003"].done is not None
 
 
