@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kinetics_tools.core.errors import KineticsError
 
+_MARK = "\ufeff"  # a tool may add one to one that is there
 _WIDE_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it begins with
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -37,7 +38,7 @@ def decode_text(
         if data.startswith(mark):
             raise raises(f"{where} is a file in {name}; save it as UTF-8")
     try:
-        return data.decode("utf-8-sig", errors)
+        return data.decode("utf-8", errors).lstrip(_MARK)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise raises(f"{where}, line {line}, is not UTF-8; save the file as UTF-8") from error

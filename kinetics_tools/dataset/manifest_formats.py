@@ -29,6 +29,8 @@ ALIASES: Mapping[str, str] = {
     "start-time": "time_start",
     "end-time": "time_end",
 }
+# Quotes are around a whole field. The csv module takes others for a part of the text.
+_QUOTED_WHOLE = re.compile(r'(?:[ \t]*"(?:[^"]|"")*"|[^",]*)(?:,(?:[ \t]*"(?:[^"]|"")*"|[^",]*))*')
 _NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
 
 Row = Mapping[str, str]  # values by the names in COLUMNS; "label" may be absent
@@ -78,12 +80,15 @@ def _csv_rows(text: str, where: str, split: str | None) -> Iterator[tuple[int, R
 
 def _fields_of(line: str) -> list[str] | str:
     """The fields of a line of a CSV, without spaces around them; or what is wrong with it."""
+    line = line.rstrip("\r\n")
     try:
-        row = next(csv.reader([line.rstrip("\r\n")], strict=True), ())
+        row = next(csv.reader([line], strict=True, skipinitialspace=True), ())
     except csv.Error as error:
         if "unexpected end" in str(error):
             return "not CSV: a quote opens here and does not close on this line"
         return f"not CSV: {error}"
+    if '"' in line and not _QUOTED_WHOLE.fullmatch(line):
+        return "not CSV: a quote inside a field that does not begin with one"
     return [field.strip(" \t") for field in row]
 
 

@@ -277,10 +277,27 @@ def test_a_stray_quote_makes_its_own_line_bad_and_no_other(tmp_path: Path) -> No
     rows[700] = rows[700].replace("yoga,", 'yoga",')  # would close the quote above
     read = read_manifest(write(tmp_path, HEADER + "".join(rows)), skip_bad_rows=True)
     opened = "not CSV: a quote opens here and does not close on this line"
-    assert [(row.line, row.problem) for row in read.bad_rows] == [(11, opened), (502, opened)]
-    assert len(read.segments) == 998
-    with pytest.raises(ManifestError, match=rf"2 bad rows; .*\n  line 11: {opened}\n  line 502"):
+    inside = "not CSV: a quote inside a field that does not begin with one"
+    bad = [(11, opened), (502, opened), (702, inside)]
+    assert [(row.line, row.problem) for row in read.bad_rows] == bad
+    assert len(read.segments) == 997
+    with pytest.raises(ManifestError, match=rf"3 bad rows; .*\n  line 11: {opened}\n  line 502"):
         read_manifest(write(tmp_path, HEADER + "".join(rows)))
+
+
+@pytest.mark.parametrize("label", ['yo"ga', 'yoga"', 'yo"ga"', 'yo""ga', '"yoga"x', ' x"yoga"'])
+def test_a_quote_inside_a_label_makes_no_new_class(label: str) -> None:
+    table = f"{HEADER}{label},bad,0,10,val\nyoga,good,0,10,val\n".encode()
+    read = manifest.parse_manifest(table, "list", skip_bad_rows=True)
+    assert read.labels == ("yoga",)
+    assert [row.line for row in read.bad_rows] == [2]
+
+
+@pytest.mark.parametrize("start", ["\ufeff\ufeff", "\ufeff\ufeff\ufeff"])
+@pytest.mark.parametrize("label", ["yoga", '"yoga"', ' "yoga"'])
+def test_marks_and_spaces_before_a_field_lose_no_label(start: str, label: str) -> None:
+    table = f"{start}{HEADER}{label},good,0,10,val\n".encode()
+    assert manifest.parse_manifest(table, "list").labels == ("yoga",)
 
 
 GOOD_ROWS = [
