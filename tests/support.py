@@ -45,6 +45,26 @@ def tree(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, bytes]:
     }
 
 
+# What a power loss or a careless hand leaves of a JSON file, by kind.
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "cut off": lambda whole: whole[: len(whole) // 2],
+    "zeros": lambda whole: bytes(len(whole)),
+    "brace": lambda _: b"{",
+    "object": lambda _: b"{}",
+    "list": lambda _: b"[]",
+    "number": lambda _: b"3",
+    "null": lambda _: b"null",
+    "text": lambda _: b'"schema_version recipe"',
+    "not UTF-8": lambda whole: whole[:-9] + b"\xff" + whole[-8:],
+}
+
+
+def damage_file(path: Path, kind: str) -> None:
+    """Damage a file in one of the ways of DAMAGES."""
+    path.write_bytes(DAMAGES[kind](path.read_bytes()))
+
+
 def environment() -> dict[str, str]:
     """For commands started as processes: the tree under test, and no program on PATH."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": "/nonexistent"}

@@ -216,13 +216,17 @@ def _read_cached(folder: Path) -> _CachedList | None:
     path = folder / "list.json"
     if not path.is_file():
         return None
-    value = read_json(path)
-    cached = _CachedList(
-        address=value["address"],
-        sha256=value["sha256"],
-        labels=tuple(value["labels"]),
-        splits={name: _Split(**facts) for name, facts in value["splits"].items()},
-    )
+    try:
+        value = read_json(path)
+        cached = _CachedList(
+            address=value["address"],
+            sha256=value["sha256"],
+            labels=tuple(value["labels"]),
+            splits={name: _Split(**facts) for name, facts in value["splits"].items()},
+        )
+    except (OutError, TypeError, KeyError, AttributeError) as error:
+        logger.info("%s is damaged (%s); the list is downloaded again", path, error)
+        return None
     for split in cached.splits.values():
         file = folder / split.file
         if not file.is_file() or file_digest(file) != split.sha256:

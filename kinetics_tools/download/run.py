@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kinetics_tools.core import engine
 from kinetics_tools.core.errors import (
@@ -200,13 +201,27 @@ def register_recipe(out: Path, recipe: ClipRecipe) -> None:
         if not path.exists():
             write_json(path, {"recipe": own, "hash": digest(own)})
             return
-    recorded, own = (all_parameters(each) for each in (read_json(path).get("recipe", {}), own))
+    recorded, own = (all_parameters(each) for each in (_recorded_recipe(path), own))
     for name in sorted(recorded.keys() | own.keys()):
         if recorded.get(name) != own.get(name):
             raise OutError(
                 f"{path}: the clips there were made with {name} = {recorded.get(name)}, this run "
                 f"has {name} = {own.get(name)}; use the same, or choose another folder"
             )
+
+
+def _recorded_recipe(path: Path) -> dict[str, Any]:
+    """What a recipe.json holds.
+
+    Raises:
+        OutError: it is damaged.
+    """
+    advice = "if this run's options are those that made the clips there, remove it, else choose "
+    advice += "another folder"
+    try:
+        return dict(read_json(path, advice)["recipe"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise OutError(f"{path} is not a recipe of clips ({error!r}); {advice}") from error
 
 
 @contextmanager

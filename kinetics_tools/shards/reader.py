@@ -255,6 +255,12 @@ class ShardFolder:
                 raise ShardError(
                     f"{path} is missing; write it with: extract-flow index {self.folder}"
                 ) from error
+            except (KeyError, TypeError, ValueError, OSError) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise  # of the disk; the others are Arrow's
+                raise ShardError(
+                    f"{path} is damaged; write it again with: extract-flow index {self.folder}"
+                ) from error
         return self._rows[split]
 
     def _flow_recipe(self, name: str) -> StreamRecipe:

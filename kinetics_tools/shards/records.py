@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kinetics_tools.core.errors import ShardError
+from kinetics_tools.core.errors import OutError, ShardError
 from kinetics_tools.core.files import digest, read_json, write_json
 
 T = TypeVar("T")
@@ -47,21 +47,8 @@ def shards_present(folder: Path, stream: str, split: str = "*") -> list[Path]:
     return sorted(folder.glob(f"{split}/{stream}-{'[0-9]' * 6}.tar"))
 
 
-def _read_version(path: Path) -> Any:
-    """Read a JSON file of this schema version.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ShardError: it has another schema version.
-    """
-    value = read_json(path)
-    version = value.get("schema_version") if isinstance(value, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ShardError(
-            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
-            "make the shards again in another folder"
-        )
-    return value
+class DamagedRecordError(ShardError):
+    """A record is not what was written: empty, cut off, changed."""
 
 
 def _read(path: Path, what: str, advice: str, parse: Callable[[dict[str, Any]], T]) -> T:
@@ -69,13 +56,23 @@ def _read(path: Path, what: str, advice: str, parse: Callable[[dict[str, Any]], 
 
     Raises:
         FileNotFoundError: there is none.
-        ShardError: it has another schema version, or is not a `what`.
+        DamagedRecordError: it is not a `what`.
+        ShardError: it has another schema version.
     """
-    value = _read_version(path)
     try:
-        return parse(value)
+        value = read_json(path, advice)
+        version = value["schema_version"]
+        record = parse(value) if version == SCHEMA_VERSION else None
+    except OutError as error:
+        raise DamagedRecordError(str(error)) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ShardError(f"{path} is not a {what} ({error!r}); {advice}") from error
+        raise DamagedRecordError(f"{path} is not a {what} ({error!r}); {advice}") from error
+    if record is None:
+        raise ShardError(
+            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
+            "make the shards again in another folder"
+        )
+    return record
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
@@ -385,8 +382,8 @@ class Dataset:
         Raises:
             ShardError: it has another schema version.
         """
-        with suppress(FileNotFoundError):
-            _read_version(folder / "dataset.json")
+        with suppress(FileNotFoundError, DamagedRecordError):
+            Dataset.read(folder)
 
     def write(self, folder: Path) -> None:
         """Write the folder's dataset.json."""

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_tools.core.errors import OutError, ShardError
-from kinetics_tools.core.files import file_lock, publish
+from kinetics_tools.core.files import digest, file_lock, publish
 from kinetics_tools.media.recipe import all_parameters
 from kinetics_tools.shards.index import NUM_CHECK_DIGITS, IndexPlace, IndexRow, write_rows
 from kinetics_tools.shards.records import (
     RGB,
+    DamagedRecordError,
     Dataset,
+    ExpectedSplit,
     FolderRecipe,
     FolderRecords,
     ShardMember,
@@ -147,12 +149,8 @@ def register_recipes(records: FolderRecords, new: FolderRecipe) -> None:
     folder = records.folder
     with file_lock(folder / ".lock-recipe"):
         Dataset.check_version(folder)
-        old = records.recipe()
-        if shards_present(folder, RGB):
-            if old is None:
-                raise OutError(
-                    f"{folder} holds shards, but its recipe.json is gone; choose another OUT"
-                )
+        old = _agreed_recipe(records)
+        if old is not None and shards_present(folder, RGB):
             if old.labels != new.labels:
                 raise OutError(
                     f"{folder}: its shards have another label list ({len(old.labels)} labels) "
@@ -170,6 +168,58 @@ def register_recipes(records: FolderRecords, new: FolderRecipe) -> None:
             )
         if new != old:
             new.write(folder)
+
+
+def _agreed_recipe(records: FolderRecords) -> FolderRecipe | None:
+    """What the shards in a folder were made with; None where there are none yet.
+
+    recipe.json says it. Where that is lost or damaged, it is written again from dataset.json and
+    the sidecars.
+
+    Raises:
+        OutError: none of them says it.
+        ShardError: one of them has another schema version.
+    """
+    folder = records.folder
+    lost = "gone"
+    try:
+        recipe = records.recipe()
+    except DamagedRecordError:
+        recipe, lost = None, "damaged"
+    if recipe is not None or not shards_present(folder, RGB):
+        return recipe
+    try:
+        dataset = Dataset.read(folder)
+    except DamagedRecordError:
+        dataset = None
+    if dataset is None:
+        raise OutError(
+            f"{folder} holds shards, but its recipe.json is {lost}, and there is no whole "
+            "dataset.json to write it from; choose another OUT"
+        )
+    recipe = FolderRecipe(
+        labels=dataset.labels,
+        layout=dataset.layout,
+        recipes=dataset.recipes,
+        splits={
+            split: _expected(records, split, contents.expected)
+            for split, contents in dataset.splits.items()
+        },
+    )
+    recipe.write(folder)
+    logger.info("%s was %s; it is written from dataset.json", folder / "recipe.json", lost)
+    return recipe
+
+
+def _expected(records: FolderRecords, split: str, num_samples: int) -> ExpectedSplit:
+    """What a split will hold, by its sidecars."""
+    shards = shards_present(records.folder, RGB, split)
+    sidecars = filter(None, map(records.sidecar, shards))
+    return ExpectedSplit(
+        expected=num_samples,
+        shards=max((int(shard.stem[-6:]) + 1 for shard in shards), default=0),
+        keys=digest([key for sidecar in sidecars for key in sidecar.keys]),
+    )
 
 
 def _refuse_change(folder: Path, what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -213,12 +263,15 @@ def write_index(records: FolderRecords) -> Dataset:
             two shards.
     """
     folder = records.folder
-    if not folder.joinpath("recipe.json").exists():  # without this, the lock would make the folder
-        raise ShardError(f"{folder} holds no shards (no recipe.json); make them with extract-flow")
+    no_shards = ShardError(f"{folder} holds no shards; make them with extract-flow")
+    if not (folder / "recipe.json").exists() and not shards_present(folder, RGB):
+        raise no_shards  # here, as the lock would make the folder
     with file_lock(folder / ".lock-index"):
         records.refresh(())  # another part may have made a shard again, and have indexed it
-        recipe = records.recipe()
-        assert recipe is not None
+        with file_lock(folder / ".lock-recipe"):
+            recipe = _agreed_recipe(records)
+        if recipe is None:
+            raise no_shards
         streams = [RGB, *sorted(recipe.recipes.keys() - {RGB})]
         splits = {}
         for split, expected in recipe.splits.items():

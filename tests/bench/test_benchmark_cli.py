@@ -13,10 +13,12 @@ import pytest
 from kinetics_bench import cli
 from kinetics_bench.archs.registry import ARCHS, CHANNELS
 from kinetics_bench.archs.table import count
-from kinetics_bench.evaluation.results import Predictions
+from kinetics_bench.evaluation.results import Predictions, Result
+from kinetics_bench.inference.networks import read_request
 from kinetics_bench.recipes import RECIPES
+from kinetics_tools.core.errors import KineticsError
 from kinetics_tools.media import encode
-from support import command, environment, run_command
+from support import DAMAGES, command, damage_file, environment, run_command
 from tiny import (
     LABELS,
     copy_of_shards,
@@ -289,6 +291,45 @@ def test_a_truncated_checkpoint_is_one_line(trained: tuple[Path, str, str], tmp_
     checkpoint.unlink()
     checkpoint.mkdir()
     assert_one_line(run_command("run-benchmark", "evaluate", work_dir), "pt: Is a directory")
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_record_of_a_run_is_one_line_that_says_what_to_do(
+    kind: str, trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    for name, read, advice in (
+        ("run.json", read_request, "remove it, then give the command that began this run"),
+        ("result.json", Result.read, "; evaluate again"),
+        ("predictions.parquet", read_predictions, "; evaluate again"),
+    ):
+        folder = trained[0] if name == "run.json" else trained[0] / "rgb"
+        shutil.copy(folder / name, tmp_path / name)
+        damage_file(tmp_path / name, kind)
+        with pytest.raises(KineticsError) as caught:
+            read(tmp_path)
+        (line,) = str(caught.value).splitlines()
+        assert line.startswith(f"{tmp_path / name} ")
+        assert advice in line
+
+
+def read_predictions(folder: Path) -> Predictions:
+    return Predictions.read(folder / "predictions.parquet", {})
+
+
+def test_evaluating_again_writes_a_damaged_result_again(
+    trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    work_dir = Path(shutil.copytree(trained[0], tmp_path / "copy"))
+    logits = Predictions.read(work_dir / "rgb" / "predictions.parquet", {}).logits
+    damage_file(work_dir / "rgb" / "result.json", "zeros")
+    damage_file(work_dir / "flow" / "predictions.parquet", "cut off")
+    done = run_command("run-benchmark", "report", work_dir, "--out", tmp_path / "report.html")
+    assert_one_line(done, "rgb/result.json is not JSON", "evaluate again")
+    done = run_command("run-benchmark", "evaluate", work_dir)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:4] == trained[1].splitlines()[:4]
+    again = Predictions.read(work_dir / "rgb" / "predictions.parquet", {}).logits
+    np.testing.assert_allclose(again, logits, atol=1e-5)
 
 
 def test_archs_is_a_table_of_what_each_network_costs() -> None:

@@ -28,7 +28,16 @@ from kinetics_tools.download.sources.folder import Folder
 from kinetics_tools.media import decode
 from kinetics_tools.media.clips import conform
 from kinetics_tools.media.recipe import ClipRecipe
-from support import MediaServer, command, environment, run_command, tree, wait_until
+from support import (
+    DAMAGES,
+    MediaServer,
+    command,
+    damage_file,
+    environment,
+    run_command,
+    tree,
+    wait_until,
+)
 
 Row = tuple[str, str, float, float, str]
 
@@ -548,6 +557,26 @@ def test_another_recipe_or_a_second_run_in_one_out_is_refused(
     assert said.returncode == parted.returncode == 2
     assert f"in use by process {os.getpid()}" in said.stderr
     assert "in use by a job of 1 parts, this one is of 2" in parted.stderr
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_recipe_is_one_line_that_says_what_to_do(
+    kind: str, media_server: MediaServer, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    media_server.put("good", make_video())
+    table = write_manifest(tmp_path / "list.csv", [("a", "good", 0, 2, "val")])
+    out = tmp_path / "out"
+    download(table, out, "--source", media_server.template)
+    before = tree(out)
+    damage_file(out / "recipe.json", kind)
+    said = download(table, out, "--source", media_server.template)
+    assert said.returncode == 2
+    (line,) = said.stderr.splitlines()
+    assert line.startswith(f"error: {out / 'recipe.json'} is not ")
+    assert line.endswith("that made the clips there, remove it, else choose another folder")
+    (out / "recipe.json").unlink()
+    assert download(table, out, "--source", media_server.template).returncode == 0
+    assert tree(out) == before
 
 
 def test_bad_rows_are_left_out_only_when_asked(

@@ -14,7 +14,7 @@ from kinetics_tools.core.errors import ManifestError, UnknownNameError
 from kinetics_tools.core.files import read_json
 from kinetics_tools.dataset.labels import known_labels
 from kinetics_tools.download import official_lists
-from support import MediaServer, tree
+from support import DAMAGES, MediaServer, damage_file, tree
 
 HEADER = "label,youtube_id,time_start,time_end,split\n"
 LABELS_600 = [f"class {number:03d}" for number in range(600)]
@@ -93,6 +93,17 @@ def test_a_changed_cache_is_fetched_again(
     csv.unlink()
     assert official_lists.fetch("kinetics600", tmp_path, address=address) == first
     assert len(media_server.requests) == 3
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_cache_is_fetched_again(
+    kind: str, address: str, media_server: MediaServer, tmp_path: Path
+) -> None:
+    first = official_lists.fetch("kinetics600", tmp_path, address=address)
+    (record,) = tmp_path.rglob("list.json")
+    damage_file(record, kind)
+    assert official_lists.fetch("kinetics600", tmp_path, address=address) == first
+    assert len(media_server.requests) == 2
 
 
 def test_each_address_has_its_own_place_in_the_cache(

@@ -203,8 +203,8 @@ def counted_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each JSON file of shards is read from now on, by its name."""
     reads: Counter[str] = Counter()
 
-    def read_json(path: Path) -> object:
-        value = files.read_json(path)  # raises where there is none
+    def read_json(path: Path, advice: str) -> object:
+        value = files.read_json(path, advice)  # raises where there is none
         reads[path.name] += 1
         return value
 

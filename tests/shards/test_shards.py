@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from shard_maker import (
     maker,
     pictures,
 )
-from support import environment
+from support import DAMAGES, damage_file, environment, tree
 
 __all__ = ["folder", "maker"]  # fixtures
 
@@ -226,7 +227,6 @@ def test_another_schema_version_is_an_error_that_names_both(folder: Path, name: 
             "dataset.json",
             "is not a dataset (KeyError('labels')); write it with: extract-flow index",
         ),
-        ("recipe.json", "is not a recipe (KeyError('labels')); choose another OUT"),
         ("train/rgb-000000.json", "is not a sidecar (KeyError('keys')); remove it and run"),
     ],
 )
@@ -303,11 +303,80 @@ def test_a_recipe_may_change_while_no_shard_was_made_with_it(maker: Maker) -> No
     assert recipe["short_side"] == 32
 
 
-def test_shards_without_their_recipe_are_refused(folder: Path, maker: Maker) -> None:
-    (folder / "recipe.json").unlink()
+@pytest.mark.parametrize("kind", [*DAMAGES, "gone"])
+def test_a_lost_recipe_is_written_again_from_what_follows_from_it(
+    folder: Path, maker: Maker, kind: str
+) -> None:
+    path = folder / "recipe.json"
+    before = json.loads(path.read_text())
+    indexed = tree(folder, without=("recipe.json",))
 
-    with pytest.raises(OutError, match=r"holds shards, but its recipe\.json is gone"):
+    def lose() -> None:
+        path.unlink() if kind == "gone" else damage_file(path, kind)
+
+    def told() -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(path.read_text())
+        for split in value["splits"].values():
+            split["keys"] = ""  # the maker gives none
+        return value
+
+    lose()
+    write_index(folder)
+    assert told() == before
+    assert tree(folder, without=("recipe.json",)) == indexed
+
+    lose()
+    maker.register()
+    assert told() == before
+    lose()
+    with pytest.raises(OutError, match="samples_per_shard = 2, in this run: samples_per_shard"):
+        maker.register(layout=ShardLayout(samples_per_shard=9, seed=0))
+
+
+@pytest.mark.parametrize("kind", [*DAMAGES, "gone"])
+def test_shards_of_which_nothing_says_how_they_were_made_are_refused(
+    folder: Path, maker: Maker, kind: str
+) -> None:
+    for name in ("recipe.json", "dataset.json"):
+        (folder / name).unlink() if kind == "gone" else damage_file(folder / name, kind)
+
+    with pytest.raises(OutError, match=r"its recipe\.json is (gone|damaged), .* another OUT$"):
         maker.register()
+    with pytest.raises(OutError, match=r"its recipe\.json is (gone|damaged), .* another OUT$"):
+        write_index(folder)
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_what_follows_from_the_sidecars_is_written_again(
+    folder: Path, maker: Maker, kind: str
+) -> None:
+    before = tree(folder)
+    damage_file(folder / "dataset.json", kind)
+    with pytest.raises(ShardError, match="write it with: extract-flow index") as caught:
+        ShardFolder(folder)
+    assert "\n" not in str(caught.value)
+    maker.register()  # a run is not stopped by it
+    damage_file(folder / "train" / "index.parquet", kind)
+    write_index(folder)
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_index_or_sidecar_is_one_line_that_says_what_to_do(
+    folder: Path, kind: str
+) -> None:
+    damage_file(folder / "train" / "index.parquet", kind)
+    with pytest.raises(ShardError, match=r"index\.parquet is damaged; write it again") as caught:
+        ShardFolder(folder).samples("train")
+    assert "\n" not in str(caught.value)
+
+    damage_file(folder / "train" / "rgb-000001.json", kind)
+    with pytest.raises(ShardError, match="remove it and run extract-flow again") as caught:
+        write_index(folder)
+    assert "\n" not in str(caught.value)
+    (folder / "train" / "rgb-000001.json").unlink()
+    write_index(folder)
+    assert [sample.key for sample in ShardFolder(folder).samples("train")] == ["bb", "-a"]
 
 
 def test_shards_beyond_the_expected_are_removed(folder: Path) -> None:

@@ -20,6 +20,7 @@ from kinetics_bench.data.splits import Selection
 from kinetics_bench.data.views import eval_view
 from kinetics_bench.device import Machine
 from kinetics_bench.evaluation.results import (
+    PREDICTIONS,
     RESULT,
     Cost,
     DataRecord,
@@ -31,7 +32,7 @@ from kinetics_bench.evaluation.results import (
 from kinetics_bench.protocols import EvalProtocol, Extents
 from kinetics_bench.training.checkpoint import Checkpoint
 from kinetics_tools.core.console import progress
-from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.core.errors import EvaluationError, OutError
 from kinetics_tools.core.files import digest
 from kinetics_tools.core.system import num_processors
 from kinetics_tools.shards.reader import ShardFolder
@@ -172,9 +173,15 @@ def add_streams(rgb: Result, flow: Result, predictions: Predictions) -> Result:
 
 
 def _find_result(folder: Path, identity: str) -> Result | None:
+    """The result in `folder`, if it has this identity and can be read with its predictions."""
     if not (folder / RESULT).exists():
         return None
-    result = Result.read(folder)
+    try:
+        result = Result.read(folder)
+        Predictions.read(folder / PREDICTIONS, result.failed)
+    except (OutError, EvaluationError) as error:  # both are written again
+        logger.info("%s", error)
+        return None
     return result if result.data.identity == identity else None
 
 

@@ -108,7 +108,8 @@ class Predictions:
             keys = tuple(table["key"].to_pylist())
             return cls(keys, table["label_id"].to_numpy(), logits, dict(failed))
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-            raise EvaluationError(f"{path} cannot be read; evaluate again ({error})") from error
+            said = " ".join(str(error).split())  # Arrow's may have several lines
+            raise EvaluationError(f"{path} cannot be read ({said}); evaluate again") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,7 +298,7 @@ class Result:
         Raises:
             EvaluationError: it is not a result of this version.
         """
-        values = read_json(folder / RESULT)
+        values = read_json(folder / RESULT, "evaluate again")
         try:
             return cls._parsed(values)
         except (TypeError, KeyError, AttributeError, ValueError) as error:

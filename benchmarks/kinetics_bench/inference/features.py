@@ -28,7 +28,7 @@ from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.training.checkpoint import Checkpoint
 from kinetics_bench.weights.files import Weights
 from kinetics_bench.weights.naming import COUNT
-from kinetics_tools.core.errors import EvaluationError, KineticsError, MediaError
+from kinetics_tools.core.errors import EvaluationError, KineticsError, MediaError, OutError
 from kinetics_tools.core.files import digest, file_digest, publish, read_json, write_json
 from kinetics_tools.core.keys import file_keys
 
@@ -170,7 +170,8 @@ def read_record(path: Path) -> FeatureRecord | FailureRecord | None:
     """
     if not path.exists():
         return None
-    values = read_json(path)
+    advice = "choose another --out, or give --force"
+    values = read_json(path, advice)
     try:
         if "error" in values:
             return FailureRecord(**values)
@@ -183,7 +184,7 @@ def read_record(path: Path) -> FeatureRecord | FailureRecord | None:
         )
     except (TypeError, KeyError, AttributeError) as error:
         raise EvaluationError(
-            f"{path} is not a record of features ({error!r}); choose another --out, or give --force"
+            f"{path} is not a record of features ({error!r}); {advice}"
         ) from error
 
 
@@ -308,6 +309,8 @@ class Extractor:
                 self._write(video, sha256, span, todo)
             else:
                 logger.info("%s: reused, computed already", video)
+        except OutError:
+            raise  # the video is not the cause
         except KineticsError as error:
             for each in todo:
                 each.write_failure(video, str(error))

@@ -102,11 +102,12 @@ def read_request(work_dir: Path) -> Request:
             f"{work_dir} holds no run; train one there: "
             f"run-benchmark --arch i3d --work-dir {work_dir}"
         )
+    advice = "remove it, then give the command that began this run, a training's with --resume"
     try:
-        return Request.from_json(read_json(work_dir / RUN))
+        return Request.from_json(read_json(work_dir / RUN, advice))
     except (TypeError, KeyError) as error:
         raise KineticsError(
-            f"{work_dir / RUN} is not a request of this version ({error})"
+            f"{work_dir / RUN} is not a request of this version ({error!r}); {advice}"
         ) from error
 
 
