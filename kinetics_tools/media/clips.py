@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tempfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,8 +32,9 @@ _FILE = {
     "flags:a": "+bitexact",
     "movflags": "+faststart",
 }
-_FINER = 40
-_MOST_TICKS = 2**31  # per second, in an MP4
+_FINER = 40  # times the clip's rate, to find a video's last frame
+_MOST_TICKS = 2**31  # per second, in a filter
+_MOST_MP4_TICKS = 10**7  # per second: a frame may last 2**31 of them
 _EMPTY_MP4_BYTES = 1024  # ffmpeg writes up to this, with status 0, when no frame passed its filters
 
 
@@ -120,12 +122,11 @@ def conform(
 @contextmanager
 def _job(video: Path, clip: Path, recipe: ClipRecipe, binary: Path) -> Iterator["_Job"]:
     facts = probe(video)
-    copy = clip.with_name(f"{clip.stem}-source.ts")
-    try:
+    with tempfile.TemporaryDirectory(prefix=".cut-", dir=clip.parent) as name:
+        scratch = Path(name)
+        copy = scratch / "source.ts"
         renumbered = "mpegts" in facts.container.split(",") and renumber(video, copy)
-        yield _Job(video, copy if renumbered else video, clip, facts, recipe, binary)
-    finally:
-        copy.unlink(missing_ok=True)
+        yield _Job(video, copy if renumbered else video, clip, scratch, facts, recipe, binary)
 
 
 def _cut_constant(job: "_Job", start_s: Fraction, end_s: Fraction) -> Cut:
@@ -268,6 +269,7 @@ class _Job:
         video: named in errors.
         source: the file that is read.
         clip: the new file.
+        scratch: a folder for other files.
         facts: of the video.
         recipe: the form of the clip.
         binary: the ffmpeg program.
@@ -276,6 +278,7 @@ class _Job:
     video: Path
     source: Path
     clip: Path
+    scratch: Path
     facts: Video
     recipe: ClipRecipe
     binary: Path
@@ -321,7 +324,7 @@ class _Job:
             return made
         if self.facts.sound_index is None:
             return replace(made, is_silent=True)
-        mixed = self.clip.with_name(f"{self.clip.stem}-sound.mp4")
+        mixed = self.scratch / "mixed.mp4"
         try:
             self._run(self._sound_graph(mixed, start_s, end_s), mixed)
             is_silent = probe(mixed).num_audio == 0
@@ -331,8 +334,6 @@ class _Job:
             if error.reason is not Reason.DAMAGED:
                 raise
             is_silent = True
-        finally:
-            mixed.unlink(missing_ok=True)
         return replace(made, is_silent=is_silent)
 
     def timelines(self, end_s: Fraction) -> Iterator[Timeline]:
@@ -344,16 +345,13 @@ class _Job:
 
     def _decoded_timeline(self) -> Timeline:
         """The times of all frames, as ffmpeg finds them where it decodes from zero."""
-        listed = self.clip.with_name(f"{self.clip.name}-times")
+        listed = self.scratch / "times.txt"
         ticks = self.facts.time_base_s.denominator
         picture = self._from_zero(self._input(None), ticks=ticks, shift=0)
         picture = _in_order(picture).filter("scale", 16, 16).filter("format", "gray")
         listing = {"f": "framecrc", "fps_mode": "passthrough", "enc_time_base": "filter"}
-        try:
-            self._run(ffmpeg.output(picture, str(listed.absolute()), **listing), listed)
-            lines = listed.read_text(encoding="ascii").splitlines()
-        finally:
-            listed.unlink(missing_ok=True)
+        self._run(ffmpeg.output(picture, str(listed.absolute()), **listing), listed)
+        lines = listed.read_text(encoding="ascii").splitlines()
         # Columns: stream, time of decoding, time, duration, bytes, checksum.
         rows = [line.split(",") for line in lines if not line.startswith("#")]
         lasts = {Fraction(int(row[2]), ticks): Fraction(int(row[3]), ticks) for row in rows}
@@ -430,7 +428,8 @@ class _Job:
         """Ticks per second, so many that `start_s` is a whole number of them, if that can be."""
         own = self.facts.time_base_s.denominator
         ticks = math.lcm(own, start_s.denominator)
-        return ticks if ticks < _MOST_TICKS else own
+        most = _MOST_MP4_TICKS if self.recipe.keep_original else _MOST_TICKS
+        return ticks if ticks < most else own
 
     def _picture(self, source: Any, span: _Span) -> Any:
         ticks = self._ticks(span.start_s)

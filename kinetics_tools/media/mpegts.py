@@ -1,7 +1,7 @@
 """MPEG-TS files of which each segment counts its packets anew, as where an HLS stream was joined.
 
 A demuxer takes such a jump for lost packets and calls the frame before it corrupt, though nothing
-is missing. That is no reason not to listen to it: some decoders, such as that of H.265, do not
+is missing. It must be listened to in all other cases: some decoders, such as that of H.265, do not
 notice that a piece of a frame is lost.
 """
 
@@ -19,6 +19,7 @@ _PACKET_BYTES = 188
 _HEADER_BYTES = 4
 _LEADS = (0, 4)  # bytes before each packet: none, or a time as in the files of cameras (.m2ts)
 _SYNC = 0x47
+_PROGRAM_TABLE = 0  # the number of the track that lists the programs
 _COUNTERS = 16
 
 Bits = npt.NDArray[Any]
@@ -27,8 +28,8 @@ Bits = npt.NDArray[Any]
 def renumber(path: Path, copy: Path) -> bool:
     """Write the file with packets that are counted through, if in it some are counted anew.
 
-    A counter may only begin anew where a frame begins: a jump within a frame stays, as packets are
-    lost there.
+    A counter may only begin anew with a frame that is the first after a program table whose own
+    counter jumps, as at the start of a segment. Any other jump stays: packets are lost there.
 
     Args:
         path: an MPEG-TS file.
@@ -46,10 +47,14 @@ def renumber(path: Path, copy: Path) -> bool:
     if packets is None:
         return False
     headers = packets[:, :_HEADER_BYTES].copy()
-    pids = (headers[:, 1].astype(np.uint16) & 0x1F) << 8 | headers[:, 2]
+    pids: Bits = (headers[:, 1].astype(np.uint16) & 0x1F) << 8 | headers[:, 2]
+    (tables,) = np.nonzero(pids == _PROGRAM_TABLE)
+    counters = headers[tables, 3].astype(np.int64) & 0x0F
+    starts = tables[1:][np.diff(counters) % _COUNTERS != 1]
     for pid in np.unique(pids):
         (own,) = np.nonzero(pids == pid)
-        headers[own, 3] = (headers[own, 3] & 0xF0) | _counted_through(headers[own])
+        segments = np.searchsorted(starts, own, side="right")
+        headers[own, 3] = (headers[own, 3] & 0xF0) | _counted_through(headers[own], segments)
     changed = headers[:, 3] != packets[:, 3]
     if not changed.any():
         return False
@@ -69,8 +74,13 @@ def _packets(content: Bits, lead: int) -> Bits | None:
     return packets if len(packets) and (packets[:, 0] == _SYNC).all() else None
 
 
-def _counted_through(headers: Bits) -> Bits:
-    """The counters of one track's packets, without the jumps at which a frame begins."""
+def _counted_through(headers: Bits, segments: Bits) -> Bits:
+    """The counters of one track's packets, without the jumps with which a segment begins.
+
+    Args:
+        headers: of the packets.
+        segments: the number of the segment of each.
+    """
     counters = headers[:, 3] & 0x0F
     has_payload = headers[:, 3] & 0x10 != 0
     begins = headers[:, 1] & 0x40 != 0
@@ -81,4 +91,5 @@ def _counted_through(headers: Bits) -> Bits:
     jumps = np.zeros(len(headers), np.int64)
     jumps[1:] = counters[1:].astype(np.int64) - counters[:-1] - has_payload[1:]
     jumps[~next_begins] = 0
+    jumps[1:][segments[1:] == segments[:-1]] = 0
     return ((counters - np.cumsum(jumps)) % _COUNTERS).astype(np.uint8)

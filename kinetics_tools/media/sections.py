@@ -77,7 +77,16 @@ def copy_section(
             raise _no_section(
                 section, "it cannot keep the colours or the shape that the container gives"
             )
-        return Fraction(first_s - section_s + begin_s - zero_s)
+        first_frame_s = Fraction(first_s - section_s + begin_s - zero_s)
+        # Containers may mark frames as keyframes from which no decoder can begin.
+        if first_frame_s > start_s or not _begins_with_keyframe(section):
+            raise _no_section(section, "decoding cannot begin at the keyframe before the segment")
+        return first_frame_s
+
+
+def _begins_with_keyframe(section: Path) -> bool:
+    with av.open(str(section)) as container:
+        return next(container.decode(video=0)).key_frame
 
 
 def _section_packets(

@@ -394,7 +394,15 @@ def test_a_stream_that_lost_packets_is_damaged(
     content = whole.read_bytes()
     at = len(content) // 188 // 2 * 188
     assert cut_of(whole, 0, 4)[0] == Cut(100)
+    starts = [
+        place
+        for place in range(0, len(content), 188)
+        if content[place + 1 : place + 3] == b"\x41\x00"  # a frame begins in the first track
+    ]
+    frame, following = starts[40:42]
     for name, broken in (
+        ("lost its tail", content[: following - 188] + content[following:]),
+        ("lost a frame", content[:frame] + content[following:]),
         ("lost", content[:at] + content[at + 5 * 188 :]),
         ("scribbled", content[: at + 8] + b"\x55" * 600 + content[at + 608 :]),
     ):
@@ -484,6 +492,26 @@ def test_the_picture_does_not_depend_on_the_sound(
         assert decode.probe(clip).num_audio == (not silent)
     partly = cut_of(short, 3, 6, keep_audio=True, **changes)[0]
     assert partly == Cut(75)
+
+
+def test_a_cut_removes_no_file_beside_its_clip(
+    recipe: ClipRecipe, ffmpeg: Path, tmp_path: Path
+) -> None:
+    stream = hls_stream(tmp_path, (*H264, "-bf", "0"))
+    names = ("talk-source.ts", "talk-sound.mp4", "talk.mp4-times", "source.ts", "mixed.mp4")
+    for name in names:
+        (tmp_path / name).write_bytes(stream.read_bytes())
+    before = {path.name for path in tmp_path.iterdir()}
+    for changes in ({"keep_audio": True}, ORIGINAL):
+        cut(
+            tmp_path / "talk-source.ts",
+            tmp_path / "talk.mp4",
+            start_s=Fraction(1),
+            end_s=Fraction(2),
+            recipe=replace(recipe, **changes),  # type: ignore[arg-type]  # of a test's table
+            binary=ffmpeg,
+        )
+    assert {path.name for path in tmp_path.iterdir()} == before | {"talk.mp4"}
 
 
 def test_damaged_sound_is_left_out(cut_of: Cutting, tmp_path: Path) -> None:
@@ -622,6 +650,7 @@ def test_half_a_second_is_held_wherever_the_segment_begins(
         (".ts", H264, (6, 8), "has no index"),
         (".mkv", ("-c:v", "wmv2"), (6, 8), "cannot hold wmv2"),
         (".mp4", H264, (9, 11), "ends within the segment"),
+        (".mp4", (*H264, "-x264-params", "intra-refresh=1:keyint=40"), (7.2, 9), "cannot begin"),
     ],
 )
 def test_a_limit_of_sections_is_not_a_fault_of_the_video(

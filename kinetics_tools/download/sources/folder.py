@@ -4,6 +4,7 @@ import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from kinetics_tools.core.errors import KineticsError, Reason, SourceError
 from kinetics_tools.core.keys import VIDEO_SUFFIXES
@@ -67,18 +68,28 @@ class Folder(Source):
         return found
 
     def _videos(self) -> Iterator[Path]:
-        """The video files below the folder. Links are followed; each folder is read once."""
+        """The video files below the folder. Links are followed; each folder is read once.
+
+        Hidden folders are skipped: runs keep scratch files there.
+        """
         seen = set()
         for folder, folders, names in os.walk(self.path, onerror=self._stop, followlinks=True):
             state = Path(folder).stat()
             is_new = (state.st_dev, state.st_ino) not in seen
             seen.add((state.st_dev, state.st_ino))
-            folders[:] = sorted(set(folders) - _OF_THE_DISK) if is_new else []
+            deeper = (name for name in folders if not name.startswith(".") and is_new)
+            folders[:] = sorted(set(deeper) - _OF_THE_DISK)
             for path in (Path(folder, name) for name in names if is_new):
-                if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+                if path.suffix.lower() in VIDEO_SUFFIXES and self._is_file(path):
                     yield path
 
-    def _stop(self, error: OSError) -> None:
+    def _is_file(self, path: Path) -> bool:
+        try:
+            return path.is_file()
+        except PermissionError as error:
+            self._stop(error)
+
+    def _stop(self, error: OSError) -> NoReturn:
         raise KineticsError(
             f"--source {self.name}: {error.filename} cannot be read ({error.strerror}); what it "
             "holds would be taken for absent"
