@@ -24,10 +24,11 @@ def picture(number: int) -> decode.Frame:
 
 def numbers(clip: Path) -> list[int]:
     """The numbers that the frames of a clip of any size encode."""
-    return [_number(frame[..., 0]) for frame in decode.frames(clip)]
+    return [number(frame[..., 0]) for frame in decode.frames(clip)]
 
 
-def _number(gray: decode.Frame) -> int:
+def number(gray: decode.Frame) -> int:
+    """The number that a grey picture of any size encodes."""
     height, width = gray.shape
     columns = (np.arange(NUM_BITS) + 0.5) * width / NUM_BITS
     bright = gray[height // 2, columns.astype(int)]

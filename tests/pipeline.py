@@ -35,7 +35,10 @@ VERBS = {
         *("", "evaluate", "report", "archs", "predict", "features", "verify-weights"),
     ),
 }
-TRAINING = ("--arch", "i3d", "--recipe", "small", "--epochs", 1, "--batch-size", 4, "--seed", 3)
+TRAINING = (
+    *("--arch", "i3d", "--recipe", "small", "--epochs", 1, "--batch-size", 4, "--seed", 3),
+    *("--amp", "none"),  # "auto" depends on the processor
+)
 
 
 def machine() -> str:

@@ -1,12 +1,15 @@
 """Helpers of the tests: a server's contents, trees of files, the environment of commands."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from kinetics_tools.core.files import publish
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -65,6 +68,17 @@ def damage_file(path: Path, kind: str) -> None:
     path.write_bytes(DAMAGES[kind](path.read_bytes()))
 
 
+def left_by_a_killed_process(path: Path) -> Path:
+    """The scratch file that a process of this host leaves when it is killed while it writes."""
+    with publish(path.with_name("x")) as scratch:
+        name = scratch.name
+        scratch.touch()
+    path.with_name("x").unlink()
+    left = path.with_name(name.replace(f"-{os.getpid()}-x", f"-99999999-{path.name}"))
+    left.write_bytes(b"half")
+    return left
+
+
 def environment() -> dict[str, str]:
     """For commands started as processes: the tree under test, and no program on PATH."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": "/nonexistent"}
@@ -86,11 +100,17 @@ def run(*command: object) -> None:
 
 
 def run_command(
-    name: str, *arguments: object, cwd: Path | None = None
+    name: str, *arguments: object, cwd: Path | None = None, is_root: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run one of the three commands to its end; its output is kept."""
+    """Run one of the three commands to its end; its output is kept.
+
+    `is_root` False: without root's right to read every file.
+    """
+    rights = ("--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all")
+    needs_less = not is_root and os.geteuid() == 0
+    first = (shutil.which("setpriv") or "setpriv", *rights) if needs_less else ()
     return subprocess.run(
-        command(name, *arguments),
+        [*first, *command(name, *arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -105,3 +125,8 @@ def wait_until(condition: Callable[[], object], *, seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.02)
+
+
+def unpack_written_by_0_1(folder: Path) -> None:
+    """Put the clips, the shards and the run that version 0.1 wrote into `folder`."""
+    shutil.unpack_archive(ROOT / "tests" / "golden" / "written_by_0.1.tar.xz", folder)

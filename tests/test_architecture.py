@@ -39,6 +39,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "urllib3": ("kinetics_tools.core.http_client",),
     "tqdm": ("kinetics_tools.core.console",),
     "jinja2": ("kinetics_tools.core.html",),
+    "msgspec": ("kinetics_tools.core.schema",),
     "ray": ("kinetics_tools.core.ray_engine",),
     # One downloads with it, the other says before a long job whether it can.
     "yt_dlp": (
@@ -48,14 +49,16 @@ OWNERS: dict[str, tuple[str, ...]] = {
     # Vectors that kernels are written in, and the cache of compiled kernels.
     "numba": ("kinetics_tools.flow.tvl1",),
     "llvmlite": ("kinetics_tools.flow.tvl1.numba_simd",),
-    "triton": ("kinetics_tools.flow.tvl1.triton_kernels",),
+    # Where it is loaded, and the language of kernels.
+    "triton": ("kinetics_tools.flow.tvl1.method", "kinetics_tools.flow.tvl1.triton_kernels"),
     "webdataset": ("kinetics_tools.shards.writer",),
     "tensorflow": ("kinetics_bench.weights.files",),
+    "safetensors": ("kinetics_bench.weights.files",),
     "skimage": ("speed.flow",),
 }
 LINUX_ONLY = (
     *("sched_getaffinity", "sched_setaffinity", "eventfd", "memfd_create", "pidfd_open"),
-    *("CLOCK_BOOTTIME", "prctl"),
+    *("CLOCK_BOOTTIME", "RTLD_DEEPBIND", "prctl"),
 )
 TREES = {
     "kinetics_tools": ROOT,

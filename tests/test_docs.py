@@ -21,6 +21,7 @@ import kinetics_tools
 from kinetics_bench import cli as run_benchmark
 from kinetics_bench.archs import ARCHS
 from kinetics_bench.archs.table import table
+from kinetics_bench.evaluation.results import Score
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import RECIPES
 from kinetics_bench.weights.choices import INITS
@@ -33,14 +34,14 @@ from kinetics_tools.download.sources.registry import SOURCES
 from kinetics_tools.extract import cli as extract_flow
 from kinetics_tools.flow import CODECS, METHODS
 from kinetics_tools.shards import read_samples
-from support import ROOT, environment
+from support import ROOT, environment, unpack_written_by_0_1
 from test_architecture import FLOORS
 from test_public_names import PUBLIC
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (
-        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
         *sorted((ROOT / "docs").glob("*.md")),
         ROOT / "benchmarks" / "results" / "README.md",
         ROOT / "manifests" / "README.md",
@@ -51,7 +52,6 @@ RESULTS = PAGES["benchmarks/results/README.md"]
 GUIDES = {name: text for name, text in PAGES.items() if text is not RESULTS}  # for users
 TESTS = "python3 -m venv .venv && .venv/bin/pip install tox && .venv/bin/tox run"
 DEMO = f"{TESTS} -e demo"
-GOLDEN = ROOT / "tests" / "golden" / "written_by_0.1.tar.xz"
 
 PARSERS: Mapping[str, Callable[[], Parser]] = {
     "kinetics-download": kinetics_download.build_parser,
@@ -143,6 +143,20 @@ def test_every_console_line_is_one_that_its_parser_takes(page: str, line: str) -
         parse(call)
     else:
         assert words[0] in OTHERS, f"{page}: {line}"
+
+
+def test_a_training_on_a_small_set_has_a_recipe_for_small_sets() -> None:
+    """`paper`, the default, would be thousands of epochs of UCF-101."""
+    checked = 0
+    for page, line in console_lines(GUIDES):
+        call = our_call(shlex.split(line))
+        if call is None or call[0] != "run-benchmark" or call[1] in run_benchmark.VERBS:
+            continue
+        options = run_benchmark.train_parser().parse_args(call[1:])
+        if options.train_split != "train":
+            checked += 1
+            assert options.recipe != "paper", f"{page}: {line}"
+    assert checked >= 4
 
 
 @pytest.mark.parametrize("name", scripts())
@@ -262,8 +276,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from kinetics_bench.archs import build
 
     folder = tmp_path_factory.mktemp("written")
-    with tarfile.open(GOLDEN) as archive:
-        archive.extractall(folder, filter="data")
+    unpack_written_by_0_1(folder)
     lists = folder / "lists" / "ucf101"
     lists.mkdir(parents=True)
     for role, split in (("train", "train"), ("test", "val")):
@@ -353,7 +366,7 @@ def test_the_fields_of_each_file_are_those_told(written: Path) -> None:
     assert fields_told("flow field") == member(shards / "val" / "flow-tvl1-000000.tar").keys()
     assert fields_told("sidecar field") == sidecar.keys()
     assert fields_told("result field") == result.keys()
-    assert fields_told("score field") == result["score"].keys()
+    assert fields_told("score field") == {field.name for field in dataclasses.fields(Score)}
     assert fields_told("log field") == log.keys()
     of_member = next(
         s for s in PAGES["docs/formats.md"].splitlines() if s.startswith("| `members`")

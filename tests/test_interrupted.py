@@ -23,13 +23,14 @@ STUBBORN = """#!{python} -IS
 import os, pathlib, signal, sys
 if "-version" in sys.argv:
     os.execv("{ffmpeg}", ["ffmpeg", "-version"])
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
     signal.signal(number, signal.SIG_IGN)
 ballast = b"x" * 2**27
 for _ in range({forks}):
     if os.fork() == 0:
         break
-(folder,) = {{pathlib.Path(word).parent for word in sys.argv if "/.scratch/" in word}}
+places = {{pathlib.Path(word).parent for word in sys.argv}} | {{pathlib.Path.cwd()}}
+(folder,) = {{place for place in places if ".scratch" in place.parts}}
 number = 0
 while True:
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +63,12 @@ def scratch_of_ffmpegs(root: Path) -> set[Path]:
     return {path.parent for path in root.glob(".scratch/*/**/[0-9]*-[0-9]*")}
 
 
+def default_signals() -> None:
+    """In a new process: nohup, and a shell that runs the tests in the background, ignore some."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def at_work(
     words: list[str], program: Path, root: Path, *, jobs: int
@@ -74,6 +81,7 @@ def at_work(
         text=True,
         env=environment() | {"IMAGEIO_FFMPEG_EXE": str(program)},
         start_new_session=True,
+        preexec_fn=default_signals,
     ) as running:
         try:
             wait_until(
@@ -106,7 +114,20 @@ STOPS = {
     signal.SIGINT: (130, "interrupted"),
     signal.SIGTERM: (143, "terminated"),
     signal.SIGHUP: (129, "hung up"),
+    signal.SIGQUIT: (131, "quit"),
 }
+
+
+def require_clean_stop(
+    told: signal.Signals, words: list[str], program: Path, root: Path, *, jobs: int
+) -> str:
+    """Stop a command at work, as a terminal or a batch system does; return what it says."""
+    with at_work(words, program, root, jobs=jobs) as running:
+        os.killpg(running.pid, told)
+        _, said = running.communicate(timeout=60)
+        require_nothing_left(running, root)
+    assert running.returncode == STOPS[told][0], said
+    return said
 
 
 @pytest.fixture
@@ -128,13 +149,8 @@ def test_a_stopped_download_leaves_nothing(
     told: signal.Signals, download: list[str], ffmpeg: Path, tmp_path: Path
 ) -> None:
     out, program = tmp_path / "out", stubborn_ffmpeg(tmp_path, ffmpeg, forks=FORKS)
-    with at_work([*download, "--ffmpeg", str(program)], program, out, jobs=3) as running:
-        os.killpg(running.pid, told)  # as a terminal or a batch system does
-        _, said = running.communicate(timeout=60)
-        require_nothing_left(running, out)
-    code, word = STOPS[told]
-    assert running.returncode == code, said
-    assert said == f"{word}; the same command continues where this one stopped\n"
+    said = require_clean_stop(told, [*download, "--ffmpeg", str(program)], program, out, jobs=3)
+    assert said == f"{STOPS[told][1]}; the same command continues where this one stopped\n"
 
 
 @pytest.mark.full
@@ -148,7 +164,7 @@ def test_a_download_that_is_stopped_under_ray_leaves_nothing(
         os.kill(running.pid, told)
         _, said = running.communicate(timeout=120)
     assert running.returncode == STOPS[told][0], said
-    assert not (out / ".scratch").exists()
+    assert not (out / ".scratch").exists(), said
 
 
 def test_who_presses_ctrl_c_often_leaves_nothing(
@@ -199,11 +215,7 @@ def test_a_stopped_extraction_leaves_nothing(
         *("extract-flow", tiny_clips(), out, "--method", "opencv-tvl1", "--device", "cpu"),
         *("--jobs", 3, "--samples-per-shard", 1),
     )
-    with at_work(words, program, out, jobs=3) as running:
-        os.killpg(running.pid, told)
-        _, said = running.communicate(timeout=60)
-        require_nothing_left(running, out)
-    assert running.returncode == STOPS[told][0], said
+    require_clean_stop(told, words, program, out, jobs=3)
 
 
 @pytest.mark.parametrize("told", STOPS)
@@ -216,11 +228,7 @@ def test_a_stopped_prediction_leaves_nothing(
         *("run-benchmark", "predict", tiny_clips() / "left" / "ann_left.mp4"),
         *("--init", weights, "--stream", "rgb", "--device", "cpu", "--tmp-dir", tmp_path),
     )
-    with at_work(words, program, tmp_path, jobs=1) as running:
-        os.killpg(running.pid, told)
-        _, said = running.communicate(timeout=60)
-        require_nothing_left(running, tmp_path)
-    assert running.returncode == STOPS[told][0], said
+    require_clean_stop(told, words, program, tmp_path, jobs=1)
 
 
 def test_a_command_that_ignores_a_closed_terminal_goes_on() -> None:

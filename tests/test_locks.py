@@ -20,7 +20,7 @@ from tiny import copy_of_shards, tiny_clips
 SHIM = """
 import builtins, fcntl, io, os
 FOLDER, NUMBER = os.environ["BAD_FOLDER"], int(os.environ["BAD_ERRNO"])
-flock, plain_open = fcntl.flock, io.open
+flock, plain_open, plain_os_open = fcntl.flock, io.open, os.open
 
 def bad_flock(file, operation):
     fd = file if isinstance(file, int) else file.fileno()
@@ -34,8 +34,15 @@ def read_only_open(file, mode="r", *args, **kwargs):
         raise OSError(NUMBER, os.strerror(NUMBER), os.fspath(file))
     return plain_open(file, mode, *args, **kwargs)
 
+def read_only_os_open(path, flags, *args, **kwargs):
+    is_there = isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(FOLDER)
+    if is_there and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        raise OSError(NUMBER, os.strerror(NUMBER), os.fspath(path))
+    return plain_os_open(path, flags, *args, **kwargs)
+
 if "BAD_IS_READ_ONLY" in os.environ:
     builtins.open = io.open = read_only_open
+    os.open = read_only_os_open
 else:
     fcntl.flock = bad_flock
 """
@@ -184,12 +191,41 @@ def test_what_only_reads_needs_no_lock(
     assert f"{out} is read without a lock: " in done.stderr
 
     words = (table, out, "--source", media_server.template, "--cache-dir", cache)
-    done = run(bad, "kinetics-download", *words, "--dry-run", number=number, **more)
-    assert done.returncode == 0, done.stderr
     done = run(bad, "kinetics-download", *words, "--check", number=number, **more)
     assert "Traceback" not in done.stderr
-    done = run(bad, "extract-flow", out, bad / "shards", "--dry-run", number=number, **more)
-    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "more"),
+    [(errno.ENOSYS, {}), (errno.EIO, {}), (errno.EROFS, {"BAD_IS_READ_ONLY": "1"})],
+)
+def test_a_dry_run_says_which_folder_cannot_be_locked_as_its_run_would(
+    number: int,
+    more: dict[str, str],
+    bad: Path,
+    table: Path,
+    media_server: MediaServer,
+    tmp_path: Path,
+) -> None:
+    words = (table, bad / "out", "--source", f"dir:{tmp_path}", "--dry-run")
+    done = run(bad, "kinetics-download", *words, number=number, **more)
+    require_line(done, bad / "out", number, files.OTHER_FOLDER)
+    done = run(
+        bad, "extract-flow", tiny_clips(), bad / "a" / "b", "--dry-run", number=number, **more
+    )
+    require_line(done, bad / "a" / "b", number, files.OTHER_FOLDER)
+
+    scratch = (tmp_path / "out", "--tmp-dir", bad / "tmp", "--dry-run")
+    for name, what in (("kinetics-download", table), ("extract-flow", tiny_clips())):
+        source = ("--source", f"dir:{tmp_path}") if what == table else ()
+        done = run(bad, name, what, *scratch, *source, number=number, **more)
+        require_line(done, bad / "tmp", number, files.OTHER_TMP_DIR)
+
+    cache = ("--source", media_server.template, "--cache-dir", bad / "cache", "--dry-run")
+    done = run(bad, "kinetics-download", table, tmp_path / "out", *cache, number=number, **more)
+    require_line(done, bad / "cache" / "pace", number, files.OTHER_CACHE_DIR)
+    assert not list(bad.iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_check_finds_that_a_folder_cannot_be_locked(

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from kinetics_bench.archs.registry import ARCHS, CHANNELS, STREAMS
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import RECIPES
-from kinetics_bench.weights.choices import FINETUNES, INITS
+from kinetics_bench.weights.choices import FINETUNES, INITS, split_word
 from kinetics_tools.core import cli, console, system
-from kinetics_tools.core.cli import Exit, Parser, one_of, positive
+from kinetics_tools.core.cli import MAX_PROCESSES, Exit, Parser, one_of, positive, whole
 from kinetics_tools.core.errors import KineticsError, OutError, UnknownNameError, unknown_name
-from kinetics_tools.core.files import hold_lock, make_folder
+from kinetics_tools.core.files import hold_lock, make_folder, remove_leftovers
 
 if TYPE_CHECKING:
     from kinetics_bench.evaluation.results import Result
@@ -125,6 +125,11 @@ def evaluate_parser() -> Parser:
         "given as WORK_DIR",
     )
     _add_data(parser, None, None)
+    parser.add_argument(
+        "--allow-overlap",
+        action="store_true",
+        help="evaluate clips that the weights were trained on too; the result says how many",
+    )
     _add_machine(parser)
     parser.add_common()
     return parser
@@ -299,7 +304,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         work_dir = arguments.work_dir or RUNS / "-".join((arch, stream, _short(arguments.init)))
         evaluate = partial(evaluate_weights, replace(request, **changes), work_dir)
     with _locked(work_dir), open_machine(arguments.device, arguments.amp) as machine:
-        results, folder = evaluate(machine, cache=arguments.cache_dir)
+        results, folder = evaluate(
+            machine, cache=arguments.cache_dir, allow_overlap=arguments.allow_overlap
+        )
         return _print_results(results, folder) if machine.is_main else Exit.COMPLETE
 
 
@@ -307,6 +314,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from kinetics_bench.evaluation.report import write_report
 
     # A mistyped command leaves a folder with only a lock in it.
+    remove_leftovers(arguments.out.parent, deep=False)
     runs = arguments.runs or sorted({path.parent for path in RUNS.glob("*/[!.]*")})
     print(write_report(runs, arguments.out))
     return Exit.COMPLETE
@@ -342,6 +350,7 @@ def _features(arguments: argparse.Namespace) -> int:
     with open_machine(arguments.device, arguments.amp) as machine:
         networks = _networks(arguments, whole=False)
         out = make_folder(arguments.out)
+        remove_leftovers(out, deep=False)
         extractor = Extractor(networks, machine, make_folder(arguments.tmp_dir or out))
 
         def act(video: Path) -> None:
@@ -376,7 +385,7 @@ def _for_each(videos: Collection[Path], act: Callable[[Path], object]) -> int:
             raise  # every video would fail so
         except KineticsError as error:
             failed += 1
-            print(f"error: {error}", file=sys.stderr)
+            console.tell(f"error: {error}")
     if failed == len(videos):
         return Exit.UNUSABLE
     return Exit.PERMANENT_GAPS if failed else Exit.COMPLETE
@@ -434,8 +443,9 @@ def _add_start(parser: Parser) -> None:
         help="initial weights: scratch, random; imagenet, torchvision's GoogLeNet (downloaded "
         "once), inflated for i3d; kinetics, the authors' i3d trained on ImageNet and Kinetics-400 "
         "(downloaded once, read with TensorFlow); or a file: a checkpoint of this command, the "
-        "authors' model.ckpt, a state dict of piergiaj, hassony2 or ours; or a folder with one "
-        "such file that has the stream's name in its name",
+        "authors' model.ckpt, a state dict of piergiaj, hassony2 or ours (torch.save or "
+        "safetensors); or a folder with one such file that has the stream's name in its name. "
+        "PATH:WORD chooses one of several networks in a file, such as PATH:ema",
     )
     parser.add_argument(
         "--finetune",
@@ -515,7 +525,7 @@ def _add_machine(parser: Parser, *, workers: bool = True) -> None:
     if workers:
         parser.add_argument(
             "--workers",
-            type=_count,
+            type=whole(0, MAX_PROCESSES),
             metavar="N",
             help="processes that read clips (default: one per processor; in training none if all "
             "decoded clips fit in memory)",
@@ -550,12 +560,15 @@ def _network(arguments: argparse.Namespace) -> tuple[str, str]:
 
 def _absolute(init: str) -> str:
     """The value of --init with an absolute path."""
-    return init if init in INITS else str(Path(init).absolute())
+    return init if init in INITS or not init.strip() else str(Path(init).absolute())
 
 
 def _short(init: str) -> str:
     """The value of --init as part of a folder's name."""
-    return init if init in INITS else Path(init).stem
+    if init in INITS:
+        return init
+    path, word = split_word(init)
+    return "-".join(filter(None, (path.stem, word)))
 
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:
@@ -565,12 +578,6 @@ def _overrides(arguments: argparse.Namespace) -> list[str]:
     if arguments.init != INITS[0]:
         words.append(_short(arguments.init))
     return words + (["last"] if arguments.finetune == "last" else [])
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
-    return int(text)
 
 
 def _seconds(text: str) -> float:
@@ -610,11 +617,18 @@ def _require_shards(data: Path) -> None:
         )
 
 
-def _locked(work_dir: Path) -> contextlib.AbstractContextManager[None]:
-    """The lock of a work-dir. With torchrun the first process holds it for all."""
+@contextlib.contextmanager
+def _locked(work_dir: Path) -> Iterator[None]:
+    """Hold the lock of a work-dir for the block, without what killed runs left in it.
+
+    With torchrun the first process holds it for all.
+    """
     if os.environ.get("RANK", "0") != "0":
-        return contextlib.nullcontext()
-    return hold_lock(work_dir)
+        yield
+        return
+    with hold_lock(work_dir):
+        remove_leftovers(work_dir)
+        yield
 
 
 def _print_results(results: Sequence[Result], folder: Path) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -66,6 +67,11 @@ class Machine:
         moved = (each.to(self.device, non_blocking=True) for each in clips)
         return [each.contiguous(memory_format=torch.channels_last_3d) for each in moved]
 
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor, in place, by its sum over all processes; one all-reduce for all."""
         if self.num_processes == 1 or not tensors:
@@ -107,7 +113,7 @@ def open_machine(
     """
     chosen = _device(device)
     bfloat16 = amp == "bfloat16" or (amp == "auto" and _has_bfloat16(chosen))
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    num_processes = _num_processes(os.environ)
     if num_processes == 1:
         yield Machine(chosen, bfloat16, activation_checkpointing=activation_checkpointing)
         return
@@ -124,7 +130,31 @@ def open_machine(
         distributed.destroy_process_group()
 
 
+def _num_processes(environ: Mapping[str, str]) -> int:
+    """How many processes torchrun started.
+
+    Raises:
+        EvaluationError: its variables are not those of torchrun.
+    """
+    told = {name: environ.get(name, "") for name in ("WORLD_SIZE", "RANK")}
+    if not told["WORLD_SIZE"] or told["WORLD_SIZE"] == "1":
+        return 1
+    is_usable = all(re.fullmatch("[0-9]{1,6}", value) for value in told.values())
+    if (
+        not is_usable
+        or int(told["RANK"]) >= int(told["WORLD_SIZE"])
+        or not (environ.get("MASTER_ADDR") and environ.get("MASTER_PORT"))
+    ):
+        raise EvaluationError(
+            f"WORLD_SIZE is {told['WORLD_SIZE'][:20]!r} and RANK {told['RANK'][:20]!r}, which "
+            "torchrun did not set; start many processes with torchrun, or unset them"
+        )
+    return int(told["WORLD_SIZE"])
+
+
 def _device(name: str) -> torch.device:
+    if re.fullmatch("auto|cpu|cuda(:[0-9]{1,4})?", name) is None:
+        raise EvaluationError(f"--device {name[:40]!r} is not auto, cpu, cuda or cuda:N")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():

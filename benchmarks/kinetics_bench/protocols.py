@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kinetics_bench.archs.registry import ARCHS, Sampling
 from kinetics_tools.core.files import digest
+from kinetics_tools.core.schema import NumFrames
 
 __all__ = ["PROTOCOLS", "EvalProtocol", "Extent"]
 
@@ -26,10 +27,10 @@ class Extent:
         multiple: if `num` is None: the number is a multiple of this, the remainder is left out.
     """
 
-    stride: int
-    num: int | None
-    least: int = 1
-    multiple: int = 1
+    stride: NumFrames
+    num: NumFrames | None
+    least: NumFrames = 1
+    multiple: NumFrames = 1
 
 
 Extents = Mapping[str, Extent]
@@ -89,8 +90,9 @@ class EvalProtocol:
 PROTOCOLS: Final[Mapping[str, EvalProtocol]] = {
     "paper": EvalProtocol(
         name="paper",
-        title="the paper's test input (I3D: the first 250 frames), one centre crop",
-        source="arXiv 1705.07750 v3, Table 1 and section 4; deepmind/kinetics-i3d issues 28, 44, "
+        title="the paper's test input (I3D: the first 250 frames, their 249 fields), one centre "
+        "crop",
+        source="arXiv 1705.07750 v3, Table 1 and section 2.5; deepmind/kinetics-i3d issues 28, 44, "
         "93",
         whole=False,
     ),

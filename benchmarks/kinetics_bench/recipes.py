@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from kinetics_bench.archs.registry import ARCHS, CHANNELS, Sampling
+from kinetics_tools.core import schema
 from kinetics_tools.core.errors import EvaluationError, UnknownNameError, lookup, unknown_name
 from kinetics_tools.core.files import digest
 
@@ -16,11 +18,26 @@ __all__ = ["RECIPES", "MultiStep", "OneCycle", "Recipe", "recipe_for"]
 # Names that files and hashes keep, where ours have changed since: checkpoints stay readable, and
 # a recipe keeps its hash.
 _STORED: Final[Mapping[str, str]] = {"micro_batch_size": "pass_size", "milestones": "stairs"}
+MAX_VIEW_PX: Final = 2**28  # of one stream of one clip: 5,000 frames of 224 x 224
 _UNHASHED: Final = frozenset({"name", "source", "protocol"})  # they change no weight
 
 
+class Schedule(ABC):
+    """Learning rates and the length of a training."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the whole training."""
+
+    @abstractmethod
+    def lr(self, step: int, num_steps: int) -> float:
+        """Learning rate of step `step` (from 0) of a training of `num_steps`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OneCycle:
+class OneCycle(Schedule):
     """Cosine warm-up to `peak_lr`, then cosine decay, once per training.
 
     It is torch's OneCycleLR with its defaults and `cycle_momentum=False`: the learning rate begins
@@ -32,16 +49,16 @@ class OneCycle:
         warmup: share of all steps before it, from 0 to 1.
     """
 
-    epochs: int
-    peak_lr: float
-    warmup: float = 0.3
+    epochs: schema.Positive
+    peak_lr: schema.Amount
+    warmup: schema.Share = 0.3
 
     def num_steps(self, steps_per_epoch: int) -> int:
-        """Optimizer steps of the whole training."""
+        """As `epochs` says."""
         return self.epochs * steps_per_epoch
 
     def lr(self, step: int, num_steps: int) -> float:
-        """Learning rate of step `step` (from 0) of a training of `num_steps`."""
+        """On the cosine."""
         top = self.warmup * num_steps - 1
         first, last = self.peak_lr / 25, self.peak_lr / 250_000
         if step < top:
@@ -50,7 +67,7 @@ class OneCycle:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MultiStep:
+class MultiStep(Schedule):
     """Step decay: the learning rate is constant between milestones, as in torch's MultiStepLR.
 
     MultiStepLR multiplies by one factor at each milestone. Here each milestone comes with the rate
@@ -60,14 +77,14 @@ class MultiStep:
         milestones: (optimizer step, learning rate until that step), in order.
     """
 
-    milestones: tuple[tuple[int, float], ...]
+    milestones: tuple[tuple[schema.Count, schema.Amount], ...]
 
     def num_steps(self, steps_per_epoch: int) -> int:  # noqa: ARG002 - milestones are steps
-        """Optimizer steps of the whole training: the last milestone."""
+        """The last milestone."""
         return self.milestones[-1][0]
 
     def lr(self, step: int, num_steps: int) -> float:  # noqa: ARG002 - milestones are steps
-        """Learning rate of step `step` (from 0)."""
+        """Constant until the next milestone."""
         return next(lr for milestone, lr in self.milestones if step < milestone)
 
 
@@ -110,17 +127,17 @@ class Recipe:
     source: str
     protocol: str
     sampling: Mapping[str, Sampling]
-    short_side: int
-    crop_px: int
-    flip: float
-    batch_size: int
-    micro_batch_size: int
-    schedule: OneCycle | MultiStep
-    optimizer: str
-    weight_decay: float
-    bn_momentum: float
-    dropout: float = 0.5
-    label_smoothing: float = 0.0
+    short_side: schema.Pixels
+    crop_px: schema.Pixels
+    flip: schema.Share
+    batch_size: schema.Positive
+    micro_batch_size: schema.Positive
+    schedule: Schedule
+    optimizer: Literal["sgd", "adamw"]
+    weight_decay: schema.Amount
+    bn_momentum: schema.Share
+    dropout: schema.Share = 0.5
+    label_smoothing: schema.Share = 0.0
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -147,17 +164,22 @@ class Recipe:
         """The recipe that `as_json` wrote.
 
         Raises:
-            KeyError, TypeError: a field is missing or unknown.
+            ValueError: a field is missing, or is not what it may be.
         """
-        fields = _ours(values)
-        del fields["hash"]
-        fields["sampling"] = {name: Sampling(**each) for name, each in values["sampling"].items()}
-        schedule = _ours(values["schedule"])
-        if "milestones" in schedule:
-            pairs = schedule["milestones"]
-            schedule["milestones"] = tuple((int(step), float(lr)) for step, lr in pairs)
-        fields["schedule"] = (MultiStep if "milestones" in schedule else OneCycle)(**schedule)
-        return cls(**fields)
+        fields = _ours(schema.parse(values, dict[str, Any]))
+        schedule = _ours(schema.parse(fields.get("schedule"), dict[str, Any]))
+        kind = MultiStep if "milestones" in schedule else OneCycle
+        recipe = schema.parse(fields | {"schedule": schema.parse(schedule, kind)}, cls)
+        if isinstance(recipe.schedule, MultiStep):
+            steps = [step for step, _ in recipe.schedule.milestones]
+            if not steps or steps != sorted(steps):
+                raise ValueError("the milestones are not in order")
+        if not recipe.sampling.keys() <= CHANNELS.keys():
+            raise ValueError("the sampling is of unknown streams")
+        frames = max((each.num for each in recipe.sampling.values()), default=0)
+        if recipe.crop_px > recipe.short_side or frames * recipe.crop_px**2 > MAX_VIEW_PX:
+            raise ValueError(f"a view of {frames} frames, {recipe.crop_px} px of them")
+        return recipe
 
     def with_batch_size(self, batch_size: int | None) -> Recipe:
         """The recipe with another batch size, which its name then says; None changes nothing."""
@@ -179,7 +201,7 @@ class Recipe:
         """
         if epochs is None:
             return self
-        if isinstance(self.schedule, MultiStep):
+        if not isinstance(self.schedule, OneCycle):
             raise EvaluationError(
                 f"--epochs {epochs} is for recipes that count epochs (small, sample); recipe "
                 f"{self.name} counts steps: leave it out, or take --recipe small"
@@ -204,7 +226,7 @@ def _per_network(
 
 _PAPER = Recipe(
     name="paper",
-    source="arXiv 1705.07750 v3, section 4; schedule and batch: README of deepmind/kinetics-i3d",
+    source="arXiv 1705.07750 v3, section 2.5; schedule and batch: README of deepmind/kinetics-i3d",
     protocol="paper",
     sampling={},
     short_side=256,
@@ -237,7 +259,7 @@ _PAPER_FLOW = replace(
 # and the clips per GPU given below.
 _BASELINE = replace(
     _PAPER,
-    source="arXiv 1705.07750 v3, section 4: SGD, 110k steps, 32 GPUs; not published and chosen: "
+    source="arXiv 1705.07750 v3, section 2.5: SGD, 110k steps, 32 GPUs; not published and chosen: "
     "batch (8 clips per GPU), rates and their steps in I3D's proportion, weight decay and dropout "
     "of I3D",
     schedule=MultiStep(milestones=((93_000, 1e-1), (103_000, 1e-2), (110_000, 1e-3))),
@@ -252,9 +274,9 @@ _TWO_STREAM = replace(
 )
 _PAPER_C3D = replace(
     _BASELINE,
-    source="arXiv 1705.07750 v3, sections 2.2 and 4: SGD, 110k steps, 112 px, 64 GPUs of 15 clips; "
-    "not published and chosen: frames of 128 px (as 256 to 224), rates and their steps in I3D's "
-    "proportion, weight decay and dropout of I3D",
+    source="arXiv 1705.07750 v3, sections 2.2 and 2.5: SGD, 110k steps, 112 px, 64 GPUs of 15 "
+    "clips; not published and chosen: frames of 128 px (as 256 to 224), rates and their steps in "
+    "I3D's proportion, weight decay and dropout of I3D",
     short_side=128,
     crop_px=112,
     batch_size=64 * 15,

@@ -10,16 +10,19 @@ An evaluation of given weights leaves the same files, except those of the traini
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kinetics_bench.archs.registry import ARCHS
-from kinetics_bench.data.splits import Selection, require_disjoint, select
+from kinetics_bench.data.splits import Selection, require_disjoint, require_unseen, select
 from kinetics_bench.device import Machine
-from kinetics_bench.evaluation.evaluate import Test, add_streams, evaluate
-from kinetics_bench.evaluation.results import EVALUATION_PREFIX, PREDICTIONS, Predictions, Result
+from kinetics_bench.evaluation.evaluate import Test, add_streams, evaluate, usable_recipes
+from kinetics_bench.evaluation.results import EVALUATION_PREFIX, Result
 from kinetics_bench.inference.networks import (
     RUN,
     Request,
@@ -30,12 +33,19 @@ from kinetics_bench.inference.networks import (
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import recipe_for
 from kinetics_bench.training.checkpoint import Checkpoint
-from kinetics_bench.training.trainer import TrainingJob, find_checkpoint, train
+from kinetics_bench.training.trainer import (
+    TrainingJob,
+    find_checkpoint,
+    require_usable_batches,
+    train,
+)
 from kinetics_bench.weights.init import SCRATCH, load_init
 from kinetics_tools.core import system
-from kinetics_tools.core.errors import EvaluationError, lookup
+from kinetics_tools.core.errors import EvaluationError, KineticsError, lookup
 from kinetics_tools.core.files import digest, write_json
 from kinetics_tools.shards.reader import ShardFolder
+
+logger = logging.getLogger(__name__)
 
 
 def train_and_evaluate(
@@ -75,9 +85,17 @@ def train_and_evaluate(
     for stream in request.streams:
         job, tests[stream] = _job_and_test(data, request, stream, work_dir, cache)
         jobs.append(job)
-    if not force:
+    if machine.is_main:
+        # All streams have the same clips.
+        _log_missing("training", jobs[0].train)
+        _log_missing("test", tests[jobs[0].stream].selection)
         for job in jobs:
-            find_checkpoint(job, resume=resume)
+            if "flow" in job.clips:
+                _warn_of_clamped_flow(data, job.flow, job.bound)
+    for job in jobs:
+        before = None if force else find_checkpoint(job, machine, resume=resume)
+        if before is None or not before.finished:
+            require_usable_batches(job, machine)
     if machine.is_main:
         write_json(work_dir / RUN, request.as_json())
     checkpoints = [train(job, machine, resume=resume, force=force) for job in jobs]
@@ -111,13 +129,28 @@ def _job_and_test(
         finetune=request.finetune,
         num_workers=request.num_workers,
     )
+    if job.init is not None:
+        _require_unseen(job.init.source, job.init.trained_on, selected["test"])
     return job, _test(data, request, selected["test"], recipe.protocol)
 
 
 def evaluate_again(
-    work_dir: Path, changes: Mapping[str, Any], machine: Machine, *, cache: Path | None = None
+    work_dir: Path,
+    changes: Mapping[str, Any],
+    machine: Machine,
+    *,
+    cache: Path | None = None,
+    allow_overlap: bool = False,
 ) -> tuple[list[Result], Path]:
     """Evaluate a finished run again; `changes` replace fields of its request.
+
+    Args:
+        work_dir: of the run.
+        changes: name of a field -> value.
+        machine: where to compute.
+        cache: folder for downloaded weights; None: the user's cache.
+        allow_overlap: evaluate clips that the weights were trained on too; their number marks the
+            result.
 
     Returns:
         One result per row, and their folder: `work_dir`, or, if data, split or protocol differ from
@@ -126,11 +159,18 @@ def evaluate_again(
     original = read_request(work_dir)
     request = replace(original, **changes)
     checkpoints = networks_of_run(work_dir, request.stream, cache=cache)
-    return _evaluated(checkpoints, request, original, work_dir, machine)
+    return _evaluated(
+        checkpoints, request, original, work_dir, machine, allow_overlap=allow_overlap
+    )
 
 
 def evaluate_weights(
-    request: Request, work_dir: Path, machine: Machine, *, cache: Path | None = None
+    request: Request,
+    work_dir: Path,
+    machine: Machine,
+    *,
+    cache: Path | None = None,
+    allow_overlap: bool = False,
 ) -> tuple[list[Result], Path]:
     """Evaluate the weights `request.init` without training: `request.as_given` is not None.
 
@@ -142,7 +182,9 @@ def evaluate_weights(
     _require_same_kind(request, work_dir)
     original = read_request(work_dir) if (work_dir / RUN).exists() else None
     checkpoints = networks_of_weights(request.init, request.arch, request.stream, cache=cache)
-    return _evaluated(checkpoints, request, original, work_dir, machine)
+    return _evaluated(
+        checkpoints, request, original, work_dir, machine, allow_overlap=allow_overlap
+    )
 
 
 def _evaluated(
@@ -151,6 +193,8 @@ def _evaluated(
     original: Request | None,
     work_dir: Path,
     machine: Machine,
+    *,
+    allow_overlap: bool,
 ) -> tuple[list[Result], Path]:
     """The rows of `request`: in `work_dir`, or in a folder of it if `original` asked for others."""
     data = ShardFolder(request.data)
@@ -158,7 +202,19 @@ def _evaluated(
     tests = {}
     for checkpoint in checkpoints:
         selection = _select(data, request, checkpoint.stream, roles=("test",))["test"]
+        checkpoint.trained_on = _training_clips(checkpoint, data, request)
+        if not allow_overlap:
+            is_given = checkpoint.data.train_split is None
+            weights = checkpoint.init.source if is_given else str(work_dir / checkpoint.stream)
+            _require_unseen(weights, checkpoint.trained_on, selection)
         tests[checkpoint.stream] = _test(data, request, selection, checkpoint.recipe.protocol)
+    for checkpoint in checkpoints:
+        usable_recipes(checkpoint, tests[checkpoint.stream])  # before any warning
+    if machine.is_main:
+        _log_missing("test", tests[checkpoints[0].stream].selection)
+        for checkpoint in checkpoints:
+            if "flow" in checkpoint.recipe.streams:
+                _warn_of_clamped_flow(data, tests[checkpoint.stream].flow, checkpoint.data.bound)
     deciding = ("data", "test_split", "protocol", "splits", "flow")
     asked, own = ({n: r.as_json()[n] for n in deciding} for r in (request, original or request))
     folder = work_dir if asked == own else work_dir / f"{EVALUATION_PREFIX}{digest(asked)[:8]}"
@@ -167,6 +223,51 @@ def _evaluated(
     if original is None and machine.is_main:
         write_json(work_dir / RUN, request.as_json())
     return rows, folder
+
+
+def _log_missing(what: str, selection: Selection) -> None:
+    """Say how many clips of a split are not in the shards, and why."""
+    missing = selection.missing
+    if missing:
+        reasons = ", ".join(f"{why} {num}" for why, num in Counter(missing.values()).most_common())
+        logger.warning(
+            "%s: %d of %d %s clips are not there, such as %s: %s",
+            *(selection.name, len(missing), len(missing) + len(selection.samples)),
+            *(what, min(missing), reasons),
+        )
+
+
+def _warn_of_clamped_flow(data: ShardFolder, flow: str, bound: float) -> None:
+    """Say it if flow in the shards is clamped to fewer pixels than the network expects."""
+    if bound > data.flow_bound(flow):
+        logger.warning(
+            "%s: flow-%s is clamped to %g pixels per frame, and these weights expect up to %g: "
+            "faster motion looks slower than it is; extract-flow --bound %g makes flow for them",
+            *(data.folder, flow, data.flow_bound(flow), bound, bound),
+        )
+
+
+def _training_clips(
+    checkpoint: Checkpoint, data: ShardFolder, request: Request
+) -> tuple[str, ...] | None:
+    """Keys of the clips that a network was trained on; None: unknown."""
+    if checkpoint.trained_on is None and request.train_split is not None:
+        # Of version 0.1: there is only a hash, of the split that the run still names.
+        with suppress(KineticsError):
+            chosen = _select(data, request, checkpoint.stream, roles=("train",))["train"]
+            if chosen.keys_sha256 == checkpoint.identity.get("training clips"):
+                return chosen.keys
+    return checkpoint.trained_on
+
+
+def _require_unseen(weights: str, trained_on: tuple[str, ...] | None, test: Selection) -> None:
+    if trained_on is None:
+        logger.warning(
+            "%s is of an older version, which did not record its training clips: whether %s has "
+            "some of them is not known",
+            *(weights, test.name),
+        )
+    require_unseen(weights, trained_on or (), test)
 
 
 def _require_same_kind(request: Request, work_dir: Path) -> None:
@@ -241,11 +342,10 @@ def _rows(
     ]
     if len(results) == 1:
         return results
-    rgb, flow = (
-        Predictions.read(folder / result.stream / PREDICTIONS, result.failed) for result in results
-    )
+    rgb, flow = (result.predictions(folder / result.stream) for result in results)
     predictions = rgb + flow
-    joint = add_streams(results[0], results[1], predictions)
+    seen = {key for checkpoint in checkpoints for key in checkpoint.trained_on or ()}
+    joint = add_streams(results[0], results[1], predictions, len(seen & set(predictions.keys)))
     if machine.is_main:
         joint.write(folder / "joint", predictions)
     return [*results, joint]

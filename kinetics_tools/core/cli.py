@@ -4,6 +4,7 @@ Only commands import this module, no library module does.
 """
 
 import argparse
+import errno
 import logging
 import os
 import select
@@ -14,14 +15,15 @@ from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 import kinetics_tools
-from kinetics_tools.core import signals
+from kinetics_tools.core import console, signals
 from kinetics_tools.core.engine import ENGINES
 from kinetics_tools.core.errors import KineticsError, lookup, unknown_name
 from kinetics_tools.core.files import ACCESS_ERRNOS, FULL_ERRNOS, PATH_ERRNOS, STORAGE_ERRNOS
-from kinetics_tools.core.system import num_processors
+from kinetics_tools.core.system import cache_dir, contain_libraries, num_processors
+from kinetics_tools.core.text import printable
 
 
 class Exit(IntEnum):
@@ -35,6 +37,7 @@ class Exit(IntEnum):
     STOPPED = 75
     HUNG_UP = 129
     INTERRUPTED = 130
+    QUIT = 131
     BROKEN_PIPE = 141
     TERMINATED = 143
 
@@ -55,6 +58,13 @@ class Parser(argparse.ArgumentParser):
         """Exit with one line in place of argparse's usage block."""
         self.exit(Exit.UNUSABLE, f"error: {message} (see {self.prog} --help)\n")
 
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        """Parse, and let libraries that are imported later keep to the cache folder."""
+        parsed = super().parse_args(*arguments, **options)
+        with suppress(KineticsError):  # no home folder: few commands need a cache
+            contain_libraries(cache_dir(getattr(parsed, "cache_dir", None)).absolute())
+        return parsed
+
     def add_run(self, *, jobs: str, made: str) -> argparse._ArgumentGroup:
         """Add the options of a command whose work is split into units and parts.
 
@@ -66,7 +76,7 @@ class Parser(argparse.ArgumentParser):
             their group, to which the command may add options.
         """
         run = self.add_argument_group("run options")
-        run.add_argument("--jobs", type=positive, metavar="N", help=jobs)
+        run.add_argument("--jobs", type=whole(1, MAX_PROCESSES), metavar="N", help=jobs)
         run.add_argument(
             "--engine",
             type=one_of("engine", ENGINES),
@@ -87,7 +97,7 @@ class Parser(argparse.ArgumentParser):
         """Add `--jobs` of a command whose work is not split into units and parts."""
         self.add_argument(
             "--jobs",
-            type=positive,
+            type=whole(1, MAX_PROCESSES),
             default=num_processors(),
             metavar="N",
             help="clips at once",
@@ -123,11 +133,22 @@ def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
     return parse
 
 
-def positive(text: str) -> int:
-    """An argparse type: a whole number, at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """An argparse type: a whole number in a range."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or len(text) > len(str(most)) or not least <= int(text) <= most:
+            shown = f"{text[:40]!r} is not a whole number from {least} to {most}"
+            raise argparse.ArgumentTypeError(shown)
+        return int(text)
+
+    return parse
+
+
+positive = whole(1, 2**24)
+MIN_PX = 0.001
+MAX_PX = 10_000
+MAX_PROCESSES = 4096  # of one command; more than any machine has processors
 
 
 def pixels(text: str) -> float:
@@ -136,14 +157,15 @@ def pixels(text: str) -> float:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels above 0")
+    if not MIN_PX <= number <= MAX_PX:
+        shown = f"{text[:40]!r} is not a number of pixels from {MIN_PX} to {MAX_PX}"
+        raise argparse.ArgumentTypeError(shown)
     return number
 
 
 def pixels_or_keep(text: str) -> int | None:
     """An argparse type: a whole number of pixels, or None for `keep`."""
-    return None if text == "keep" else positive(text)
+    return None if text == "keep" else whole(1, MAX_PX)(text)
 
 
 def take_verb(argv: list[str], verbs: Iterable[str]) -> tuple[str | None, list[str]]:
@@ -189,37 +211,105 @@ def add_cache_dir(group: argparse._ActionsContainer) -> None:
 def run(main: Callable[[], int], *, again: str = "the same command") -> NoReturn:
     """Run a command and exit: with its own code, 2 for errors that users can fix, 130 for Ctrl-C.
 
+    Standard streams that are closed are as /dev/null.
+
     Args:
         main: the command; returns its exit code.
         again: what continues a stopped run, for the message.
     """
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    _open_closed_streams()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PrintableFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler])
     for ours in ("kinetics_tools", "kinetics_bench"):
         logging.getLogger(ours).setLevel(logging.INFO)  # other libraries: warnings and errors
     _stop_at_signals()
     try:
-        code = main()
+        code = _code_of(main)
         sys.stdout.flush()
         sys.exit(code)
     except KineticsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.tell(f"error: {error}")
         sys.exit(Exit.UNUSABLE)
     except _StoppedError as stopped:
         stopped.end(again)
     except BrokenPipeError:
         if not _reader_closed_pipe():
             raise
+        _drop(sys.stdout)
         sys.exit(Exit.BROKEN_PIPE)
-    except OSError as error:
-        if error.errno not in STORAGE_ERRNOS | PATH_ERRNOS:
+    except (OSError, RuntimeError) as error:
+        said = _environment_problem(error)
+        if said is None:
             raise
-        print(f"error: {_advise(error)}", file=sys.stderr)
+        console.tell(f"error: {said}")
         sys.exit(Exit.UNUSABLE)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # of a full disk: it is told, and the exit code is chosen
+                _drop(stream)
+
+
+def _code_of(main: Callable[[], int]) -> int | str | None:
+    """The exit code of a command, also of one that ends by itself, as argparse does."""
+    try:
+        return main()
+    except _StoppedError:
+        raise
+    except SystemExit as ended:
+        return ended.code
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null for standard streams that are closed.
+
+    Else the next file that is opened takes their place, and whatever is printed goes into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It takes the lowest free number, which is this one. Children have it too.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - for good
+            setattr(sys, name, stream)
+
+
+def _drop(stream: TextIO) -> None:
+    """Drop what a standard stream still holds: Python flushes it as it exits, or ends with 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+# Errors of what the machine allows a process, and what the user can do.
+_LIMITS = {
+    errno.EMFILE: "allow more open files (ulimit -n 1024)",
+    errno.ENFILE: "the whole machine has no more; end other processes",
+    errno.EAGAIN: "give fewer --jobs, or allow more processes (ulimit -u)",
+    errno.ENOMEM: "give fewer --jobs",
+}
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _environment_problem(error: OSError | RuntimeError) -> str | None:
+    """In one line, what the disk or the machine refuses; None for any other error, a bug."""
+    if isinstance(error, RuntimeError):
+        is_thread = str(error) == "can't start new thread"
+        return f"no thread can be started; {_LIMITS[errno.EAGAIN]}" if is_thread else None
+    if error.errno in _LIMITS:
+        return f"{error.strerror}; {_LIMITS[error.errno]}"
+    return _advise(error) if error.errno in STORAGE_ERRNOS | PATH_ERRNOS else None
 
 
 def _advise(error: OSError) -> str:
     """What is wrong with a path, in one line."""
-    where = error.filename or "a file of this run"
+    where = error.filename or "standard output, or a file of this run"
     advice = "choose"
     if error.errno in FULL_ERRNOS:
         advice = "make room, or choose"
@@ -229,14 +319,10 @@ def _advise(error: OSError) -> str:
 
 
 def _reader_closed_pipe() -> bool:
-    """Whether the reader of stdout, such as `head`, closed the pipe; if so, drop further output."""
-    output = sys.stdout.fileno()
+    """Whether the reader of stdout, such as `head`, closed the pipe."""
     poll = select.poll()
-    poll.register(output, select.POLLOUT)
-    is_closed = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-    if is_closed:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # Python flushes stdout as it exits
-    return is_closed
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 class _StoppedError(SystemExit):
@@ -253,9 +339,8 @@ class _StoppedError(SystemExit):
         """Say so, and exit."""
         for number in signals.STOPPING:
             signal.signal(number, signal.SIG_IGN)  # for the rest
-        with suppress(OSError):  # the terminal may be gone
-            said = self.exit.name.lower().replace("_", " ")
-            print(f"{said}; {again} continues where this one stopped", file=sys.stderr)
+        said = self.exit.name.lower().replace("_", " ")
+        console.tell(f"{said}; {again} continues where this one stopped")
         sys.exit(self.exit)
 
 

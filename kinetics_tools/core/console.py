@@ -5,11 +5,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TypeVar
+
+from kinetics_tools.core.text import printable
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 LOG_EVERY_S = 30.0
+
+
+def tell(line: str) -> None:
+    """Print a line to standard error; control characters in it are escaped.
+
+    Where nobody can read it (a closed terminal, a full disk), the exit code says enough.
+    """
+    with suppress(OSError):
+        sys.stderr.write(printable(line) + "\n")
+        sys.stderr.flush()
 
 
 def progress(
@@ -65,7 +78,7 @@ def text_table(rows: Sequence[Mapping[str, str]], *, left_aligned: Collection[st
         left_aligned: titles of columns to align left, as the first one is; the others align right.
     """
     titles = list(rows[0])
-    lines = [titles, *(list(row.values()) for row in rows)]
+    lines = [titles, *([printable(cell) for cell in row.values()] for row in rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(titles))]
     left = {titles[0], *left_aligned}
     return "\n".join(

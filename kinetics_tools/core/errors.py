@@ -121,7 +121,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = get_close_matches(name, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}"
+    return f"unknown {kind} {name[:80]!r}.{hint} Known: {', '.join(names)}"
 
 
 def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:

@@ -9,12 +9,13 @@ import logging
 import os
 import shutil
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any
 
 from kinetics_tools.core import signals
 from kinetics_tools.core.errors import OutError
@@ -31,6 +32,10 @@ PATH_ERRNOS = frozenset(
     {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 )
 
+LIMIT_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})  # of a machine
+
+COPY_BYTES = 2**20
+MAX_JSON_BYTES = 2**28  # of a file that is read whole
 _REMOVALS = 20
 _REMOVAL_PAUSE_S = 0.1
 
@@ -46,6 +51,7 @@ def publish(path: Path) -> Iterator[Path]:
     scratch = path.with_name(f"{_scratch_prefix()}{os.getpid()}-{path.name}")
     try:
         with name_in_errors(path):
+            scratch.unlink(missing_ok=True)  # a link there would be followed
             yield scratch
             scratch.replace(path)
     finally:
@@ -56,10 +62,15 @@ def _scratch_prefix() -> str:
     return f".part-{socket.gethostname()}-"
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove, anywhere below `folder`, the scratch files of processes of this host that ended."""
+def remove_leftovers(folder: Path, *, deep: bool = True) -> None:
+    """Remove the scratch files of processes of this host that ended.
+
+    Args:
+        folder: where they are.
+        deep: look anywhere below `folder` too.
+    """
     prefix = _scratch_prefix()
-    for leftover in folder.rglob(f"{prefix}*"):
+    for leftover in (folder.rglob if deep else folder.glob)(f"{prefix}*"):
         pid = leftover.name.removeprefix(prefix).partition("-")[0]
         if pid.isdecimal() and not is_running(int(pid)):
             leftover.unlink(missing_ok=True)
@@ -76,6 +87,83 @@ def name_in_errors(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+@contextmanager
+def open_own(path: Path, mode: str) -> Iterator[Any]:
+    """Open a file that we made, or make it, to write: a link or a device there is refused.
+
+    Args:
+        path: of the file.
+        mode: as for `open`; text is UTF-8.
+
+    Raises:
+        OutError: it is a link, a folder, a device or a pipe.
+        OSError: it cannot be opened.
+    """
+
+    def own(name: str, flags: int) -> int:
+        fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OutError(f"{path} is not a file of ours: a device or a pipe; remove it")
+        return fd
+
+    if path.is_symlink():  # said by O_NOFOLLOW, as by a loop of links above it, with ELOOP
+        raise OutError(f"{path} is a link, through which another file would be written; remove it")
+    encoding = None if "b" in mode else "utf-8"
+    try:
+        file = open(path, mode, encoding=encoding, opener=own)  # noqa: SIM115 - closed below
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a pipe without a reader, or a device that is not there
+            raise OutError(
+                f"{path} is not a file of ours: a device or a pipe; remove it"
+            ) from error
+        raise
+    with file:
+        yield file
+
+
+def require_file(path: Path) -> None:
+    """Check that a path to be read is a file: a pipe would be waited for, a device has no end.
+
+    Raises:
+        OutError: it is a folder, a device or a pipe.
+        OSError: there is none.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OutError(f"{path} is not a file: a folder, a device or a pipe; move it away")
+
+
+def refuse_links(out: Path) -> None:
+    """Check that no folder in `out`, three levels deep, is a link to a folder elsewhere.
+
+    Who gave us `out` may have put one there, and a run would write through it. `out` itself may be
+    a link.
+
+    Raises:
+        OutError: it is.
+    """
+    root = real_path(out)
+    folders = [out]
+    for _ in range(3):  # as deep as our folders are: clips/SPLIT/LABEL
+        entries = [entry for folder in folders for entry in _entries(folder)]
+        for entry in entries:
+            path = Path(entry)  # its is_dir is False for a loop of links
+            if entry.is_symlink() and path.is_dir() and not real_path(path).is_relative_to(root):
+                raise OutError(
+                    f"{entry.path} is a link to a folder elsewhere, which a run does not write "
+                    "through; replace it by a folder, or by a mount (mount --bind)"
+                )
+        folders = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []  # another run's scratch; lost+found, where a run cannot write either
+
+
 def move(scratch: Path, path: Path) -> None:
     """Rename a finished scratch file; on another file system, copy it."""
     make_folder(path.parent)
@@ -85,8 +173,14 @@ def move(scratch: Path, path: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         with publish(path) as beside:
-            shutil.copyfile(scratch, beside)
+            copy_file(scratch, beside)
         scratch.unlink()
+
+
+def copy_file(source: Path, copy: Path) -> None:
+    """Copy the bytes of a file. Errors of writing name `copy`: the source is not their cause."""
+    with source.open("rb") as read, name_in_errors(copy), copy.open("wb") as written:
+        shutil.copyfileobj(read, written, COPY_BYTES)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -100,7 +194,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, advice: str = "remove it and run again") -> Any:
+def read_json(path: Path, advice: str = "move it away and run again") -> Any:
     """Read a JSON file that one of our commands wrote.
 
     Args:
@@ -108,12 +202,33 @@ def read_json(path: Path, advice: str = "remove it and run again") -> Any:
         advice: what repairs it.
 
     Raises:
-        OutError: the file is not JSON: empty, cut off, or without its contents after a power loss.
+        FileNotFoundError: there is none.
+        OutError: the file is not JSON (empty, cut off, without its contents after a power loss), or
+            is larger than any of ours.
     """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_JSON_BYTES:
+        raise OutError(f"{path} is not a file of ours: a device, or too large; {advice}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # half of a character, which could not be written again
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as error:
         raise OutError(f"{path} is not JSON ({error}); {advice}") from error
+
+
+def below(root: Path, *names: str) -> Path:
+    """The path of these names below `root`: the one way to make a path of what a file says.
+
+    Raises:
+        ValueError: a name is not that of one file or folder, so the path might lead elsewhere.
+    """
+    for name in names:
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise ValueError(f"{name!r} is not the name of a file or folder")
+    return root.joinpath(*names)
 
 
 def digest(value: Any) -> str:
@@ -147,14 +262,16 @@ class NoLocksError(OutError):
     """Files in a folder cannot be locked: an NFS or Lustre without locks, a read-only disk."""
 
 
-# What the user can do then.
+WHOLE_PART = "0-of-1"
+PARTS_LOCK = ".lock-parts"  # says how many parts a running job has
+# What the user can do where files cannot be locked.
 OTHER_FOLDER = "choose a folder on another file system"
 OTHER_TMP_DIR = "give --tmp-dir a folder on another file system"
 OTHER_CACHE_DIR = "give --cache-dir a folder on another file system"
 
 
 @contextmanager
-def hold_lock(out: Path, part: str = "0-of-1") -> Iterator[None]:
+def hold_lock(out: Path, part: str = WHOLE_PART) -> Iterator[None]:
     """Hold the lock of one part of the folder `out` for the block, at most while the process lives.
 
     Args:
@@ -163,11 +280,36 @@ def hold_lock(out: Path, part: str = "0-of-1") -> Iterator[None]:
 
     Raises:
         NoLocksError: its file system has no locks, or is read-only.
-        OutError: another run holds the lock (the message says which), or `out` cannot be created.
+        OutError: another run holds the lock (the message says which), `out` cannot be created, or
+            a folder in it is a link to one elsewhere.
     """
     make_folder(out)
     with _hold_partition(out, part), _hold_part(out, part):
+        refuse_links(out)
         yield
+
+
+def require_free(out: Path, part: str = WHOLE_PART) -> None:
+    """Check that `hold_lock` would get the lock now; nothing stays in `out`, which is not created.
+
+    Raises:
+        NoLocksError: its file system has no locks, or is read-only.
+        OutError: another run holds the lock, or `out` cannot be created.
+    """
+    require_locks(out)
+    with ExitStack() as stack:
+        partition, own = (
+            stack.enter_context(_open_lock(path, mode="r+")) if path.exists() else None
+            for path in (out / PARTS_LOCK, out / f".lock-{part}")
+        )
+        refuse_links(out)
+        if partition is not None:
+            with contextlib.suppress(BlockingIOError):
+                _lock(partition, fcntl.LOCK_EX | fcntl.LOCK_NB, out)
+                return  # no part is running
+            _require_same_count(partition, out, part)
+        if own is not None:
+            _lock_part(own, out, part)
 
 
 @contextmanager
@@ -181,7 +323,9 @@ def hold_lock_if_any(out: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(hold_lock(out))
+            make_folder(out)
+            stack.enter_context(_hold_partition(out, WHOLE_PART))
+            stack.enter_context(_hold_part(out, WHOLE_PART))
         except (NoLocksError, PermissionError) as error:
             logger.warning("%s is read without a lock: %s", out, error)
         yield
@@ -190,39 +334,51 @@ def hold_lock_if_any(out: Path) -> Iterator[None]:
 @contextmanager
 def _hold_partition(out: Path, part: str) -> Iterator[None]:
     """Share the lock on the number of parts; the first part to hold it writes the number."""
-    count = part.rpartition("-")[2]
-    with _open_lock(out / ".lock-parts") as file:
+    with _open_lock(out / PARTS_LOCK) as file:
         with contextlib.suppress(BlockingIOError):
             _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, out)
             file.truncate(0)
-            file.write(count)
+            file.write(_count(part))
             file.flush()
         _lock(file, fcntl.LOCK_SH, out)
-        file.seek(0)
-        running = file.read()
-        if running != count:
-            raise OutError(
-                f"{out} is in use by a job of {running} parts, this one is of {count}; "
-                "wait for it, or choose another folder"
-            )
+        _require_same_count(file, out, part)
         yield
+
+
+def _count(part: str) -> str:
+    return part.rpartition("-")[2]
+
+
+def _require_same_count(file: IO[str], out: Path, part: str) -> None:
+    """Raise OutError if the parts that run are of another number."""
+    file.seek(0)
+    running = file.read()
+    if running != _count(part):
+        raise OutError(
+            f"{out} is in use by a job of {running} parts, this one is of {_count(part)}; "
+            "wait for it, or choose another folder"
+        )
 
 
 @contextmanager
 def _hold_part(out: Path, name: str) -> Iterator[None]:
     with _open_lock(out / f".lock-{name}") as file:
-        try:
-            _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, out)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise OutError(
-                f"{out} is in use by {holder} (part {name}); wait for it, or choose another folder"
-            ) from error
+        _lock_part(file, out, name)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def _lock_part(file: IO[str], out: Path, name: str) -> None:
+    try:
+        _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, out)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise OutError(
+            f"{out} is in use by {holder} (part {name}); wait for it, or choose another folder"
+        ) from error
 
 
 @contextmanager
@@ -242,27 +398,61 @@ def file_lock(path: Path, remedy: str = OTHER_FOLDER) -> Iterator[None]:
         yield
 
 
-def require_locks(folder: Path) -> None:
-    """Check that files in `folder` can be made and locked; nothing stays there.
+def require_locks(folder: Path, remedy: str = OTHER_FOLDER) -> None:
+    """Check that `folder` exists or can be made, and files in it locked; nothing stays there.
+
+    Where it does not exist, the nearest folder above it is tried. `remedy` is as for `file_lock`.
 
     Raises:
-        NoLocksError: its file system has no locks.
+        NoLocksError: its file system has no locks, or is read-only.
+        OutError: it cannot be made.
         OSError: no file can be made.
     """
-    with tempfile.TemporaryFile(dir=folder) as file:
-        _lock(file, fcntl.LOCK_EX, folder)
+    nearest = nearest_existing(folder)
+    if not nearest.is_dir():
+        if nearest == folder.absolute():
+            make_folder(folder)  # raises, and says why
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile(dir=nearest))
+        except FileNotFoundError as error:  # as below /proc
+            raise OutError(f"{folder} cannot be made; choose another folder") from error
+        except OSError as error:
+            if error.errno in FULL_ERRNOS | ACCESS_ERRNOS | PATH_ERRNOS:
+                raise OSError(error.errno, error.strerror, str(nearest)) from error
+            raise _no_locks(folder, error, remedy) from error
+        _lock(file, fcntl.LOCK_EX, folder, remedy)
+
+
+def real_path(path: Path) -> Path:
+    """The absolute path without links. A loop of links stays: whoever opens it gets an error."""
+    return Path(os.path.realpath(path))
+
+
+def nearest_existing(folder: Path) -> Path:
+    """The absolute path of the folder, or of the nearest one above it that exists.
+
+    Raises:
+        OSError: no folder can have that path.
+    """
+    absolute = folder.absolute()
+    if not os.path.lexists(absolute):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            absolute.lstat()
+    return next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
 
 
 @contextmanager
-def _open_lock(path: Path, remedy: str = OTHER_FOLDER) -> Iterator[TextIO]:
+def _open_lock(path: Path, remedy: str = OTHER_FOLDER, *, mode: str = "a+") -> Iterator[IO[str]]:
     """Open a lock file for the block; it is not locked yet."""
-    try:
-        file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        if error.errno in FULL_ERRNOS | ACCESS_ERRNOS | PATH_ERRNOS:
-            raise  # these concern this file, whose name they have
-        raise _no_locks(path.parent, error, remedy) from error
-    with file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_own(path, mode))
+        except OSError as error:
+            if error.errno in FULL_ERRNOS | ACCESS_ERRNOS | PATH_ERRNOS | LIMIT_ERRNOS:
+                raise  # these concern this file, whose name they have, or this process
+            raise _no_locks(path.parent, error, remedy) from error
         yield file
 
 
@@ -297,6 +487,8 @@ def scratch_folder(root: Path, remedy: str = OTHER_TMP_DIR) -> Iterator[Path]:
         NoLocksError: the file system of `root` has no locks, or is read-only.
     """
     home = root / ".scratch"
+    if home.is_symlink():
+        raise OutError(f"{home} is a link to another folder; remove it")
     host = socket.gethostname()
     mine = home / f"{host}-{os.getpid()}"
     # Parts start and end at any time, and a new folder without a lock yet looks abandoned.
@@ -305,7 +497,8 @@ def scratch_folder(root: Path, remedy: str = OTHER_TMP_DIR) -> Iterator[Path]:
     try:
         with file_lock(lock, remedy):
             for old in home.glob(f"{host}-*"):
-                _remove_if_abandoned(old, remedy)
+                if not old.is_symlink():
+                    _remove_if_abandoned(old, remedy)
             mine.mkdir(parents=True, exist_ok=True)
             file = owner.enter_context(_open_lock(mine / ".owner", remedy))
             _lock(file, fcntl.LOCK_EX, mine, remedy)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -44,6 +45,7 @@ PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before each retry
 STALL_WINDOW_S = 60.0  # of waiting for bytes, over which throughput is measured
 MAX_PAUSE_S = 60.0  # a server that asks for more with Retry-After is tried again after this
 MAX_FETCHED_BYTES = 2**30
+MAX_REDIRECTS = 20
 CHUNK_BYTES = 2**18
 
 
@@ -272,23 +274,82 @@ def _ask(
     """Send one request. An answer that does not hold a file is raised as a SourceError."""
     import requests  # takes 0.15 s, which --help does not need
 
+    _require_usable(address)
     ours = {
         "Accept-Encoding": "identity",  # the bytes as they are stored
         "User-Agent": f"kinetics-tools/{kinetics_tools.__version__}",
     }
-    answer = requests.request(
-        method,
-        address,
-        headers=ours | dict(headers or {}),
-        stream=True,
-        timeout=(min(timeout_s, CONNECT_S), timeout_s),
-        allow_redirects=True,
-    )
-    error = _problem(answer, address)
-    if error is not None:
+    place = address
+    for _ in range(MAX_REDIRECTS + 1):
+        try:
+            answer = requests.request(
+                method,
+                place,
+                headers=ours | dict(headers or {}),
+                stream=True,
+                timeout=(min(timeout_s, CONNECT_S), timeout_s),
+                allow_redirects=False,  # requests would read a redirect's body, however long
+            )
+            if not answer.is_redirect:
+                break
+            answer.close()
+            place = requests.compat.urljoin(place, answer.headers["Location"])
+            odd = _address_problem(place, ("http", "https"))
+            if odd is not None:
+                raise ValueError(odd)
+        except ValueError as error:  # the address itself can be used
+            said = f"{_without_secrets(address)}, or what it redirects to, cannot be asked"
+            raise SourceError(Reason.SERVER, f"{said}: {_innermost_message(error)}") from error
+    else:
+        detail = f"{_without_secrets(address)} redirects more than {MAX_REDIRECTS} times"
+        raise SourceError(Reason.SERVER, detail)
+    problem = _problem(answer, address)
+    if problem is not None:
         answer.close()
-        raise error
+        raise problem
     return answer
+
+
+_PROXY_SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
+
+
+def _require_usable(address: str) -> None:
+    """Raise KineticsError unless an address, and the environment's proxy for it, can be used."""
+    import requests
+
+    problem = _address_problem(address, ("http", "https"))
+    if problem is None:
+        try:
+            requests.Request("GET", address).prepare()
+        except ValueError as error:
+            problem = _innermost_message(error)
+    if problem is not None:
+        shown = re.sub("//[^/]*@", "//", address)[:300]
+        raise KineticsError(f"{shown!r} is not an address that can be asked: {problem}")
+    # Only the one that is taken: the other variables, such as no_proxy, have forms of their own.
+    proxy = requests.utils.select_proxy(address, requests.utils.get_environ_proxies(address))
+    if proxy:
+        full = proxy if "://" in proxy else f"http://{proxy}"
+        problem = _address_problem(full, _PROXY_SCHEMES)
+        if problem is None and full.startswith("socks") and find_spec("socks") is None:
+            problem = "for SOCKS install PySocks"
+        if problem is not None:
+            raise KineticsError(
+                "the proxy of the environment (http_proxy, https_proxy, all_proxy) cannot be used: "
+                f"{problem}"
+            )
+
+
+def _address_problem(address: str, schemes: Sequence[str]) -> str | None:
+    """What is wrong with an address; None if it can be asked."""
+    try:
+        parts = urlsplit(address)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError as error:  # of the port, or of an IPv6 address
+        return str(error)
+    if parts.scheme not in schemes:
+        return f"it must begin with {' or '.join(f'{scheme}://' for scheme in schemes[:2])}"
+    return None if has_host else "it names no server"
 
 
 def _problem(answer: requests.Response, address: str) -> SourceError | None:
@@ -310,7 +371,7 @@ def _problem(answer: requests.Response, address: str) -> SourceError | None:
 def _remote(answer: requests.Response) -> Remote:
     size = answer.headers.get("Content-Length", "")
     version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-    return Remote(int(size) if size.isdecimal() else None, version)
+    return Remote(int(size) if re.fullmatch("[0-9]{1,18}", size) else None, version)
 
 
 def _is_page(start: bytes) -> bool:
@@ -319,7 +380,7 @@ def _is_page(start: bytes) -> bool:
 
 def _without_secrets(address: str) -> str:
     """An address without passwords and tokens: ledgers that hold it are passed on."""
-    parts = urlsplit(address)
+    parts = urlsplit(address)  # `_require_usable` has split it before
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}"
 
@@ -332,14 +393,6 @@ def _translated(address: str) -> Iterator[None]:
 
     try:
         yield
-    except (
-        requests.exceptions.MissingSchema,
-        requests.exceptions.InvalidSchema,
-        requests.exceptions.InvalidURL,
-    ) as error:
-        raise KineticsError(
-            f"{address!r} is not an address; it must begin with http:// or https://"
-        ) from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         detail = f"{_without_secrets(address)}: {_innermost_message(error)}"
         raise _RetryableError(Reason.NETWORK, detail) from error

@@ -4,7 +4,9 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import product
 from pathlib import PurePosixPath
 
 from kinetics_tools.core.errors import KineticsError
@@ -14,7 +16,9 @@ MAX_STEM = 80
 MAX_FOLDER = 200
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 UNLABELLED = "unlabelled"
-_CONTAINERS = "3gp avi flv m4v mkv mov mp4 mpeg mpg ts webm wmv"
+_CONTAINERS = (
+    "3g2 3gp asf avi divx f4v flv m2ts m4v mkv mov mp4 mpe mpeg mpg mts mxf nut ogv ts vob webm wmv"
+)
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in _CONTAINERS.split())
 
 
@@ -33,12 +37,43 @@ def file_keys(paths: Iterable[PurePosixPath]) -> dict[PurePosixPath, str]:
     Args:
         paths: all files of a set, relative to its folder.
     """
-    stems = {path: re.sub(r"[^A-Za-z0-9_-]", "_", path.stem)[:MAX_STEM] for path in paths}
+    stems = {path: _clean_stem(path) for path in paths}
     uses = Counter(stems.values())
     return {
-        path: stem if stem == path.stem and uses[stem] == 1 else f"{stem}-{_short_hash(path)}"
+        path: stem if stem == path.stem and uses[stem] == 1 else _hashed_key(path)
         for path, stem in stems.items()
     }
+
+
+def candidate_keys(path: PurePosixPath) -> Iterator[str]:
+    """Yield every key that `file_keys` may give this video, the likeliest first.
+
+    The file may have been stored with any suffix of a video, and its set may hold other files.
+    """
+    stem = _clean_stem(path)
+    if stem == path.stem:
+        yield stem
+    yield _hashed_key(path)
+    for suffix in _suffix_spellings():
+        yield _hashed_key(path.with_suffix(suffix))
+
+
+@cache
+def _suffix_spellings() -> tuple[str, ...]:
+    """Each suffix of a video, in each mixture of small and capital letters."""
+    return tuple(
+        "".join(letters)
+        for suffix in sorted(VIDEO_SUFFIXES)
+        for letters in product(*({letter: 0, letter.upper(): 0} for letter in suffix))
+    )
+
+
+def _clean_stem(path: PurePosixPath) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", path.stem)[:MAX_STEM]
+
+
+def _hashed_key(path: PurePosixPath) -> str:
+    return f"{_clean_stem(path)}-{_short_hash(path)}"
 
 
 def _short_hash(path: PurePosixPath) -> str:

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -18,7 +17,7 @@ from typing import Any, Generic
 
 from kinetics_tools.core import signals
 from kinetics_tools.core.prefetch import background_reader
-from kinetics_tools.core.system import adopt_orphans, num_processors
+from kinetics_tools.core.system import adopt_orphans, await_group, num_processors
 from kinetics_tools.core.units import (
     Crash,
     R,
@@ -31,7 +30,6 @@ from kinetics_tools.core.units import (
 )
 
 logger = logging.getLogger(__name__)
-END_S = 10.0  # how long killed processes may take to end, as on a disk that does not answer
 
 
 class _Worker(Generic[U, R]):
@@ -103,28 +101,9 @@ class _Worker(Generic[U, R]):
         with contextlib.suppress(ProcessLookupError, PermissionError):  # there is no such group
             os.killpg(pid, signal.SIGKILL)
         self.process.join()
-        _await_group(pid)
+        await_group(pid)
         self.pipe.close()  # not earlier: a process that is sending would print a traceback
         self._has_ended = True
-
-
-def _await_group(group: int) -> None:
-    """Return when no process is left in a group that was killed.
-
-    An orphan is in its group until its new parent has taken note of its end: this process, or the
-    system's first one.
-    """
-    end = time.monotonic() + END_S
-    while time.monotonic() < end:
-        with contextlib.suppress(ChildProcessError):  # this process has no child there
-            while os.waitpid(-group, os.WNOHANG) != (0, 0):
-                pass
-        try:
-            os.killpg(group, 0)  # sends nothing
-        except (ProcessLookupError, PermissionError):  # the latter is macOS, of dead ones
-            return
-        time.sleep(0.005)
-    logger.warning("killed processes of group %d have not ended after %g s", group, END_S)
 
 
 def run_local(

@@ -8,15 +8,19 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
+from kinetics_tools.core import signals
 from kinetics_tools.core.errors import KineticsError
 from kinetics_tools.core.prefetch import Mailbox, background_reader
-from kinetics_tools.core.system import num_processors
+from kinetics_tools.core.system import adopt_orphans, await_group, num_processors
 from kinetics_tools.core.units import Crash, R, Results, U, WorkerResources, attempt, with_resources
 
 RETRIES = 3  # of a unit whose process or node died
@@ -35,6 +39,49 @@ _CLUSTER_RAY_ENVIRONMENT = {"RAY_NUM_REDIS_GET_RETRIES": "5"}
 _LOCAL_RAY_STORE_BYTES = 128 * 2**20
 _QUIET_RAY: Mapping[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 _CONNECT_S = 10
+# Ray kills the children of a worker that it ends, not theirs: the guard is a child's child.
+_GUARD = """
+import os, select, signal, sys
+if os.fork():
+    os._exit(0)
+watched = [sys.stdin]
+try:
+    watched.append(os.pidfd_open(int(sys.argv[1])))
+except (AttributeError, OSError):
+    pass  # not Linux, an old kernel, or it has ended already
+select.select(watched, [], [])
+os.killpg(0, signal.SIGKILL)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """Where the process that started the run waits for its workers.
+
+    Attributes:
+        host: only workers of this host can be awaited.
+        folder: each worker at work has a file there, named by its id.
+    """
+
+    host: str
+    folder: Path
+
+    @contextlib.contextmanager
+    def marked(self) -> Iterator[None]:
+        """Leave the id of this process for the block, and for good if it dies in it.
+
+        Raises:
+            FileNotFoundError: the run is over, and nobody would wait for what is begun now.
+        """
+        if self.host != socket.gethostname():
+            yield
+            return
+        mark = self.folder / str(os.getpid())
+        mark.touch()
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
 
 
 def run_ray(
@@ -42,7 +89,12 @@ def run_ray(
 ) -> Results[U, R]:
     """Run one Ray task per unit, on the cluster that RAY_ADDRESS names, else on a local Ray."""
     finished: Mailbox[Any] = Mailbox()
-    with closing(finished), _connected_ray(jobs) as ray, background_reader(units) as reader:
+    with (
+        closing(finished),
+        _awaited_workers() as home,
+        _connected_ray(jobs) as ray,
+        background_reader(units) as reader,
+    ):
         resources, request = _task_resources(ray, devices)
         limiting = "GPU" if "num_gpus" in request else "CPU"
         task = ray.remote(max_retries=RETRIES, **request)(_work_on_node)
@@ -50,7 +102,7 @@ def run_ray(
         running: dict[Any, U] = {}
 
         def start(unit: U) -> None:
-            reference = task.remote(shared, unit)
+            reference = task.remote(shared, unit, home)
             running[reference] = unit
             reference.future().add_done_callback(lambda _: finished.put(reference))
 
@@ -177,21 +229,46 @@ def _join_cluster(ray: Any, address: str) -> None:
         ) from error
 
 
-def _work_on_node(work: Callable[[U], R], unit: U) -> tuple[bool, R | BaseException]:
+@contextlib.contextmanager
+def _awaited_workers() -> Iterator[_Home]:
+    """Yield where workers leave their ids; at the end, wait for those that died at their work.
+
+    What their children still write, the caller would not find when it cleans.
+    """
+    adopt_orphans()
+    with tempfile.TemporaryDirectory(prefix="kinetics-tools-") as name:
+        folder, over = Path(name, "at-work"), Path(name, "over")
+        folder.mkdir()
+        try:
+            yield _Home(socket.gethostname(), folder)
+        finally:
+            with signals.held():
+                folder.rename(over)  # from now on no worker begins
+                for mark in over.iterdir():
+                    await_group(int(mark.name))
+
+
+def _work_on_node(work: Callable[[U], R], unit: U, home: _Home) -> tuple[bool, R | BaseException]:
     """Run in a Ray task; one process of Ray's runs many."""
     _end_children_with_process()
-    return attempt(work, unit)
+    with home.marked():
+        return attempt(work, unit)
 
 
 @cache
-def _end_children_with_process() -> subprocess.Popen[bytes] | None:
+def _end_children_with_process() -> int | None:
     """Make the children of this process end with it, also when it is killed; Ray does not.
 
-    A guard process in the same process group waits until this process closes a pipe by ending.
+    A guard process in the same process group waits until this process closes a pipe by ending, or
+    until the node's raylet, which started this process, ends: a driver that is killed takes its
+    local raylet with it, and Ray's own processes notice that late where the processors are busy.
     """
     with contextlib.suppress(PermissionError):  # it leads a session, and so its group already
         os.setpgid(0, 0)
     if os.getpgrp() != os.getpid():
         return None
-    guard = "import os, signal, sys; sys.stdin.read(); os.killpg(0, signal.SIGKILL)"
-    return subprocess.Popen([sys.executable, "-I", "-S", "-c", guard], stdin=subprocess.PIPE)
+    words = [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getppid())]
+    read_end, write_end = os.pipe()
+    subprocess.run(words, stdin=read_end, check=True)
+    os.close(read_end)
+    return write_end  # stays open as long as this process lives

@@ -3,10 +3,16 @@
 What only Linux has is asked for here, and each function says what it does elsewhere.
 """
 
+import contextlib
 import ctypes
+import logging
 import os
+import re
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kinetics_tools.core.errors import KineticsError
@@ -14,6 +20,15 @@ from kinetics_tools.core.errors import KineticsError
 _CPU_INFO = Path("/proc/cpuinfo")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
+END_S = 30.0  # how long killed processes may take to end, as on a disk that does not answer
+logger = logging.getLogger(__name__)
+
+
+_LIBRARIES = {
+    "MPLCONFIGDIR": "matplotlib",
+    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
+    "TRITON_CACHE_DIR": "triton",
+}
 
 
 def cache_dir(chosen: Path | None = None) -> Path:
@@ -33,6 +48,15 @@ def cache_dir(chosen: Path | None = None) -> Path:
         raise KineticsError("there is no home folder for a cache; give --cache-dir DIR") from error
 
 
+def contain_libraries(cache: Path) -> None:
+    """Let libraries that are imported later keep their files in `cache`, as children inherit it.
+
+    Else they write into the user's home and into $TMPDIR, where nothing of ours looks for it.
+    """
+    for name, folder in _LIBRARIES.items():
+        os.environ.setdefault(name, str(cache / folder))
+
+
 def num_processors() -> int:
     """The number of processors that this process may use.
 
@@ -41,8 +65,8 @@ def num_processors() -> int:
     bound = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         bound = len(os.sched_getaffinity(0))
-    granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return min(bound, int(granted)) if granted.isdecimal() else bound
+    granted = re.fullmatch("0*([1-9][0-9]{0,8})", os.environ.get("SLURM_CPUS_PER_TASK", ""))
+    return min(bound, int(granted[1])) if granted else bound
 
 
 def cpu_flags() -> frozenset[str]:
@@ -63,6 +87,31 @@ def is_running(pid: int) -> bool:
     return True
 
 
+def open_memory_file() -> int:
+    """Open a file in memory, without a name: its descriptor. Only the memory limits its size.
+
+    Elsewhere than on Linux it is a temporary file without a name.
+    """
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("kinetics-tools")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+@contextmanager
+def own_symbols_first() -> Iterator[None]:
+    """Libraries loaded in the block use their own functions before those of other libraries.
+
+    Only on Linux, where libraries that contain the same code can disturb each other.
+    """
+    before = sys.getdlopenflags()
+    sys.setdlopenflags(before | getattr(os, "RTLD_DEEPBIND", 0))
+    try:
+        yield
+    finally:
+        sys.setdlopenflags(before)
+
+
 def adopt_orphans() -> None:
     """From now on, processes whose parent ends become children of this one, which can await them.
 
@@ -71,6 +120,25 @@ def adopt_orphans() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def await_group(group: int) -> None:
+    """Return when no process is left in a group that was killed.
+
+    An orphan is in its group until its new parent has taken note of its end: this process, or the
+    system's first one.
+    """
+    end = time.monotonic() + END_S
+    while time.monotonic() < end:
+        with contextlib.suppress(ChildProcessError):  # this process has no child there
+            while os.waitpid(-group, os.WNOHANG) != (0, 0):
+                pass
+        try:
+            os.killpg(group, 0)  # sends nothing
+        except (ProcessLookupError, PermissionError):  # the latter is macOS, of dead ones
+            return
+        time.sleep(0.005)
+    logger.warning("killed processes of group %d have not ended after %g s", group, END_S)
 
 
 def boot_id() -> str:

@@ -1,5 +1,6 @@
 """Units of work: the part that a process does, what its workers may use, and their results."""
 
+import re
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Part:
 
 
 WHOLE = Part()
+_SLURM = "SLURM_ARRAY_TASK_"
 
 
 def part_from(task: str | None, environ: Mapping[str, str]) -> Part:
@@ -61,23 +63,33 @@ def part_from(task: str | None, environ: Mapping[str, str]) -> Part:
         environ: the environment, with Slurm's variables.
 
     Raises:
-        KineticsError: `task` is not I/N with 0 <= I < N, or the Slurm array is not contiguous.
+        KineticsError: `task` is not I/N with 0 <= I < N, or the Slurm array is not contiguous, or
+            its variables are not there or not numbers.
     """
     if task is not None:
-        index, slash, count = task.partition("/")
-        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise KineticsError(f"--task {task!r} is not I/N with I from 0 to N-1, such as 0/8")
-        return Part(int(index), int(count))
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", task)
+        if match is None or int(match[1]) >= int(match[2]):
+            raise KineticsError(
+                f"--task {task[:40]!r} is not I/N with I from 0 to N-1, such as 0/8"
+            )
+        return Part(int(match[1]), int(match[2]))
     if "SLURM_ARRAY_TASK_ID" not in environ:
         return WHOLE
-    number, first, last, count_ = (
-        int(environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "COUNT")
-    )
+    told = {name: environ.get(f"{_SLURM}{name}", "") for name in ("ID", "MIN", "MAX", "COUNT")}
+    odd = [name for name, value in told.items() if re.fullmatch(r"[0-9]{1,9}", value) is None]
+    if odd:
+        raise KineticsError(
+            f"{_SLURM}{odd[0]} is {told[odd[0]]!r}, not a number, so it does not say which share "
+            f"to do; unset {_SLURM}ID, or give --task I/N"
+        )
+    number, first, last, count_ = map(int, told.values())
     if last - first + 1 != count_:
         raise KineticsError(
             f"the Slurm array {first}..{last} has only {count_} tasks, so it does not say which "
             "share to do; use a contiguous array, or give --task I/N"
         )
+    if not first <= number <= last:
+        raise KineticsError(f"{_SLURM}ID {number} is not in the array {first}..{last}")
     return Part(number - first, count_)
 
 

@@ -31,7 +31,9 @@ def read_labels(path: Path) -> tuple[str, ...]:
         ManifestError: it cannot be read, is empty or unsorted, or repeats a label.
     """
     text = read_text(path, raises=ManifestError)
-    labels = tuple(line.strip() for line in text.rstrip().splitlines() or [""])
+    labels = tuple(line.strip() for line in text.rstrip().splitlines())
+    if not labels:
+        raise ManifestError(f"{path} is empty; a label list has one label per line, sorted")
     for number, (before, label) in enumerate(itertools.pairwise(("", *labels)), start=1):
         if label <= before:
             problem = f"{label!r} may not come after {before!r}" if label else "is blank"

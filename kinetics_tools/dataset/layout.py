@@ -50,7 +50,7 @@ def clip_files(out: Path) -> dict[str, int]:
         for split in _entries(out / "clips")
         for label in _entries(split)
         for clip in _entries(label)
-        if clip.is_file()
+        if Path(clip).is_file()  # an entry's own raises for a loop of links
     }
 
 
@@ -84,24 +84,27 @@ def record_selection(out: Path, segments: Sequence[Segment], labels: tuple[str, 
         OutError: OUT has another label list, or a row with the same key and another label or time.
     """
     with file_lock(out / ".lock-manifest"):
-        kept = out / "labels.txt"
-        if (old := _listed_labels(kept)) and old != labels:
-            if not set(labels) <= set(old):
-                raise OutError(
-                    f"{kept} has {len(old)} labels, which are not this run's {len(labels)};"
-                    " name the full list with --labels, or choose another folder"
-                )
-            labels = old
-        path = out / "manifest.csv"
-        known = {s.key: s for s in read_manifest(path).segments} if path.exists() else {}
-        for segment in segments:
-            if known.setdefault(segment.key, segment) != segment:
-                raise OutError(
-                    f"{path} has another row for {segment.key}; choose another folder for this list"
-                )
-        for target, text in (
-            (path, format_manifest(known.values())),
-            (kept, "".join(f"{label}\n" for label in labels)),
-        ):
+        for target, text in agree(out, segments, labels).items():
             if not target.exists() or target.read_text(encoding="utf-8") != text:
                 write_text(target, text)
+
+
+def agree(out: Path, segments: Sequence[Segment], labels: tuple[str, ...]) -> dict[Path, str]:
+    """The files that `record_selection` writes; it raises the same, and writes nothing."""
+    kept = out / "labels.txt"
+    if (old := _listed_labels(kept)) and old != labels:
+        if not set(labels) <= set(old):
+            raise OutError(
+                f"{kept} has {len(old)} labels, which are not this run's {len(labels)};"
+                " name the full list with --labels, or choose another folder"
+            )
+        labels = old
+    path = out / "manifest.csv"
+    known = {s.key: s for s in read_manifest(path).segments} if path.exists() else {}
+    for segment in segments:
+        if known.setdefault(segment.key, segment) != segment:
+            raise OutError(
+                f"{path} has another row for {segment.key}; choose another folder for this list"
+            )
+    text = "".join(f"{label}\n" for label in labels)
+    return {path: format_manifest(known.values()), kept: text}

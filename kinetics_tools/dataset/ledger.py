@@ -10,6 +10,7 @@ Each part of a job has its own file. `read` keeps what a resume needs (0.45 KB p
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -19,19 +20,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Final, Literal, NamedTuple
 
 from kinetics_tools.core.errors import PERMANENT, RETRYABLE, OutError, Reason
-from kinetics_tools.core.files import name_in_errors
+from kinetics_tools.core.files import make_folder, name_in_errors, open_own, require_file
+from kinetics_tools.core.schema import Count, Digest, Key, NumBytes, NumFrames, parse
 from kinetics_tools.core.units import Part
-from kinetics_tools.core.youtube_answers import sentence_reason
 
-DONE = "done"
-FAILED = "failed"
+DONE: Final = "done"
+FAILED: Final = "failed"
 # The source of a failed line which says that a finished clip is damaged on disk. It is not a
 # failure of the source that gave the clip.
 VERIFY = "verify"
 MAX_DAMAGED = 3  # a clip that a source gave damaged so often is damaged at the source
+MAX_LINE_BYTES = 2**20
+_FIRST_YEAR, _LAST_YEAR = 1970, 2999  # a page shows times of any zone, and the next line is later
 _TICK_S = 0.001  # the resolution of a line's time
 
 
@@ -55,15 +58,15 @@ class Line:
         time: end of the attempt, UTC, ISO 8601; a `Writer` may write a later one.
     """
 
-    key: str
-    status: str
+    key: Key
+    status: Literal["done", "failed"]
     source: str
     reason: Reason | None = None
     detail: str = ""
-    frames: int | None = None
-    held: int = 0
-    bytes: int | None = None
-    sha256: str | None = None
+    frames: NumFrames | None = None
+    held: Count = 0
+    bytes: NumBytes | None = None
+    sha256: Digest | None = None
     seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
     time: str = field(default_factory=lambda: _time(datetime.now(UTC)))
@@ -272,8 +275,12 @@ def _timed(path: Path) -> Iterator[tuple[Line, float]]:
 
 def _lines(path: Path) -> Iterator[tuple[Line, float]]:
     """Each whole line of a file, and its time in seconds since 1970."""
+    require_file(path)
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+        for number in itertools.count(1):
+            raw = file.readline(MAX_LINE_BYTES + 1)
+            if len(raw) > MAX_LINE_BYTES:
+                raise _too_long(f"{path}, line {number}")
             if not raw.endswith(b"\n"):
                 return  # torn: its writer was killed, or is writing it now
             yield _read_line(raw, f"{path}, line {number}")
@@ -283,12 +290,22 @@ def _read_line(raw: bytes, where: str) -> tuple[Line, float]:
     try:
         line = _parse(json.loads(raw))
         return line, _seconds(line.time)
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise OutError(f"{where}: not a ledger line ({error}); remove that line") from error
+    except (ValueError, OverflowError, RecursionError) as error:
+        said = " ".join(str(error).split())[:300]  # it may quote what is there
+        raise OutError(
+            f"{where}: not a ledger line ({said}); move that line to another file"
+        ) from error
+
+
+def _too_long(where: str) -> OutError:
+    return OutError(f"{where}: longer than a ledger line; move the file away")
 
 
 def _seconds(time: str) -> float:
-    return datetime.fromisoformat(time).timestamp()
+    moment = datetime.fromisoformat(time)
+    if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
+        raise ValueError(f"{time!r} is not a time of a run")
+    return moment.timestamp()
 
 
 def _time(moment: datetime) -> str:
@@ -296,17 +313,9 @@ def _time(moment: datetime) -> str:
 
 
 def _parse(value: Any) -> Line:
-    if not isinstance(value, dict):
-        raise TypeError("not an object")
-    reason = value.pop("reason", None)
+    line = parse(value, Line)
     # Millions of lines share a few names of sources.
-    source = sys.intern(value.pop("source"))
-    line = Line(**value, source=source, reason=None if reason is None else Reason(reason))
-    if line.reason in PERMANENT and line.detail.startswith("[youtube] "):
-        # 0.1.0 took for a loss what YouTube says of the visitor.
-        return replace(line, reason=sentence_reason(line.detail) or Reason.NO_FORMATS)
-    if line.reason is Reason.GONE and source.startswith("dir:"):
-        return replace(line, reason=Reason.ABSENT)  # 0.1.0 took it for gone for good
+    object.__setattr__(line, "source", sys.intern(line.source))  # the dataclass is frozen
     return line
 
 
@@ -317,8 +326,8 @@ def writer(path: Path) -> Iterator[Writer]:
     Raises:
         OutError: the last line of one of the folder's ledgers is not a ledger line.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
+    make_folder(path.parent)
+    with open_own(path, "ab+") as file:
         end = file.seek(0, os.SEEK_END)
         whole = _line_start(file, end)
         if whole < end:
@@ -329,11 +338,14 @@ def writer(path: Path) -> Iterator[Writer]:
 
 def _last_s(path: Path) -> float:
     """The time of a ledger's last whole line."""
+    require_file(path)
     with path.open("rb") as file:
         end = _line_start(file, file.seek(0, os.SEEK_END))
         if end == 0:
             return -math.inf
         start = _line_start(file, end - 1)
+        if end - start > MAX_LINE_BYTES:
+            raise _too_long(f"{path}, last line")
         file.seek(start)
         _, at_s = _read_line(file.read(end - start), f"{path}, last line")
         return at_s

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kinetics_tools.core.errors import ManifestError, lookup
 from kinetics_tools.core.keys import is_key, label_problem
-from kinetics_tools.core.text import decode_text
+from kinetics_tools.core.text import decode_text, read_bytes
 from kinetics_tools.dataset.manifest_formats import COLUMNS, Row, rows
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def read_manifest(path: Path, *, skip_bad_rows: bool = False, split: str | None 
             the first ten of them and their number.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise ManifestError(
             f"{path}: {error.strerror}; give a CSV manifest, or an official list by its name, "

@@ -59,16 +59,17 @@ def rows(text: str, where: str, split: str | None) -> Iterator[tuple[int, Row | 
 
 def _csv_rows(text: str, where: str, split: str | None) -> Iterator[tuple[int, Row | str]]:
     """Read each line by itself: a row that is damaged in any way leaves all others as they are."""
-    lines = io.StringIO(text, newline="")  # ends lines at CR LF, LF and CR, as csv does
-    first = next(lines, "")
+    # Ends lines at CR LF, LF and CR, as csv does.
+    lines = enumerate(io.StringIO(text, newline=""), start=1)
+    at, first = next(((number, line) for number, line in lines if line.strip()), (1, ""))
     header = _fields_of(first)
     if _NOT_UTF8.search(first):
         raise ManifestError(f"{where} is not UTF-8 text")
     if isinstance(header, str):
-        raise ManifestError(f"{where}, line 1, the header: {header}")
+        raise ManifestError(f"{where}, line {at}, the header: {header}")
     names = _columns(header, where, split)
     given = {} if "split" in names or split is None else {"split": split}
-    for number, line in enumerate(lines, start=2):
+    for number, line in lines:
         row = _fields_of(line)
         if isinstance(row, str):
             yield number, row

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from kinetics_tools.core import cli, console, system
 from kinetics_tools.core.cli import Exit, Parser
 from kinetics_tools.core.errors import IDENTITY, REASON_CLASSES, KineticsError, Reason, unknown_name
+from kinetics_tools.core.http_answers import limits
 from kinetics_tools.core.units import part_from
 from kinetics_tools.download.sources.base import FETCHES
 from kinetics_tools.download.sources.mirror import OFFICIAL
@@ -251,10 +252,11 @@ def _main(argv: Sequence[str]) -> int:
         limit=options.limit,
     )
     plan = _plan(options, listed.labels)
+    limits()  # a variable that cannot be used is told before the first request
     if options.check:
         return _check(options, segments, plan)
     if options.dry_run:
-        return _dry_run(options, segments, plan)
+        return _dry_run(options, listed, segments, plan)
     return _download(options, listed, segments, plan)
 
 
@@ -322,6 +324,8 @@ def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> DownloadPlan:
         cvdf_lists=dict(options.cvdf_list),
         dataset=dataset_of(labels),
     )
+    if options.keep_original and options.scaler != ClipRecipe().scaler:
+        raise KineticsError("--keep-original scales nothing; leave out --scaler")
     return DownloadPlan(
         out=options.out.absolute(),  # Ray's workers start in other folders
         sources=make_sources(_sources(options), settings),
@@ -361,40 +365,44 @@ def _sources(options: argparse.Namespace) -> list[str]:
     return options.source or ["youtube"]
 
 
-def _estimate(
-    options: argparse.Namespace, segments: Sequence[Segment], plan: DownloadPlan
-) -> tuple[list[Segment], Estimate]:
-    """What is still to do, and what that costs."""
-    from kinetics_tools.dataset.ledger import read
+def _estimate(options: argparse.Namespace, todo: Sequence[Segment]) -> Estimate:
+    """What the segments that are still to do cost."""
     from kinetics_tools.download.estimate import estimate
-    from kinetics_tools.download.run import pending
 
-    todo = pending(segments, plan, read(plan.out))
-    expected = estimate(
+    return estimate(
         todo,
         _sources(options),
         videos_per_hour=options.videos_per_hour,
         jobs=options.jobs or system.num_processors(),
     )
-    return todo, expected
 
 
-def _dry_run(options: argparse.Namespace, segments: Sequence[Segment], plan: DownloadPlan) -> int:
+def _dry_run(
+    options: argparse.Namespace, listed: _List, segments: Sequence[Segment], plan: DownloadPlan
+) -> int:
+    """Print what would be done. Where the run would end at once, the exit code is the run's."""
     from kinetics_tools.download.estimate import format_estimate
+    from kinetics_tools.download.official_lists import ORIGINS, read_origins
+    from kinetics_tools.download.run import rehearse
 
-    todo, expected = _estimate(options, segments, plan)
+    todo, summary = rehearse(segments, listed.labels, plan)
+    _warn(options, plan)
+    if listed.official is not None:
+        read_origins(options.out / ORIGINS)
     print(f"{len(segments)} segments, {len(todo)} still to do")
     if todo:
-        print(f"\n{format_estimate(todo, expected)}")
-    return Exit.COMPLETE
+        print(f"\n{format_estimate(todo, _estimate(options, todo))}")
+    return Exit.COMPLETE if summary is None else _exit_code(summary)
 
 
 def _check(options: argparse.Namespace, segments: Sequence[Segment], plan: DownloadPlan) -> int:
+    from kinetics_tools.dataset.ledger import read
     from kinetics_tools.download.preflight import PreflightJob, check, is_ready
+    from kinetics_tools.download.run import pending
     from kinetics_tools.download.sources import ytdlp
     from kinetics_tools.download.sources.youtube import OnlineSource
 
-    _, expected = _estimate(options, segments, plan)
+    expected = _estimate(options, pending(segments, plan, read(plan.out)))
     online = [source for source in plan.sources if isinstance(source, OnlineSource)]
     findings = check(
         PreflightJob(
@@ -426,7 +434,7 @@ def _warn(options: argparse.Namespace, plan: DownloadPlan) -> None:
         if isinstance(source, OnlineSource) and source.name == "youtube":
             for finding in check_youtube(parameters, source.cookie_problem()):
                 if finding.level is not Level.OK:
-                    print(f"warning: {finding}", file=sys.stderr)
+                    console.tell(f"warning: {finding}")
 
 
 def _download(
@@ -453,7 +461,7 @@ def _download(
 
 
 def _print_summary(options: argparse.Namespace, summary: DownloadSummary) -> int:
-    """Print what the part has; return the exit code that says so."""
+    """Print what the part has; return the exit code."""
     print(f"{summary.num_done} of {summary.num_expected} clips in {options.out}")
     for reason, count in summary.gaps.items():
         print(f"  {reason:14} {count}")
@@ -461,6 +469,11 @@ def _print_summary(options: argparse.Namespace, summary: DownloadSummary) -> int
         print(f"why each clip is missing: kinetics-download report {options.out}")
         if summary.num_retryable < sum(summary.gaps.values()):
             print("permanent gaps are tried again only with --retry permanent")
+    return _exit_code(summary)
+
+
+def _exit_code(summary: DownloadSummary) -> int:
+    """The exit code that says what the part has; why the run stopped is printed."""
     if summary.stopped is not None:
         is_blocked = summary.stopped.reason in IDENTITY
         advice = (
@@ -468,7 +481,7 @@ def _print_summary(options: argparse.Namespace, summary: DownloadSummary) -> int
             if is_blocked
             else "rerun the same command when the network is up"
         )
-        print(f"error: stopped: {summary.stopped}; {advice}", file=sys.stderr)
+        console.tell(f"error: stopped: {summary.stopped}; {advice}")
         return Exit.STOPPED if is_blocked else Exit.RETRYABLE_GAPS
     if summary.num_retryable:
         return Exit.RETRYABLE_GAPS

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kinetics_tools.core.errors import OutError
 from kinetics_tools.core.files import write_text
+from kinetics_tools.core.text import printable
 from kinetics_tools.dataset.manifest import manifest_row
 from kinetics_tools.dataset.manifest_formats import COLUMNS
 from kinetics_tools.download.coverage import Coverage, SegmentStatus, State, reason_class
@@ -79,7 +80,7 @@ def _gap_row(gap: SegmentStatus) -> Sequence[object]:
 
 
 def _one_line(text: str) -> str:
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return f"'{line}" if line.startswith(_FORMULA) else line
 
 

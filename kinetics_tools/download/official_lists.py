@@ -62,6 +62,7 @@ MEMBERS: Mapping[str, str] = {
     "val.csv": "val",
     "test.csv": "test",
 }
+ORIGINS = "origin.json"
 MAX_BYTES = 2**30  # of an unpacked archive; the largest list has well under half of that
 _GZIP = b"\x1f\x8b"
 _DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
@@ -93,7 +94,7 @@ class OfficialList:
         Raises:
             OutError: that file is not ours.
         """
-        path = out / "origin.json"
+        path = out / ORIGINS
         dataset = self.name.partition("/")[0]
         with file_lock(out / ".lock-manifest"):
             origins = dict.fromkeys(read_origins(path))
@@ -131,7 +132,7 @@ def read_origins(path: Path) -> list[Origin]:
     try:
         return [Origin(**entry) for entry in read_json(path)]
     except TypeError as error:
-        raise OutError(f"{path} is not a list of origins ({error}); remove it") from error
+        raise OutError(f"{path} is not a list of origins ({error}); move it away") from error
 
 
 def is_name(text: str) -> bool:

@@ -1,6 +1,5 @@
 """`--check`: what a long job needs and lacks, found before it instead of after it."""
 
-import os
 import re
 import shutil
 import tempfile
@@ -15,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from kinetics_tools.core.console import size_text
-from kinetics_tools.core.errors import MediaError, SourceError
-from kinetics_tools.core.files import NoLocksError, require_locks
+from kinetics_tools.core.errors import MediaError, OutError, SourceError
+from kinetics_tools.core.files import nearest_existing, require_locks
 from kinetics_tools.download.sources import cookies, js_runtime
 from kinetics_tools.media import encode
 from kinetics_tools.media.clips import cut
@@ -158,9 +157,9 @@ def _folders(job: PreflightJob) -> Iterator[Finding]:
         if folder is None:
             continue
         try:
-            require_locks(_nearest(folder))
+            require_locks(folder)
             yield Finding(Level.OK, f"{name} {folder} can be written")
-        except NoLocksError as error:
+        except OutError as error:
             what, _, advice = str(error).rpartition("; ")
             yield Finding(Level.MISSING, f"{name} {what}", advice)
         except OSError as error:
@@ -171,14 +170,8 @@ def _folders(job: PreflightJob) -> Iterator[Finding]:
             )
 
 
-def _nearest(folder: Path) -> Path:
-    """The folder itself, or the nearest folder above it that exists."""
-    absolute = folder.absolute()
-    return next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
-
-
 def _space(job: PreflightJob) -> Finding:
-    free = shutil.disk_usage(_nearest(job.out)).free
+    free = shutil.disk_usage(nearest_existing(job.out)).free
     what = f"{size_text(free)} free, about {size_text(job.needed_bytes)} needed at {job.out}"
     if free < job.needed_bytes * DISK_MARGIN:
         return Finding(Level.MISSING, what, "make room, or choose another OUT or fewer --classes")

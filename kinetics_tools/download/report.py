@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kinetics_tools.core.console import size_text
+from kinetics_tools.core.errors import OutError
 from kinetics_tools.core.files import write_text
 from kinetics_tools.core.html import figure_image, figure_text, render, style_axes
 from kinetics_tools.core.keys import UNLABELLED
@@ -69,6 +70,10 @@ def write_report(out: Path, *, absolute: bool = False) -> tuple[Coverage, list[P
         OutError: a ledger is damaged, or an absolute path would have a space.
     """
     coverage = survey(out)
+    if (out / FOLDER).is_symlink():
+        raise OutError(
+            f"{out / FOLDER} is a link, through which a report is not written; remove it"
+        )
     lists = write_lists(coverage, out / FOLDER, root=out if absolute else None)
     path = out / FOLDER / PAGE
     write_text(path, page(coverage, lists))

@@ -8,13 +8,13 @@ conformed, decoded once more, its frames counted. Every attempt is a ledger line
 from __future__ import annotations
 
 import itertools
-import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,20 +29,25 @@ from kinetics_tools.core.errors import (
     SourceError,
 )
 from kinetics_tools.core.files import (
+    OTHER_TMP_DIR,
+    copy_file,
     digest,
     file_digest,
     file_lock,
     hold_lock,
     move,
-    name_in_errors,
     read_json,
     remove_leftovers,
+    require_free,
+    require_locks,
     scratch_folder,
     write_json,
 )
 from kinetics_tools.core.keys import VIDEO_SUFFIXES
+from kinetics_tools.core.schema import parse
+from kinetics_tools.core.text import printable
 from kinetics_tools.core.units import WHOLE, Crash, Part
-from kinetics_tools.dataset import ledger
+from kinetics_tools.dataset import layout, ledger
 from kinetics_tools.dataset.layout import clip_path, record_selection
 from kinetics_tools.dataset.ledger import DONE, FAILED, History, Line, Writer
 from kinetics_tools.dataset.manifest import Segment
@@ -58,6 +63,7 @@ from kinetics_tools.media import decode
 from kinetics_tools.media.clips import Cut, conform, conforming_frames, cut
 from kinetics_tools.media.recipe import ClipRecipe, all_parameters
 
+RECIPE = "recipe.json"
 MAX_UNANSWERED = 10  # videos in a row: the network is down
 MIN_READY_S = 2  # a shorter ready clip does not show its action
 
@@ -195,19 +201,31 @@ def register_recipe(out: Path, recipe: ClipRecipe) -> None:
     Raises:
         OutError: OUT holds clips of another recipe; the message names what differs.
     """
-    path = out / "recipe.json"
-    own = recipe.as_json()
+    path = out / RECIPE
     with file_lock(out / ".lock-recipe"):
         if not path.exists():
+            own = recipe.as_json()
             write_json(path, {"recipe": own, "hash": digest(own)})
             return
-    recorded, own = (all_parameters(each) for each in (_recorded_recipe(path), own))
+    require_same_recipe(path, recipe)
+
+
+def require_same_recipe(path: Path, recipe: ClipRecipe) -> None:
+    """Raise OutError if a recipe.json is there that holds another recipe, or is damaged."""
+    if not path.exists():
+        return
+    recorded, own = (all_parameters(each) for each in (_recorded_recipe(path), recipe.as_json()))
     for name in sorted(recorded.keys() | own.keys()):
         if recorded.get(name) != own.get(name):
             raise OutError(
-                f"{path}: the clips there were made with {name} = {recorded.get(name)}, this run "
-                f"has {name} = {own.get(name)}; use the same, or choose another folder"
+                f"{path}: the clips there were made with {_shown(name)} = "
+                f"{_shown(recorded.get(name))}, this run has {_shown(name)} = {own.get(name)}; "
+                "use the same, or choose another folder"
             )
+
+
+def _shown(value: object) -> str:
+    return " ".join(printable(str(value)).split())[:200]
 
 
 def _recorded_recipe(path: Path) -> dict[str, Any]:
@@ -216,12 +234,13 @@ def _recorded_recipe(path: Path) -> dict[str, Any]:
     Raises:
         OutError: it is damaged.
     """
-    advice = "if this run's options are those that made the clips there, remove it, else choose "
+    advice = "if this run's options are those that made the clips there, move it away, else choose "
     advice += "another folder"
     try:
-        return dict(read_json(path, advice)["recipe"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise OutError(f"{path} is not a recipe of clips ({error!r}); {advice}") from error
+        stored = parse(read_json(path, advice), dict[str, Any])
+        return parse(stored.get("recipe"), dict[str, Any])
+    except ValueError as error:
+        raise OutError(f"{path} is not a recipe of clips ({error}); {advice}") from error
 
 
 @contextmanager
@@ -247,8 +266,7 @@ def download(
         OutError: OUT is in use, or holds another recipe or another label list.
         KineticsError: a source cannot be used.
     """
-    for source in plan.sources:
-        source.check(segments)
+    _check_sources(segments, plan)
     with hold_lock(plan.out, str(plan.part)):
         remove_leftovers(plan.out)
         register_recipe(plan.out, plan.recipe)
@@ -259,6 +277,75 @@ def download(
             closing(DownloadRun(plan, segments, scratch, record)) as run,
         ):
             yield run
+
+
+def rehearse(
+    segments: Sequence[Segment], labels: tuple[str, ...], plan: DownloadPlan
+) -> tuple[list[Segment], DownloadSummary | None]:
+    """What a run that would begin now would do: nothing is written, and no source is asked.
+
+    Returns:
+        The part's segments for which any source would be tried; and the run's summary where it
+        would end at once, because there are none or the first source is blocked.
+
+    Raises:
+        KineticsError: as `download`, and where the first source cannot be begun with.
+    """
+    _check_sources(segments, plan)
+    require_free(plan.out, str(plan.part))
+    require_same_recipe(plan.out / RECIPE, plan.recipe)
+    layout.agree(plan.out, segments, labels)
+    require_locks(plan.tmp_dir or plan.out, OTHER_TMP_DIR)
+    recorded = ledger.read(plan.out)
+    histories = {} if plan.force else recorded
+    own = share(segments, plan.part)
+    stopped = None
+    for source in plan.sources:
+        if wanted(own if source.by_video else segments, source, plan, histories):
+            source.rehearse()
+            stopped = source.lockout()
+            _rehearse_engine(plan)
+            break
+    todo = pending(segments, plan, histories)
+    if todo and stopped is None:
+        return todo, None
+    return todo, summarise(own, plan.out, recorded, stopped)
+
+
+def _rehearse_engine(plan: DownloadPlan) -> None:
+    """Raise KineticsError if the engine cannot be used: without units it begins and ends."""
+    if plan.engine != "local":
+        nothing: Sequence[SourceUnit] = ()
+        for _ in engine.run(nothing, make_clips, jobs=plan.jobs, engine=plan.engine):
+            pass
+
+
+def _check_sources(segments: Sequence[Segment], plan: DownloadPlan) -> None:
+    for source in plan.sources:
+        source.check(segments)
+
+
+def summarise(
+    segments: Iterable[Segment],
+    out: Path,
+    histories: Mapping[str, History],
+    stopped: SourceError | None,
+) -> DownloadSummary:
+    """What some segments have, from the ledger and the files."""
+    gaps: Counter[str] = Counter()
+    num_done = num_retryable = 0
+    for segment in segments:
+        history = histories.get(segment.key)
+        if is_done(out, segment, history):
+            num_done += 1
+        elif history is None or not (history.failures or history.is_broken):
+            gaps["not tried"] += 1
+            num_retryable += 1
+        else:
+            gaps[history.main_reason] += 1
+            num_retryable += history.is_retryable
+    num_expected = num_done + gaps.total()
+    return DownloadSummary(num_expected, num_done, dict(gaps.most_common()), num_retryable, stopped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +381,8 @@ class DownloadRun:
         self._scratch = scratch
         self._record = record
         self._is_alone = plan.part.count == 1  # else other parts write ledger lines meanwhile
-        self._histories = {} if plan.force else ledger.read(plan.out)
+        recorded = ledger.read(plan.out)  # a damaged one ends the run here, not at its end
+        self._histories = {} if plan.force else recorded
         self._lines: Generator[Line, None, None] | None = None
         self._num_unanswered = 0  # videos in a row
 
@@ -329,21 +417,7 @@ class DownloadRun:
         """What the part has now, from the ledger and the files."""
         is_current = self._is_alone and not self._plan.force
         histories = self._histories if is_current else ledger.read(self._plan.out)
-        gaps: Counter[str] = Counter()
-        num_done = num_retryable = 0
-        for segment in self._own:
-            history = histories.get(segment.key)
-            if is_done(self._plan.out, segment, history):
-                num_done += 1
-            elif history is None or not (history.failures or history.is_broken):
-                gaps["not tried"] += 1
-                num_retryable += 1
-            else:
-                gaps[history.main_reason] += 1
-                num_retryable += history.is_retryable
-        num_expected = num_done + gaps.total()
-        reasons = dict(gaps.most_common())
-        return DownloadSummary(num_expected, num_done, reasons, num_retryable, self.stopped)
+        return summarise(self._own, self._plan.out, histories, self.stopped)
 
     def _try(self, source: Source, segments: Sequence[Segment]) -> Generator[Line, None, None]:
         """Try one source for all that is wanted of it."""
@@ -502,7 +576,7 @@ def _make_of_any(
     # There is one: a source yields footage or raises. A file that may be replaced by a good one
     # outweighs one that is too short.
     main = next((error for error in failures if error.reason in RETRYABLE), failures[-1])
-    detail = "; ".join(f"{error.path.name}: {error.detail}" for error in failures)
+    detail = "; ".join(map(str, failures))
     raise MediaError(main.path, detail, reason=main.reason)
 
 
@@ -522,14 +596,13 @@ def _make_of(footage: Footage, segment: Segment, clip: Path, plan: DownloadPlan)
 def _check_ready(ready: Path, clip: Path, plan: DownloadPlan) -> Cut:
     """Make `clip` of a ready clip, from its time 0 to its end; a conforming one is copied."""
     if conforming_frames(ready, plan.recipe):
-        with name_in_errors(clip):
-            shutil.copyfile(ready, clip)
+        copy_file(ready, clip)
         is_silent = plan.recipe.keep_audio and decode.probe(clip).num_audio == 0
         made = Cut(decode.count_frames(clip), is_silent=is_silent)
     else:
         made = conform(ready, clip, recipe=plan.recipe, binary=plan.binary)
-    fps = decode.probe(clip).fps or plan.recipe.fps
-    if made.num_frames < MIN_READY_S * fps:
-        detail = f"the ready clip has only {made.num_frames} frames"
+    length_s = decode.probe(clip).duration_s or made.num_frames / Fraction(plan.recipe.fps)
+    if length_s < MIN_READY_S:
+        detail = f"the ready clip is only {float(length_s):.2f} s long"
         raise MediaError(ready, detail, reason=Reason.TOO_SHORT)
     return made

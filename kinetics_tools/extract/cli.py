@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from kinetics_tools.core import cli, console, keys, system
 from kinetics_tools.core.cli import Exit, Parser
 from kinetics_tools.core.errors import KineticsError, OutError
-from kinetics_tools.core.files import make_folder
+from kinetics_tools.core.files import make_folder, real_path, remove_leftovers
 from kinetics_tools.core.units import part_from
 from kinetics_tools.flow.codecs import CODECS, DEFAULT_CODEC
 from kinetics_tools.flow.methods import (
@@ -53,7 +53,8 @@ def build_parser() -> Parser:
         "clips",
         metavar="CLIPS",
         type=Path,
-        help="folder that kinetics-download filled, or one with a folder of videos per class",
+        help="folder that kinetics-download filled, or one with a folder of videos per class, or "
+        "one with folders train, val and test of such folders",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of shards to fill")
     flow = parser.add_argument_group("flow options")
@@ -166,6 +167,10 @@ def _main(argv: list[str]) -> int:
             pass  # a shard is on the disk when it is yielded
         summary = extraction.finish()
     _print_summary(summary, plan)
+    return _exit_code(summary)
+
+
+def _exit_code(summary: ExtractSummary) -> Exit:
     if summary.num_retryable:
         return Exit.RETRYABLE_GAPS
     return Exit.PERMANENT_GAPS if summary.gaps else Exit.COMPLETE
@@ -184,13 +189,15 @@ def _devices(name: str, engine: str, method: FlowMethod) -> tuple[str, ...]:
 
 
 def _dry_run(clips: ClipSet, plan: ExtractPlan) -> int:
-    """Print what would be done, and about how long it would take."""
-    from kinetics_tools.extract.estimate import estimate_pairs
-    from kinetics_tools.extract.plan import pending, plan_shards, read_states
-    from kinetics_tools.shards.records import FolderRecords
+    """Print what would be done, and about how long it would take.
 
-    records = FolderRecords(plan.out)
-    states = read_states(plan_shards(clips.clips, plan), plan, records)
+    Where nothing is to be done, the exit code is that of the run; else that of its beginning.
+    """
+    from kinetics_tools.extract.estimate import estimate_pairs
+    from kinetics_tools.extract.plan import pending
+    from kinetics_tools.extract.run import rehearse, summarise
+
+    states = rehearse(clips, plan)
     todo = pending(states, plan)
     num_clips = sum(len(state.unit.clips) for state in todo)
     num_pairs = estimate_pairs([state.unit for state in todo], plan)
@@ -200,7 +207,7 @@ def _dry_run(clips: ClipSet, plan: ExtractPlan) -> int:
     )
     if num_pairs:
         _print_time(todo, num_pairs, plan)
-    return Exit.COMPLETE
+    return Exit.COMPLETE if todo else _exit_code(summarise(plan.part.of(states)))
 
 
 def _print_time(todo: list[ShardState], num_pairs: int, plan: ExtractPlan) -> None:
@@ -209,6 +216,8 @@ def _print_time(todo: list[ShardState], num_pairs: int, plan: ExtractPlan) -> No
     try:
         rate = measure([state.unit for state in todo], plan)
     except KineticsError as error:
+        if plan.engine == "local":
+            raise  # the run would end so
         print(f"time: not measured, {error}")
         return
     if rate is None:
@@ -291,7 +300,8 @@ def export_parser() -> Parser:
         "Write shards as folders of JPEGs, FOLDER/<split>/<label>/<key>/ with img_%05d.jpg, "
         "flow_x_%05d.jpg and flow_y_%05d.jpg, and the lists that mmaction2 reads: "
         "FOLDER/<split>_list_rawframes.txt for frames, FOLDER/<split>_list_rawframes_flow.txt for "
-        "flow. Run the same command again to continue.",
+        "flow. Run the same command again to continue. Clips of an earlier export of these splits "
+        "that the shards do not have now are removed; files of other origin stay.",
         "exit codes: 0 complete; 2 unusable input; 4 finished, some clips may succeed if you "
         "rerun; 130 interrupted",
     )
@@ -335,7 +345,8 @@ def export_main(argv: list[str]) -> int:
     from kinetics_tools.extract.export import Layout, open_export
     from kinetics_tools.shards.reader import ShardFolder
 
-    if options.out.resolve() in (options.folder.resolve(), *options.folder.resolve().parents):
+    folder = real_path(options.folder)
+    if real_path(options.out) in (folder, *folder.parents):
         raise OutError(f"{options.folder} lies in {options.out}, among its shards; choose another")
 
     shards = ShardFolder(options.out)
@@ -351,6 +362,8 @@ def export_main(argv: list[str]) -> int:
             pass  # a clip is on the disk when it is yielded
         exported = export.finish()
     print(f"{exported.num_clips} clips in {options.folder}, {exported.num_made} made now")
+    if exported.num_removed:
+        print(f"{exported.num_removed} clips of an earlier export removed")
     for path in exported.lists:
         print(f"list: {path}")
     if exported.num_crashed:
@@ -434,6 +447,7 @@ def show_main(argv: list[str]) -> int:
 
     recipe = ClipRecipe(short_side=options.short_side, enlarge=True, scaler=options.scaler)
     tmp_dir = make_folder(options.tmp_dir or file.parent)
+    remove_leftovers(file.parent, deep=False)
     with open_clip(
         clip, recipe, start=options.start, num_frames=options.frames, tmp_dir=tmp_dir
     ) as part:

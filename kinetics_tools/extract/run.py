@@ -17,7 +17,15 @@ from functools import partial
 
 from kinetics_tools.core import engine, system
 from kinetics_tools.core.errors import OutError
-from kinetics_tools.core.files import digest, hold_lock, remove_leftovers, scratch_folder
+from kinetics_tools.core.files import (
+    OTHER_TMP_DIR,
+    digest,
+    hold_lock,
+    remove_leftovers,
+    require_free,
+    require_locks,
+    scratch_folder,
+)
 from kinetics_tools.core.units import Crash
 from kinetics_tools.dataset.layout import MISSING
 from kinetics_tools.extract.clips import ClipSet
@@ -176,32 +184,58 @@ def open_extraction(clips: ClipSet, plan: ExtractPlan) -> Iterator[Extraction]:
         units = plan_shards(clips.clips, plan)
         remove_leftovers(plan.out)
         records = FolderRecords(plan.out)
-        keys: dict[str, list[str]] = {}
-        num_shards: Counter[str] = Counter(unit.split for unit in units)
-        for unit in units:
-            keys.setdefault(unit.split, []).extend(clip.key for clip in unit.clips)
-        if not plan.force:
-            _refuse_other_clips(records, keys)
-        splits = {
-            split: ExpectedSplit(expected=len(own), shards=num_shards[split], keys=digest(own))
-            for split, own in keys.items()
-        }
-        recipe = FolderRecipe(
-            labels=plan.labels,
-            layout=ShardLayout(samples_per_shard=plan.samples_per_shard, seed=plan.seed),
-            recipes={
-                RGB: StreamRecipe.of(plan.rgb.as_json()),
-                plan.stream: StreamRecipe.of(plan.flow.as_json()),
-            },
-            splits=splits,
-        )
+        recipe = _checked_recipe(units, plan, records)
         writer.register_recipes(records, recipe)
-        for split, number in num_shards.items():
-            writer.remove_beyond(plan.out, split, number)
+        for split, expected in recipe.splits.items():
+            writer.remove_beyond(plan.out, split, expected.shards)
         extraction = Extraction(plan, units, records)
         _log_recomputed(extraction)
         with closing(extraction.shards):
             yield extraction
+
+
+def rehearse(clips: ClipSet, plan: ExtractPlan) -> list[ShardState]:
+    """What is there of each shard of all parts, before a run that would begin now.
+
+    It raises what `open_extraction` and the beginning of the run would raise, and writes nothing.
+    """
+    require_free(plan.out, str(plan.part))
+    units = plan_shards(clips.clips, plan)
+    records = FolderRecords(plan.out)
+    writer.agree(records, _checked_recipe(units, plan, records))
+    states = read_states(units, plan, records)
+    require_locks(plan.tmp_dir or plan.out, OTHER_TMP_DIR)
+    if plan.engine != "local":
+        nothing: Sequence[ShardUnit] = ()
+        for _ in engine.run(
+            nothing, make_shard, jobs=plan.jobs, engine=plan.engine, devices=plan.devices
+        ):
+            pass  # without units an engine begins and ends
+    return states
+
+
+def _checked_recipe(
+    units: Sequence[ShardUnit], plan: ExtractPlan, records: FolderRecords
+) -> FolderRecipe:
+    """What this run makes; raises OutError where shards hold clips that are not expected."""
+    keys: dict[str, list[str]] = {}
+    num_shards: Counter[str] = Counter(unit.split for unit in units)
+    for unit in units:
+        keys.setdefault(unit.split, []).extend(clip.key for clip in unit.clips)
+    if not plan.force:
+        _refuse_other_clips(records, keys)
+    return FolderRecipe(
+        labels=plan.labels,
+        layout=ShardLayout(samples_per_shard=plan.samples_per_shard, seed=plan.seed),
+        recipes={
+            RGB: StreamRecipe.of(plan.rgb.as_json()),
+            plan.stream: StreamRecipe.of(plan.flow.as_json()),
+        },
+        splits={
+            split: ExpectedSplit(expected=len(own), shards=num_shards[split], keys=digest(own))
+            for split, own in keys.items()
+        },
+    )
 
 
 def prepare(plan: ExtractPlan) -> None:

@@ -268,10 +268,11 @@ def _flow_content(
     except ShardError as error:
         raise ShardRetryableError(str(error)) from error
     except MediaError as error:
-        raise ShardRetryableError(f"{where}: {error.detail}; remove the shard") from error
+        raise ShardRetryableError(f"{where}: {error.detail}; move the shard away") from error
     if num_fields != member.frames - 1:
         raise ShardRetryableError(
-            f"{where}: {num_fields + 1} frames, its sidecar says {member.frames}; remove the shard"
+            f"{where}: {num_fields + 1} frames, its sidecar says {member.frames}; move the shard "
+            "away"
         )
     path = folder / f"{member.key}.flow.{codec.ext}"
     with name_in_errors(path):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from kinetics_tools.core.errors import KineticsError, lookup
 from kinetics_tools.core.files import digest
+from kinetics_tools.core.schema import Bound, parse_exactly
 from kinetics_tools.flow.codecs import CODECS, DEFAULT_CODEC
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ class FlowRecipe:
 
     method: str
     parameters: Mapping[str, Any]
-    bound: float = BOUND_PX
+    bound: Bound = BOUND_PX
     codec: str = DEFAULT_CODEC
     codec_parameters: Mapping[str, Any] = field(default_factory=dict)
     grey: str = "opencv-rgb2gray"
@@ -274,6 +275,16 @@ class FlowRecipe:
         if not self.codec_parameters:
             here = lookup("flow codec", self.codec, CODECS).as_json()
             object.__setattr__(self, "codec_parameters", here)  # the dataclass is frozen
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> FlowRecipe:
+        """The recipe of which `as_json` gave these values.
+
+        Raises:
+            ValueError: a field is missing, unknown, or is not what it may be.
+            UnknownNameError: so is the codec, and its parameters are missing.
+        """
+        return parse_exactly(values, FlowRecipe)
 
     def as_json(self) -> dict[str, Any]:
         """Return the recipe as plain JSON values."""

@@ -6,7 +6,7 @@ Errors of PyAV become MediaErrors.
 import errno
 import io
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,7 +17,6 @@ import av
 import av.container
 import numpy as np
 import numpy.typing as npt
-from av.format import Flags
 from av.stream import Disposition
 
 from kinetics_tools.core.errors import MediaError, Reason
@@ -26,8 +25,19 @@ Frame = npt.NDArray[np.uint8]
 MISSING_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 # The loop filter takes a fifth of the decoder's time, and without it all of the stream is read.
 SKIP_LOOP_FILTER = {"skip_loop_filter": "all"}
-_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+_PICTURES = Disposition.timed_thumbnails | Disposition.still_image
 _PHOTO_CODECS = frozenset({"mjpeg", "mjpegb", "png", "bmp", "gif", "tiff", "webp", "jpeg2000"})
+# By the signs of the matrix: how the pixels' axes lie on the screen.
+_ORIENTATIONS: Mapping[tuple[int, ...], tuple[str, ...]] = {
+    (0, 1, -1, 0): ("transpose=clock",),
+    (0, -1, 1, 0): ("transpose=cclock",),
+    (0, 1, 1, 0): ("transpose=cclock_flip",),
+    (0, -1, -1, 0): ("transpose=clock_flip",),
+    (-1, 0, 0, -1): ("hflip", "vflip"),
+    (-1, 0, 0, 1): ("hflip",),
+    (1, 0, 0, -1): ("vflip",),
+}
+_TURNING = frozenset(f for f in _ORIENTATIONS.values() if f[0].startswith("transpose"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +58,7 @@ class Video:
         duration_s: length in seconds; None where the header has none.
         time_base_s: length of one tick in seconds.
         first_tick: time of the first frame, in ticks; all our times count from it.
-        sound_start_s: from which time ffmpeg counts where it reads nothing but that audio stream.
+        orientation: ffmpeg's filters that turn stored pictures as they are to be seen.
     """
 
     width: int
@@ -64,7 +74,7 @@ class Video:
     duration_s: Fraction | None
     time_base_s: Fraction
     first_tick: int
-    sound_start_s: Fraction
+    orientation: tuple[str, ...] = ()
 
 
 def require_regular_file(path: Path) -> None:
@@ -125,11 +135,11 @@ def open_video(
 
 
 def choose_video(container: Any) -> Any:
-    """The video stream that players show; None if the file has none.
+    """The video stream that is taken for the film; None if the file has none.
 
-    A cover picture, a thumbnail, a track of one picture, or photographs beside a film may come
-    first in a file. They are taken only where there is nothing else. Of several films it is the one
-    that the file marks as default, else the first.
+    A thumbnail, a track of one picture, or photographs (MJPEG, PNG) beside a film may come first in
+    a file. They are taken only where there is nothing else, and a cover picture never. Of several
+    films it is the one that the file marks as default, else the first.
     """
 
     def rank(stream: Any) -> tuple[bool, ...]:
@@ -138,11 +148,12 @@ def choose_video(container: Any) -> Any:
         is_photo = codec is not None and codec.name in _PHOTO_CODECS
         return codec is None, is_picture, is_photo, not stream.disposition & Disposition.default
 
-    return min(container.streams.video, key=rank, default=None)
+    videos = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
+    return min(videos, key=rank, default=None)
 
 
 def choose_sound(container: Any) -> Any:
-    """The audio stream that players play: the one marked as default, else the first, or None."""
+    """The audio stream that is kept: the one marked as default, else the first, or None."""
     return min(
         container.streams.audio,
         key=lambda stream: not stream.disposition & Disposition.default,
@@ -166,7 +177,7 @@ def probe(path: Path) -> Video:
         first = next(container.decode(stream), None)
         if first is None:
             raise MediaError(path, "holds no frame")
-        turned = first.rotation % 180 != 0
+        turned = _orientation(first)[:1] in _TURNING
         sound = choose_sound(container)
         aspect = Fraction(stream.sample_aspect_ratio or 1)
         return Video(
@@ -183,15 +194,17 @@ def probe(path: Path) -> Video:
             duration_s=_duration(container, stream),
             time_base_s=stream.time_base,
             first_tick=first.pts or 0,
-            sound_start_s=_sound_start(container, sound),
+            orientation=_orientation(first),
         )
 
 
-def _sound_start(container: Any, sound: Any) -> Fraction:
-    has_own_start = bool(container.format.flags & Flags.ts_discont.value)
-    if has_own_start and sound is not None and sound.start_time is not None:
-        return Fraction(sound.start_time * sound.time_base)
-    return Fraction(container.start_time or 0, av.time_base)
+def _orientation(frame: Any) -> tuple[str, ...]:
+    """The filters for a frame's display matrix, which is one of eight; none for any other."""
+    data = next((d for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), None)
+    if data is None:
+        return ()
+    a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32)
+    return _ORIENTATIONS.get((*np.sign((a, b, c, d)).tolist(),), ())
 
 
 def _duration(container: Any, stream: Any) -> Fraction | None:
@@ -244,21 +257,37 @@ def read_frames(source: Path | bytes, indices: Sequence[int] | None = None) -> F
         found = dict(enumerate(frames(source)))
         if not found:
             raise MediaError(name, "holds no frame")
-        return np.stack(list(found.values()))
+        return _stacked(name, list(found.values()))
     if not len(indices):
         raise ValueError("no frame is requested")
     wanted = set(indices)
     found = {}
     with open_video(source) as (container, stream):
         rate = stream.average_rate
+        if not rate or not stream.time_base:
+            raise MediaError(name, "does not say when its frames are shown")
         if min(wanted) > 0:
             container.seek(int(min(wanted) / rate / stream.time_base), stream=stream)
         for frame in container.decode(stream):
-            number = round(frame.pts * frame.time_base * rate)
+            number = _number(name, frame, rate)
             if number in wanted:
                 found[number] = _rgb(frame)
             if number >= max(wanted):
                 break
     if len(found) < len(wanted):
         raise MediaError(name, f"has no frame {min(wanted - found.keys())}")
-    return np.stack([found[index] for index in indices])
+    return _stacked(name, [found[index] for index in indices])
+
+
+def _number(name: Path, frame: Any, rate: Fraction) -> int:
+    """The number of a frame in a clip of constant rate."""
+    if frame.pts is None:
+        raise MediaError(name, "does not say when its frames are shown")
+    number: int = round(frame.pts * frame.time_base * rate)
+    return number
+
+
+def _stacked(name: Path, pictures: list[Frame]) -> Frame:
+    if len({picture.shape for picture in pictures}) > 1:
+        raise MediaError(name, "changes its size")
+    return np.stack(pictures)

@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterable
@@ -65,7 +66,7 @@ def ffmpeg_version(binary: Path) -> str:
     return words[2]
 
 
-def run_ffmpeg(graph: Any, *, binary: Path, video: Path, output: Path) -> str:
+def run_ffmpeg(graph: Any, *, binary: Path, video: Path, output: Path, folder: Path) -> str:
     """Run the program and return its messages: warnings, as it succeeded.
 
     Args:
@@ -73,6 +74,7 @@ def run_ffmpeg(graph: Any, *, binary: Path, video: Path, output: Path) -> str:
         binary: the program.
         video: named in a MediaError.
         output: named in an OSError.
+        folder: in which it runs: names without a path are of files there.
 
     Raises:
         MediaError: ffmpeg failed (the detail is its last message) or was killed (reason killed).
@@ -80,10 +82,12 @@ def run_ffmpeg(graph: Any, *, binary: Path, video: Path, output: Path) -> str:
     """
     command = ffmpeg.compile(
         graph.global_args("-loglevel", "error", "-xerror", "-nostdin"),
-        cmd=str(binary),
+        cmd=str(Path(shutil.which(binary) or binary).absolute()),  # it runs in another folder
         overwrite_output=True,
     )
-    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        command, capture_output=True, stdin=subprocess.DEVNULL, check=False, cwd=folder
+    )
     messages = done.stderr.decode(errors="replace").strip()
     _raise_failure(done.returncode, messages, video=video, output=output)
     return messages

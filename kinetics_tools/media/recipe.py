@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kinetics_tools.core.schema import Count, Pixels, Positive, parse_exactly
+
 SCALERS: Mapping[str, str] = {
-    "bilinear": "as Kinetics' authors scale",
-    "bicubic": "as kinetics-download 0.1 scaled",
+    "bilinear": "as Kinetics' authors",
+    "bicubic": "as version 0.1, which also kept the shape of pixels",
 }
 _UNNAMED: Mapping[str, Any] = {"scaler": "bicubic"}  # parameters that 0.1 did not record
 
@@ -30,25 +32,29 @@ class ClipRecipe:
         ffmpeg: version of the ffmpeg program.
     """
 
-    fps: int = 25
-    short_side: int | None = 256
+    fps: Positive = 25
+    short_side: Pixels | None = 256
     enlarge: bool = False
     scaler: str = "bilinear"
     keep_original: bool = False
     keep_audio: bool = False
-    crf: int = 18
+    crf: Count = 18
     preset: str = "medium"
-    keyframe_interval: int = 16
+    keyframe_interval: Positive = 16
     ffmpeg: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """The recipe as plain JSON values. One that 0.1 could have made has the values of 0.1."""
+        """The recipe as plain JSON values; where version 0.1 made the same clips, its values."""
         return dict(each for each in asdict(self).items() if each not in _UNNAMED.items())
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> ClipRecipe:
-        """The recipe of which `as_json` gave these values, in this version or an earlier one."""
-        return ClipRecipe(**all_parameters(values))
+        """The recipe of which `as_json` gave these values, in this version or an earlier one.
+
+        Raises:
+            ValueError: a field is unknown, or is not what it may be.
+        """
+        return parse_exactly(all_parameters(values), ClipRecipe)
 
 
 def all_parameters(recorded: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import av
 
 from kinetics_tools.core.errors import MediaError, Reason
-from kinetics_tools.media.clips import SEEK_MARGIN_S
+from kinetics_tools.media.clip_writer import SEEK_MARGIN_S
 from kinetics_tools.media.decode import choose_sound, choose_video
 from kinetics_tools.media.encode import DISK_ERRNOS
 
@@ -146,6 +146,16 @@ def read_first_frame(container: Any, path: Path) -> tuple[tuple[Any, ...], Fract
     return (*colors, *shape, first.format.name), first.pts * stream.time_base
 
 
+def _require_plain(packet: Any, path: Path) -> None:
+    """Raise a MediaError for a packet of which a copy would show something else."""
+    if packet.is_corrupt:
+        raise MediaError(path, "holds a frame that is cut off")
+    if packet.is_discard and packet.stream.type == "video":  # of sound, what fills its first packet
+        raise _no_section(path, "an edit list hides frames there")
+    if packet.pts is None or packet.dts is None:
+        raise _no_section(path, "the file does not store each frame's time")
+
+
 def _window(
     container: Any, streams: Sequence[Any], since_s: Fraction, until_s: Fraction, path: Path
 ) -> Iterator[Any]:
@@ -161,10 +171,7 @@ def _window(
             if ends_s < until_s and streams[0].type == "video":
                 raise _no_section(path, "the video ends within the segment")
             return
-        if packet.is_corrupt:
-            raise MediaError(path, "holds a frame that is cut off")
-        if packet.pts is None or packet.dts is None:
-            raise _no_section(path, "the file does not store each frame's time")
+        _require_plain(packet, path)
         if packet.stream is streams[0]:
             # WebM does not store how long the last frame is shown.
             lasts = 0 if "webm" in container.format.name else packet.duration or 0

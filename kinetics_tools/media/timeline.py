@@ -4,10 +4,11 @@ Only reading a video from its beginning is always right: demuxers guess times th
 store, and files that were joined have each time twice. Here that is found out without decoding.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 
@@ -36,6 +37,10 @@ class Timeline:
     end_s: Fraction
     packets: frozenset[tuple[int, int | None]] = frozenset()
 
+    def seen_at(self, time_s: Fraction) -> int:
+        """The number of the frame that is seen at a time: the last one at or before it."""
+        return bisect_right(self.times_s, time_s) - 1
+
 
 def read_timeline(path: Path, facts: Video, until_s: Fraction | None = None) -> Timeline | None:
     """Read a video's packets, from the first one to the first that is shown after `until_s`.
@@ -55,22 +60,27 @@ def read_timeline(path: Path, facts: Video, until_s: Fraction | None = None) -> 
         found = _read_packets(path, facts, until_s)
     except MediaError:
         return None
-    if found is None or facts.first_tick not in found:
+    if found is None or facts.first_tick not in found or found[facts.first_tick].is_hidden:
         return None
-    # An edit list may hide packets before the first frame.
-    shown = sorted(time for time in found if time >= facts.first_tick)
+    shown = sorted(time for time, packet in found.items() if not packet.is_hidden)
     times_s = tuple((time - facts.first_tick) * facts.time_base_s for time in shown)
-    lasts, _ = found[shown[-1]]
-    packets = frozenset((time, position) for time, (_, position) in found.items())
+    packets = frozenset((time, packet.position) for time, packet in found.items())
+    lasts = found[shown[-1]].lasts
     return Timeline(times_s, times_s[-1] + lasts * facts.time_base_s, packets)
 
 
-def _read_packets(
-    path: Path, facts: Video, until_s: Fraction | None
-) -> dict[int, tuple[int, int | None]] | None:
-    """Duration and position of each packet by its time; None if these are not of one recording."""
+class _Packet(NamedTuple):
+    """A frame as it is stored: its duration in ticks, its position in the file."""
+
+    lasts: int
+    position: int | None
+    is_hidden: bool  # by an edit list
+
+
+def _read_packets(path: Path, facts: Video, until_s: Fraction | None) -> dict[int, _Packet] | None:
+    """Each packet by its time in ticks; None if these are not of one recording."""
     until = None if until_s is None else until_s / facts.time_base_s + facts.first_tick
-    found: dict[int, tuple[int, int | None]] = {}
+    found: dict[int, _Packet] = {}
     decoded_at = None
     with open_video(path, strict=False) as (container, stream):
         for packet in container.demux(stream):
@@ -83,7 +93,8 @@ def _read_packets(
                 if packet.dts > packet.pts or not 0 <= step * facts.time_base_s <= _MAX_STEP_S:
                     return None
                 decoded_at = packet.dts
-            found[packet.pts] = packet.duration or 0, packet.pos
+            is_hidden = packet.is_discard or packet.pts < facts.first_tick
+            found[packet.pts] = _Packet(packet.duration or 0, packet.pos, is_hidden)
             # A packet is decoded before it is shown: all later ones are shown later than this.
             if until is not None and decoded_at is not None and decoded_at > until:
                 break

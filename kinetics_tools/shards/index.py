@@ -5,12 +5,22 @@ Importing this module is quick: pandas is imported where the index is read or wr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinetics_tools.core.files import publish
+from kinetics_tools.core.schema import (
+    Count,
+    DigestStart,
+    Key,
+    NumBytes,
+    NumFrames,
+    ShardName,
+    Stream,
+    check,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +45,14 @@ class IndexPlace:
     sha256: str
 
 
-_PLACE_COLUMNS = ("shard", "offset", "size", "sha256")  # of each stream, after its name
+# The types of the columns: those of each stream, after its name, and those before them.
+MAX_INDEX_BYTES = 2**31  # of a split's index when it is decoded; Kinetics-700 has some 200 MB
+_PLACE_COLUMNS = {
+    "shard": list[ShardName | None],
+    "offset": list[NumBytes | None],
+    "size": list[NumBytes | None],
+    "sha256": list[DigestStart | None],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +74,12 @@ class IndexRow:
     places: dict[str, IndexPlace]
 
 
-_ROW_COLUMNS = ("key", "label", "label_id", "frames")
+_ROW_COLUMNS = {
+    "key": list[Key],
+    "label": list[str | None],
+    "label_id": list[Count | None],
+    "frames": list[NumFrames],
+}
 
 
 def write_rows(path: Path, rows: Iterable[IndexRow], streams: Iterable[str]) -> None:
@@ -71,7 +93,7 @@ def write_rows(path: Path, rows: Iterable[IndexRow], streams: Iterable[str]) -> 
         for row in rows
     ]
     names = [*_ROW_COLUMNS, *(f"{stream}_{part}" for stream in streams for part in _PLACE_COLUMNS)]
-    whole = {n for n in names if n in _ROW_COLUMNS[2:] or n.endswith(("_offset", "_size"))}
+    whole = {n for n in names if n in ("label_id", "frames") or n.endswith(("_offset", "_size"))}
     table = pd.DataFrame(values, columns=names)
     table = table.astype({name: "Int64" if name in whole else "string" for name in names})
     with publish(path) as scratch:
@@ -84,21 +106,39 @@ def _place_values(place: IndexPlace | None) -> tuple[object, ...]:
     return place.shard, place.offset, place.size, place.sha256
 
 
-def read_rows(path: Path) -> list[IndexRow]:
+def read_rows(path: Path, labels: Sequence[str]) -> list[IndexRow]:
     """Read the index of a split.
+
+    Args:
+        path: of the index.
+        labels: the dataset's full label list.
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: it is not an index, or does not belong to these labels; says why.
     """
     import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    table = pd.read_parquet(path).astype(object)
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    try:
+        # Each row has a key and digests of its own, so a file that claims more is not ours.
+        metadata = pq.read_metadata(path)
+        if metadata.num_rows > path.stat().st_size:
+            raise ValueError("it has more rows than bytes")
+        groups = map(metadata.row_group, range(metadata.num_row_groups))
+        if sum(group.total_byte_size for group in groups) > MAX_INDEX_BYTES:
+            raise ValueError(f"it expands to more than {MAX_INDEX_BYTES} bytes")
+        table = pd.read_parquet(path)
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk; the others are Arrow's
+        raise ValueError(" ".join(str(error).split())) from error
+    streams = _check(table, labels)
+    table = table.astype(object)
     table = table.where(table.notna(), None)
-    streams = [
-        name.removesuffix("_shard")
-        for name in table.columns
-        if name.endswith("_shard") and name not in _ROW_COLUMNS
-    ]
     places = {stream: _places(table, stream) for stream in streams}
     return [
         IndexRow(key, label, label_id, frames, {s: p for s, own in places.items() if (p := own[n])})
@@ -106,6 +146,50 @@ def read_rows(path: Path) -> list[IndexRow]:
             zip(*(table[name] for name in _ROW_COLUMNS), strict=True)
         )
     ]
+
+
+def _check(table: pd.DataFrame, labels: Sequence[str]) -> list[str]:
+    """Check every field of an index: paths and sizes are made of them. Return its streams.
+
+    Raises:
+        ValueError: a column is missing, or a field is not what it may be.
+    """
+    streams = [name.removesuffix("_shard") for name in table.columns if name.endswith("_shard")]
+    check(streams, list[Stream])
+    columns = dict(_ROW_COLUMNS)
+    for stream in streams:
+        columns |= {f"{stream}_{part}": type_ for part, type_ in _PLACE_COLUMNS.items()}
+    for name, type_ in columns.items():
+        if name not in table:
+            raise ValueError(f"it has no column {name}")
+        values = table[name].drop_duplicates()
+        try:
+            check(values.astype(object).where(values.notna(), None).tolist(), type_)
+        except ValueError as error:
+            raise ValueError(f"column {name}: {error}") from error
+    if table["key"].duplicated().any():
+        raise ValueError("a key is there twice")
+    _check_labels(table, labels)
+    for stream in streams:
+        _check_places(table, stream)
+    return streams
+
+
+def _check_labels(table: pd.DataFrame, labels: Sequence[str]) -> None:
+    pairs = table[["label", "label_id"]].drop_duplicates().astype(object)
+    for label, label_id in pairs.where(pairs.notna(), None).itertuples(index=False):
+        if (label, label_id) == (None, None):
+            continue
+        if label_id is None or label_id >= len(labels) or labels[label_id] != label:
+            raise ValueError(
+                f"dataset.json has another label than {label!r:.80} as number {label_id}"
+            )
+
+
+def _check_places(table: pd.DataFrame, stream: str) -> None:
+    present = table[[f"{stream}_{part}" for part in _PLACE_COLUMNS]].notna()
+    if (present.any(axis=1) != present.all(axis=1)).any():
+        raise ValueError(f"a row has only a part of its place in {stream}")
 
 
 def _places(table: pd.DataFrame, stream: str) -> list[IndexPlace | None]:

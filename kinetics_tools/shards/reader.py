@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinetics_tools.core.errors import MediaError, ShardError, lookup
+from kinetics_tools.core.files import below
 from kinetics_tools.flow.codecs import CODECS
 from kinetics_tools.flow.methods import dequantise
 from kinetics_tools.shards.index import IndexRow, read_rows
@@ -248,18 +249,17 @@ class ShardFolder:
     def _index(self, split: str) -> Sequence[IndexRow]:
         lookup("split", split, self._contents)
         if split not in self._rows:
-            path = self.folder / split / "index.parquet"
+            path = below(self.folder, split, "index.parquet")
             try:
-                self._rows[split] = read_rows(path)
+                self._rows[split] = read_rows(path, self.labels)
             except FileNotFoundError as error:
                 raise ShardError(
                     f"{path} is missing; write it with: extract-flow index {self.folder}"
                 ) from error
-            except (KeyError, TypeError, ValueError, OSError) as error:
-                if isinstance(error, OSError) and error.errno is not None:
-                    raise  # of the disk; the others are Arrow's
+            except ValueError as error:
                 raise ShardError(
-                    f"{path} is damaged; write it again with: extract-flow index {self.folder}"
+                    f"{path} is damaged ({error}); write it again with: extract-flow index "
+                    f"{self.folder}"
                 ) from error
         return self._rows[split]
 
@@ -281,7 +281,7 @@ class ShardFolder:
         if stream not in exts:
             return None
         place = row.places[stream]
-        shard = str(self.folder / split / place.shard)
+        shard = str(below(self.folder, split, place.shard))
         return Location(shard, f"{row.key}.{exts[stream]}", place.offset, place.size, place.sha256)
 
 

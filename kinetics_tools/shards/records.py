@@ -14,15 +14,32 @@ The names of the fields are the names in the files: a change of one is a new sch
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kinetics_tools.core.errors import OutError, ShardError
-from kinetics_tools.core.files import digest, read_json, write_json
+from kinetics_tools.core.files import below, digest, read_json, write_json
+from kinetics_tools.core.schema import (
+    Count,
+    Digest,
+    Key,
+    NumBytes,
+    NumFrames,
+    NumShards,
+    Split,
+    Stream,
+    check_flow_parameters,
+    check_label,
+    check_labels,
+    check_plain,
+    parse,
+)
 
 T = TypeVar("T")
 
@@ -39,7 +56,7 @@ def flow_stream(name: str) -> str:
 
 def shard_path(folder: Path, split: str, stream: str, number: int) -> Path:
     """Path of a shard's tar; its sidecar has the suffix .json."""
-    return folder / split / f"{stream}-{number:06d}.tar"
+    return below(folder, split, f"{stream}-{number:06d}.tar")
 
 
 def shards_present(folder: Path, stream: str, split: str = "*") -> list[Path]:
@@ -51,7 +68,7 @@ class DamagedRecordError(ShardError):
     """A record is not what was written: empty, cut off, changed."""
 
 
-def _read(path: Path, what: str, advice: str, parse: Callable[[dict[str, Any]], T]) -> T:
+def _read(path: Path, what: str, advice: str, convert: Callable[[dict[str, Any]], T]) -> T:
     """Read a record of this schema version.
 
     Raises:
@@ -62,14 +79,15 @@ def _read(path: Path, what: str, advice: str, parse: Callable[[dict[str, Any]], 
     try:
         value = read_json(path, advice)
         version = value["schema_version"]
-        record = parse(value) if version == SCHEMA_VERSION else None
+        record = convert(value) if version == SCHEMA_VERSION else None
     except OutError as error:
         raise DamagedRecordError(str(error)) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DamagedRecordError(f"{path} is not a {what} ({error!r}); {advice}") from error
+        says = str(error) if isinstance(error, ValueError) else repr(error)
+        raise DamagedRecordError(f"{path} is not a {what} ({says}); {advice}") from error
     if record is None:
         raise ShardError(
-            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; "
+            f"{path} has schema version {version!r:.40}, this program reads {SCHEMA_VERSION}; "
             "make the shards again in another folder"
         )
     return record
@@ -107,9 +125,12 @@ class Location:
             ShardError: there is no such shard, or this member is not there, or it is damaged.
         """
         try:
+            if not Path(self.shard).is_file():  # or a pipe, which would wait for ever
+                raise FileNotFoundError(self.shard)
             with Path(self.shard).open("rb") as file:
-                file.seek(self.offset - _HEADER_BYTES)
-                data = file.read(_HEADER_BYTES + self.size)
+                end = min(self.offset + self.size, os.fstat(file.fileno()).st_size)
+                file.seek(max(self.offset - _HEADER_BYTES, 0))
+                data = file.read(max(end - file.tell(), 0))
         except FileNotFoundError as error:
             raise ShardError(f"{self.shard} is gone; run extract-flow again") from error
         try:
@@ -124,7 +145,7 @@ class Location:
             )
         if not hashlib.sha256(data[_HEADER_BYTES:]).hexdigest().startswith(self.sha256):
             raise ShardError(
-                f"{self.shard}: {self.name} is damaged; remove the shard and run extract-flow"
+                f"{self.shard}: {self.name} is damaged; move the shard away and run extract-flow"
             )
         return data[_HEADER_BYTES:]
 
@@ -143,13 +164,16 @@ class ShardMember:
         made_from: SHA-256 of what it was made from: of a clip, or of the sample's RGB member.
     """
 
-    key: str
+    key: Key
     label: str | None
-    frames: int
-    offset: int
-    size: int
-    sha256: str
+    frames: NumFrames
+    offset: NumBytes
+    size: NumBytes
+    sha256: Digest
     made_from: str
+
+    def __post_init__(self) -> None:
+        check_label(self.label)
 
     def read(self, shard: Path, ext: str) -> bytes:
         """Its data; raises what `Location.read` raises."""
@@ -187,15 +211,15 @@ class Sidecar:
         members: of the samples present, in the order of `keys`.
     """
 
-    stream: str
-    split: str
-    number: int
+    stream: Stream
+    split: Split
+    number: NumShards
     recipe: str
     inputs: str
-    keys: tuple[str, ...]
-    failed: Mapping[str, Failure] = field(default_factory=dict)
+    keys: tuple[Key, ...]
+    failed: Mapping[Key, Failure] = field(default_factory=dict)
     device: str = ""
-    size: int = 0
+    size: NumBytes = 0
     members: tuple[ShardMember, ...] = ()
 
     def shard(self, folder: Path) -> Path:
@@ -211,7 +235,12 @@ class Sidecar:
         """
         path = shard.with_suffix(".json")
         try:
-            return _read(path, "sidecar", "remove it and run extract-flow again", _sidecar)
+            return _read(
+                path,
+                "sidecar",
+                "move it away and run extract-flow again",
+                partial(_parse_sidecar, shard=shard),
+            )
         except FileNotFoundError:  # or another part is just making the shard again
             return None
 
@@ -220,19 +249,13 @@ class Sidecar:
         _write(self.shard(folder).with_suffix(".json"), asdict(self))
 
 
-def _sidecar(value: dict[str, Any]) -> Sidecar:
-    return Sidecar(
-        stream=value["stream"],
-        split=value["split"],
-        number=value["number"],
-        recipe=value["recipe"],
-        inputs=value["inputs"],
-        keys=tuple(value["keys"]),
-        failed={key: Failure(**failure) for key, failure in value["failed"].items()},
-        device=value["device"],
-        size=value["size"],
-        members=tuple(ShardMember(**member) for member in value["members"]),
-    )
+def _parse_sidecar(value: dict[str, Any], shard: Path) -> Sidecar:
+    sidecar = parse(value, Sidecar)
+    if sidecar.shard(shard.parent.parent) != shard:
+        raise ValueError(f"it is of {sidecar.shard(Path())}")
+    if len({member.key for member in sidecar.members}) < len(sidecar.members):
+        raise ValueError("a key is there twice")
+    return sidecar
 
 
 # The folder
@@ -247,7 +270,7 @@ class ShardLayout:
         seed: of the order of the keys.
     """
 
-    samples_per_shard: int
+    samples_per_shard: Count
     seed: int
 
 
@@ -273,16 +296,36 @@ class StreamRecipe:
         """Flow is clamped to +- so many pixels per frame."""
         return float(self.parameters["bound"])
 
+    def differing(self, other: StreamRecipe) -> list[str]:
+        """The parameters that differ in another recipe: `bound 20, there 5`."""
+        names = sorted(self.parameters.keys() | other.parameters.keys())
+        pairs = ((name, self.parameters.get(name), other.parameters.get(name)) for name in names)
+        found = [f"{name} {here}, there {there}" for name, here, there in pairs if here != there]
+        return found or ["hash"]
+
     @staticmethod
     def of(parameters: Mapping[str, Any]) -> StreamRecipe:
         """The recipe with these parameters."""
         return StreamRecipe(parameters, digest(parameters))
 
     @staticmethod
-    def from_json(value: Mapping[str, Any]) -> StreamRecipe:
-        """Read the recipe; `hash` is one key among the parameters."""
-        parameters = {name: each for name, each in value.items() if name != "hash"}
-        return StreamRecipe(parameters, value["hash"])
+    def all_from_json(values: Any) -> dict[Stream, StreamRecipe]:
+        """Read the recipes of a folder by stream; `hash` is one key among the parameters.
+
+        Raises:
+            ValueError: one of them is not a recipe, or there is none of rgb.
+        """
+        check_plain(values)
+        recipes = {}
+        for stream, value in parse(values, dict[Stream, dict[str, Any]]).items():
+            parameters = {name: each for name, each in value.items() if name != "hash"}
+            if stream != RGB:
+                check_flow_parameters(parameters)
+            stored = {"parameters": parameters, "hash": value.get("hash")}
+            recipes[stream] = parse(stored, StreamRecipe)
+        if RGB not in recipes:
+            raise ValueError("it has no recipe of rgb")
+        return recipes
 
     def as_json(self) -> dict[str, Any]:
         """The recipe as plain JSON values, as it is stored."""
@@ -299,8 +342,8 @@ class ExpectedSplit:
         keys: digest of the expected keys.
     """
 
-    expected: int
-    shards: int
+    expected: Count
+    shards: NumShards
     keys: str
 
 
@@ -317,8 +360,11 @@ class FolderRecipe:
 
     labels: tuple[str, ...]
     layout: ShardLayout
-    recipes: Mapping[str, StreamRecipe]
-    splits: Mapping[str, ExpectedSplit]
+    recipes: Mapping[Stream, StreamRecipe]
+    splits: Mapping[Split, ExpectedSplit]
+
+    def __post_init__(self) -> None:
+        _check_folder(self)
 
     @staticmethod
     def read(folder: Path) -> FolderRecipe | None:
@@ -328,7 +374,8 @@ class FolderRecipe:
             ShardError: it has another schema version, or is damaged.
         """
         try:
-            return _read(folder / "recipe.json", "recipe", "choose another OUT", _folder_recipe)
+            read = partial(_parse_folder, record=FolderRecipe)
+            return _read(folder / "recipe.json", "recipe", "choose another OUT", read)
         except FileNotFoundError:
             return None
 
@@ -348,9 +395,9 @@ class SplitContents:
         gaps: by key, the reason why a sample is missing.
     """
 
-    expected: int
-    present: Mapping[str, int]
-    gaps: Mapping[str, str]
+    expected: Count
+    present: Mapping[Stream, Count]
+    gaps: Mapping[Key, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,8 +406,11 @@ class Dataset:
 
     labels: tuple[str, ...]
     layout: ShardLayout
-    recipes: Mapping[str, StreamRecipe]
-    splits: Mapping[str, SplitContents]
+    recipes: Mapping[Stream, StreamRecipe]
+    splits: Mapping[Split, SplitContents]
+
+    def __post_init__(self) -> None:
+        _check_folder(self)
 
     @staticmethod
     def read(folder: Path) -> Dataset | None:
@@ -371,7 +421,8 @@ class Dataset:
         """
         advice = f"write it with: extract-flow index {folder}"
         try:
-            return _read(folder / "dataset.json", "dataset", advice, _dataset)
+            read = partial(_parse_folder, record=Dataset)
+            return _read(folder / "dataset.json", "dataset", advice, read)
         except FileNotFoundError:
             return None
 
@@ -391,23 +442,16 @@ class Dataset:
         _write(folder / "dataset.json", _common(self) | {"splits": splits})
 
 
-def _folder_recipe(value: dict[str, Any]) -> FolderRecipe:
-    splits = {name: ExpectedSplit(**split) for name, split in value["splits"].items()}
-    return FolderRecipe(**_common_fields(value), splits=splits)
+def _check_folder(record: FolderRecipe | Dataset) -> None:
+    check_labels(record.labels)
+    unknown = {s for split in record.splits.values() for s in getattr(split, "present", {})}
+    if not unknown <= record.recipes.keys():
+        raise ValueError("a stream has no recipe")
 
 
-def _dataset(value: dict[str, Any]) -> Dataset:
-    splits = {name: SplitContents(**split) for name, split in value["splits"].items()}
-    return Dataset(**_common_fields(value), splits=splits)
-
-
-def _common_fields(value: dict[str, Any]) -> dict[str, Any]:
-    """What recipe.json and dataset.json have in common, as the fields of their dataclasses."""
-    return {
-        "labels": tuple(value["labels"]),
-        "layout": ShardLayout(**value["layout"]),
-        "recipes": {name: StreamRecipe.from_json(each) for name, each in value["recipes"].items()},
-    }
+def _parse_folder(value: dict[str, Any], record: type[T]) -> T:
+    """recipe.json or dataset.json, where the hash of a recipe is one of its parameters."""
+    return parse({**value, "recipes": StreamRecipe.all_from_json(value.get("recipes"))}, record)
 
 
 def _common(record: FolderRecipe | Dataset) -> dict[str, Any]:

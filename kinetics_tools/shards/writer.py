@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kinetics_tools.core.errors import OutError, ShardError
-from kinetics_tools.core.files import digest, file_lock, publish
+from kinetics_tools.core.files import digest, file_lock, publish, refuse_links
 from kinetics_tools.media.recipe import all_parameters
 from kinetics_tools.shards.index import NUM_CHECK_DIGITS, IndexPlace, IndexRow, write_rows
 from kinetics_tools.shards.records import (
@@ -146,46 +146,65 @@ def register_recipes(records: FolderRecords, new: FolderRecipe) -> None:
         OutError: shards there were made with other labels, another layout or another recipe.
         ShardError: they have another schema version.
     """
+    with file_lock(records.folder / ".lock-recipe"):
+        agreed = agree(records, new)
+        _restore_recipe(records)
+        if agreed != _recorded_recipe(records):
+            agreed.write(records.folder)
+
+
+def agree(records: FolderRecords, new: FolderRecipe) -> FolderRecipe:
+    """What `register_recipes` writes down; it raises the same, and writes nothing."""
     folder = records.folder
-    with file_lock(folder / ".lock-recipe"):
-        Dataset.check_version(folder)
-        old = _agreed_recipe(records)
-        if old is not None and shards_present(folder, RGB):
-            if old.labels != new.labels:
-                raise OutError(
-                    f"{folder}: its shards have another label list ({len(old.labels)} labels) "
-                    f"than this run ({len(new.labels)}); choose another OUT"
-                )
-            _refuse_change(folder, "the shards", asdict(old.layout), asdict(new.layout))
-        if old is not None:
-            for stream in sorted(old.recipes.keys() & new.recipes.keys()):
-                if shards_present(folder, stream):
-                    recipes = old.recipes[stream].parameters, new.recipes[stream].parameters
-                    before, now = map(all_parameters, recipes) if stream == RGB else recipes
-                    _refuse_change(folder, stream, before, now)
-            new = replace(
-                new, recipes={**old.recipes, **new.recipes}, splits={**old.splits, **new.splits}
+    Dataset.check_version(folder)
+    old = _agreed_recipe(records)
+    if old is None:
+        return new
+    if shards_present(folder, RGB):
+        if old.labels != new.labels:
+            raise OutError(
+                f"{folder}: its shards have another label list ({len(old.labels)} labels) "
+                f"than this run ({len(new.labels)}); choose another OUT"
             )
-        if new != old:
-            new.write(folder)
+        _refuse_change(folder, "the shards", asdict(old.layout), asdict(new.layout))
+    for stream in sorted(old.recipes.keys() & new.recipes.keys()):
+        if shards_present(folder, stream):
+            recipes = old.recipes[stream].parameters, new.recipes[stream].parameters
+            before, now = map(all_parameters, recipes) if stream == RGB else recipes
+            _refuse_change(folder, stream, before, now)
+    return replace(new, recipes={**old.recipes, **new.recipes}, splits={**old.splits, **new.splits})
+
+
+def _recorded_recipe(records: FolderRecords) -> FolderRecipe | None:
+    """What recipe.json says; None where it is lost or damaged."""
+    try:
+        return records.recipe()
+    except DamagedRecordError:
+        return None
+
+
+def _restore_recipe(records: FolderRecords) -> FolderRecipe | None:
+    """Write recipe.json again, where it is lost or damaged; as for `_agreed_recipe`."""
+    recipe = _agreed_recipe(records)
+    if recipe is not None and _recorded_recipe(records) is None:
+        path = records.folder / "recipe.json"
+        lost = "damaged" if path.exists() else "gone"
+        recipe.write(records.folder)
+        logger.info("%s was %s; it is written from dataset.json", path, lost)
+    return recipe
 
 
 def _agreed_recipe(records: FolderRecords) -> FolderRecipe | None:
     """What the shards in a folder were made with; None where there are none yet.
 
-    recipe.json says it. Where that is lost or damaged, it is written again from dataset.json and
-    the sidecars.
+    recipe.json says it. Where that is lost or damaged, dataset.json and the sidecars do.
 
     Raises:
         OutError: none of them says it.
         ShardError: one of them has another schema version.
     """
     folder = records.folder
-    lost = "gone"
-    try:
-        recipe = records.recipe()
-    except DamagedRecordError:
-        recipe, lost = None, "damaged"
+    recipe = _recorded_recipe(records)
     if recipe is not None or not shards_present(folder, RGB):
         return recipe
     try:
@@ -193,11 +212,12 @@ def _agreed_recipe(records: FolderRecords) -> FolderRecipe | None:
     except DamagedRecordError:
         dataset = None
     if dataset is None:
+        lost = "damaged" if (folder / "recipe.json").exists() else "gone"
         raise OutError(
             f"{folder} holds shards, but its recipe.json is {lost}, and there is no whole "
             "dataset.json to write it from; choose another OUT"
         )
-    recipe = FolderRecipe(
+    return FolderRecipe(
         labels=dataset.labels,
         layout=dataset.layout,
         recipes=dataset.recipes,
@@ -206,9 +226,6 @@ def _agreed_recipe(records: FolderRecords) -> FolderRecipe | None:
             for split, contents in dataset.splits.items()
         },
     )
-    recipe.write(folder)
-    logger.info("%s was %s; it is written from dataset.json", folder / "recipe.json", lost)
-    return recipe
 
 
 def _expected(records: FolderRecords, split: str, num_samples: int) -> ExpectedSplit:
@@ -266,10 +283,11 @@ def write_index(records: FolderRecords) -> Dataset:
     no_shards = ShardError(f"{folder} holds no shards; make them with extract-flow")
     if not (folder / "recipe.json").exists() and not shards_present(folder, RGB):
         raise no_shards  # here, as the lock would make the folder
+    refuse_links(folder)
     with file_lock(folder / ".lock-index"):
         records.refresh(())  # another part may have made a shard again, and have indexed it
         with file_lock(folder / ".lock-recipe"):
-            recipe = _agreed_recipe(records)
+            recipe = _restore_recipe(records)
         if recipe is None:
             raise no_shards
         streams = [RGB, *sorted(recipe.recipes.keys() - {RGB})]
@@ -305,7 +323,7 @@ def _index_split(
                 continue
             if sidecar.recipe != recipe.recipes[stream].hash:
                 raise ShardError(
-                    f"{shard} was made with another recipe; remove it and run extract-flow"
+                    f"{shard} was made with another recipe; move it away and run extract-flow"
                 )
             present[stream] = sidecar
         rgb = present.pop(RGB, None)
@@ -328,6 +346,11 @@ def _index_split(
 
 
 def _row(rgb: Sidecar, member: ShardMember, label_ids: Mapping[str, int]) -> IndexRow:
+    if member.label is not None and member.label not in label_ids:
+        raise ShardError(
+            f"{rgb.split}, shard {rgb.number}: {member.key} has the label {member.label!r}, which "
+            "recipe.json does not have; choose another OUT"
+        )
     label_id = None if member.label is None else label_ids[member.label]
     return IndexRow(member.key, member.label, label_id, member.frames, {RGB: _place(rgb, member)})
 

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,18 @@ from kinetics_bench.archs.table import count
 from kinetics_bench.evaluation.results import Predictions, Result
 from kinetics_bench.inference.networks import read_request
 from kinetics_bench.recipes import RECIPES
+from kinetics_bench.training.checkpoint import Checkpoint
 from kinetics_tools.core.errors import KineticsError
+from kinetics_tools.core.keys import file_keys
 from kinetics_tools.media import encode
-from support import DAMAGES, command, damage_file, environment, run_command
+from support import (
+    DAMAGES,
+    command,
+    damage_file,
+    environment,
+    left_by_a_killed_process,
+    run_command,
+)
 from tiny import (
     LABELS,
     copy_of_shards,
@@ -55,7 +64,14 @@ def test_a_run_ends_with_a_table_and_the_reports_path(trained: tuple[Path, str, 
     work_dir, stdout, _ = trained
     lines = stdout.splitlines()
     assert re.split(r"\s{2,}", lines[0]) == [
-        *("stream", "top-1 %", "+-", "top-5 %", "mean-class %", "evaluated / in the list")
+        *(
+            "stream",
+            "top-1 %",
+            "95 % interval",
+            "top-5 %",
+            "mean-class %",
+            "evaluated / in the list",
+        )
     ]
     assert [line.split()[0] for line in lines[1:4]] == ["rgb", "flow", "joint"]
     assert all(line.endswith("2 / 2") for line in lines[1:4])
@@ -81,6 +97,33 @@ def test_a_run_keeps_predictions_and_a_record_of_each_row(trained: tuple[Path, s
     assert result["cost"]["flops"] > 1e9
 
 
+@pytest.mark.parametrize("size", ["64k", "4k"])
+def test_a_small_dev_shm_stops_nothing(tmp_path: Path, size: str) -> None:
+    """Containers have 64 MB there, less than one clip of 250 frames; here a clip has 900 kB."""
+    unshare = (shutil.which("unshare") or "unshare", "-rm", "/bin/sh", "-c")
+    mount = f"PATH=/bin:/sbin mount -t tmpfs -o size={size} tmpfs /dev/shm"
+    try:
+        subprocess.run([*unshare, mount], check=True, capture_output=True)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs the right to mount a file system: {error}")
+    words = (*SHORT[:-1], "1", "--stream", "rgb", "--data", tiny_shards(), *splits(tmp_path))
+    done = subprocess.run(
+        [
+            *(*unshare, f'{mount} && exec "$@"', "sh"),
+            *command("run-benchmark", *words, "--workers", 2, "--work-dir", tmp_path / "work"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+        timeout=300,  # without room a clip was lost, and awaited for ever
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 / 2" in done.stdout
+    # Once for the training, once for the evaluation.
+    assert done.stderr.count("no processes can be started") == (2 if size == "4k" else 0)
+
+
 def test_running_again_reuses_what_is_there(trained: tuple[Path, str, str]) -> None:
     work_dir, stdout, _ = trained
     again = run_command(
@@ -96,6 +139,114 @@ def test_running_again_reuses_what_is_there(trained: tuple[Path, str, str]) -> N
         assert f"{stream}: reused, evaluated already" in again.stderr
 
 
+def test_training_clips_that_are_missing_are_counted_logged_and_shown(tmp_path: Path) -> None:
+    names = [f"{label}/{subject}_{label}.avi" for subject in ("ann", "ben") for label in LABELS]
+    names += ["left/#gone_left.avi", "left/gone_left.avi"]
+    (tmp_path / "trainlist01.txt").write_text("".join(f"{name} 1\n" for name in names))
+    (tmp_path / "testlist01.txt").write_text("left/dan_left.avi\nright/lost_right.avi\n")
+    split = ("--train-split", "ucf101/1", "--test-split", "ucf101/1", "--splits", tmp_path)
+
+    done = run_command(
+        "run-benchmark",
+        *("--arch", "i3d", "--stream", "rgb", "--recipe", "sample", "--epochs", 1),
+        *("--data", tiny_shards(), *split, "--work-dir", tmp_path / "work"),
+    )
+
+    assert done.returncode == 0, done.stderr
+    (gone,) = file_keys([PurePosixPath("left/#gone_left.avi")]).values()
+    said = f"ucf101/1: 2 of 6 training clips are not there, such as {gone}: not in the shards 2"
+    assert said in done.stderr
+    assert "ucf101/1: 1 of 2 test clips are not there, such as lost_right" in done.stderr
+    result = json.loads((tmp_path / "work" / "rgb" / "result.json").read_text())
+    assert result["data"]["num_train"] == 4
+    assert result["data"]["missing_train"] == dict.fromkeys(
+        (gone, "gone_left"), "not in the shards"
+    )
+    page = (tmp_path / "work" / "report.html").read_text()
+    assert "ucf101/1: 4 / 6 clips (2 not in the shards)" in page
+    again = run_command("run-benchmark", "evaluate", tmp_path / "work", "--protocol", "whole")
+    assert again.returncode == 0, again.stderr
+    assert "ucf101/1: 1 of 2 test clips are not there" in again.stderr
+    (other,) = (tmp_path / "work").glob("*/rgb/result.json")
+    assert len(json.loads(other.read_text())["data"]["missing_train"]) == 2
+
+
+def test_what_is_there_is_reused_only_if_labels_bytes_and_precision_are_the_same(
+    tmp_path: Path,
+) -> None:
+    clips = Path(shutil.copytree(tiny_clips(), tmp_path / "clips"))
+    shards, work_dir = tmp_path / "shards", tmp_path / "work"
+    words = (*SHORT, "--stream", "rgb", "--data", shards, *splits(tmp_path), "--amp", "none")
+
+    def run(*options: object) -> subprocess.CompletedProcess[str]:
+        method = ("--method", "opencv-tvl1", "--short-side", "keep", "--jobs", 1)
+        extracted = run_command("extract-flow", clips, shards, *method)
+        assert extracted.returncode == 0, extracted.stderr
+        return run_command("run-benchmark", *words, *options, "--work-dir", work_dir)
+
+    def exchange(one: str, other: str) -> None:
+        paths = [clips / each.partition("_")[2] / f"{each}.mp4" for each in (one, other)]
+        contents = [path.read_bytes() for path in paths]
+        for path, content in zip(paths, reversed(contents), strict=True):
+            path.write_bytes(content)
+
+    assert run().returncode == 0
+    weights = (work_dir / "rgb" / "checkpoint.pt").read_bytes()
+    before = read_predictions(work_dir / "rgb")
+
+    exchange("dan_left", "dan_right")  # of the test split
+    again = run()
+    assert again.returncode == 0, again.stderr
+    assert "rgb: reused, trained already" in again.stderr
+    assert "evaluated again, not the same order, labels or bytes of the clips\n" in again.stderr
+    np.testing.assert_allclose(
+        read_predictions(work_dir / "rgb").logits, before.logits[::-1], atol=1e-5
+    )
+    for name in ("dan_left", "dan_right"):  # the same bytes, under the other label
+        this, that = name.partition("_")[2], {"left": "right", "right": "left"}
+        (clips / this / f"{name}.mp4").rename(clips / that[this] / f"{name}.mp4")
+    again = run()
+    assert "evaluated again, not the same order, labels or bytes of the clips\n" in again.stderr
+    assert list(read_predictions(work_dir / "rgb").label_ids) == [1, 0]
+    assert_one_line(
+        run("--amp", "bfloat16"), "not the same precision (float32 there, bfloat16 now)", "--force"
+    )
+
+    exchange("ann_left", "ann_right")
+    refused = run()
+    told = (
+        "another training, not the same order, labels or bytes of the training clips",
+        "--force",
+    )
+    assert_one_line(refused, *told)
+    assert_one_line(run("--resume"), *told)
+    exchange("ann_left", "ann_right")
+    (clips / "left" / "ben_left.mp4").rename(clips / "right" / "ben_left.mp4")
+    assert_one_line(run(), *told)
+    assert (work_dir / "rgb" / "checkpoint.pt").read_bytes() == weights
+
+
+def test_an_evaluation_knows_the_weights_and_the_precision(
+    trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    work_dir = Path(shutil.copytree(trained[0], tmp_path / "copy"))
+    row = json.loads((work_dir / "flow" / "result.json").read_text())
+    other = "none" if row["cost"]["precision"] == "bfloat16" else "bfloat16"
+    words = ("run-benchmark", "evaluate", work_dir, "--stream", "flow")
+    done = run_command(*words, "--amp", other)
+    assert "evaluated again, not the same precision\n" in done.stderr
+    now = json.loads((work_dir / "flow" / "result.json").read_text())
+    assert now["cost"]["precision"] == now["data"]["identity"]["precision"]
+    assert now["cost"]["precision"] != row["cost"]["precision"]
+
+    checkpoint = Checkpoint.read(work_dir / "flow" / "checkpoint.pt")
+    checkpoint.net = {name: 2 * weights for name, weights in checkpoint.net.items()}
+    checkpoint.write(work_dir / "flow" / "checkpoint.pt")
+    done = run_command(*words, "--amp", other)
+    assert "evaluated again, not the same weights\n" in done.stderr
+    assert "evaluated already" in run_command(*words, "--amp", other).stderr
+
+
 @pytest.mark.full
 def test_evaluate_again_and_on_other_clips(trained: tuple[Path, str, str], tmp_path: Path) -> None:
     work_dir, stdout, _ = trained
@@ -106,14 +257,15 @@ def test_evaluate_again_and_on_other_clips(trained: tuple[Path, str, str], tmp_p
     damage(shards, "ann_left")
     keys = key_file(tmp_path, "other.txt", "ann_*", "ben_left")
     other = run_command(
-        *("run-benchmark", "evaluate", work_dir, "--test-split", keys, "--data", shards)
+        *("run-benchmark", "evaluate", work_dir, "--test-split", keys, "--data", shards),
+        "--allow-overlap",
     )
     assert other.returncode == 0, other.stderr
     lines = other.stdout.splitlines()
-    assert [line.split()[-3:] for line in lines[1:4]] == [
-        ["2", "/", "3"],
-        ["3", "/", "3"],
-        ["2", "/", "3"],
+    assert [re.split(r"\s{2,}", line)[-1] for line in lines[1:4]] == [
+        "2 / 3, 2 TRAINED ON",
+        "3 / 3, 3 TRAINED ON",
+        "2 / 3, 2 TRAINED ON",
     ]
     folder = Path(lines[4].removeprefix("report: ")).parent
     assert folder.parent == work_dir
@@ -172,7 +324,7 @@ def test_a_work_dir_belongs_to_one_training(trained: tuple[Path, str, str]) -> N
         *("run-benchmark", *SHORT, "--data", tiny_shards()),
         *(*splits(work_dir.parent), "--work-dir", work_dir, "--batch-size", "2"),
     )
-    assert_one_line(other, "holds another training (not the same recipe)", "--force")
+    assert_one_line(other, "holds another training, not the same recipe;", "--force")
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -258,7 +410,28 @@ def test_shards_of_another_schema_or_without_their_flow_are_one_line(tmp_path: P
     dataset.write_text(text)
     (shards / "all" / "flow-opencv-tvl1-000000.tar").unlink()
     done = run_command("run-benchmark", *options, "--stream", "flow", cwd=tmp_path)
-    assert_one_line(done, "flow-opencv-tvl1-000000.tar is gone")
+    assert (done.returncode, done.stdout) == (2, "")
+    length, error = done.stderr.splitlines()
+    assert "flow: 20 steps of 6 clips: 20 epochs of 6 clips" in length
+    assert "flow-opencv-tvl1-000000.tar is gone" in error
+
+
+def test_storage_that_cannot_be_read_is_one_line_with_workers_and_without(
+    trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    shards = copy_of_shards(tmp_path)
+    (tar,) = (shards / "all").glob("rgb-*.tar")
+    tar.chmod(0)
+    for num_workers in (0, 2):
+        done = run_command(
+            *("run-benchmark", "evaluate", trained[0], "--data", shards, "--stream", "rgb"),
+            *("--workers", num_workers),
+            is_root=False,
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        told = f"error: {tar}: Permission denied; allow access to it"
+        assert done.stderr.splitlines()[-1].startswith(told)
+        assert "Traceback" not in done.stderr
 
 
 def test_flow_of_another_recipe_or_name_is_one_line(
@@ -267,7 +440,9 @@ def test_flow_of_another_recipe_or_name_is_one_line(
     shards = copy_of_shards(tmp_path)
     path = shards / "dataset.json"
     dataset = json.loads(path.read_text().replace("flow-opencv-tvl1", "flow-other"))
-    dataset["recipes"]["flow-other"]["hash"] = "0"
+    recipe = dataset["recipes"]["flow-other"]
+    bound = recipe["bound"]
+    recipe |= {"hash": "0", "bound": bound / 4}  # and no warning of clamped flow before the error
     path.write_text(json.dumps(dataset))
     index = shards / "all" / "index.parquet"
     table = pd.read_parquet(index)
@@ -276,7 +451,7 @@ def test_flow_of_another_recipe_or_name_is_one_line(
     done = run_command(
         "run-benchmark", "evaluate", trained[0], "--data", shards, "--stream", "flow"
     )
-    assert_one_line(done, "flow-other in", "has another recipe than the flow of the training")
+    assert_one_line(done, "flow-other in", f"(bound {bound}, there {bound / 4})", "the same recipe")
 
 
 def test_a_truncated_checkpoint_is_one_line(trained: tuple[Path, str, str], tmp_path: Path) -> None:
@@ -290,7 +465,10 @@ def test_a_truncated_checkpoint_is_one_line(trained: tuple[Path, str, str], tmp_
         )
     checkpoint.unlink()
     checkpoint.mkdir()
-    assert_one_line(run_command("run-benchmark", "evaluate", work_dir), "pt: Is a directory")
+    assert_one_line(
+        run_command("run-benchmark", "evaluate", work_dir),
+        "pt is not a file: a folder, a device or a pipe",
+    )
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
@@ -298,7 +476,7 @@ def test_a_damaged_record_of_a_run_is_one_line_that_says_what_to_do(
     kind: str, trained: tuple[Path, str, str], tmp_path: Path
 ) -> None:
     for name, read, advice in (
-        ("run.json", read_request, "remove it, then give the command that began this run"),
+        ("run.json", read_request, "move it away, then give the command that began this run"),
         ("result.json", Result.read, "; evaluate again"),
         ("predictions.parquet", read_predictions, "; evaluate again"),
     ):
@@ -454,12 +632,14 @@ def test_features_of_bad_videos_are_one_line_each(
     text = tmp_path / "text.mp4"
     text.write_text("no video")
     words = ("--work-dir", trained[0], "--stream", "rgb", "--out", tmp_path / "out")
+    left = left_by_a_killed_process(tmp_path / "out" / "dan_left.npy")
     done = run_command("run-benchmark", "features", good, text, tmp_path / "gone.mp4", *words)
     assert (done.returncode, done.stdout) == (3, f"{tmp_path / 'out' / 'dan_left.npy'}\n")
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     for path, line in zip((text, tmp_path / "gone.mp4"), errors, strict=True):
         assert str(path) in line
     assert "error" in json.loads((tmp_path / "out" / "text.json").read_text())
+    assert not left.exists()
     short = run_command(
         *("run-benchmark", "features", good, "--duration", "0.2", *words, "--force")
     )
@@ -483,3 +663,58 @@ def test_help_of_every_verb_is_light() -> None:
         loaded = {name.partition(".")[0] for name in json.loads(done.stderr)}
         assert loaded.isdisjoint({"torch", "numpy", "pandas", "cv2", "av", "matplotlib"})
         assert done.stdout.startswith("usage: run-benchmark")
+
+
+def test_clips_that_were_trained_on_are_refused_or_mark_the_result(
+    trained: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    ignored = shutil.ignore_patterns("evaluate-*")  # of another test
+    work_dir = Path(shutil.copytree(trained[0], tmp_path / "copy", ignore=ignored))
+    mixed = key_file(tmp_path, "mixed.txt", "dan_*", "cyd_*", "ann_left")
+    asked: tuple[object, ...] = ("evaluate", work_dir, "--test-split", mixed, "--stream", "rgb")
+    refused = run_command("run-benchmark", *asked)
+    assert_one_line(refused, "was trained on 3 of the 5 clips", "ann_left", "--allow-overlap")
+    assert list(work_dir.glob("evaluate-*")) == []
+    allowed = run_command("run-benchmark", *asked, "--allow-overlap")
+    assert allowed.returncode == 0, allowed.stderr
+    assert allowed.stdout.splitlines()[1].endswith("5 / 5, 3 TRAINED ON")
+    (folder,) = work_dir.glob("evaluate-*")
+    assert json.loads((folder / "rgb" / "result.json").read_text())["data"]["num_overlap"] == 3
+    assert "trained on 3 of these clips" in (folder / "report.html").read_text()
+    assert "5 / 5, 3 TRAINED ON" in (folder / "report.html").read_text()
+    # What is there is marked, and still refused without the option.
+    assert run_command("run-benchmark", *asked, "--allow-overlap").stdout == allowed.stdout
+    assert_one_line(run_command("run-benchmark", *asked), "was trained on 3 of the 5 clips")
+
+
+def test_a_checkpoint_as_init_hands_on_the_clips_that_it_was_trained_on(
+    trained: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = trained[0] / "rgb" / "checkpoint.pt"
+    train, test = (key_file(tmp_path, f"{name}.txt", f"{name}_*") for name in ("dan", "cyd"))
+    words = [*SHORT, "--stream", "rgb", "--epochs", "1", "--data", str(tiny_shards())]
+    words += ["--init", str(checkpoint), "--train-split", str(train)]
+    refused = run_command("run-benchmark", *words, "--test-split", test, cwd=tmp_path)
+    assert_one_line(
+        refused, f"{checkpoint} was trained on 2 of the 2 clips of --test-split cyd.txt"
+    )
+
+    # Trained further on another clip, it has seen these too.
+    work_dir = tmp_path / "further"
+    done = run_command(
+        "run-benchmark",
+        *(*words, "--test-split", key_file(tmp_path, "x.txt", "dan_left")),
+        *("--train-split", key_file(tmp_path, "y.txt", "dan_right"), "--batch-size", "1"),
+        *("--work-dir", work_dir),
+    )
+    assert done.returncode == 0, done.stderr
+    again = run_command("run-benchmark", "evaluate", work_dir, "--test-split", test)
+    assert_one_line(again, "was trained on 2 of the 2 clips of --test-split cyd.txt")
+
+    # As given weights, with the classes that these have.
+    monkeypatch.setattr("kinetics_bench.inference.networks.known_labels", lambda _: LABELS)
+    given = ["evaluate", "--init", str(checkpoint), "--stream", "rgb", "--protocol", "whole"]
+    given += ["--data", str(tiny_shards()), "--work-dir", str(tmp_path / "given")]
+    with pytest.raises(KineticsError, match=r"checkpoint.pt was trained on 2 of the 2 clips"):
+        cli.run([*given, "--test-split", str(test)])
+    assert not (tmp_path / "given" / "run.json").exists()

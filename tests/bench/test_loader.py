@@ -1,7 +1,11 @@
 """The loader: exact epochs, and the same views however they are read."""
 
+import errno
+import os
 import pickle
+import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinetics_bench.archs.registry import CHANNELS, Sampling
+from kinetics_bench.data import handover
 from kinetics_bench.data.loader import BatchPlan, ClipDataset, Reader, eval_items, train_batches
 from kinetics_bench.data.views import seeded_rng, train_view
 from kinetics_bench.protocols import Extent
@@ -41,6 +46,7 @@ def test_an_epoch_is_every_clip_once_over_all_processes(
     assert {len(steps) for steps in epochs} == {plans[0].steps_per_epoch}
     parts = [part for steps in epochs for step in steps for part in step.micro_batches]
     assert sorted(number for part in parts for number in part) == list(range(num_clips))
+    assert min(map(len, parts)) == plans[0].smallest_micro_batch
     if num_clips > 1 and batch_size > 1 and micro_batch_size > 2:
         assert all(len(part) > 1 for part in parts)  # batch norm cannot train on one clip
     assert all(len(part) <= micro_batch_size for part in parts)
@@ -156,6 +162,42 @@ def test_a_broken_shard_stops_the_run_in_one_line(tmp_path: Path, num_workers: i
     with pytest.raises(ShardError, match="does not hold") as caught:
         list(eval_items(dataset, range(8), num_workers=num_workers))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is mapped is read in /proc")
+def test_workers_hand_clips_over_outside_dev_shm() -> None:
+    """The files that torch makes there are limited to 64 MB in a container."""
+    training = clips(tiny_shards())
+    evaluation = ClipDataset.for_evaluation(training.samples, training.reader, WHOLE)
+    batches = train_batches(training, BatchPlan(8, RECIPE, 0), range(1), num_workers=1)
+    items = eval_items(evaluation, range(2), num_workers=1)
+    with closing(batches), closing(items):
+        for tensors in (next(batches).clips, next(items).clips):
+            assert tensors is not None
+            assert tensors[0].nbytes > 2**16
+            mapped = Path("/proc/self/maps").read_text()
+            assert "/memfd:" in mapped
+            assert "/dev/shm/torch" not in mapped
+            del tensors
+
+
+def test_where_there_are_no_files_in_memory_the_clips_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_file() -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    dataset = ClipDataset.for_evaluation(clips(tiny_shards()).samples, Reader(RECIPE, 1.0), WHOLE)
+    expected = [item.clips for item in eval_items(dataset, range(4), num_workers=0)]
+    with monkeypatch.context() as elsewhere:
+        elsewhere.delattr(os, "memfd_create", raising=False)
+        files = list(eval_items(dataset, range(4), num_workers=2))
+    monkeypatch.setattr(handover, "open_memory_file", no_file)
+    queued = list(eval_items(dataset, range(4), num_workers=2))
+    for items in (files, queued):
+        for item, clip in zip(items, expected, strict=True):
+            assert item.clips is not None and clip is not None
+            assert torch.equal(item.clips[0], clip[0])
 
 
 def test_a_dataset_can_be_sent_to_spawned_workers() -> None:

@@ -1,7 +1,7 @@
 """Recipes: schedules, hashes, and what they name."""
 
 import json
-import tarfile
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import RECIPES, MultiStep, OneCycle, Recipe, recipe_for
 from kinetics_bench.training.checkpoint import Checkpoint
 from kinetics_tools.core.errors import EvaluationError, UnknownNameError
-from support import ROOT
+from support import unpack_written_by_0_1
 
 ALL = [
     pytest.param(arch, stream, recipe, id=f"{name}-{arch}-{stream}")
@@ -60,6 +60,13 @@ def test_a_hash_follows_from_what_changes_a_weight() -> None:
     assert replace(recipe, schedule=OneCycle(epochs=1, peak_lr=1e-3)).hash != recipe.hash
 
 
+def test_training_and_testing_are_in_the_papers_section_2_5() -> None:
+    sources = [each.source for arch in RECIPES["paper"].values() for each in arch.values()]
+    for source in (*sources, PROTOCOLS["paper"].source):
+        assert "2.5" in source
+        assert not re.search(r"section 4|and 4\b", source)
+
+
 # The first digits: results and checkpoints that were written with them stay comparable.
 HASHES = {
     ("paper", "i3d", "rgb"): "7d8c4943538ae204",
@@ -95,8 +102,7 @@ def test_the_hashes_are_those_of_version_0_1() -> None:
 
 def test_a_checkpoint_of_version_0_1_holds_a_recipe_that_reads(tmp_path: Path) -> None:
     name = "./run/flow/checkpoint.pt"
-    with tarfile.open(ROOT / "tests" / "golden" / "written_by_0.1.tar.xz") as members:
-        members.extract(name, tmp_path, filter="data")
+    unpack_written_by_0_1(tmp_path)
     stored = torch.load(tmp_path / name, weights_only=True)["recipe"]
     assert stored["pass_size"] == 4
     recipe = Checkpoint.read(tmp_path / name).recipe

@@ -15,6 +15,7 @@ from kinetics_bench.evaluation.results import (
     DataRecord,
     Predictions,
     Result,
+    cells,
     find_origin,
     score,
 )
@@ -66,6 +67,7 @@ def row(stream: str, labels: list[str], num_clips: int = 12) -> tuple[Result, Pr
             train_split="train",
             num_train=60,
             failed_train={"bad": "damaged"},
+            missing_train={"lost": "missing", "other": "not in the shards"},
             test_split="val",
             init=InitRecord(source="weights.pt", sha256="0123456789abcdef", finetune="last"),
         ),
@@ -100,13 +102,40 @@ def test_a_page_tells_everything_and_needs_no_other_file(tmp_path: Path) -> None
     page = write_report([make_run(tmp_path / "a-run", labels)], tmp_path / "r.html").read_text()
     for words in ("a-run", "Two-Stream I3D", "12 / 13", "gone_clip", "12,689,984", "bfloat16"):
         assert words in page
-    assert "train: 59 clips (1 could not be decoded)" in page
+    assert "train: 59 / 62 clips (1 could not be decoded, 2 not in the shards)" in page
     assert "weights.pt (0123456789ab); last layer trained" in page
     assert page.count("<img ") == 4  # two curves, confusion matrix, accuracy by class
     assert set(re.findall(r'src="([^;]*);', page)) == {"data:image/svg+xml"}
     assert not re.search(r'(href|src)="(?!data:)', page)
     assert "<script>" not in page
     assert "<b>damaged" not in page
+
+
+def test_clips_that_were_trained_on_mark_the_row_the_table_and_the_page(tmp_path: Path) -> None:
+    result, predictions = row("rgb", ["a", "b"])
+    for num_overlap in (0, 7):
+        data = replace(result.data, num_overlap=num_overlap)
+        marked = replace(result, data=data)
+        marked.write(tmp_path / "run" / "rgb", predictions)
+        assert Result.read(tmp_path / "run" / "rgb").data == data
+        assert ("TRAINED ON" in cells(marked)["evaluated / in the list"]) == bool(num_overlap)
+        page = write_report([tmp_path / "run"], tmp_path / "r.html").read_text()
+        assert ("The weights were trained on 7 of these clips" in page) == bool(num_overlap)
+        assert page.count("7 TRAINED ON") == page.count("(7 clips TRAINED ON)") == bool(num_overlap)
+    assert cells(marked)["evaluated / in the list"] == "12 / 13, 7 TRAINED ON"
+
+
+def test_the_interval_of_all_clips_right_is_on_the_page(tmp_path: Path) -> None:
+    result, _ = row("rgb", ["a", "b"])
+    right = Predictions.of({f"k{at}": (0, np.array([1, 0], np.float32)) for at in range(5)}, {})
+    folder = tmp_path / "run" / "rgb"
+    replace(result, score=score(right), failed={}).write(folder, right)
+    page = write_report([tmp_path / "run"], tmp_path / "r.html").read_text()
+    assert page.count("56.6 to 100.0") == 2
+    assert "±" not in page
+    values = json.loads((folder / "result.json").read_text())["score"]
+    assert values["interval"] == [pytest.approx(0.565518, abs=1e-6), 1.0]
+    assert "standard_error" not in values
 
 
 def test_a_result_without_training_or_word_of_its_start_has_a_page(tmp_path: Path) -> None:

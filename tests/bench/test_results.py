@@ -6,8 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kinetics_bench.evaluation.results import Predictions, ranks, score
+from kinetics_bench.evaluation.results import (
+    NORMAL_95,
+    Predictions,
+    interval_text,
+    ranks,
+    score,
+    wilson,
+)
 from kinetics_tools.core.console import text_table
 from kinetics_tools.core.errors import EvaluationError
 
@@ -27,9 +36,31 @@ def test_failed_clips_are_expected_but_in_no_share() -> None:
     assert (found.num_expected, found.num_scored, found.num_failed) == (4, 3, 1)
     assert found.top1 == pytest.approx(2 / 3)
     assert found.mean_class == pytest.approx((1 + 0.5) / 2)
-    assert found.standard_error == pytest.approx((2 / 3 * 1 / 3 / 3) ** 0.5)
+    assert found.interval == pytest.approx((0.207660, 0.938508), abs=1e-6)
     assert found.top5 is None  # of two classes
     assert found.keys_sha256 == hashlib.sha256(b"k0\nk1\nk2").hexdigest()
+
+
+def test_an_interval_is_wilsons_also_where_all_or_none_are_right() -> None:
+    assert wilson(5, 5) == pytest.approx((0.565518, 1), abs=1e-6)
+    assert wilson(0, 5) == pytest.approx((0, 0.434482), abs=1e-6)
+    assert wilson(1, 1) == pytest.approx((0.206549, 1), abs=1e-6)
+    assert (wilson(14, 14)[1], wilson(14, 14)[0] < 1, wilson(0, 14)[0]) == (1.0, True, 0.0)
+    assert wilson(28, 30) == pytest.approx((0.786765, 0.981523), abs=1e-6)
+    found = score(predictions([[2, 1]] * 5, [0] * 5))
+    assert interval_text(found) == "56.6 to 100.0"
+
+
+@given(st.integers(1, 20_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_an_interval_holds_the_share_and_has_a_width(counts: tuple[int, int]) -> None:
+    num_right, num = counts
+    low, high = wilson(num_right, num)
+    assert 0 <= low <= num_right / num <= high <= 1
+    assert high - low > 0
+    # The ends solve |share - p| = 1.96 standard deviations of p.
+    for p in {low, high} - {0.0, 1.0}:
+        deviation = NORMAL_95 * (p * (1 - p) / num) ** 0.5
+        assert abs(num_right / num - p) == pytest.approx(deviation, rel=1e-6, abs=1e-9)
 
 
 def test_top_five_and_ties() -> None:

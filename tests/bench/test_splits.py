@@ -1,11 +1,15 @@
 """Splits: stored ones, official lists, files of keys."""
 
-from pathlib import Path
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 
+import pandas as pd
 import pytest
 
 from kinetics_bench.data.splits import Selection, _official, require_disjoint, select
 from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.core.keys import candidate_keys, file_keys
 from kinetics_tools.shards.reader import ShardFolder
 from tiny import LABELS, SUBJECTS, copy_of_shards, key_file, tiny_shards
 
@@ -84,6 +88,91 @@ def test_an_hmdb_list_says_what_each_clip_is_for(tmp_path: Path) -> None:
     (lists / "right_test_split1.txt").write_text("ann_right.avi 2 \n")
     assert chosen("hmdb51/1", role="train", splits=tmp_path).keys == ("ann_left",)
     assert chosen("hmdb51/1", role="test", splits=tmp_path).keys == ("ann_right", "ben_left")
+
+
+# Names as HMDB-51 has them: with characters that no key has, and some too long for one.
+STEMS = (
+    "#122_Cleaning_Up_cartwheel_f_cm_np1_le_med_0",
+    "Return_of_the_King_4_draw_sword_u_nm_np1_fr_med_2",
+    "(HQ)_Rock_Climbing_-_Free_Solo_climb_f_cm_np1_ba_med_0",
+    "A" * 100,
+)
+
+
+def named_shards(folder: Path, files: Mapping[str, str]) -> ShardFolder:
+    """The tiny shards, with the keys that files of other names would have had in a set."""
+    keys = file_keys(map(PurePosixPath, files.values()))
+    shards = copy_of_shards(folder)
+    path = shards / "all" / "index.parquet"
+    index = pd.read_parquet(path)
+    index["key"] = index["key"].map(lambda key: keys[PurePosixPath(files[key])])
+    index.to_parquet(path, index=False)
+    return ShardFolder(shards)
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mp4", ".AVI", ".Mp4", ".webm", ".mpeg"])
+def test_an_official_list_finds_a_clip_whatever_its_suffix_was(suffix: str, tmp_path: Path) -> None:
+    old = [f"{s}_{label}" for label in LABELS for s in SUBJECTS]
+    paths = [f"{key.partition('_')[2]}/{stem}" for key, stem in zip(old, STEMS * 2, strict=True)]
+    data = named_shards(
+        tmp_path, {key: f"{path}{suffix}" for key, path in zip(old, paths, strict=True)}
+    )
+    for label in LABELS:  # the stems of one class are those of the other: all keys are hashed
+        (tmp_path / f"{label}_test_split1.txt").write_text(
+            f"{STEMS[0]}.avi 1 \n{STEMS[1]}.avi 2 \n{STEMS[2]}.avi 1 \n{STEMS[3]}.avi 2 \n"
+        )
+
+    def select_all(role: str) -> Selection:
+        return select(data, "hmdb51/1", role=role, streams=("rgb",), splits=tmp_path)
+
+    train, test = select_all("train"), select_all("test")
+    assert (len(train.samples), len(test.samples)) == (4, 4)
+    assert (train.missing, test.missing) == ({}, {})
+    assert len({*train.keys, *test.keys}) == 8
+    assert {s.label for s in train.samples} == set(LABELS)
+
+
+def test_a_clip_that_is_stored_twice_is_taken_once(tmp_path: Path) -> None:
+    old = [f"{s}_{label}" for label in LABELS for s in SUBJECTS]
+    files = {key: f"left/{key}.mp4" for key in old}
+    files["ben_left"] = "left/ann_left.avi"
+    data = named_shards(tmp_path, files)
+    (tmp_path / "trainlist01.txt").write_text("left/ann_left.avi 1\nleft/cyd_left.avi 1\n")
+    (tmp_path / "testlist01.txt").write_text("left/dan_left.avi\n")
+    train = select(data, "ucf101/1", role="train", streams=("rgb",), splits=tmp_path)
+    (expected,) = (k for k in train.keys if k.startswith("ann_left-"))
+    assert train.keys == (expected, "cyd_left")
+    assert (
+        expected == file_keys(map(PurePosixPath, files.values()))[PurePosixPath(files["ben_left"])]
+    )
+
+
+def test_a_gap_is_found_under_the_key_that_the_shards_gave_it(tmp_path: Path) -> None:
+    shards = copy_of_shards(tmp_path)
+    keys = file_keys([PurePosixPath("left/#1.mp4")])
+    (gap,) = keys.values()
+    path = shards / "dataset.json"
+    dataset = json.loads(path.read_text())
+    dataset["splits"]["all"]["gaps"] = {gap: "damaged"}
+    path.write_text(json.dumps(dataset))
+    (tmp_path / "trainlist01.txt").write_text("left/#1.avi 1\nleft/ann_left.avi 1\nleft/#2.avi 1\n")
+    (tmp_path / "testlist01.txt").write_text("left/dan_left.avi\n")
+    train = select(ShardFolder(shards), "ucf101/1", role="train", streams=("rgb",), splits=tmp_path)
+    (official,) = file_keys([PurePosixPath("left/#2.avi")]).values()
+    assert train.missing == {gap: "damaged", official: "not in the shards"}
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".AVI"])
+def test_all_names_of_hmdb51_are_found_with_another_suffix(suffix: str, shared_data: Path) -> None:
+    listed = {
+        key: path
+        for role in ("train", "test")
+        for key, path in _official(shared_data / "annotations", "hmdb51", 1, role).items()
+    }
+    converted = set(file_keys(path.with_suffix(suffix) for path in listed.values()).values())
+    assert len(converted - listed.keys()) > 600
+    found = [next(k for k in candidate_keys(path) if k in converted) for path in listed.values()]
+    assert len(set(found)) == len(listed) == 5100
 
 
 def test_official_lists_must_be_there(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Checkpoints written by TensorFlow under the published names; `tox run -e tensorflow`."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from kinetics_bench.weights import download
 from kinetics_bench.weights.files import read
 from kinetics_bench.weights.init import load_init
 from kinetics_tools.core.errors import EvaluationError
-from support import MediaServer
+from support import MediaServer, environment
 
 pytestmark = pytest.mark.tensorflow
 
@@ -116,3 +118,52 @@ def test_checkpoints_of_objects_and_of_bfloat16_are_one_line(tmp_path: Path) -> 
     )
     with pytest.raises(EvaluationError, match=rf"{name} has dtype bfloat16; expected float32"):
         read(tmp_path / "half.index", (), arch="i3d")
+
+
+LOAD = """
+from pathlib import Path
+from kinetics_bench.archs import build
+from kinetics_bench.weights import load_init
+prefix = Path(sys.argv[1])
+build("i3d", num_classes=5)
+load_init(str(prefix), arch="i3d", stream="rgb", num_classes=5, cache=prefix.parent / "cache")
+"""
+LOG = """
+from pathlib import Path
+from kinetics_bench.training.log import TrainingLog
+TrainingLog(Path(sys.argv[1]).parent)._open(1)
+"""
+STEP = """
+import torch
+net = torch.nn.Linear(2, 2)
+torch.optim.SGD(net.parameters(), lr=0.1).step()
+"""
+FLOW = """
+import numpy
+from kinetics_tools import flow
+flow.compute(numpy.zeros((2, 32, 32), numpy.uint8), backend="triton")
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *(LOAD + STEP, LOG + STEP, LOAD + FLOW),
+        *("import tensorflow" + LOAD + STEP, "import tensorflow" + FLOW + STEP),
+        "import torch, tensorflow" + LOAD + STEP,
+    ],
+)
+def test_tensorflow_and_triton_bear_each_other_in_either_order(code: str, tmp_path: Path) -> None:
+    """Each contains LLVM; two of them aborted the interpreter at an optimizer's first step."""
+    pytest.importorskip("triton")
+    variables = deepmind_variables(build("i3d", num_classes=5), "RGB/inception_i3d/")
+    save(variables, tmp_path / "model.ckpt")
+    end = "assert {'tensorflow', 'triton'} <= sys.modules.keys()"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\n{end}", tmp_path / "model.ckpt"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment() | {"TRITON_INTERPRET": "1"},
+    )
+    assert done.returncode == 0, done.stderr

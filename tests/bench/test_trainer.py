@@ -2,25 +2,42 @@
 
 import copy
 import json
+import multiprocessing
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional
 
+from kinetics_bench.archs.registry import ARCHS
 from kinetics_bench.data.loader import train_batches
 from kinetics_bench.device import Machine
-from kinetics_bench.recipes import MultiStep, OneCycle
+from kinetics_bench.evaluation.evaluate import Test as Evaluation
+from kinetics_bench.evaluation.evaluate import predict_split
+from kinetics_bench.protocols import PROTOCOLS
+from kinetics_bench.recipes import MultiStep, OneCycle, Recipe
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint, TrainingData
-from kinetics_bench.training.trainer import EVENTS, LOG, TrainingJob, _Epoch, _Training, train
+from kinetics_bench.training.log import EVENTS, LOG
+from kinetics_bench.training.trainer import (
+    TrainingJob,
+    _Epoch,
+    _Training,
+    require_usable_batches,
+    train,
+)
 from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.core.files import FULL_ERRNOS
 from support import command, environment
 from tiny import copy_of_shards, damage, key_file, tiny_recipe, tiny_shards
 from trainings import CPU, RECIPE, job
@@ -52,6 +69,72 @@ def test_a_resumed_training_gives_the_same_weights(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (part / LOG).read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert lines == [asdict(row) for row in resumed.history]
+
+
+def epochs_of(folder: Path) -> tuple[list[int], list[int]]:
+    """The epochs in log.jsonl, and those that TensorBoard shows."""
+    told = [json.loads(line)["epoch"] for line in (folder / LOG).read_text().splitlines()]
+    events = EventAccumulator(str(folder / EVENTS)).Reload()
+    return told, [event.step for event in events.Scalars("loss")]
+
+
+def age_events(folder: Path) -> None:
+    """Let a process of earlier seconds have written them: readers sort them by the second."""
+    for path in (folder / EVENTS).iterdir():
+        start, second, rest = re.split(r"(?<=tfevents\.)(\d+)", path.name)
+        path.rename(path.with_name(f"{start}{int(second) - 60}{rest}"))
+
+
+@pytest.mark.parametrize("left", ["as it was", "torn", "behind", "ahead", "none", "foreign"])
+def test_the_log_has_each_epoch_once_whatever_a_killed_process_left(
+    left: str, tmp_path: Path
+) -> None:
+    given = job(tmp_path)
+    _train_one_epoch(given)
+    age_events(tmp_path)
+    whole = (tmp_path / LOG).read_text()
+    later = whole.replace('"epoch": 1', '"epoch": 2')
+    if left == "none":
+        (tmp_path / LOG).unlink()
+    elif left != "as it was":
+        texts = {"torn": whole + later[:20], "behind": "", "ahead": whole + later + later[:-9]}
+        (tmp_path / LOG).write_bytes(texts.get(left, "\xff").encode("latin-1"))
+    done = train(given, CPU, resume=True)
+    assert epochs_of(tmp_path) == ([1, 2, 3], [1, 2, 3])
+    lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert lines == [asdict(row) for row in done.history]
+    assert len(list((tmp_path / EVENTS).iterdir())) == 2  # of two processes, for three epochs
+
+
+def test_a_training_that_goes_back_to_an_earlier_checkpoint_logs_each_epoch_once(
+    tmp_path: Path,
+) -> None:
+    given = job(tmp_path)
+    _train_one_epoch(given)
+    age_events(tmp_path)
+    earlier = (tmp_path / CHECKPOINT).read_bytes()
+    whole = train(given, CPU, resume=True)
+    age_events(tmp_path)
+    (tmp_path / CHECKPOINT).write_bytes(earlier)
+    again = train(given, CPU, resume=True)
+    assert_same(whole.net, again.net)
+    assert epochs_of(tmp_path) == ([1, 2, 3], [1, 2, 3])
+
+
+def test_a_log_is_appended_to_and_a_run_has_one_file_of_events(tmp_path: Path) -> None:
+    seen = []
+
+    class Looks(Machine):
+        def barrier(self) -> None:
+            if (tmp_path / LOG).exists():
+                seen.append(((tmp_path / LOG).stat().st_ino, (tmp_path / LOG).read_text()))
+
+    train(job(tmp_path), Looks(torch.device("cpu")))
+    inodes, texts = zip(*seen, strict=True)
+    assert len(set(inodes)) == 1
+    assert [text.count("\n") for text in texts] == [1, 2, 3]
+    assert len(list((tmp_path / EVENTS).iterdir())) == 1
+    assert epochs_of(tmp_path) == ([1, 2, 3], [1, 2, 3])
 
 
 @pytest.mark.full
@@ -133,6 +216,42 @@ def test_a_clip_left_alone_by_damage_is_no_step_for_batch_norm(tmp_path: Path) -
         train(alone, CPU)
 
 
+@pytest.mark.parametrize(
+    ("arch", "batch_size", "num_clips", "is_usable"),
+    [
+        ("convnet-lstm", 1, 8, False),
+        ("c3d", 1, 8, False),
+        ("c3d", 2, 7, False),  # the last batch has three clips, in micro-batches of 1 and 2
+        ("c3d", 2, 8, True),
+        ("c3d", 3, 7, True),
+        ("c3d", 6, 1, False),
+        ("i3d", 1, 8, True),
+        ("3d-fused", 1, 8, True),
+    ],
+)
+def test_a_micro_batch_that_cannot_be_used_is_told_before_the_first_step(
+    arch: str, batch_size: int, num_clips: int, is_usable: bool, tmp_path: Path
+) -> None:
+    stream = ARCHS[arch].streams[0] if arch != "i3d" else "rgb"
+    recipe = tiny_recipe(arch, stream, batch_size=batch_size, micro_batch_size=min(batch_size, 4))
+    given = job(tmp_path / "run", recipe, arch=arch, stream=stream)
+    few = replace(given.train, samples=given.train.samples[:num_clips])
+    given = replace(given, train=few)
+    if is_usable:
+        require_usable_batches(given, CPU)
+        return
+    with pytest.raises(EvaluationError) as caught:
+        train(given, CPU)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"rgb: of {num_clips} training clips in batches of {batch_size}, ")
+    size = {1: None, 8: 2}.get(num_clips, 3)
+    assert line.endswith("on more clips" if size is None else f"give --batch-size {size}")
+    if size is not None:
+        larger = tiny_recipe(arch, stream, batch_size=size, micro_batch_size=min(size, 4))
+        require_usable_batches(replace(given, recipe=larger), CPU)
+    assert not (tmp_path / "run").exists()
+
+
 def _train_one_epoch(stopped: TrainingJob) -> None:
     """Write what a training of `stopped` has written after its first epoch."""
 
@@ -152,7 +271,9 @@ def test_a_finished_training_is_reused_and_another_refused(tmp_path: Path) -> No
     again = train(job(tmp_path), CPU)
     assert_same(first.net, again.net)
     assert (tmp_path / CHECKPOINT).stat().st_mtime_ns == modified
-    with pytest.raises(EvaluationError, match=r"another training \(not the same seed\).*--force"):
+    with pytest.raises(
+        EvaluationError, match=r"another training, not the same seed \(0 there, 1 now\).*--force"
+    ):
         train(job(tmp_path, seed=1), CPU)
     forced = train(job(tmp_path, seed=1), CPU, force=True)
     assert any(not torch.equal(forced.net[name], value) for name, value in first.net.items())
@@ -179,6 +300,104 @@ def test_a_clip_that_cannot_be_decoded_is_counted(tmp_path: Path) -> None:
     done = train(job(tmp_path / "run", shards=shards), CPU)
     assert list(done.failed) == ["ben_left"]
     assert [(row.clips, row.failed) for row in done.history] == [(7, 1)] * 3
+
+
+def diverging(*milestones: tuple[int, float]) -> Recipe:
+    """Plain steps: two per epoch on the tiny shards."""
+    return replace(RECIPE, optimizer="sgd", schedule=MultiStep(milestones=milestones))
+
+
+def test_a_training_stops_at_the_first_loss_that_is_not_finite(tmp_path: Path) -> None:
+    given = job(tmp_path, diverging((2, 1e-3), (12, 1e30)))
+    with pytest.raises(EvaluationError) as caught:
+        train(given, CPU)
+    (line,) = str(caught.value).splitlines()
+    # The third step makes the weights too large, so the fourth has no loss.
+    assert line.startswith("rgb: the loss is nan in step 4 (epoch 2), on ")
+    named = re.findall(r"[a-z]+_(?:left|right)", line.partition(": the training")[0])
+    (step, *_) = list(_Training(given, CPU, None).plan.steps(1))[1:]
+    keys = [given.train.samples[number].key for number in step.micro_batches[0]]
+    assert named == sorted(keys)
+    assert "checkpoint.pt is that of epoch 1" in line
+    kept = Checkpoint.read(tmp_path / CHECKPOINT)
+    assert (kept.epoch, kept.finished) == (1, False)
+    assert all(bool(values.isfinite().all()) for values in kept.net.values())
+    assert [json.loads(line)["epoch"] for line in (tmp_path / LOG).read_text().splitlines()] == [1]
+    with pytest.raises(EvaluationError, match="stopped after 1 epochs; give --resume"):
+        train(given, CPU)
+    with pytest.raises(EvaluationError, match="the loss is nan in step 4"):
+        train(given, CPU, resume=True)
+
+
+@pytest.mark.parametrize("last", [4, 3])
+def test_the_last_step_of_an_epoch_or_of_all_may_be_the_one_that_diverges(
+    last: int, tmp_path: Path
+) -> None:
+    recipe = diverging((last - 1, 1e-3), (last, 1e38), (last + 2 if last == 4 else last, 1e-3))
+    with pytest.raises(EvaluationError, match=rf"is not finite after step {last}: .* of epoch 1"):
+        train(job(tmp_path, recipe), CPU)
+    assert Checkpoint.read(tmp_path / CHECKPOINT).epoch == 1
+
+
+def test_a_gradient_that_overflows_is_no_step(tmp_path: Path) -> None:
+    training = _Training(job(tmp_path), CPU, None)
+    layer = training.net.get_parameter(f"{training.net.last_layers[0]}.weight")
+    layer.register_hook(lambda gradient: gradient * 1e39)  # type: ignore[no-untyped-call]
+    before = copy.deepcopy(training.net.state_dict())
+    with pytest.raises(EvaluationError, match=r"gradient is not finite in step 1 .*no checkpoint"):
+        training.run()
+    for name, weight in training.net.named_parameters():
+        assert torch.equal(weight, before[name]), name
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+class KillsWorkers(Machine):
+    """Kills a process that reads clips, as the system does where memory is short."""
+
+    def kill(self) -> None:
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+
+class KillsInTraining(KillsWorkers):
+    def barrier(self) -> None:
+        if multiprocessing.active_children():  # before the first epoch there are none
+            self.kill()
+
+
+class KillsInEvaluation(KillsWorkers):
+    def autocast(self) -> torch.autocast:
+        self.kill()
+        return super().autocast()
+
+
+# Else a second error is printed while the first one is told.
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_training_whose_worker_is_killed_is_one_line_and_continues(tmp_path: Path) -> None:
+    whole = train(job(tmp_path / "whole"), CPU)
+    given = job(tmp_path / "killed", num_workers=2)
+    with pytest.raises(EvaluationError, match=r"worker .* fewer --workers .* --resume") as caught:
+        train(given, KillsInTraining(torch.device("cpu")))
+    assert "\n" not in str(caught.value)
+    assert Checkpoint.read(given.folder / CHECKPOINT).epoch == 1
+    assert_same(whole.net, train(given, CPU, resume=True).net)
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_an_evaluation_whose_worker_is_killed_is_one_line(tmp_path: Path) -> None:
+    given = job(tmp_path)
+    checkpoint = train(given, CPU)
+    test = Evaluation(
+        data=given.data,
+        selection=given.train,
+        flow="",
+        protocol=PROTOCOLS["whole"],
+        num_workers=2,
+    )
+    with pytest.raises(EvaluationError, match=r"worker .* fewer --workers .* again") as caught:
+        predict_split(checkpoint, test, KillsInEvaluation(torch.device("cpu")))
+    assert "\n" not in str(caught.value)
+    assert len(predict_split(checkpoint, test, CPU).keys) == 8
 
 
 def small_checkpoint(weights: torch.Tensor) -> Checkpoint:
@@ -209,8 +428,8 @@ def small_checkpoint(weights: torch.Tensor) -> Checkpoint:
         ("truncated", "is damaged or truncated; copy it again"),
         ("flipped", "is damaged or truncated; copy it again"),
         ("empty", "is damaged, or not a checkpoint of this version; copy it again"),
-        ("foreign", "is damaged, or not a checkpoint of this version; copy it again"),
-        ("format", "has format 99, this version reads"),
+        ("foreign", r"is not a checkpoint of this version \(its net is not a state dict\); copy"),
+        ("format", r"is not a checkpoint of this version \(it has format 99, not 2\); copy it"),
     ],
 )
 def test_a_broken_checkpoint_is_one_line(damaged: str, told: str, tmp_path: Path) -> None:
@@ -258,14 +477,57 @@ def test_no_flipped_bit_of_a_checkpoint_passes(tmp_path: Path) -> None:
     assert refused > len(bits) / 2
 
 
+def test_a_disk_that_fills_while_a_checkpoint_is_written_is_told(tmp_path: Path) -> None:
+    path = tmp_path / CHECKPOINT
+    small_checkpoint(torch.arange(10.0)).write(path)
+    before = path.read_bytes()
+
+    def write_too_much() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            small_checkpoint(torch.arange(100_000.0)).write(path)
+        except OSError as error:
+            os._exit(7 if error.filename == str(path) and error.errno in FULL_ERRNOS else 1)
+
+    child = multiprocessing.get_context("fork").Process(target=write_too_much)
+    child.start()
+    child.join()
+    assert child.exitcode == 7
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == [CHECKPOINT]
+
+
 def test_weights_of_another_class_count_are_refused(tmp_path: Path) -> None:
     done = train(job(tmp_path, replace(RECIPE, schedule=OneCycle(epochs=1, peak_lr=1e-3))), CPU)
     done.data = replace(done.data, labels=("left", "right", "up"))
-    with pytest.raises(
-        EvaluationError, match="do not belong to i3d, stream rgb, with 3 classes"
-    ) as caught:
-        done.network()
+    done.write(tmp_path / CHECKPOINT)
+    told = "these weights are not of i3d, stream rgb, with 3 classes: see 'Logits"
+    with pytest.raises(EvaluationError, match=told) as caught:
+        Checkpoint.read(tmp_path / CHECKPOINT)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state[0].pop("exp_avg"),
+        lambda state: state[0].update(step=1),
+        lambda state: state[0].update(exp_avg=torch.zeros(3)),
+        lambda state: state.update({10**6: state[0]}),
+        lambda state: state.update({0: [1]}),
+    ],
+)
+def test_a_damaged_state_of_the_optimizer_is_one_line(
+    change: Callable[[dict[Any, Any]], object], tmp_path: Path
+) -> None:
+    stopped = job(tmp_path, replace(RECIPE, schedule=OneCycle(epochs=2, peak_lr=1e-3)))
+    _train_one_epoch(stopped)
+    values = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    change(values["optimizer"]["state"])
+    torch.save(values, tmp_path / CHECKPOINT)
+    with pytest.raises(EvaluationError, match="the optimizer's state is damaged; copy it again"):
+        train(stopped, CPU, resume=True)
 
 
 def _arguments(work_dir: Path, keys: Path) -> tuple[object, ...]:

@@ -6,11 +6,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from kinetics_tools import __version__
-from kinetics_tools.core import cli, console
+from kinetics_tools.core import cli, console, system
 from kinetics_tools.core.cli import Parser
 from kinetics_tools.extract.cli import build_parser
 from support import environment, run_command
@@ -49,6 +50,101 @@ def test_a_closed_pipe_is_not_a_crash() -> None:
     command.stdin.close()
     assert command.stderr.read() == b""
     assert command.wait(60) == 141
+
+
+# Children have the streams too; 5: each is there, and is not a file of ours.
+CHILD = "import os; os._exit(sum(os.fstat(n).st_nlink >= 0 for n in (0, 1, 2)) + 2)"
+CLOSED = (">&-", "2>&-", "<&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full")
+
+
+@pytest.mark.parametrize("streams", CLOSED)
+@pytest.mark.parametrize(
+    ("main", "code"),
+    [
+        ("print('row\\n' * {rows}) or 0", 0),
+        ("logging.getLogger('kinetics_tools').info('a line') or 3", 3),
+        ("(_ for _ in ()).throw(KineticsError('unusable'))", 2),
+        ("cli.Parser('x', 'X.').parse_args(['--nope'])", 2),
+        ("os.kill(os.getpid(), 15)", 143),
+        (f"subprocess.run([sys.executable, '-c', {CHILD!r}], check=False).returncode", 5),
+    ],
+)
+def test_closed_and_full_streams_change_no_exit_code_but_that_of_output_that_is_lost(
+    streams: str, main: str, code: int, tmp_path: Path
+) -> None:
+    for rows in (1, 100_000):
+        program = (
+            "import logging, os, subprocess, sys; from kinetics_tools.core import cli\n"
+            "from kinetics_tools.core.errors import KineticsError\n"
+            f"def main():\n"
+            f"    file = open('ours.txt', 'w')\n"  # it must not become a standard stream
+            f"    return {main.format(rows=rows)}\n"
+            "cli.run(main)"
+        )
+        (tmp_path / "program.py").write_text(program)
+        shell = f"exec {sys.executable} program.py {streams}"
+        told = subprocess.run(
+            ["/bin/sh", "-c", shell],
+            cwd=tmp_path,
+            capture_output=True,
+            env=environment(),
+            check=False,
+        )
+        is_lost = streams == ">/dev/full" and "print" in main
+        assert told.returncode == (2 if is_lost else code)
+        assert b"Traceback" not in told.stderr
+        assert (tmp_path / "ours.txt").read_text() == ""
+        if is_lost:
+            said = b"error: standard output, or a file of this run: No space left on device; "
+            assert told.stderr.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("main", "said"),
+    [
+        ("[open('/dev/null') for _ in range(100)]", "Too many open files; allow more open files"),
+        ("os.fork()", "Resource temporarily unavailable; give fewer --jobs"),
+        (
+            "(_ for _ in ()).throw(RuntimeError('can\\'t start new thread'))",
+            "no thread can be started; give fewer --jobs",
+        ),
+    ],
+)
+def test_a_limit_of_the_machine_is_one_line(main: str, said: str) -> None:
+    program = (
+        "import os, resource; from kinetics_tools.core import cli\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))\n"
+        "def fork(): raise BlockingIOError(11, os.strerror(11))\n"  # root has no such limit
+        "os.fork = fork\n"
+        f"cli.run(lambda: {main})"
+    )
+    words = [sys.executable, "-c", program]
+    told = subprocess.run(words, capture_output=True, text=True, env=environment(), check=False)
+    assert told.returncode == 2
+    assert told.stderr.startswith(f"error: {said} (") or told.stderr.startswith(f"error: {said}, ")
+    assert told.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_number_out_of_range_is_one_line(name: str) -> None:
+    option = "--workers" if name == "run-benchmark" else "--jobs"
+    for number in ("99999999999", "9" * 5000, "-1", "1e3", ""):
+        told = run_command(name, "CLIPS", "OUT", f"{option}={number}")
+        assert told.returncode == 2
+        assert f"is not a whole number from {int(option == '--jobs')} to 4096" in told.stderr
+        assert (told.stderr.count("\n"), len(told.stderr) < 300) == (1, True)
+
+
+@pytest.mark.parametrize("granted", ["0", "00", "x", "", "-1", "9" * 5000])
+def test_slurms_number_of_processors_is_taken_only_if_it_is_one(
+    granted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    here = system.num_processors()
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", granted)
+    assert system.num_processors() == here >= 1
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert system.num_processors() == 1
 
 
 def test_abbreviated_options_are_refused() -> None:

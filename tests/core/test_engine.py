@@ -434,6 +434,13 @@ def test_the_part_follows_from_the_option_or_from_slurm() -> None:
     for wrong in ("8/8", "-1/8", "a/b", "3", "1/0"):
         with pytest.raises(KineticsError, match="--task"):
             part_from(wrong, {})
+    for odd in ({}, {"ID": "x"}, {"MIN": ""}, {"COUNT": "-1"}, {"MAX": "9" * 5000}, {"ID": "7"}):
+        environ = slurm(5, 3, 6, 4) if odd else {"SLURM_ARRAY_TASK_ID": "3"}
+        environ |= {f"SLURM_ARRAY_TASK_{name}": value for name, value in odd.items()}
+        with pytest.raises(KineticsError, match="SLURM_ARRAY_TASK_"):
+            part_from(None, environ)
+    with pytest.raises(KineticsError, match="is not I/N"):
+        part_from(f"0/{'9' * 5000}", {})
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kinetics_tools.core import files
 from kinetics_tools.core.errors import OutError
+from kinetics_tools.core.files import below
 from support import environment, tree
 
 
@@ -115,3 +118,91 @@ def test_a_digest_does_not_depend_on_the_order_of_names() -> None:
     # printf '{"a":[1,2],"b":"é"}' | sha256sum
     golden = "d902c5ef87c42c33059e8d7b7aa30485809a5c0ff84b8d0d285616d5b03f23ea"
     assert files.digest({"b": "é", "a": [1, 2]}) == golden
+
+
+@given(st.lists(st.text(max_size=3) | st.sampled_from(["..", ".", "/", "a/..", "\0"]), max_size=3))
+def test_a_path_of_names_is_below_its_root_or_an_error(names: list[str]) -> None:
+    root = Path("/a/b")
+    try:
+        path = below(root, *names)
+    except ValueError as error:
+        assert "is not the name of a file or folder" in str(error)
+    else:
+        assert Path(os.path.normpath(path)) == path
+        assert path.relative_to(root).parts == tuple(names)
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    victim = tmp_path / "elsewhere" / "victim.txt"
+    victim.parent.mkdir()
+    victim.write_text("precious")
+    return victim
+
+
+@pytest.mark.parametrize("name", [files.PARTS_LOCK, ".lock-0-of-1"])
+def test_a_lock_that_is_a_link_or_a_pipe_is_refused(
+    name: str, tmp_path: Path, victim: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).symlink_to(victim)
+    told = f"{name} is a link, through which another file would be written; remove it"
+    for locked in (files.hold_lock(out), files.hold_lock_if_any(out)):
+        with pytest.raises(OutError, match=told), locked:
+            pass
+    with pytest.raises(OutError, match=told):
+        files.require_free(out)
+    (out / name).unlink()
+    os.mkfifo(out / name)
+    with pytest.raises(OutError, match="not a file of ours"), files.hold_lock(out):
+        pass
+    assert victim.read_text() == "precious"
+
+
+def test_a_scratch_path_or_folder_that_is_a_link_is_not_followed(
+    tmp_path: Path, victim: Path
+) -> None:
+    out = tmp_path / "out"
+    with files.publish(out / "a.txt") as scratch:
+        pass_on = scratch
+        scratch.touch()
+    pass_on.symlink_to(victim)
+    files.write_text(out / "a.txt", "new")
+    assert tree(out) == {"a.txt": b"new"}
+    (out / ".scratch").symlink_to(victim.parent)
+    with pytest.raises(OutError, match="scratch is a link"), files.scratch_folder(out):
+        pass
+    assert tree(victim.parent) == {"victim.txt": b"precious"}
+
+
+@pytest.mark.parametrize("place", ["clips", "clips/train", "clips/train/a label", ".scratch"])
+def test_a_folder_that_is_a_link_to_one_elsewhere_is_refused(
+    place: str, tmp_path: Path, victim: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / place).parent.mkdir(parents=True)
+    (out / place).symlink_to(victim.parent)
+    with pytest.raises(OutError, match="is a link to a folder elsewhere"), files.hold_lock(out):
+        pass
+    with files.hold_lock_if_any(out):  # a reader does not write there
+        pass
+    assert tree(victim.parent) == {"victim.txt": b"precious"}
+
+
+def test_a_log_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(OutError, match="not a file of ours"), files.open_own(tmp_path / "log", "a"):
+        pass
+    with pytest.raises(OutError, match="is not a file"):
+        files.require_file(tmp_path / "log")
+
+
+def test_out_itself_and_folders_in_it_may_be_links(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    (disk / "clips").mkdir(parents=True)
+    (disk / "same").symlink_to("clips")
+    (disk / "loop").symlink_to(disk / "loop")
+    (tmp_path / "out").symlink_to(disk)
+    with files.hold_lock(tmp_path / "out"):
+        pass

@@ -68,6 +68,26 @@ def test_the_clock_since_boot_is_the_wall_clock_where_no_boot_is_named(
     assert abs(system.boot_time_s() - time.time()) < 60
 
 
+def test_a_file_in_memory_has_no_name_and_holds_what_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for _ in range(2):
+        file = system.open_memory_file()
+        assert os.write(file, b"clip") == 4
+        assert os.pread(file, 9, 0) == b"clip"
+        assert os.fstat(file).st_nlink == 0
+        os.close(file)
+        monkeypatch.delattr(os, "memfd_create", raising=False)  # as on macOS
+
+
+def test_libraries_have_their_own_symbols_only_in_the_block() -> None:
+    before = sys.getdlopenflags()
+    with pytest.raises(ZeroDivisionError), system.own_symbols_first():
+        assert sys.getdlopenflags() == before | getattr(os, "RTLD_DEEPBIND", 0)
+        1 / 0  # noqa: B018
+    assert sys.getdlopenflags() == before
+
+
 def test_the_cache_is_where_the_user_keeps_caches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

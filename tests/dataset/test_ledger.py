@@ -1,5 +1,6 @@
 """The ledger survives what kills its writer, and says of each key what happened last."""
 
+import os
 import random
 import resource
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -109,29 +111,6 @@ def test_a_source_is_asked_again_for_reasons_that_may_pass(tmp_path: Path) -> No
     assert read["gone"].may_try("youtube", frozenset({Reason.GONE}))
 
 
-@pytest.mark.parametrize(
-    ("stored", "detail", "read"),
-    [
-        ("gone", "Video unavailable. This content isn\u2019t available.", "refused"),
-        ("gone", "Video unavailable. This video is not available on this device", "refused"),
-        ("gone", "Video unavailable. Error code: 152 - 4", "refused"),
-        ("gone", "Video unavailable. Words of another year", "no-formats"),
-        ("copyright", "Video unavailable. The owner blocked it on this website", "refused"),
-        ("gone", "Video unavailable. This video has been removed by the uploader", "gone"),
-        ("geo-blocked", "Video unavailable. Not made available in your country", "geo-blocked"),
-        ("bot-check", "Sign in to confirm you\u2019re not a bot", "bot-check"),
-    ],
-)
-def test_a_ledger_of_0_1_0_holds_no_loss_that_was_a_refusal(
-    tmp_path: Path, stored: str, detail: str, read: str
-) -> None:
-    line = replace(failed("a", Reason(stored)), detail=f"[youtube] aaaaaaaaaaa: {detail}")
-    write(tmp_path, line, replace(line, key="b", source="dir", detail="Video unavailable"))
-    histories = ledger.read(tmp_path)
-    assert histories["a"].failed_with("youtube") == read
-    assert histories["b"].failed_with("dir") == stored
-
-
 def test_it_is_told_which_sources_failed_since_the_clip_was_done(tmp_path: Path) -> None:
     write(tmp_path, failed("a", Reason.GONE, "cvdf"), done("a"), failed("a", Reason.PRIVATE))
     history = ledger.read(tmp_path)["a"]
@@ -185,7 +164,7 @@ LINES = st.lists(
 @given(LINES, st.randoms(use_true_random=False))
 @settings(max_examples=200)
 def test_lines_say_the_same_in_whatever_order_they_are_read(
-    attempts: list[tuple[str, str, Reason]], chance: random.Random
+    attempts: list[tuple[Literal["done", "failed"], str, Reason]], chance: random.Random
 ) -> None:
     in_order = [
         Line(
@@ -284,7 +263,7 @@ def test_the_last_line_is_found_however_long_lines_are(
     out = tmp_path_factory.mktemp("ledger")
     path = ledger.ledger_path(out, Part(1, 2))
     before = [
-        Line(key="a" * length, status="done", source="cvdf", time=f"2035-01-0{day}")
+        Line(key="a", status="done", source="c", detail="a" * length, time=f"2035-01-0{day}")
         for day, length in enumerate([1, *lengths], start=1)
     ]
     path.write_text("".join(line.as_text() for line in before) + "x" * torn)
@@ -319,3 +298,47 @@ def test_a_clip_that_came_damaged_for_good_is_asked_for_when_all_is_to_be_asked_
     assert not history.may_try("youtube", frozenset({Reason.DAMAGED, Reason.GONE}))
     assert history.may_try("youtube", PERMANENT)
     assert history.may_try("youtube", frozenset(Reason))
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        "9999-12-31T23:59:59.999+00:00",
+        "0001-01-01T00:00:00+14:00",
+        "0001-01-02T00:00:00",
+        pytest.param("x" * 10**5, id="long"),
+    ],
+)
+def test_a_time_that_no_run_has_is_one_line(time: str, tmp_path: Path) -> None:
+    line = replace(done("a"), time=time).as_text()
+    (tmp_path / "ledger-0-of-1.jsonl").write_text(line)
+    with pytest.raises(OutError, match="line 1: not a ledger line") as caught:
+        ledger.read(tmp_path)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_ledger_that_is_one_long_line_is_not_read_whole(end: bytes, tmp_path: Path) -> None:
+    write(tmp_path, done("a"))
+    path = tmp_path / "ledger-9-of-10.jsonl"
+    with path.open("wb") as file:
+        file.truncate(2**33)  # takes no room
+        file.seek(0, os.SEEK_END)
+        file.write(end)
+    with pytest.raises(OutError, match="longer than a ledger line"):
+        ledger.read(tmp_path)
+
+
+def test_a_ledger_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious, and no line feed")
+    path = tmp_path / "out" / "ledger-0-of-1.jsonl"
+    path.parent.mkdir()
+    path.symlink_to(victim)
+    with pytest.raises(OutError, match="is a link"), ledger.writer(path):
+        pass
+    assert victim.read_text() == "precious, and no line feed"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(OutError, match="is not a file"):
+        list(ledger.lines(path.parent))

@@ -200,6 +200,13 @@ def test_an_unusable_table_is_one_line(tmp_path: Path, text: str, said: str) -> 
         read_manifest(write(tmp_path, text))
 
 
+def test_blank_lines_before_the_header_are_counted_and_left_out(tmp_path: Path) -> None:
+    table = write(tmp_path, "\n \r\n" + HEADER + "yoga,abc,0,10,val\nyoga,abd,10,0,val\n")
+    manifest = read_manifest(table, skip_bad_rows=True)
+    assert [segment.youtube_id for segment in manifest.segments] == ["abc"]
+    assert [row.line for row in manifest.bad_rows] == [5]
+
+
 def test_a_missing_or_foreign_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="No such file"):
         read_manifest(tmp_path / "none.csv")
@@ -402,8 +409,8 @@ def test_a_label_list_is_its_labels_whatever_ends_its_lines(tmp_path: Path, text
         ("b\na\n", "line 2: 'a' may not come after 'b'; .* sorted, each once"),
         ("a\na\n", "line 2: 'a' may not come after 'a'"),
         ("a\n\nb\n", "line 2: is blank"),
-        ("\ufeff\n", "line 1: is blank"),
-        ("", "line 1: is blank"),
+        ("\ufeff\n", "is empty; a label list has"),
+        ("", "is empty; a label list has"),
     ],
 )
 def test_a_line_that_makes_no_label_list_is_named(tmp_path: Path, text: str, said: str) -> None:

@@ -31,6 +31,15 @@ WORN = segment("worn0000001", "yoga", "train")
 EVERY = (GIVEN, TOPPED_UP, HOSTILE, GONE, LATER, UNTRIED, LOST, DAMAGED, WORN)
 
 
+def test_a_report_is_not_written_through_a_link(tmp_path: Path) -> None:
+    ask(tmp_path / "out", EVERY)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "report").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutError, match="report is a link"):
+        write_report(tmp_path / "out")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     """One segment in each state that there is."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import http.server
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -80,6 +82,69 @@ def manifest(media_server: MediaServer, make_video: MakeVideo, tmp_path: Path) -
         ("round", "half-of-twice", 0, 2, "val"),
     ]
     return write_manifest(tmp_path / "list.csv", rows)
+
+
+@pytest.mark.parametrize("place", ["clips", "clips/train", "ledger-0-of-1.jsonl", ".lock-0-of-1"])
+def test_nothing_is_written_through_a_link(
+    place: str, manifest: Path, media_server: MediaServer, tmp_path: Path
+) -> None:
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    (out / place).parent.mkdir(parents=True)
+    if place.startswith("clips"):
+        victim.mkdir()
+    else:
+        victim.write_text("precious, and no line feed")
+    before = {} if victim.is_dir() else {"victim": victim.read_bytes()}
+    (out / place).symlink_to(victim)
+    done = download(manifest, out, "--source", media_server.template)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = (each for each in done.stderr.splitlines() if each.startswith("error:"))
+    assert f"{out / place} is a link" in line
+    assert {name: each for name, each in tree(tmp_path).items() if "victim" in name} == before
+
+
+class _Endless(http.server.BaseHTTPRequestHandler):
+    """Sends a video's first bytes, then zeros without end, or a byte now and then."""
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "video/mp4")
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom")
+            for _ in range(100_000):
+                if "drips" in self.path:
+                    time.sleep(0.1)
+                self.wfile.write(bytes(1 if "drips" in self.path else 2**16))
+
+
+def test_a_server_that_never_ends_costs_its_clips_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[Row] = [("a", name, 0, 2, "val") for name in ("endless", "drips")]
+    manifest = write_manifest(tmp_path / "endless.csv", rows)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Endless)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/{{youtube_id}}.mp4"
+    monkeypatch.setenv("KINETICS_TOOLS_MAX_BYTES", "1e7")
+    options = ("--ytdlp-option", "socket-timeout=2")
+    done = download(manifest, tmp_path / "out", "--source", f"url:{address}", *options)
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 4
+    details = {line.key[:7]: line.detail or "" for line in ledger.lines(tmp_path / "out")}
+    told = "the server sends more than 10000000 bytes (KINETICS_TOOLS_MAX_BYTES)"
+    assert told in details["endless"]
+    assert "below minimum throughput" in details["drips_0"]
+    monkeypatch.setenv("KINETICS_TOOLS_MIN_BYTES_PER_S", "fast")
+    done = download(manifest, tmp_path / "out", "--source", f"url:{address}")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: KINETICS_TOOLS_MIN_BYTES_PER_S is 'fast', not a number above 0; unset it"
+    )
 
 
 GOOD = (
@@ -201,6 +266,7 @@ def test_a_broken_file_of_a_folder_hides_no_good_one(make_video: MakeVideo, tmp_
         "three.webm": make_video(seconds=6, options="-c:v libvpx", suffix=".webm").read_bytes(),
         "four.mp4/note.txt": b"a folder with the name of a video",
         "sub/four.mkv": video,
+        os.fsdecode(b"caf\xe9/eight.mp4"): video,  # a name that is not UTF-8
         "five.mp4": make_video(seconds=2).read_bytes(),  # a video that ends too early
         "five.mkv": video,
         "six_000001_000003.mp4": b"",
@@ -209,14 +275,15 @@ def test_a_broken_file_of_a_folder_hides_no_good_one(make_video: MakeVideo, tmp_
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    names = ("one", "two", "three", "four", "five", "six", "seven")
+    names = ("one", "two", "three", "four", "five", "six", "seven", "eight")
     table = write_manifest(tmp_path / "list.csv", [("a", name, 1, 3, "val") for name in names])
     out = tmp_path / "out"
     said = download(table, out, "--source", f"dir:{folder}")
     assert said.returncode == 4, said.stderr
     lines = {line.key.partition("_")[0]: line for line in ledger.lines(out)}
     made = {name: line.detail for name, line in lines.items() if line.status == "done"}
-    assert made == {"one": "", "two": "as-found", "three": "", "four": "", "five": ""}
+    assert made.pop("two") == "as-found"
+    assert made == dict.fromkeys(("one", "three", "four", "five", "eight"), "")
     assert decode.count_frames(clip_of(out, "two")) == 150
     assert {decode.count_frames(clip_of(out, name)) for name in ("one", "three", "four")} == {50}
     assert (lines["seven"].reason, lines["seven"].detail) == (
@@ -224,15 +291,17 @@ def test_a_broken_file_of_a_folder_hides_no_good_one(make_video: MakeVideo, tmp_
         f"no file seven.* below {folder}",
     )
     assert lines["six"].reason == "damaged"  # the clip may be replaced
-    assert lines["six"].detail.startswith("six_000001_000003.mp4: cannot be decoded")
-    assert "; six.mp4: ends at 2.00 s, the segment at 3.00 s" in lines["six"].detail
+    assert lines["six"].detail.startswith(f"{folder}/six_000001_000003.mp4: cannot be decoded")
+    assert f"; {folder}/six.mp4: ends at 2.00 s, the segment at 3.00 s" in lines["six"].detail
 
-    # What was absent is found by the next run, also what 0.1 took for gone.
+    # What was absent is found by the next run; what 0.1 took for gone, if that is asked for again.
     ledger_file = out / "ledger-0-of-1.jsonl"
     ledger_file.write_text(ledger_file.read_text().replace('"absent"', '"gone"'))
     (folder / "seven.mp4").write_bytes(video)
     (folder / "six_000001_000003.mp4").write_bytes(video)
-    assert download(table, out, "--source", f"dir:{folder}").returncode == 0
+    words = (table, out, "--source", f"dir:{folder}")
+    assert download(*words).returncode == 3
+    assert download(*words, "--retry", "gone").returncode == 0
     assert ledger.read(out)["seven_000001_000003"].done is not None
 
 
@@ -473,14 +542,23 @@ def test_whether_a_ready_clip_is_too_short_is_a_matter_of_seconds(
 ) -> None:
     folder = tmp_path / "ready"
     folder.mkdir()
-    for name, seconds, fps in (("slow", 3, "10"), ("fast", 1, "60")):
-        content = make_video(seconds=seconds, fps=fps).read_bytes()
+    slides = "-c:v libx264 -vf select=lt(t\\,0.3)+gt(t\\,2.5) -fps_mode vfr"
+    for name, seconds, fps, options in (
+        ("slow", 3, "10", "-c:v libx264"),
+        ("fast", 1, "60", "-c:v libx264"),
+        ("slides", 3, "25", slides),
+    ):
+        content = make_video(seconds=seconds, fps=fps, options=options).read_bytes()
         (folder / f"{name}_000000_000010.mp4").write_bytes(content)
-    rows: list[Row] = [("a", "slow", 0, 10, "val"), ("a", "fast", 0, 10, "val")]
+    rows: list[Row] = [("a", name, 0, 10, "val") for name in ("slow", "fast", "slides")]
     table = write_manifest(tmp_path / "list.csv", rows)
     out = tmp_path / "out"
     assert download(table, out, "--source", f"dir:{folder}", "--keep-original").returncode == 3
-    assert reasons(out) == {"slow_000000_000010": None, "fast_000000_000010": "too-short"}
+    assert reasons(out) == {
+        "slow_000000_000010": None,
+        "fast_000000_000010": "too-short",
+        "slides_000000_000010": None,
+    }
 
 
 def test_a_network_that_is_down_ends_the_run_and_not_the_list(tmp_path: Path) -> None:
@@ -573,7 +651,7 @@ def test_a_damaged_recipe_is_one_line_that_says_what_to_do(
     assert said.returncode == 2
     (line,) = said.stderr.splitlines()
     assert line.startswith(f"error: {out / 'recipe.json'} is not ")
-    assert line.endswith("that made the clips there, remove it, else choose another folder")
+    assert line.endswith("that made the clips there, move it away, else choose another folder")
     (out / "recipe.json").unlink()
     assert download(table, out, "--source", media_server.template).returncode == 0
     assert tree(out) == before

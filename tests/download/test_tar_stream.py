@@ -1,6 +1,7 @@
 """Tars as they come: hostile names, odd members, damage of every kind; nothing else is written."""
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
@@ -9,7 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kinetics_tools.core.errors import Reason, SourceError
@@ -80,7 +81,7 @@ names = st.text(
 ).filter(lambda name: "\0" not in name)
 
 
-@given(st.lists(st.tuples(names, st.binary(max_size=50)), max_size=6))
+@given(st.lists(st.tuples(names, st.binary(max_size=50)), min_size=1, max_size=6))
 def test_reading_any_names_writes_nothing(
     tmp_path_factory: pytest.TempPathFactory, members: list[tuple[str, bytes]]
 ) -> None:
@@ -146,3 +147,107 @@ def test_a_full_disk_is_no_damage(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.filename == str(tmp_path / "clip.mp4")
     assert tree(tmp_path) == {}
+
+
+ODD_NUMBERS = (
+    "-1",
+    "9" * 30,
+    "9" * 4400,
+    "x",
+    "",
+    "1,x",
+    "nan",
+    "1e999",
+    "1\n2",
+    "\u00ff",
+    "0,512",
+)
+SPARSE = ["major", "minor", "name", "realsize", "map", "size", "numblocks", "offset", "numbytes"]
+PAX_NAMES = (
+    *(f"GNU.sparse.{name}" for name in SPARSE),
+    "size",
+    "mtime",
+    "uid",
+    "path",
+    "hdrcharset",
+)
+
+
+@st.composite
+def odd_tars(draw: st.DrawFn) -> bytes:
+    """Tars with absurd headers, also with changed bytes whose checksum is right."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for _ in range(draw(st.integers(0, 3))):
+            content = bytes(draw(st.integers(0, 1500)))
+            info = tarfile.TarInfo(draw(st.sampled_from(["a.mp4", "x" * 150 + ".mp4", "é.mp4"])))
+            info.size = len(content)
+            pairs = st.tuples(st.sampled_from(PAX_NAMES), st.sampled_from(ODD_NUMBERS))
+            info.pax_headers = dict(draw(st.lists(pairs, max_size=4)))
+            info.type = draw(
+                st.sampled_from([tarfile.REGTYPE] * 4 + [b"S", b"L", b"K", b"x", b"g"])
+            )
+            with contextlib.suppress(ValueError):
+                tar.addfile(info, io.BytesIO(content))
+    data = bytearray(buffer.getvalue())
+    for place, byte in draw(st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)))):
+        at = place % len(data)
+        data[at] = byte
+        header = at - at % 512
+        data[header + 148 : header + 156] = b" " * 8
+        data[header + 148 : header + 156] = b"%06o\0 " % sum(data[header : header + 512])
+    return bytes(data)
+
+
+def save_all(data: bytes, path: Path) -> None:
+    """As a source does: a claimed size of 1 GiB must not be read at once."""
+    with contextlib.suppress(SourceError):
+        for member in tar_stream.videos(Raw(data)):
+            member.save(path)
+
+
+def test_no_tar_is_a_crash(tmp_path: Path) -> None:
+    @given(odd_tars())
+    @settings(max_examples=300, deadline=None)
+    def run(data: bytes) -> None:
+        save_all(data, tmp_path / "clip.mp4")
+
+    run()
+
+
+@pytest.mark.full
+def test_no_tar_of_many_is_a_crash(tmp_path: Path) -> None:
+    @given(odd_tars())
+    @settings(max_examples=10_000, deadline=None)
+    def run(data: bytes) -> None:
+        save_all(data, tmp_path / "clip.mp4")
+
+    run()
+
+
+@pytest.mark.parametrize("size", [2**20 + 1, tar_stream.MAX_MEMBER_BYTES])
+def test_a_member_shorter_than_it_claims_is_damaged(size: int, tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a.mp4")
+    info.size = size
+    videos = tar_stream.videos(Raw(info.tobuf() + bytes(5000)))
+    with pytest.raises(SourceError, match="damaged archive: unexpected end of data"):
+        next(videos).save(tmp_path / "a.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [bytes(100_000), tarball([], compressed=False), gzip.compress(bytes(10_240), mtime=0)],
+    ids=["zeros", "empty", "packed"],
+)
+def test_a_tar_of_zeros_is_damaged(data: bytes) -> None:
+    with pytest.raises(SourceError, match="damaged archive: no member") as caught:
+        stems(data)
+    assert caught.value.reason is Reason.DAMAGED
+
+
+def test_a_chain_of_headers_is_damaged() -> None:
+    info = tarfile.TarInfo("a.mp4")
+    header = info.create_pax_global_header({"comment": "x"})
+    with pytest.raises(SourceError, match="damaged archive"):
+        stems(header * 5000)

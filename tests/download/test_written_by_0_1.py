@@ -1,7 +1,6 @@
 """What version 0.1 wrote still reads: its OUT, and its files in the user's cache."""
 
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,13 @@ from kinetics_tools.dataset import ledger
 from kinetics_tools.download.official_lists import Origin, read_origins
 from kinetics_tools.download.sources.mirror_index import Contents, TarIndex, short_hash
 from kinetics_tools.media.encode import ffmpeg_version
-from support import ROOT, run_command, tree
+from support import run_command, tree, unpack_written_by_0_1
 
 
 @pytest.fixture
 def out(tmp_path: Path, ffmpeg: Path) -> Path:
     """Eight clips of two splits, as version 0.1 left them, as if made with the ffmpeg of now."""
-    with tarfile.open(ROOT / "tests" / "golden" / "written_by_0.1.tar.xz") as archive:
-        members = [member for member in archive if member.name.startswith("./clips/")]
-        archive.extractall(tmp_path, members, filter="data")
+    unpack_written_by_0_1(tmp_path)
     path = tmp_path / "clips" / "recipe.json"
     text = path.read_text()
     then = json.loads(text)["recipe"]["ffmpeg"]

@@ -21,6 +21,7 @@ import yt_dlp
 from conftest import MakeVideo
 from kinetics_tools.core.errors import (
     IDENTITY,
+    PERMANENT,
     KineticsError,
     Reason,
     SourceError,
@@ -520,6 +521,30 @@ def test_each_failure_of_an_address_has_its_reason_and_the_tools_last_words(
         ask(url_source, segment(name))
     assert caught.value.reason is reason
     assert "report this issue" not in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    "to", ["file:///etc/passwd", "ftp://127.0.0.1:1/x", "http://[::1", "http://h:99999999/", "//"]
+)
+def test_a_redirect_to_nowhere_costs_its_clip(to: str, limiter: RateLimiter, ask: Ask) -> None:
+    class Redirect(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", to)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirect) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        template = f"http://127.0.0.1:{server.server_port}/{{youtube_id}}.mp4"
+        source = youtube_module.url(template, ("retries=0",), limiter, keep_audio=False)
+        with pytest.raises(SourceError) as caught:
+            ask(source, segment("good", 0, 4))
+        server.shutdown()
+    assert caught.value.reason not in PERMANENT
+    assert "\n" not in caught.value.detail
 
 
 def test_an_address_may_be_redirected_by_its_server(

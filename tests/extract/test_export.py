@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 
 from kinetics_tools.core.errors import KineticsError, OutError, ShardError, UnknownNameError
@@ -158,6 +159,155 @@ def test_a_folder_of_somebody_else_is_left_alone(folder: Path, tmp_path: Path) -
     assert [path.name for path in theirs.iterdir()] == ["notes.txt"]
 
 
+def relabel(shards: Path, labels: dict[str, str]) -> None:
+    """Give clips other labels, as a second extraction with a corrected list does."""
+    known = json.loads((shards / "dataset.json").read_text())["labels"]
+    for path in shards.glob("*/index.parquet"):
+        index = pd.read_parquet(path)
+        for key, label in labels.items():
+            index.loc[index["key"] == key, ["label", "label_id"]] = [label, known.index(label)]
+        index.to_parquet(path, index=False)
+
+
+def listed(out: Path) -> list[str]:
+    """What a reader that walks folders finds: split, label and key of each clip."""
+    return sorted(str(path.relative_to(out)) for path in out.glob("[!.]*/*/*"))
+
+
+def test_clips_with_another_label_now_are_removed_and_nothing_else(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(folder, out)
+    mine = [
+        out / "notes.txt",
+        out / "train" / "abseiling" / "notes.txt",
+        out / "train" / "abseiling" / "bb" / "features.npy",
+        out / "train" / "yoga" / "by_hand" / "img_00001.jpg",
+        out / "test" / "yoga" / "x" / "img_00001.jpg",
+        out / "test_list_rawframes.txt",
+    ]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    relabel(folder, {"-a": "yoga", "bb": "yoga", "dd_": "abseiling"})
+
+    done = run(folder, out)
+
+    assert (done.num_clips, done.num_made, done.num_removed) == (4, 3, 3)
+    assert listed(out) == [
+        "test/yoga/x",
+        "train/abseiling/bb",  # with my features
+        "train/abseiling/notes.txt",
+        "train/yoga/-a",
+        "train/yoga/bb",
+        "train/yoga/by_hand",
+        "train/yoga/c",
+        "val/abseiling/dd_",  # and no folder of a class without clips
+    ]
+    assert [path.read_text() for path in mine] == ["mine"] * len(mine)
+    for path in mine:
+        path.unlink()
+    for parent in sorted({path.parent for path in mine[2:5]}):
+        parent.rmdir()
+    run(folder, tmp_path / "fresh")
+    assert tree(out) == tree(tmp_path / "fresh")
+    assert run(folder, out).num_removed == 0
+
+
+def test_only_the_splits_that_are_exported_are_tidied(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(folder, out)
+    relabel(folder, {"c": "abseiling", "dd_": "abseiling"})
+
+    assert run(folder, out, TVL1, "val").num_removed == 1
+
+    assert listed(out)[-2:] == ["train/yoga/c", "val/abseiling/dd_"]
+    assert (out / "train_list_rawframes.txt").read_text().endswith("yoga/c 3 1\n")
+
+
+def test_a_split_of_other_shards_is_left_alone_and_named(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(folder, out)
+    (out / "val").rename(out / "older")
+
+    done = run_command("extract-flow", "export", folder, out)
+
+    assert done.returncode == 0
+    assert f"{out}/older is a split of other shards; it is left alone" in done.stderr
+    assert "older/yoga/dd_" in listed(out)
+
+
+def test_files_beside_pictures_stay_where_these_are_made_again(
+    folder: Path, tmp_path: Path
+) -> None:
+    out, small = tmp_path / "out", replace(TVL1, quality=30, images=False)
+    run(folder, out)
+    mine = out / "train" / "yoga" / "c" / "features.npy"
+    mine.write_text("mine")
+
+    done = run(folder, out, small)
+
+    assert (done.num_made, done.num_removed, mine.read_text()) == (4, 0, "mine")
+    mine.unlink()
+    run(folder, tmp_path / "fresh", small)
+    assert tree(out) == tree(tmp_path / "fresh")  # and no list of frames
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("step", ["unlink", "rename", "replace", "write_bytes"])
+def test_a_kill_at_any_step_leaves_no_clip_under_its_old_label(
+    step: str, folder: Path, tmp_path: Path
+) -> None:
+    out, small = tmp_path / "out", replace(TVL1, quality=30)
+    relabel_them = {"-a": "yoga", "bb": "yoga", "dd_": "abseiling"}
+    run(folder, out)
+    mine = [out / "train" / name / "mine.txt" for name in ("abseiling/bb", "yoga/c")]
+    for path in mine:
+        path.write_text("mine")
+    relabel(folder, relabel_them)
+    for number in range(0, 40, 3 if step == "unlink" else 1):
+        words = [sys.executable, "-c", KILLED, step, number, folder, out]
+        done = subprocess.run(list(map(str, words)), env=environment(), check=False)
+        assert [path.read_text() for path in mine] == ["mine", "mine"]
+        for path in out.glob("[!.]*_list_*.txt"):  # a list that is there is true
+            for line in path.read_text().splitlines():
+                split, (name, *_) = path.name.partition("_")[0], line.split()
+                assert (out / split / name / MADE_FROM).read_text()
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+    assert number > 0
+    assert run(folder, out, small).num_clips == 4
+    for path in mine:
+        path.unlink()
+    (out / "train" / "abseiling" / "bb").rmdir()
+    (out / "train" / "abseiling").rmdir()
+    run(folder, tmp_path / "fresh", small)
+    assert tree(out) == tree(tmp_path / "fresh")
+    assert listed(out) == listed(tmp_path / "fresh")
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from kinetics_tools.extract.export import Layout, open_export
+from kinetics_tools.shards.reader import ShardFolder
+step, number = sys.argv[1], int(sys.argv[2])
+act = getattr(pathlib.Path, step)
+def counted(path, *arguments, **options):
+    global number
+    if number == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    number -= 1
+    return act(path, *arguments, **options)
+setattr(pathlib.Path, step, counted)
+shards, out = ShardFolder(sys.argv[3]), pathlib.Path(sys.argv[4])
+with open_export(shards, out, Layout(flow="tvl1", quality=30)) as export:
+    list(export.clips)
+    export.finish()
+"""
+
+
 def test_two_exports_do_not_share_a_folder(folder: Path, tmp_path: Path) -> None:
     with (
         hold_lock(tmp_path / "out"),
@@ -201,6 +351,7 @@ def test_several_flows_need_a_name(folder: Path) -> None:
     dataset = json.loads(path.read_text())
     for split in dataset["splits"].values():
         split["present"]["flow-other"] = 1
+    dataset["recipes"]["flow-other"] = dataset["recipes"]["flow-tvl1"]
     path.write_text(json.dumps(dataset))
 
     with pytest.raises(ShardError, match="holds the flows: other, tvl1; say which with --flow"):

@@ -10,7 +10,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from kinetics_tools.core.errors import (
     UnknownNameError,
 )
 from kinetics_tools.core.files import file_digest
+from kinetics_tools.core.keys import file_keys
 from kinetics_tools.core.units import Part
 from kinetics_tools.dataset import ledger
 from kinetics_tools.extract.clips import read_clips
@@ -322,7 +323,7 @@ def test_force_makes_a_shard_with_a_damaged_sidecar_again(clips: Path, tmp_path:
     before = tree(out)
     for stream in ("rgb", "flow-tvl1"):
         (out / "all" / f"{stream}-000001.json").write_text('{"schema_version": 1}')
-    with pytest.raises(ShardError, match="remove it and run extract-flow again"):
+    with pytest.raises(ShardError, match="move it away and run extract-flow again"):
         run(clips, out)
 
     assert run(clips, out, force=True).num_made == 19
@@ -361,12 +362,24 @@ def test_one_bad_clip_is_a_gap_and_never_stops_a_run(
     assert gaps == {"running_0": "damaged", "empty": "damaged", "one_frame": "too-short"}
 
 
-def test_a_link_to_nowhere_is_a_missing_clip(clips: Path, tmp_path: Path) -> None:
-    (clips / "running" / "away.mp4").symlink_to(tmp_path / "not mounted" / "away.mp4")
+@pytest.mark.parametrize("target", ["/not mounted/away.mp4", "away.mp4"])  # and to itself
+def test_a_link_to_nowhere_is_a_missing_clip(target: str, clips: Path, tmp_path: Path) -> None:
+    (clips / "running" / "away.mp4").symlink_to(target)
 
     summary = run(clips, tmp_path / "out")
 
     assert (summary.num_expected, summary.gaps, summary.num_retryable) == (6, {"missing": 1}, 1)
+
+
+def test_a_split_that_is_a_link_is_not_written_through(clips: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "all").symlink_to(elsewhere)
+    done = run_command("extract-flow", clips, tmp_path / "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "all is a link to a folder elsewhere" in done.stderr
+    assert not list(elsewhere.iterdir())
 
 
 CHANGING = {
@@ -568,15 +581,122 @@ def test_unusable_clips_are_named_in_one_line(clips: Path, tmp_path: Path) -> No
         read_clips(tmp_path / "absent")
     with pytest.raises(ManifestError, match="is both CLIPS and OUT"):
         read_clips(clips, out=clips)
-    with pytest.raises(ManifestError, match="whose folders are classes; choose another OUT"):
+    with pytest.raises(ManifestError, match="whose folders are classes or splits; choose another"):
         read_clips(clips, out=clips / "shards")
     with pytest.raises(ManifestError, match=r"2 videos such as clapping_0.mp4 are in no class"):
         read_clips(clips / "clapping")
-    with pytest.raises(ManifestError, match=r"/clips holds folders and no video; if it is a split"):
+    with pytest.raises(
+        ManifestError, match=r"/clips holds folders and no video; if it is a split, rename it"
+    ):
         read_clips(clips.parent)
     (clips / "notes").mkdir()
-    with pytest.raises(ManifestError, match="notes is a class folder without a video"):
+    with pytest.raises(
+        ManifestError,
+        match="notes is a class folder without a video; if it is no class, move it out of",
+    ):
         read_clips(clips)
+
+
+def split_folders(clips: Path, root: Path, **names: str) -> Path:
+    """The same clips in split folders; `names` gives each folder's classes, "a,b"."""
+    for folder, labels in names.items():
+        for label in labels.split(","):
+            shutil.copytree(clips / label, root / folder / label)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("train", "val"),
+        ("videos_train", "videos_val"),
+        ("Training", "validation"),
+        ("train_256", "valid"),
+    ],
+)
+def test_split_folders_of_class_folders_become_splits(
+    train: str, val: str, clips: Path, tmp_path: Path
+) -> None:
+    names = {train: "clapping,running", val: "running"}
+    root = split_folders(clips, tmp_path / "set", **names)
+    (root / "annotations").mkdir()
+    (root / "annotations" / "train_list_videos.txt").write_text("")
+    (root / val / "clapping").mkdir()  # it lacks a class that train has
+    (root / val / "running" / "running_1.mp4").rename(root / val / "running" / "new.mp4")
+
+    (root / val / "running" / "running_2.mp4").rename(root / val / "running" / "#3.mp4")
+
+    found = read_clips(root)
+    assert found.labels == ("clapping", "running")
+    assert Counter(clip.split for clip in found.clips) == {"train": 5, "val": 3}
+    keys = {clip.source: clip.key for clip in found.clips}
+    assert keys[f"{val}/running/new.mp4"] == "new"
+    assert keys[f"{train}/running/running_0.mp4"].startswith("running_0-")  # val has one too
+    (hashed,) = file_keys([PurePosixPath("running/#3.mp4")]).values()
+    assert keys[f"{val}/running/#3.mp4"] == hashed  # as without splits: official lists find it
+    assert len(set(keys.values())) == 8
+    part = read_clips(root, ["val"])
+    assert part.labels == found.labels  # of the whole set, and keys too
+    assert part.clips == tuple(clip for clip in found.clips if clip.split == "val")
+
+    run(root, tmp_path / "out")
+    data = ShardFolder(tmp_path / "out")
+    assert data.splits == ("train", "val")
+    assert {(s.label, s.label_id) for s in data.samples("val")} == {("running", 1)}
+
+
+def test_a_class_that_only_test_has_is_said(
+    clips: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = split_folders(clips, tmp_path / "a", train="clapping,running", test="running")
+    read_clips(both)
+    assert not caplog.records
+    lacking = split_folders(clips, tmp_path / "b", train="running", test="clapping,running")
+    (lacking / "train" / "clapping").mkdir()
+    assert read_clips(lacking, ["train"]).labels == ("clapping", "running")
+    said = (
+        "1 classes have no clip in train, such as clapping (in test): a network cannot learn them"
+    )
+    assert said in caplog.text
+
+
+def test_a_class_may_be_called_as_a_split(clips: Path) -> None:
+    (clips / "running").rename(clips / "train")
+    found = read_clips(clips)
+    assert found.labels == ("clapping", "train")
+    assert {clip.split for clip in found.clips} == {"all"}
+
+
+def test_unusable_split_folders_are_named_in_one_line(clips: Path, tmp_path: Path) -> None:
+    root = split_folders(clips, tmp_path / "set", train="clapping,running", val="running")
+
+    def said(splits: Sequence[str] = ()) -> str:
+        with pytest.raises((ManifestError, UnknownNameError)) as caught:
+            read_clips(root, splits)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "unknown split 'vall'. Did you mean 'val'?" in said(["vall"])
+    (root / "test").mkdir()
+    assert f"{root / 'test'} holds no clips" in said()
+    shutil.copy(clips / "running" / "running_0.mp4", root / "test" / "one.mp4")
+    assert "1 videos such as one.mp4 are in no class folder" in said()
+    assert len(read_clips(root, ["train", "val"]).clips) == 8
+    shutil.rmtree(root / "test")
+    shutil.copytree(clips / "running", root / "dancing")
+    assert f"{root / 'dancing'} holds videos beside train, a split folder" in said()
+    (root / "dancing").rename(root / "validate")
+    shutil.copytree(clips, root / "Validation")
+    assert "are both split val" in said()
+    shutil.rmtree(root / "Validation")
+    shutil.rmtree(root / "validate")
+    shutil.copytree(clips, root / "train" / "group")
+    assert f"{root / 'train' / 'group'} holds folders and no video" in said()
+    shutil.rmtree(root / "train" / "group")
+    (root / "val" / "nothing").mkdir()
+    assert "nothing is a class folder without a video" in said()
+    with pytest.raises(ManifestError, match="whose folders are classes or splits; choose another"):
+        read_clips(root, out=root / "shards")
 
 
 def test_a_changed_recipe_is_refused_and_another_name_is_not(clips: Path, tmp_path: Path) -> None:
@@ -683,7 +803,7 @@ def test_the_command_does_it_all_with_helpers_and_reports(clips: Path, tmp_path:
         (["--method", "tvl"], "unknown flow method 'tvl'. Did you mean 'tvl1'?"),
         (["--codec", "fv1"], "unknown flow codec 'fv1'. Did you mean 'ffv1'?"),
         (["--device", "cuda:7"], "no device 'cuda:7' here; there is cpu"),
-        (["--bound", "0"], "not a number of pixels above 0"),
+        (["--bound", "0"], "not a number of pixels from 0.001"),
         (["--name", "rgb"], "'rgb' is the name of the RGB shards"),
         (["--name", "a/b"], "not made of letters, digits, - and _"),
         (["--task", "3/2"], "--task '3/2' is not I/N"),
@@ -837,7 +957,7 @@ def test_a_damaged_shard_of_rgb_stops_no_other(
     summary = run(clips, out, name="opencv-tvl1", flow=recipe)
 
     assert (summary.num_samples, summary.gaps, summary.num_retryable) == (3, {"crashed": 2}, 2)
-    assert "is damaged; remove the shard and run extract-flow" in caplog.text
+    assert "is damaged; move the shard away and run extract-flow" in caplog.text
     shard.unlink()
     assert run(clips, out, name="opencv-tvl1", flow=recipe).num_samples == 5
 

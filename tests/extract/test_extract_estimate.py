@@ -183,12 +183,16 @@ def test_time_is_shared_among_processors_and_gpus() -> None:
     assert fast.seconds(1000, jobs=64, num_gpus=2, rgb_share=0) == pytest.approx(0.25)
 
 
-def test_a_device_of_the_cluster_is_not_measured_where_it_is_not(
+def test_a_dry_run_finds_that_the_cluster_cannot_be_used(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    options = ("--engine", "ray", "--device", "cuda", "--dry-run")
-    said = run_command("extract-flow", clips, tmp_path / "out", *options)
-    assert said.returncode == 0, said.stderr
-    (last,) = said.stdout.splitlines()[2:]
-    assert last.startswith("time: not measured, no device 'cuda' here")
+    options = (clips, tmp_path / "out", "--engine", "ray", "--dry-run")
+    said = run_command("extract-flow", *options, "--device", "cuda")
+    assert said.returncode == 2
+    assert said.stderr.splitlines()[-1].startswith("error: no node of the Ray cluster has a GPU")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    said = run_command("extract-flow", *options)
+    assert said.returncode == 2
+    assert "RAY_ADDRESS=127.0.0.1:1 is not a Ray cluster that can be used" in said.stderr
+    assert not (tmp_path / "out").exists()

@@ -308,7 +308,7 @@ def test_wide_clips_have_fewer_moments_in_a_sheet() -> None:
         (["clip.mp4", "o.png", "--method", "tvl"], "unknown flow method 'tvl'. Did you mean 'tvl"),
         (["clip.mp4", "o.png", "--method", "tvl1,tvl1"], "is not one method, or two"),
         (["clip.mp4", "o.png", "--device", "cuda:97"], "no device 'cuda:97' here"),
-        (["clip.mp4", "o.png", "--full", "-1"], "'-1' is not a number of pixels above 0"),
+        (["clip.mp4", "o.png", "--full", "-1"], "'-1' is not a number of pixels from 0.001"),
         (["dot.mp4", "o.png", "--short-side", "keep"], "dot.mp4: is 2x2 pixels; flow needs 4"),
         (["half.mp4", "o.mp4"], "half.mp4: "),
         (["text.mp4", "o.mp4"], "text.mp4: cannot be decoded"),

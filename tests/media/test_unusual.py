@@ -1,10 +1,11 @@
 """Files of unusual kinds, as users have met them: which frames and which sound a clip gets."""
 
+import itertools
 import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import numbered
 from conftest import MakeVideo
 from kinetics_tools.core.errors import MediaError, Reason
-from kinetics_tools.media import clips, decode, sections
+from kinetics_tools.media import clip_writer, decode, encode, sections
 from kinetics_tools.media.clips import Cut, conform, conforming_frames, cut
 from kinetics_tools.media.recipe import ClipRecipe
 from numbered import H264, ffmpeg, numbers, times_s
@@ -127,6 +128,7 @@ def test_a_late_cut_is_exact_in_every_format(
 def test_in_joined_files_the_parts_follow_each_other(
     cut_of: Cutting,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     suffix: str,
     options: Sequence[str],
     second: Sequence[str],
@@ -140,12 +142,17 @@ def test_in_joined_files_the_parts_follow_each_other(
     joined.write_bytes(b"".join(part.read_bytes() for part in parts))
     for start in (3, 6, 7, 9, 13):
         _, clip = cut_of(joined, start, start + 2, **changes)
-        # The joint itself is not exact: no file says how long the first part's last frame lasts.
-        joint = 200 if start * 25 < 200 < start * 25 + 50 else None
-        shown = numbers(clip)
-        wanted = list(range(start * 25, start * 25 + 50))
-        assert shown[: joint and joint - start * 25] == wanted[: joint and joint - start * 25]
-        assert np.abs(np.subtract(shown, wanted)).max() <= (1 if start * 25 >= 200 or joint else 0)
+        content, shown = clip.read_bytes(), numbers(clip)
+        with monkeypatch.context() as patch:
+            patch.setattr(clip_writer, "SEEK_FROM_S", 1000)
+            _, clip = cut_of(joined, start, start + 2, **changes)
+        assert clip.read_bytes() == content
+        first = start * 25
+        if first + 50 <= 200:
+            assert shown == list(range(first, first + 50))
+        elif first >= 200:  # no file says how long the first part's last frame lasts
+            assert shown == list(range(shown[0], shown[0] + 50))
+            assert abs(shown[0] - first) <= 1
 
 
 @pytest.mark.parametrize("changes", [{}, ORIGINAL])
@@ -183,7 +190,7 @@ def test_a_clip_of_a_divx_that_was_taken_from_the_field_is_exact(
         _, clip = cut_of(looped, start, Fraction(str(start)) + 1)
         content = clip.read_bytes()
         with monkeypatch.context() as patch:
-            patch.setattr(clips, "SEEK_FROM_S", 1000)
+            patch.setattr(clip_writer, "SEEK_FROM_S", 1000)
             _, clip = cut_of(looped, start, Fraction(str(start)) + 1)
         assert clip.read_bytes() == content
 
@@ -252,16 +259,45 @@ def test_an_original_clip_shows_at_each_time_what_the_constant_one_shows(
         assert numbers(tmp_path / "constant.mp4")[: len(constant)] == constant
 
 
+def test_original_frames_are_told_apart_whatever_the_start(cut_of: Cutting, tmp_path: Path) -> None:
+    still = "select='lt(n,100)+eq(n,100)+gt(n,1600)'"  # one frame lasts a minute
+    video = numbered.make(
+        tmp_path / "video.mp4", range(1700), *H264, "-fps_mode", "vfr", filters=still
+    )
+    for start, end in (("2.123457", 6), ("3.9999999999", 6), (70 / 11, "68.0000000001")):
+        start_s, end_s = Fraction(str(start)), Fraction(str(end))
+        _, clip = cut_of(video, start_s, end_s, **ORIGINAL)
+        times = [Fraction(n if n <= 100 else n + 1500, 25) for n in range(200)]
+        first = max(n for n, time in enumerate(times) if time <= start_s)
+        wanted = [n for n, time in enumerate(times) if n >= first and time < end_s]
+        shown = times_s(clip)
+        assert (len(shown), numbers(clip)[0], shown[0]) == (len(wanted), first, Fraction())
+
+
 def test_original_frames_with_the_same_time_do_not_stop_the_cut(
     cut_of: Cutting, tmp_path: Path
 ) -> None:
     # ffmpeg stores some frames of such a file in one packet, without times of their own.
-    options = ("-c:v", "mpeg2video", "-q:v", "2", "-g", "12")
-    video = numbered.make(tmp_path / "video.mpg", range(450), *options, fps=30)
-    for start in range(1, 13):
+    options = ("-c:v", "libx264", "-crf", "30")
+    video = numbered.make(tmp_path / "video.mpg", range(450), *options, fps=25)
+    rows = subprocess.run(
+        [
+            *(encode.find_ffmpeg(), "-loglevel", "error", "-i", video, "-fps_mode", "passthrough"),
+            *("-vf", "settb=1/90000,setpts=PTS-STARTPTS", "-enc_time_base", "filter"),
+            *("-f", "framecrc", "-"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    ticks = [int(row.split(",")[2]) for row in rows if not row.startswith("#")]
+    assert len(set(ticks)) < len(ticks) == 450
+    shown = {time: number for number, time in reversed([*enumerate(ticks)])}  # the first of equals
+    for start in range(1, 16):
         _, clip = cut_of(video, start, start + 2, **ORIGINAL)
-        assert abs(numbers(clip)[0] - 30 * start) <= 1
-        assert len(numbers(clip)) >= 58
+        begin = max(time for time in shown if time <= start * 90_000)
+        wanted = [shown[time] for time in sorted(shown) if begin <= time < (start + 2) * 90_000]
+        assert numbers(clip) == wanted
 
 
 @pytest.mark.parametrize("size", ["161x91", "160x91", "161x90"])
@@ -347,6 +383,48 @@ def test_pixels_become_square_unless_the_size_is_kept(
         assert conforming_frames(squeezed, chosen) == 0
 
 
+@pytest.mark.parametrize("changes", [{}, ORIGINAL])
+def test_pictures_are_turned_after_frames_of_another_size(
+    cut_of: Cutting, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    parts = []
+    for first, size in ((0, "160:32"), (100, "32:160")):
+        begin = ("-output_ts_offset", str(first // 25), "-muxdelay", "0")
+        options = (*H264, "-bf", "0", *TS, *begin)
+        path = tmp_path / f"{first}.ts"
+        part = numbered.make(
+            path, range(first, first + 100), *options, filters=f"scale={size}:flags=neighbor"
+        )
+        parts.append(part.read_bytes())
+    joined, turned = tmp_path / "joined.ts", tmp_path / "turned.mp4"
+    joined.write_bytes(b"".join(parts))
+    ffmpeg("-display_rotation", "90", "-i", joined, "-c", "copy", turned)
+    for start in (1, 3, 5):
+        _, clip = cut_of(turned, start, start + 2, **changes)
+        facts = decode.probe(clip)
+        assert (facts.width, facts.height, facts.pixel_aspect) == (32, 160, Fraction(1))
+        assert facts.orientation == ()
+        upright = [np.rot90(frame, -1)[..., 0] for frame in decode.frames(clip)]
+        wanted = list(range(start * 25, start * 25 + 50))
+        assert [numbered.number(picture) for picture in upright] == wanted
+
+
+@pytest.mark.parametrize("flips", [(), ("-display_hflip",), ("-display_vflip",)])
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+def test_pictures_are_turned_as_players_turn_them(
+    make_video: MakeVideo, cut_of: Cutting, tmp_path: Path, turn: int, flips: Sequence[str]
+) -> None:
+    stored = make_video(size="128x96", seconds=1)
+    turned, seen = tmp_path / "turned.mp4", tmp_path / "seen.mkv"
+    ffmpeg("-display_rotation", turn, *flips, "-i", stored, "-c", "copy", turned)
+    ffmpeg("-i", turned, "-c:v", "ffv1", seen)  # ffmpeg turns as players do
+    _, clip = cut_of(turned, 0, "0.04")
+    wanted, found = (next(decode.frames(path)).astype(int) for path in (seen, clip))
+    assert decode.probe(clip).orientation == ()
+    assert wanted.shape == found.shape
+    assert np.abs(wanted - found).mean() < 3
+
+
 # Damage
 
 
@@ -383,6 +461,59 @@ def test_a_stream_whose_segments_count_from_zero_is_whole(
     assert numbers(tmp_path / "clip.mp4") == list(range(250))
 
 
+def packets_of(stream: bytes) -> list[bytes]:
+    return [stream[at : at + 188] for at in range(0, len(stream), 188)]
+
+
+def segments_of(packets: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """The packets of each segment: its first one is the first of a track that counts from zero."""
+    begins = [at for at, packet in enumerate(packets) if packet[1:4] == b"\x40\x11\x10"]
+    for first, end in itertools.pairwise([*begins, len(packets)]):
+        yield list(packets[first:end])
+
+
+TAG = b"ID3\4\0\0\0\0\0\x3f" + bytes(63)
+# What may be around a stream's packets.
+WRAPPINGS: dict[str, Callable[[bytes], bytes]] = {
+    "192": lambda stream: b"".join(bytes(4) + packet for packet in packets_of(stream)),
+    "204": lambda stream: b"".join(packet + b"\xff" * 16 for packet in packets_of(stream)),
+    "tag": lambda stream: TAG + stream,
+    "junk-first": lambda stream: bytes(100) + stream,
+    "junk-between": lambda stream: stream[: 188 * 60] + bytes(77) + stream[188 * 60 :],
+    "junk-last": lambda stream: stream + b"junk" * 20,
+}
+
+
+def test_sound_is_whole_too_in_a_stream_that_counts_from_zero(
+    cut_of: Cutting, tmp_path: Path
+) -> None:
+    whole = numbered.make(tmp_path / "whole.mp4", range(250), *H264, "-bf", "0")
+    tones = with_tones(whole, tmp_path / "tones.mkv", "-c:a", "pcm_s16le", seconds=10)
+    joined = b""
+    for second in range(0, 10, 2):
+        piece = tmp_path / "piece.ts"
+        options = (*H264, "-bf", "0", "-c:a", "mp2", "-output_ts_offset", second)
+        ffmpeg("-ss", second, "-t", 2, "-i", tones, *options, "-muxdelay", "0", *TS, piece)
+        joined += piece.read_bytes()
+    (tmp_path / "stream.ts").write_bytes(joined)
+    for start in (1, 6):
+        made, clip = cut_of(tmp_path / "stream.ts", start, start + 3, keep_audio=True)
+        assert made == Cut(75)
+        assert tone_at_s(clip) == pytest.approx(1.5, abs=0.05)
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_a_stream_is_whole_whatever_is_around_its_packets(
+    cut_of: Cutting, tmp_path: Path, wrapping: str
+) -> None:
+    stream = hls_stream(tmp_path, (*H264, "-bf", "0"))
+    stream.write_bytes(WRAPPINGS[wrapping](stream.read_bytes()))
+    for changes in ({}, ORIGINAL):
+        for start in (1, 6):
+            _, clip = cut_of(stream, start, start + 3, **changes)
+            assert numbers(clip) == list(range(start * 25, start * 25 + 75))
+
+
 @pytest.mark.parametrize(
     "codec", ["libx264 -bf 2", "mpeg2video -bf 2", "libx265 -x265-params log-level=none"]
 )
@@ -394,6 +525,7 @@ def test_a_stream_that_lost_packets_is_damaged(
     content = whole.read_bytes()
     at = len(content) // 188 // 2 * 188
     assert cut_of(whole, 0, 4)[0] == Cut(100)
+    tables = [at for at in range(0, len(content), 188) if content[at + 1 : at + 3] == b"\x40\0"]
     starts = [
         place
         for place in range(0, len(content), 188)
@@ -403,6 +535,7 @@ def test_a_stream_that_lost_packets_is_damaged(
     for name, broken in (
         ("lost its tail", content[: following - 188] + content[following:]),
         ("lost a frame", content[:frame] + content[following:]),
+        ("lost all between two tables", content[: tables[4]] + content[tables[7] :]),
         ("lost", content[:at] + content[at + 5 * 188 :]),
         ("scribbled", content[: at + 8] + b"\x55" * 600 + content[at + 608 :]),
     ):
@@ -412,6 +545,43 @@ def test_a_stream_that_lost_packets_is_damaged(
             with pytest.raises(MediaError) as caught:
                 cut_of(path, 0, 4, **changes)
             assert caught.value.reason is Reason.DAMAGED, name
+
+
+def test_a_loss_up_to_a_keyframe_within_a_segment_is_damage(
+    cut_of: Cutting, tmp_path: Path
+) -> None:
+    stream = hls_stream(
+        tmp_path, ("-c:v", "libx265", "-x265-params", "keyint=25:bframes=0:log-level=none")
+    )
+    packets = packets_of(stream.read_bytes())
+    assert cut_of(stream, 0, 10)[0] == Cut(250)
+    pictures = [at for at, packet in enumerate(packets) if packet[1:3] == b"\x41\0"]
+    has_flags = [packets[at][3] & 0x20 and packets[at][4] for at in pictures]
+    entries = [n for n, at in enumerate(pictures) if has_flags[n] and packets[at][5] & 0x40]
+    key = next(number for number in entries if 110 < number < 140)  # in the third segment
+    first, last = pictures[key - 5] + 1, pictures[key]
+    lost = [at for at in range(first, last) if packets[at][1:3] in (b"\x41\0", b"\x01\0")]
+    stream.write_bytes(b"".join(each for at, each in enumerate(packets) if at not in lost))
+    with pytest.raises(MediaError) as caught:
+        cut_of(stream, 0, 10)
+    assert caught.value.reason is Reason.DAMAGED
+
+
+def test_a_segment_is_told_also_where_its_tables_go_on_by_accident(
+    cut_of: Cutting, tmp_path: Path
+) -> None:
+    stream = hls_stream(tmp_path, (*H264, "-bf", "0"))
+    # Each segment shows a multiple of 16 tables: the last ones become empty packets.
+    whole = b""
+    for segment in segments_of(packets_of(stream.read_bytes())):
+        tables = [at for at, packet in enumerate(segment) if packet[1:3] == b"\x40\0"]
+        for at in tables[len(tables) // 16 * 16 :]:
+            segment[at] = b"\x47\x1f\xff\x17" + bytes(184)  # their counter means nothing
+        whole += b"".join(segment)
+    stream.write_bytes(whole)
+    for start in (1, 6):
+        _, clip = cut_of(stream, start, start + 3, **ORIGINAL)
+        assert numbers(clip) == list(range(start * 25, start * 25 + 75))
 
 
 # Sound
@@ -465,6 +635,35 @@ def test_sound_stays_with_its_picture(
         assert made == Cut(100)
         assert numbers(clip) == list(range(start * 25, start * 25 + 100))
         assert tone_at_s(clip) == pytest.approx(1.5 + later_s, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "picture", "codec"),
+    [(".ts", ("copy",), "aac"), (".mpg", ("mpeg2video", "-q:v", "3"), "mp2")],
+)
+@pytest.mark.parametrize("seconds", [6, 8])
+def test_sound_stays_with_its_picture_after_a_joint(
+    cut_of: Cutting,
+    tmp_path: Path,
+    suffix: str,
+    picture: Sequence[str],
+    codec: str,
+    seconds: float,
+) -> None:
+    """The first part's sound may be shorter than its picture, which lasts 8 s."""
+    parts = []
+    for first, number, lasts in ((0, 200, seconds), (200, 300, 12)):
+        video = numbered.make(tmp_path / "video.mp4", range(first, first + number), *H264)
+        part = tmp_path / f"part{first}{suffix}"
+        parts.append(with_tones(video, part, "-c:v", *picture, "-c:a", codec, seconds=lasts))
+    joined = tmp_path / f"joined{suffix}"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    made, clip = cut_of(joined, 9, 13, keep_audio=True)
+    assert made == Cut(100)
+    shown = numbers(clip)
+    assert shown == list(range(shown[0], shown[0] + 100))
+    # The second part begins with picture 200, and its first tone is 2.5 s later.
+    assert tone_at_s(clip) == pytest.approx(2.5 - (shown[0] - 200) / 25, abs=0.05)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".ts", ".avi"])
@@ -598,6 +797,18 @@ def test_the_film_is_taken_not_the_picture_before_it(
         assert numbers(tmp_path / "clip.mp4") == list(range(225)), video
 
 
+@pytest.mark.parametrize("suffix", [".m4a", ".mp3", ".flac"])
+def test_a_song_with_a_cover_is_no_film(cut_of: Cutting, tmp_path: Path, suffix: str) -> None:
+    cover, song = tmp_path / "cover.jpg", tmp_path / f"song{suffix}"
+    ffmpeg("-f", "lavfi", "-i", "color=red:s=200x200:d=1:r=1", "-frames:v", "1", cover)
+    ffmpeg(
+        *("-f", "lavfi", "-i", "sine=d=9", "-i", cover, "-map", "0", "-map", "1"),
+        *("-c:v", "copy", "-disposition:v:0", "attached_pic", song),
+    )
+    with pytest.raises(MediaError, match="holds no video"):
+        cut_of(song, 0, 1)
+
+
 def test_a_file_with_nothing_but_photographs_is_a_film_of_them(
     cut_of: Cutting, tmp_path: Path
 ) -> None:
@@ -620,13 +831,25 @@ def test_the_default_sound_is_kept(cut_of: Cutting, tmp_path: Path) -> None:
 # Ends
 
 
-@pytest.mark.parametrize("fps", ["25", "30", "24", "30000/1001"])
+@pytest.mark.parametrize(
+    ("suffix", "options", "fps"),
+    [
+        (".mp4", H264, "25"),
+        (".mp4", H264, "30"),
+        (".mp4", H264, "30000/1001"),
+        (".ts", H264, "24"),
+        (".avi", MPEG4, "25"),
+        (".mpg", MPEG2, "25"),
+        (".flv", H264, "25"),
+        (".webm", ("-c:v", "libvpx", "-g", "60"), "25"),
+    ],
+)
 def test_half_a_second_is_held_wherever_the_segment_begins(
-    cut_of: Cutting, tmp_path: Path, fps: str
+    cut_of: Cutting, tmp_path: Path, suffix: str, options: Sequence[str], fps: str
 ) -> None:
     rate = Fraction(fps)
     count = math.floor(9 * rate)
-    video = numbered.make(tmp_path / "video.mp4", range(count), *H264, fps=rate)
+    video = numbered.make(tmp_path / f"video{suffix}", range(count), *options, fps=rate)
     ends_s = count / rate
     for start in (0, "0.02", "1.7", "6.013", "6.03", 7):
         start_s = Fraction(str(start))
@@ -672,3 +895,107 @@ def test_a_section_shows_the_film_too(cut_of: Cutting, tmp_path: Path) -> None:
         times = {"start_s": Fraction(6), "end_s": Fraction(8)}
         zero_s = sections.copy_section([file], section, **times, with_sound=False)
     assert numbers(cut_of(section, 6 - zero_s, 8 - zero_s)[1]) == list(range(150, 200))
+
+
+@pytest.mark.parametrize("b_frames", ["0", "3"])
+@pytest.mark.parametrize(("start", "end"), [(2, 6), (10, 20)])
+def test_an_original_clip_lasts_as_long_as_its_segment(
+    cut_of: Cutting,
+    recipe: ClipRecipe,
+    ffmpeg: Path,
+    tmp_path: Path,
+    b_frames: str,
+    start: int,
+    end: int,
+) -> None:
+    still = "select='lt(n,100)+gt(n,600)'"  # what is shown at 3.96 s is seen for 20 s
+    options = (*H264, "-bf", b_frames, "-fps_mode", "vfr")
+    video = numbered.make(tmp_path / "video.mp4", range(700), *options, filters=still)
+    _, clip = cut_of(video, start, end, **ORIGINAL)
+    assert decode.probe(clip).duration_s == end - start
+    at_25_fps = conform(clip, tmp_path / "again.mp4", recipe=recipe, binary=ffmpeg)
+    assert at_25_fps.num_frames == (end - start) * 25
+
+
+def test_the_program_may_be_named_from_where_the_user_is(
+    recipe: ClipRecipe, make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ff").symlink_to(encode.find_ffmpeg())
+    video = make_video(seconds=2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "bin/ff")
+    for binary in (Path("bin/ff"), encode.find_ffmpeg()):
+        times = {"start_s": Fraction(0), "end_s": Fraction(1)}
+        made = cut(video, tmp_path / "clip.mp4", **times, recipe=recipe, binary=binary)
+        assert made.num_frames == 25
+
+
+def uncoded(packet: bytes) -> bytes:
+    """A frame of MPEG-4 at 25 fps as one that is not coded: decoders give nothing for it."""
+    bits = "".join(f"{byte:08b}" for byte in packet[:40])
+    at = bits.index(f"{0x1B6:032b}") + 34  # after the kind of the frame
+    at = bits.index("0", at) + 1 + 1 + 5 + 1  # seconds, marker, time, marker
+    assert bits[at] == "1"
+    bits = bits[:at] + "00"
+    bits += "1" * (-len(bits) % 8)
+    return int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
+def test_a_frame_that_is_not_coded_is_the_one_before_it_also_where_the_end_is_held(
+    cut_of: Cutting, tmp_path: Path
+) -> None:
+    plain = numbered.make(tmp_path / "plain.mp4", range(223), *MPEG4, "-bf", "0", "-g", "50")
+    video = tmp_path / "video.mp4"
+    with av.open(str(plain)) as source, av.open(str(video), "w") as target:
+        copied = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if not packet.size:
+                continue
+            new = av.Packet(uncoded(bytes(packet))) if number == 149 else packet
+            new.pts, new.dts, new.duration = packet.pts, packet.dts, packet.duration
+            new.time_base, new.stream = packet.time_base, copied
+            target.mux(new)
+    made, clip = cut_of(video, "5.96", 9)
+    assert (made.num_frames, made.num_held) == (76, 2)
+    assert numbers(clip) == [148, *range(150, 223), 222, 222]
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mpg"])
+def test_damage_after_the_segment_does_not_cost_its_sound(
+    cut_of: Cutting, tmp_path: Path, suffix: str
+) -> None:
+    video = tmp_path / f"video{suffix}"
+    plain = numbered.make(tmp_path / "plain.mp4", range(1000), *H264)
+    sound = ("-f", "lavfi", "-i", "sine=d=40", "-map", "0", "-map", "1", "-c:a", "mp2")
+    ffmpeg("-i", plain, *sound, "-c:v", "mpeg2video" if suffix == ".mpg" else "mpeg4", video)
+    content = bytearray(video.read_bytes())
+    at = len(content) * 4 // 5
+    content[at : at + 6000] = b"\x55" * 6000
+    video.write_bytes(content)
+    made, clip = cut_of(video, 6, 9, keep_audio=True)
+    assert not made.is_silent
+    assert decode.probe(clip).num_audio == 1
+
+
+@pytest.mark.parametrize("degrees", ["45", "10"])
+def test_a_turn_that_is_no_quarter_does_not_stay_in_the_clip(
+    cut_of: Cutting, make_video: MakeVideo, tmp_path: Path, degrees: str
+) -> None:
+    turned = tmp_path / "turned.mp4"
+    ffmpeg("-display_rotation", degrees, "-i", make_video(seconds=2), "-c", "copy", turned)
+    _, clip = cut_of(turned, 0, 1)
+    assert {frame.rotation for frame in decode.decode_frames(clip)} == {0}
+
+
+def test_many_joints_with_tags_are_all_followed(cut_of: Cutting, tmp_path: Path) -> None:
+    stream = hls_stream(tmp_path, H264)
+    tagged = tmp_path / "tagged.ts"
+    packets = [stream.read_bytes()[at : at + 188] for at in range(0, stream.stat().st_size, 188)]
+    groups = [b"".join(packets[at : at + 20]) for at in range(0, len(packets), 20)]
+    tagged.write_bytes(TAG.join(groups))
+    for start in (0, 3):
+        _, expected = cut_of(stream, start, start + 2)
+        content = expected.read_bytes()
+        _, clip = cut_of(tagged, start, start + 2)
+        assert clip.read_bytes() == content

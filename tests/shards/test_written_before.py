@@ -1,6 +1,5 @@
 """Clips and shards that version 0.1 wrote are still used as they are."""
 
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +7,13 @@ import pytest
 
 import pipeline
 from kinetics_tools.shards import ShardFolder, read_samples
-from support import ROOT, tree
+from support import tree, unpack_written_by_0_1
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     """The folder in which version 0.1 ran: clips/ and shards/."""
-    with tarfile.open(ROOT / "tests" / "golden" / "written_by_0.1.tar.xz") as tar:
-        tar.extractall(tmp_path, filter="data")
+    unpack_written_by_0_1(tmp_path)
     return tmp_path
 
 

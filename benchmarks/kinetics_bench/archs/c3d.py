@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from kinetics_bench.archs.layers import (
     SameMaxPool,
     conv_bn_relu,
+    is_symbolic,
     linear,
     linear_bn_relu,
     named_sequential,
@@ -82,10 +83,16 @@ class C3D(Network):
 def adaptive_pool(x: Tensor, axis: int, size: int) -> Tensor:
     """Adaptive average pooling of one axis to `size`; written out because ONNX does not have it."""
     num = x.shape[axis]
-    if num == size:
+    ends = [(num * at // size, (num * (at + 1) + size - 1) // size) for at in range(size)]
+    if is_symbolic([num]):
+        # The same without slices, whose lengths a graph would have to know.
+        places = torch.arange(num, device=x.device).reshape([-1] + [1] * (x.ndim - 1 - axis))
+        masks = [(places >= start) & (places < end) for start, end in ends]
+        parts = [torch.where(m, x, 0).sum(axis, keepdim=True) / m.sum() for m in masks]
+    elif num == size:
         return x
-    ends = [(num * at // size, -(-num * (at + 1) // size)) for at in range(size)]
-    parts = [x.narrow(axis, start, end - start).mean(axis, keepdim=True) for start, end in ends]
+    else:
+        parts = [x.narrow(axis, start, end - start).mean(axis, keepdim=True) for start, end in ends]
     return torch.cat(parts, dim=axis)
 
 

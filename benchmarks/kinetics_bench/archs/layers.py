@@ -35,8 +35,15 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 
     The output then has length ceil(size / stride). The end gets as many as the front, or one more.
     """
-    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+    total = ((size + stride - 1) // stride - 1) * stride + kernel - size
+    if kernel < stride:
+        total = max(total, 0)
     return total // 2, total - total // 2
+
+
+def is_symbolic(sizes: Sequence[int]) -> bool:
+    """Whether one of the sizes is a symbol: the graph is exported, and must fit all its values."""
+    return any(isinstance(size, torch.SymInt) for size in sizes)
 
 
 class _SameConv(_ConvNd):
@@ -44,10 +51,12 @@ class _SameConv(_ConvNd):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (B, C, [T,] H, W) to (B, C', [ceil(T/s),] ceil(H/s), ceil(W/s))."""
+        pads = self._pads(input)
+        if is_symbolic(input.shape[2:]):
+            return _convolve(_padded(input, pads), self.weight, self.bias, self.stride)
         few = self.in_channels < FEW_CHANNELS and set(self.stride) == {2}
         if few and input.device.type in SPACE_TO_DEPTH_ON:
             return self._by_space_to_depth(input)
-        pads = self._pads(input)
         fronts = tuple(front for front, _ in pads)
         # Torch's convolution pads without a copy, if both sides are equal. But in bfloat16 on a CPU
         # oneDNN then returns a wrong weight gradient if no window fits inside the time axis
@@ -83,10 +92,10 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> T
     return convolve(x, weight, bias, *window)
 
 
-def _padded(x: Tensor, pads: Sequence[tuple[int, int]]) -> Tensor:
-    """Add zeros (front, end) to each axis except batch and channels."""
+def _padded(x: Tensor, pads: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
+    """Add a value, in front and at the end, to each axis except batch and channels."""
     # functional.pad takes the last axis first.
-    return functional.pad(x, [number for pad in reversed(pads) for number in pad])
+    return functional.pad(x, [number for pad in reversed(pads) for number in pad], value=value)
 
 
 def space_to_depth(x: Tensor) -> Tensor:
@@ -143,11 +152,14 @@ class SameMaxPool(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (B, C, [T,] H, W) to (B, C, [ceil(T/s),] ceil(H/s), ceil(W/s))."""
-        front = [
-            same_padding(size, kernel, stride)[0]
+        pads = [
+            same_padding(size, kernel, stride)
             for size, kernel, stride in zip(input.shape[2:], self.kernel, self.stride, strict=True)
         ]
-        pool = functional.max_pool2d if len(front) == 2 else functional.max_pool3d
+        pool = functional.max_pool2d if len(pads) == 2 else functional.max_pool3d
+        if is_symbolic(input.shape[2:]):
+            return pool(_padded(input, pads, -math.inf), self.kernel, self.stride)
+        front = [front for front, _ in pads]
         # With ceil_mode the last window may reach one cell over the end: the cell by which SAME's
         # end padding may exceed the front. If both are equal, it changes nothing.
         pooled: Tensor = pool(input, self.kernel, self.stride, front, ceil_mode=True)

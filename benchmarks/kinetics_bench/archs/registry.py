@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from kinetics_bench.archs.streams import CHANNELS, FLOW_STACK, STREAMS
 from kinetics_tools.core.errors import UnknownNameError, lookup, unknown_name
+from kinetics_tools.core.schema import NumFrames
 
 if TYPE_CHECKING:
     from kinetics_bench.archs.network import Network
@@ -25,8 +26,8 @@ FPS: Final = 25
 class Sampling:
     """`num` frames (rgb) or fields (flow) of a 25 fps clip: every `stride`-th one."""
 
-    num: int
-    stride: int = 1
+    num: NumFrames
+    stride: NumFrames = 1
 
     @property
     def footprint_s(self) -> float:
@@ -140,6 +141,13 @@ ARCHS: Final[Mapping[str, Arch]] = {
 }
 
 
+def check_network(arch: str, stream: str) -> None:
+    """Raise UnknownNameError unless `arch` is a name in ARCHS and `stream` one of its streams."""
+    known = lookup("architecture", arch, ARCHS)
+    if stream not in known.streams:
+        raise UnknownNameError(unknown_name(f"stream of {arch}", stream, known.streams))
+
+
 def build(
     name: str,
     stream: str = "rgb",
@@ -166,9 +174,7 @@ def build(
     Raises:
         UnknownNameError: `name` or `stream` is unknown; the message names the nearest.
     """
-    arch = lookup("architecture", name, ARCHS)
-    if stream not in arch.streams:
-        raise UnknownNameError(unknown_name(f"stream of {name}", stream, arch.streams))
-    module = import_module(arch.module)
+    check_network(name, stream)
+    module = import_module(ARCHS[name].module)
     net: Network = module.build(stream, num_classes, dropout=dropout, bn_momentum=bn_momentum)
     return net

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import multiprocessing
+import traceback
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +19,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kinetics_bench.data import views
+from kinetics_bench.data.handover import Packed, pack, unpack
 from kinetics_bench.data.views import View
 from kinetics_bench.protocols import Extents
 from kinetics_bench.recipes import Recipe
 from kinetics_tools.core.console import progress
-from kinetics_tools.core.errors import MediaError, ShardError
+from kinetics_tools.core.errors import EvaluationError, MediaError, ShardError
 from kinetics_tools.shards.reader import Sample
 
 CACHE_BYTES: Final = 4 * 2**30  # decoded training clips are cached where all of them fit in this
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Frames = npt.NDArray[Any]
 Streams = Mapping[str, Frames]
 
@@ -50,15 +55,15 @@ class Item:
         clips: the network's inputs in order, each float32 (C, T, H, W) in [-1, 1]; None where the
             clip could not be decoded.
         failure: why it could not be decoded; else empty.
-        stop: an error that ends the run. It is passed on as a value, since an exception from a
-            worker process arrives with that process's traceback as its message.
+        stop: an error of a shard or its storage that ends the run. It is passed on as a value: an
+            exception from a worker process arrives with that process's traceback as its message.
     """
 
     key: str
     label_id: int
     clips: tuple[Tensor, ...] | None
     failure: str = ""
-    stop: ShardError | None = None
+    stop: ShardError | OSError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ class Batch:
     clips: tuple[Tensor, ...] | None
     label_ids: Tensor
     failed: tuple[Item, ...]
-    stop: ShardError | None = None
+    stop: ShardError | OSError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +216,10 @@ class ClipDataset(Dataset[Item]):
             if not isinstance(error.__cause__, MediaError):  # the shard is broken, not one clip
                 return Item(sample.key, sample.label_id, None, stop=ShardError(str(error)))
             return Item(sample.key, sample.label_id, None, str(error))
+        except OSError as error:  # of the storage; a worker's exception would lose its number
+            shard = error.filename or f"a shard of {sample.key}"
+            stop = OSError(error.errno, error.strerror or str(error), str(shard))
+            return Item(sample.key, sample.label_id, None, stop=stop)
         return Item(sample.key, sample.label_id, clips)
 
 
@@ -268,15 +277,29 @@ class BatchPlan:
         joined = size > 1 and self.num_clips > size and self.num_clips % size == 1
         return -(-self.num_clips // size) - int(joined)
 
+    @property
+    def smallest_micro_batch(self) -> int:
+        """The smallest number of clips in a micro-batch, in every epoch."""
+        sizes = {end - start for start, end in pairwise(self._cuts)}
+        return min(size // self._num_micro_batches(size) for size in sizes)
+
+    @property
+    def _cuts(self) -> list[int]:
+        """Where the batches of an epoch begin, and where the last one ends."""
+        size = self.recipe.batch_size
+        return [*(size * number for number in range(self.steps_per_epoch)), self.num_clips]
+
+    def _num_micro_batches(self, batch_size: int) -> int:
+        fewest = -(-batch_size // self.recipe.micro_batch_size)
+        return max(fewest, min(self.num_processes, batch_size // 2))
+
     def steps(self, epoch: int) -> Iterator[Step]:
         """The steps of an epoch, in order."""
         rng = views.seeded_rng(self.seed, epoch, "order of the clips")
         order = rng.permutation(self.num_clips)
-        cuts = [self.recipe.batch_size * number for number in range(self.steps_per_epoch)]
-        for start, end in pairwise([*cuts, self.num_clips]):
+        for start, end in pairwise(self._cuts):
             batch = order[start:end].tolist()
-            fewest = -(-len(batch) // self.recipe.micro_batch_size)
-            num = max(fewest, min(self.num_processes, len(batch) // 2))
+            num = self._num_micro_batches(len(batch))
             ends = [len(batch) * number // num for number in range(num + 1)]
             micro_batches = [tuple(batch[first:last]) for first, last in pairwise(ends)]
             yield Step(len(batch), tuple(micro_batches[self.rank :: self.num_processes]))
@@ -296,9 +319,32 @@ class _MicroBatchSampler(Sampler[list[tuple[int, int]]]):
                     yield [(epoch, number) for number in numbers]
 
 
+@contextmanager
+def reading(views: Generator[T]) -> Iterator[Iterator[T]]:
+    """A block that reads `train_batches` or `eval_items`; at its end their processes have ended.
+
+    Raises:
+        EvaluationError: one of them was killed. torch tells of it in a signal handler, so wherever
+            the block is just then, not only where it waits for clips.
+    """
+    try:
+        with closing(views):
+            yield views
+    except RuntimeError as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        if not said.startswith("DataLoader worker"):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold the loader, and so its processes
+        raise EvaluationError(
+            f"a process that reads clips has ended ({said}): most likely the system killed it, "
+            "short of memory; give fewer --workers and the same command again, a training's with "
+            "--resume"
+        ) from error
+
+
 def train_batches(
     dataset: ClipDataset, plan: BatchPlan, epochs: range, *, num_workers: int
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """The micro-batches of this process, epoch after epoch, in the plan's order.
 
     Args:
@@ -313,19 +359,21 @@ def train_batches(
     loader: DataLoader[Item] = DataLoader(
         dataset,
         batch_sampler=_MicroBatchSampler(plan, epochs),
-        collate_fn=_collate,
-        num_workers=num_workers,
+        collate_fn=_packed_batch,
+        num_workers=_startable(num_workers),
         pin_memory=torch.cuda.is_available(),
         # By default the loader draws a seed from the global generator, on which dropout depends.
         generator=torch.Generator(),
     )
-    for batch in loader:
+    for batch in map(unpack, loader):
         if batch.stop is not None:
             raise batch.stop
         yield batch
 
 
-def eval_items(dataset: ClipDataset, numbers: Sequence[int], *, num_workers: int) -> Iterator[Item]:
+def eval_items(
+    dataset: ClipDataset, numbers: Sequence[int], *, num_workers: int
+) -> Generator[Item]:
     """The views of the samples at `numbers`, in order, one at a time: their lengths differ.
 
     Args:
@@ -340,12 +388,37 @@ def eval_items(dataset: ClipDataset, numbers: Sequence[int], *, num_workers: int
         dataset,
         sampler=[(0, number) for number in numbers],
         batch_size=None,
-        num_workers=num_workers,
+        collate_fn=pack,
+        num_workers=_startable(num_workers),
     )
-    for item in loader:
+    for item in map(unpack, loader):
         if item.stop is not None:
             raise item.stop
         yield item
+
+
+def _startable(num_workers: int) -> int:
+    """That many workers; none, and the log says so, if their queues cannot be made."""
+    if num_workers == 0:
+        return 0
+    queues: list[Any] = []
+    try:
+        for _ in range(num_workers + 2):
+            queues.append(multiprocessing.Queue())
+    except OSError as error:  # their locks are files in /dev/shm: it is full, or cannot be written
+        logger.warning(
+            "no processes can be started that read clips (%s; their locks are in /dev/shm): this "
+            "one reads them, which is slower",
+            error.strerror,
+        )
+        num_workers = 0
+    for queue in queues:
+        queue.close()
+    return num_workers
+
+
+def _packed_batch(items: Sequence[Item]) -> Batch | Packed:
+    return pack(_collate(items))
 
 
 def _collate(items: Sequence[Item]) -> Batch:

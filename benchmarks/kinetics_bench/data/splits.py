@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.files import digest
-from kinetics_tools.core.keys import file_keys
+from kinetics_tools.core.keys import candidate_keys, file_keys
 from kinetics_tools.core.text import read_text
 from kinetics_tools.shards.reader import Sample, ShardFolder
 
@@ -40,6 +40,17 @@ class Selection:
     def keys_sha256(self) -> str:
         """SHA-256 of the sorted keys, hex: equal for equal sets of samples."""
         return digest(self.keys)
+
+    @property
+    def contents_sha256(self) -> str:
+        """SHA-256 of key, label and bytes of each sample, in their order, hex."""
+        return digest(
+            [
+                [sample.key, sample.label, sample.label_id]
+                + [at and at.sha256 for at in (sample.rgb_at, sample.flow_at)]
+                for sample in self.samples
+            ]
+        )
 
 
 def select(
@@ -106,6 +117,24 @@ def require_disjoint(train: Selection, test: Selection) -> None:
         )
 
 
+def require_unseen(weights: str, trained_on: Collection[str], test: Selection) -> None:
+    """Raise EvaluationError if weights were trained on a clip of the test.
+
+    Args:
+        weights: what they are, for the message.
+        trained_on: keys of the clips that they were trained on.
+        test: the clips of the test.
+    """
+    seen = sorted(set(trained_on) & set(test.keys))
+    if seen:
+        raise EvaluationError(
+            f"{weights} was trained on {len(seen)} of the {len(test.samples)} clips of "
+            f"--test-split {test.name}, such as {seen[0]}: an accuracy on training clips would be "
+            "meaningless; choose another split (evaluate: or give --allow-overlap, which marks the "
+            "result)"
+        )
+
+
 def _stored(
     data: ShardFolder, names: Sequence[str], streams: Sequence[str], flow: str
 ) -> tuple[list[Sample], dict[str, str]]:
@@ -115,12 +144,24 @@ def _stored(
 
 
 def _listed(
-    name: str, samples: Sequence[Sample], missing: Mapping[str, str], listed: Collection[str]
+    name: str,
+    samples: Sequence[Sample],
+    missing: Mapping[str, str],
+    listed: Mapping[str, PurePosixPath],
 ) -> Selection:
-    wanted = set(listed)
-    found = [sample for sample in samples if sample.key in wanted]
-    absent = wanted - {sample.key for sample in found}
-    return Selection(name, found, {key: missing.get(key, "not in the shards") for key in absent})
+    """The samples of listed files, whatever suffix these had when the shards were made."""
+    present = {sample.key for sample in samples}
+    found: set[str] = set()
+    absent: dict[str, str] = {}
+    for official, path in listed.items():
+        candidates = dict.fromkeys((official, *candidate_keys(path)))
+        key = next(filter(present.__contains__, candidates), None)
+        if key is not None:
+            found.add(key)
+            continue
+        gap = next(filter(missing.__contains__, candidates), official)
+        absent[gap] = missing.get(gap, "not in the shards")
+    return Selection(name, [sample for sample in samples if sample.key in found], absent)
 
 
 def _matching(path: Path, samples: Sequence[Sample], missing: Mapping[str, str]) -> Selection:
@@ -148,14 +189,17 @@ def _hits(pattern: str, keys: frozenset[str]) -> set[str]:
     return {key for key in keys if fnmatchcase(key, plain)}
 
 
-def _official(splits: Path | None, dataset: str, number: int, role: str) -> set[str]:
+def _official(
+    splits: Path | None, dataset: str, number: int, role: str
+) -> dict[str, PurePosixPath]:
+    """Key -> file, as the list of a role names it."""
     if splits is None:
         raise EvaluationError(f"{dataset}/{number} needs the official lists: give --splits DIR")
     folder = splits / dataset if (splits / dataset).is_dir() else splits
     chosen = {"ucf101": _ucf101, "hmdb51": _hmdb51}[dataset](folder, number)
     everything = [path for paths in chosen.values() for path in paths]
     keys = file_keys(everything)
-    return {keys[path] for path in chosen[role]}
+    return {keys[path]: path for path in chosen[role]}
 
 
 def _ucf101(folder: Path, number: int) -> dict[str, list[PurePosixPath]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from kinetics_bench.archs.network import InputSpec
 from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
 from kinetics_bench.archs.table import count
-from kinetics_bench.data.loader import ClipDataset, Reader, eval_items
+from kinetics_bench.data.loader import ClipDataset, Reader, eval_items, reading
 from kinetics_bench.data.splits import Selection
 from kinetics_bench.data.views import eval_view
 from kinetics_bench.device import Machine
 from kinetics_bench.evaluation.results import (
-    PREDICTIONS,
     RESULT,
     Cost,
     DataRecord,
@@ -30,7 +29,8 @@ from kinetics_bench.evaluation.results import (
     score,
 )
 from kinetics_bench.protocols import EvalProtocol, Extents
-from kinetics_bench.training.checkpoint import Checkpoint
+from kinetics_bench.training.checkpoint import NUMERICS, Checkpoint
+from kinetics_bench.weights.files import Weights
 from kinetics_tools.core.console import progress
 from kinetics_tools.core.errors import EvaluationError, OutError
 from kinetics_tools.core.files import digest
@@ -69,22 +69,28 @@ def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine)
         EvaluationError: labels or flow of the shards differ from those of the training, or no clip
             can be evaluated.
     """
-    recipes = _recipes(checkpoint, test)
-    missing = sorted(test.selection.missing)
+    recipes = usable_recipes(checkpoint, test)
     extents = extents_of(checkpoint, test.protocol)
-    identity = digest(
-        [
-            dict(checkpoint.identity),
-            [test.protocol.hash, {stream: asdict(each) for stream, each in extents.items()}],
-            test.selection.keys_sha256,
-            missing,
-            {stream: recipe.hash for stream, recipe in recipes.items()},
-        ]
-    )
-    before = _find_result(folder, identity)
-    if before is not None:
+    seen = {stream: asdict(each) for stream, each in extents.items()}
+    identity = {
+        "weights": Weights(state=checkpoint.net, source="").sha256,
+        "training": digest(dict(checkpoint.identity)),
+        "input": digest([checkpoint.recipe.hash, checkpoint.data.bound]),
+        "protocol": digest([test.protocol.hash, seen]),
+        "clips": digest([test.selection.keys_sha256, sorted(test.selection.missing)]),
+        "order, labels or bytes of the clips": test.selection.contents_sha256,
+        "recipes of the shards": digest({name: each.hash for name, each in recipes.items()}),
+        "precision": machine.precision,
+        "numerics of the code": str(NUMERICS),
+        "version of torch": torch.__version__,
+    }
+    before = _find_result(folder)
+    if before is not None and before.data.identity == identity:
         logger.info("%s: reused, evaluated already (%s)", checkpoint.stream, folder / RESULT)
         return before
+    if before is not None and machine.is_main:
+        what = ", ".join(before.data.differing(identity))
+        logger.info("%s: evaluated again, not the same %s", folder / RESULT, what)
     start = time.monotonic()
     predictions = predict_split(checkpoint, test, machine)
     result = Result(
@@ -95,7 +101,7 @@ def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine)
         score=score(predictions),
         training={checkpoint.stream: checkpoint.recipe},
         recipes=recipes,
-        data=_data(checkpoint, test, identity),
+        data=_data(checkpoint, test, identity, predictions),
         cost=_cost(checkpoint, test, machine, seconds=time.monotonic() - start),
         origin=find_origin(),
         failed=predictions.failed,
@@ -108,7 +114,11 @@ def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine)
 
 
 def predict_split(checkpoint: Checkpoint, test: Test, machine: Machine) -> Predictions:
-    """Predictions of a network for a split; each clip is seen once, by one of the processes."""
+    """Predictions of a network for a split; each clip is seen once, by one of the processes.
+
+    Raises:
+        EvaluationError: no clip can be evaluated, or a process that reads clips is killed.
+    """
     net = machine.place(checkpoint.network())
     samples = test.selection.samples
     reader = Reader(checkpoint.recipe, checkpoint.data.bound)
@@ -116,14 +126,14 @@ def predict_split(checkpoint: Checkpoint, test: Test, machine: Machine) -> Predi
     num_workers = num_processors() if test.num_workers is None else test.num_workers
     mine = range(machine.rank, len(samples), machine.num_processes)
     rows, failed = {}, {}
-    items = eval_items(clips, mine, num_workers=num_workers)
-    if machine.is_main:
-        items = progress(items, total=len(mine), what=f"evaluating {checkpoint.stream}")
-    for item in items:
-        if item.clips is None:
-            failed[item.key] = item.failure
-        else:
-            rows[item.key] = (item.label_id, logits_of(net, item.clips, machine).numpy())
+    with reading(eval_items(clips, mine, num_workers=num_workers)) as items:
+        if machine.is_main:
+            items = progress(items, total=len(mine), what=f"evaluating {checkpoint.stream}")
+        for item in items:
+            if item.clips is None:
+                failed[item.key] = item.failure
+            else:
+                rows[item.key] = (item.label_id, logits_of(net, item.clips, machine).numpy())
     gathered = machine.gather((rows, failed))
     return Predictions.of(
         {key: row for rows, _ in gathered for key, row in rows.items()},
@@ -145,10 +155,17 @@ def logits_of(net: nn.Module, clips: Sequence[Tensor], machine: Machine) -> Tens
     return logits[0].float().cpu()
 
 
-def add_streams(rgb: Result, flow: Result, predictions: Predictions) -> Result:
-    """The joint row of two networks; `predictions`: the sums of their logits."""
+def add_streams(rgb: Result, flow: Result, predictions: Predictions, num_overlap: int) -> Result:
+    """The joint row of two networks.
+
+    Args:
+        rgb: the row of one.
+        flow: the row of the other.
+        predictions: the sums of their logits.
+        num_overlap: how many of these clips one of them was trained on.
+    """
     init = replace(flow.data.init, source="its two streams", sha256="")
-    identity = digest([rgb.data.identity, flow.data.identity])
+    identity = {row.stream: digest(row.data.identity) for row in (rgb, flow)}
     return Result(
         arch=rgb.arch,
         stream="joint",
@@ -157,7 +174,7 @@ def add_streams(rgb: Result, flow: Result, predictions: Predictions) -> Result:
         score=score(predictions),
         training={**rgb.training, **flow.training},
         recipes={**rgb.recipes, **flow.recipes},
-        data=replace(flow.data, identity=identity, init=init),
+        data=replace(flow.data, identity=identity, init=init, num_overlap=num_overlap),
         cost=replace(
             rgb.cost,
             parameters=rgb.cost.parameters + flow.cost.parameters,
@@ -172,21 +189,21 @@ def add_streams(rgb: Result, flow: Result, predictions: Predictions) -> Result:
     )
 
 
-def _find_result(folder: Path, identity: str) -> Result | None:
-    """The result in `folder`, if it has this identity and can be read with its predictions."""
+def _find_result(folder: Path) -> Result | None:
+    """The result in `folder`, if it can be read with its predictions."""
     if not (folder / RESULT).exists():
         return None
     try:
         result = Result.read(folder)
-        Predictions.read(folder / PREDICTIONS, result.failed)
+        result.predictions(folder)
     except (OutError, EvaluationError) as error:  # both are written again
         logger.info("%s", error)
         return None
-    return result if result.data.identity == identity else None
+    return result
 
 
-def _recipes(checkpoint: Checkpoint, test: Test) -> dict[str, StreamRecipe]:
-    """The recipes of the shards that the network reads.
+def usable_recipes(checkpoint: Checkpoint, test: Test) -> dict[str, StreamRecipe]:
+    """The recipes of the shards that the network reads, by stream.
 
     Raises:
         EvaluationError: they, or the labels, differ from those of the training.
@@ -204,13 +221,17 @@ def _recipes(checkpoint: Checkpoint, test: Test) -> dict[str, StreamRecipe]:
         # Published weights do not say how their flow was computed.
         was_trained_here = checkpoint.data.train_split is not None
         if was_trained_here and trained.hash != recipes[stream].hash:
+            what = ", ".join(trained.differing(recipes[stream]))
             raise EvaluationError(
-                f"{stream} in {test.data.folder} has another recipe than the flow of the training"
+                f"{stream} in {test.data.folder} has another recipe than the flow of the training "
+                f"({what}); give shards of the same recipe"
             )
     return recipes
 
 
-def _data(checkpoint: Checkpoint, test: Test, identity: str) -> DataRecord:
+def _data(
+    checkpoint: Checkpoint, test: Test, identity: Mapping[str, str], predictions: Predictions
+) -> DataRecord:
     return DataRecord(
         folder=str(test.data.folder),
         identity=identity,
@@ -219,8 +240,10 @@ def _data(checkpoint: Checkpoint, test: Test, identity: str) -> DataRecord:
         train_split=checkpoint.data.train_split,
         num_train=checkpoint.data.num_train,
         failed_train=checkpoint.failed,
+        missing_train=checkpoint.data.missing_train,
         test_split=test.selection.name,
         init=checkpoint.init,
+        num_overlap=len(set(predictions.keys) & set(checkpoint.trained_on or ())),
     )
 
 

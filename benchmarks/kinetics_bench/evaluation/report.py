@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from kinetics_bench.archs.registry import ARCHS, STREAMS
 from kinetics_bench.evaluation.results import (
     EVALUATION_PREFIX,
-    PREDICTIONS,
     RESULT,
     Predictions,
     Result,
     cells,
+    interval_text,
     percent,
     ranks,
 )
@@ -92,7 +92,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
 def _read(folder: Path) -> Row:
     result = Result.read(folder)
-    return Row(folder, result, Predictions.read(folder / PREDICTIONS, result.failed))
+    return Row(folder, result, result.predictions(folder))
 
 
 def _name(folder: Path) -> str:
@@ -115,7 +115,8 @@ def _section(name: str, rows: Sequence[Row]) -> dict[str, Any]:
         "source": arch.source,
         "best": best.result.stream,
         "top1": percent(result.score.top1),
-        "error": percent(result.score.standard_error),
+        "interval": interval_text(result.score),
+        "num_overlap": result.data.num_overlap,
         "chance": percent(1 / len(best.labels)),
         "num_scored": result.score.num_scored,
         "num_classes": len(best.labels),
@@ -140,14 +141,17 @@ def _section(name: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _covers(row: Row) -> dict[str, str]:
     data, score = row.result.data, row.result.score
-    failed_train = len(data.failed_train)
-    trained_on = f"{data.train_split}: {data.num_train - failed_train} clips" + (
-        f" ({failed_train} could not be decoded)" if failed_train else ""
-    )
+    failed, missing = len(data.failed_train), len(data.missing_train)
+    trained_on = f"{data.train_split}: {data.num_train - failed} / {data.num_train + missing} clips"
+    gaps = {"could not be decoded": failed, "not in the shards": missing}
+    why = ", ".join(f"{number} {gap}" for gap, number in gaps.items() if number)
+    if why:
+        trained_on += f" ({why})"
     return {
         "stream": row.result.stream,
         "trained on": "not trained here" if data.train_split is None else trained_on,
-        "tested on": data.test_split,
+        "tested on": data.test_split
+        + (f" ({data.num_overlap} clips TRAINED ON)" if data.num_overlap else ""),
         "in the list": str(score.num_expected),
         "evaluated": str(score.num_scored),
         "failed": str(score.num_failed),

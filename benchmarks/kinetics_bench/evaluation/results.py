@@ -11,7 +11,7 @@ import math
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,15 +23,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import kinetics_tools
+from kinetics_bench.archs.registry import STREAMS, check_network
 from kinetics_bench.protocols import EvalProtocol, Extent
 from kinetics_bench.recipes import Recipe
 from kinetics_bench.training.checkpoint import EpochRecord, InitRecord
-from kinetics_tools.core.errors import EvaluationError
-from kinetics_tools.core.files import publish, read_json, write_json
+from kinetics_tools.core import schema
+from kinetics_tools.core.errors import EvaluationError, OutError, UnknownNameError
+from kinetics_tools.core.files import publish, read_json, require_file, write_json
 from kinetics_tools.shards.records import StreamRecipe
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.parquet"
+NORMAL_95 = 1.959964  # standard deviations on both sides of the mean
+MAX_CLIPS = 2**24
+_COLUMNS = [pa.string(), pa.int64(), pa.list_(pa.float32())]  # of predictions.parquet
 EVALUATION_PREFIX = "evaluate-"  # of folders with other evaluations of a run
 
 
@@ -96,19 +101,41 @@ class Predictions:
             pq.write_table(table, scratch)
 
     @classmethod
-    def read(cls, path: Path, failed: Mapping[str, str]) -> Predictions:
+    def read(
+        cls, path: Path, failed: Mapping[str, str], *, shape: tuple[int, int] | None = None
+    ) -> Predictions:
         """Read what `write` wrote.
 
+        Args:
+            path: of the file.
+            failed: as in the attributes.
+            shape: (N, K) that it must have, checked before a logit is read; None: any.
+
         Raises:
-            EvaluationError: it is missing or damaged.
+            EvaluationError: it is missing, damaged, or of another shape.
         """
         try:
-            table = pq.read_table(path)
-            logits = np.stack(table["logits"].to_pylist()).astype(np.float32)
+            require_file(path)
+            with pq.ParquetFile(path) as file:
+                num_rows, num_logits = file.metadata.num_rows, _num_logits(file.metadata)
+                if not 0 < num_rows <= MAX_CLIPS:
+                    raise ValueError(f"it has {num_rows} rows")
+                if shape is not None and (num_rows, num_logits) != (shape[0], shape[0] * shape[1]):
+                    raise ValueError(f"it is not of the {RESULT} beside it")
+                table = file.read(["key", "label_id", "logits"])
+            if table.schema.types != _COLUMNS:
+                raise ValueError("it has columns of other types")
             keys = tuple(table["key"].to_pylist())
-            return cls(keys, table["label_id"].to_numpy(), logits, dict(failed))
-        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-            said = " ".join(str(error).split())  # Arrow's may have several lines
+            schema.check(keys, tuple[schema.Key, ...])
+            label_ids = table["label_id"].to_numpy()
+            logits = np.stack(table["logits"].to_pylist()).astype(np.float32)
+            if not np.isfinite(logits).all():
+                raise ValueError("a logit is not finite")
+            if not ((label_ids >= 0) & (label_ids < logits.shape[1])).all():
+                raise ValueError("a label_id is not one of the logits")
+            return cls(keys, label_ids, logits, dict(failed))
+        except (OutError, OSError, pa.ArrowException, LookupError, ValueError) as error:
+            said = " ".join(str(error).split())[:300]  # Arrow's may have several lines
             raise EvaluationError(f"{path} cannot be read ({said}); evaluate again") from error
 
 
@@ -121,7 +148,7 @@ class Score:
         top5: share of those whose true class is among the five highest; None for five classes or
             fewer.
         mean_class: mean over the classes of the top-1 per class.
-        standard_error: of top1, binomial.
+        interval: the 95 % interval of top1, from and to (see `wilson`).
         num_expected: clips in the split: evaluated and failed ones.
         num_scored: evaluated clips.
         num_failed: clips that are missing in the shards or could not be decoded.
@@ -129,14 +156,26 @@ class Score:
             compared.
     """
 
-    top1: float
-    top5: float | None
-    mean_class: float
-    standard_error: float
-    num_expected: int
-    num_scored: int
-    num_failed: int
+    top1: schema.Share
+    top5: schema.Share | None
+    mean_class: schema.Share
+    interval: tuple[float, float]
+    num_expected: schema.Count
+    num_scored: schema.Positive
+    num_failed: schema.Count
     keys_sha256: str
+
+
+def _num_logits(metadata: pq.FileMetaData) -> int:
+    """How many numbers the lists in the column `logits` have, by the file's footer."""
+    total = 0
+    for group in range(metadata.num_row_groups):
+        columns = metadata.row_group(group)
+        for number in range(columns.num_columns):
+            column = columns.column(number)
+            if column.path_in_schema.partition(".")[0] == "logits":
+                total += column.num_values
+    return total
 
 
 def ranks(predictions: Predictions) -> npt.NDArray[np.int64]:
@@ -147,6 +186,20 @@ def ranks(predictions: Predictions) -> npt.NDArray[np.int64]:
     higher = (predictions.logits > true) | ((predictions.logits == true) & before)
     counts: npt.NDArray[np.int64] = higher.sum(axis=1)
     return counts
+
+
+def wilson(num_right: int, num: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, from and to.
+
+    It says something where all clips are right, or none, and the standard error is 0: that of 5 of
+    5 begins at 56.6 %.
+    """
+    share, spread = num_right / num, NORMAL_95**2 / num
+    centre = share + spread / 2
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4))
+    low, high = (centre - half) / (1 + spread), (centre + half) / (1 + spread)
+    # Rounding: the exact ends are 0 and 1 where none and all are right.
+    return max(min(low, share), 0.0), min(max(high, share), 1.0)
 
 
 def score(predictions: Predictions) -> Score:
@@ -160,7 +213,7 @@ def score(predictions: Predictions) -> Score:
         top1=top1,
         top5=float((rank < 5).mean()) if predictions.logits.shape[1] > 5 else None,
         mean_class=float(np.mean(per_class)),
-        standard_error=math.sqrt(top1 * (1 - top1) / num),
+        interval=wilson(int((rank == 0).sum()), num),
         num_expected=num + len(predictions.failed),
         num_scored=num,
         num_failed=len(predictions.failed),
@@ -174,25 +227,35 @@ class DataRecord:
 
     Attributes:
         folder: of the shards, as given.
-        identity: hash of everything that decides the predictions.
+        identity: what decides the predictions, each part as a hash or a word. Version 0.1 wrote one
+            hash of it.
         labels: class names in index order.
         flow: name of the flow; empty if the network sees none.
         train_split: None for weights that were not trained here.
-        num_train: clips in that split.
+        num_train: clips of that split in the shards.
         failed_train: key -> reason, of training clips that could not be decoded.
         test_split: the split that was evaluated.
         init: the weights that the training started from.
+        missing_train: key -> reason, of training clips that are not in the shards.
+        num_overlap: evaluated clips that the weights were trained on; 0 unless it was allowed.
     """
 
     folder: str
-    identity: str
+    identity: Mapping[str, str] | str
     labels: tuple[str, ...]
     flow: str
     train_split: str | None
-    num_train: int
+    num_train: schema.Count
     failed_train: Mapping[str, str]
     test_split: str
-    init: InitRecord
+    init: InitRecord = field(default_factory=InitRecord)  # absent in results of the first versions
+    missing_train: Mapping[str, str] = field(default_factory=dict)
+    num_overlap: schema.Count = 0
+
+    def differing(self, identity: Mapping[str, str]) -> list[str]:
+        """Names of the parts of `identity` that differ from those of this record."""
+        there = {} if isinstance(self.identity, str) else self.identity
+        return [name for name, value in identity.items() if there.get(name) != value]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,15 +274,15 @@ class Cost:
         seconds_evaluation: all clips.
     """
 
-    parameters: int
-    flops: int
-    flops_shape: tuple[tuple[int, ...], ...]
+    parameters: schema.Quantity
+    flops: schema.Quantity
+    flops_shape: tuple[tuple[schema.Quantity, ...], ...]
     device: str
-    num_threads: int
-    num_processes: int
+    num_threads: schema.Count
+    num_processes: schema.Count
     precision: str
-    seconds_training: float
-    seconds_evaluation: float
+    seconds_training: schema.Amount
+    seconds_evaluation: schema.Amount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +347,20 @@ class Result:
         }
         write_json(folder / RESULT, values)
 
+    def predictions(self, folder: Path) -> Predictions:
+        """Read the predictions.parquet in the folder of this result.
+
+        Raises:
+            EvaluationError: it is missing, damaged, or of another result.
+        """
+        shape = (self.score.num_scored, len(self.data.labels))
+        found = Predictions.read(folder / PREDICTIONS, self.failed, shape=shape)
+        if found.logits.shape != shape:  # the file's own count of them was wrong
+            raise EvaluationError(
+                f"{folder / PREDICTIONS} is not of the {RESULT} beside it; evaluate again"
+            )
+        return found
+
     def recipes_as_json(self) -> dict[str, Any]:
         """All recipes as they are stored: `training` by stream, and those of the shards."""
         return {
@@ -301,33 +378,38 @@ class Result:
         values = read_json(folder / RESULT, "evaluate again")
         try:
             return cls._parsed(values)
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
+        except (ValueError, UnknownNameError) as error:
             raise EvaluationError(
-                f"{folder / RESULT} is not a result of this version ({error!r}); evaluate again"
+                f"{folder / RESULT} is not a result of this version ({error}); evaluate again"
             ) from error
 
     @classmethod
-    def _parsed(cls, values: Mapping[str, Any]) -> Result:
-        protocol, recipes, data = dict(values["protocol"]), dict(values["recipes"]), values["data"]
-        extents, training = protocol.pop("extents"), recipes.pop("training")
-        del protocol["hash"]
-        shapes = tuple(map(tuple, values["cost"]["flops_shape"]))
-        init = InitRecord(**data.get("init", {}))  # absent in results of the first versions
-        records = {
-            "protocol": EvalProtocol(**protocol),
-            "extents": {stream: Extent(**extent) for stream, extent in extents.items()},
-            "score": Score(**values["score"]),
-            "training": {stream: Recipe.from_json(recipe) for stream, recipe in training.items()},
-            "recipes": {stream: StreamRecipe.from_json(each) for stream, each in recipes.items()},
-            "data": DataRecord(**{**data, "labels": tuple(data["labels"]), "init": init}),
-            "cost": Cost(**{**values["cost"], "flops_shape": shapes}),
-            "origin": Origin(**values["origin"]),
-            "history": {
-                stream: [EpochRecord(**row) for row in rows]
-                for stream, rows in values["history"].items()
-            },
+    def _parsed(cls, values: Any) -> Result:
+        values = schema.parse(values, dict[str, Any])
+        recipes = dict(schema.parse(values.get("recipes"), dict[str, dict[str, Any]]))
+        protocol = dict(schema.parse(values.get("protocol"), dict[str, Any]))
+        protocol.pop("hash", None)
+        extents = protocol.pop("extents", None)
+        training = {each: Recipe.from_json(r) for each, r in recipes.pop("training", {}).items()}
+        parts = {
+            "protocol": schema.parse_exactly(protocol, EvalProtocol),
+            "extents": extents,
+            "score": _score_of(schema.parse(values.get("score"), dict[str, Any])),
+            "training": training,
+            "recipes": StreamRecipe.all_from_json(recipes),
         }
-        return cls(**{**values, **records})
+        found = schema.parse({**values, **parts}, cls)
+        check_network(found.arch, found.stream)
+        if not {*found.extents, *training, *found.history} <= set(STREAMS):
+            raise ValueError("it has parts of an unknown stream")
+        return found
+
+
+def _score_of(values: Mapping[str, Any]) -> Score:
+    """A stored score. Version 0.1 wrote a standard error in place of the interval."""
+    stored = schema.parse({**values, "interval": (0.0, 1.0)}, Score)
+    num = stored.num_scored
+    return replace(stored, interval=wilson(round(stored.top1 * num), num))
 
 
 @cache
@@ -365,14 +447,23 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
 
 
+def interval_text(value: Score) -> str:
+    """The 95 % interval of top-1, in percent."""
+    low, high = value.interval
+    return f"{percent(low)} to {percent(high)}"
+
+
 def cells(result: Result) -> dict[str, str]:
     """The numbers of a row by column title, as text."""
     value = result.score
+    covers = f"{value.num_scored} / {value.num_expected}"
+    if result.data.num_overlap:
+        covers += f", {result.data.num_overlap} TRAINED ON"
     return {
         "stream": result.stream,
         "top-1 %": percent(value.top1),
-        "+-": percent(value.standard_error),
+        "95 % interval": interval_text(value),
         "top-5 %": percent(value.top5),
         "mean-class %": percent(value.mean_class),
-        "evaluated / in the list": f"{value.num_scored} / {value.num_expected}",
+        "evaluated / in the list": covers,
     }

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.training.checkpoint import Checkpoint
 from kinetics_bench.weights.files import Weights
 from kinetics_bench.weights.naming import COUNT
+from kinetics_tools.core import schema
 from kinetics_tools.core.errors import EvaluationError, KineticsError, MediaError, OutError
 from kinetics_tools.core.files import digest, file_digest, publish, read_json, write_json
 from kinetics_tools.core.keys import file_keys
@@ -173,19 +174,13 @@ def read_record(path: Path) -> FeatureRecord | FailureRecord | None:
     advice = "choose another --out, or give --force"
     values = read_json(path, advice)
     try:
+        values = schema.parse(values, dict[str, Any])
         if "error" in values:
-            return FailureRecord(**values)
-        names = {each.name for each in fields(NetworkRecord)}
-        network = {name: value for name, value in values.items() if name in names}
-        sampling = {name: Sampling(**each) for name, each in network["sampling"].items()}
-        return FeatureRecord(
-            **{name: value for name, value in values.items() if name not in names},
-            network=NetworkRecord(**{**network, "sampling": sampling}),
-        )
-    except (TypeError, KeyError, AttributeError) as error:
-        raise EvaluationError(
-            f"{path} is not a record of features ({error!r}); {advice}"
-        ) from error
+            return schema.parse(values, FailureRecord)
+        network = schema.parse(values, NetworkRecord)
+        return schema.parse({**values, "network": network}, FeatureRecord)
+    except ValueError as error:
+        raise EvaluationError(f"{path} is not a record of features ({error}); {advice}") from error
 
 
 class _Model:

@@ -10,14 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from kinetics_bench.archs.registry import ARCHS, build
+from kinetics_bench.archs.registry import ARCHS, build, check_network
 from kinetics_bench.recipes import recipe_for
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint, InitRecord, TrainingData
-from kinetics_bench.weights.choices import INITS
-from kinetics_bench.weights.files import CheckpointHeader
-from kinetics_bench.weights.init import SCRATCH, load_init, state_shapes
-from kinetics_tools.core import system
-from kinetics_tools.core.errors import EvaluationError, KineticsError
+from kinetics_bench.weights.choices import split_word
+from kinetics_bench.weights.init import SCRATCH, InitWeights, load_init, state_shapes
+from kinetics_tools.core import schema, system
+from kinetics_tools.core.errors import EvaluationError, KineticsError, UnknownNameError
 from kinetics_tools.core.files import read_json
 from kinetics_tools.dataset.labels import known_labels
 from kinetics_tools.flow.methods import BOUND_PX, FlowRecipe, make_method
@@ -59,11 +58,11 @@ class Request:
     test_split: str
     flow: str | None = None
     protocol: str | None = None
-    batch_size: int | None = None
-    epochs: int | None = None
+    batch_size: schema.Positive | None = None
+    epochs: schema.Count | None = None
     splits: Path | None = None
     seed: int = 0
-    num_workers: int | None = None
+    num_workers: schema.Count | None = None
     init: str = SCRATCH
     finetune: str = "all"
 
@@ -86,9 +85,15 @@ class Request:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Request:
-        """Read what `as_json` wrote."""
-        paths = {name: Path(values[name]) for name in ("data", "splits") if values[name]}
-        return cls(**{**values, **paths})
+        """Read what `as_json` wrote.
+
+        Raises:
+            ValueError: a field is missing, unknown, or is not what it may be.
+            UnknownNameError: so is the architecture or the stream.
+        """
+        request = schema.parse_exactly(values, cls)
+        check_network(request.arch, request.stream)
+        return request
 
 
 def read_request(work_dir: Path) -> Request:
@@ -102,12 +107,12 @@ def read_request(work_dir: Path) -> Request:
             f"{work_dir} holds no run; train one there: "
             f"run-benchmark --arch i3d --work-dir {work_dir}"
         )
-    advice = "remove it, then give the command that began this run, a training's with --resume"
+    advice = "move it away, then give the command that began this run, a training's with --resume"
     try:
         return Request.from_json(read_json(work_dir / RUN, advice))
-    except (TypeError, KeyError) as error:
+    except (ValueError, UnknownNameError) as error:
         raise KineticsError(
-            f"{work_dir / RUN} is not a request of this version ({error!r}); {advice}"
+            f"{work_dir / RUN} is not a request of this version ({error}); {advice}"
         ) from error
 
 
@@ -132,7 +137,13 @@ def networks_of_run(
     if request.as_given:
         return networks_of_weights(request.init, request.arch, asked.stream, cache=cache)
     checkpoints = [Checkpoint.read(work_dir / each / CHECKPOINT) for each in asked.streams]
-    for checkpoint in checkpoints:
+    for checkpoint, stream_there in zip(checkpoints, asked.streams, strict=True):
+        told = (checkpoint.arch, checkpoint.stream, checkpoint.labels)
+        if told != (request.arch, stream_there, checkpoints[0].labels):
+            raise EvaluationError(
+                f"{work_dir / stream_there / CHECKPOINT} is not of this run: it holds "
+                f"{checkpoint.arch} {checkpoint.stream} with {len(checkpoint.labels)} labels"
+            )
         if not checkpoint.finished:
             raise EvaluationError(
                 f"{work_dir / checkpoint.stream} stopped after {checkpoint.epoch} epochs; "
@@ -163,11 +174,11 @@ def networks_of_weights(
     ]
 
 
-def _require_same_labels(path: Path, labels: Sequence[str]) -> None:
-    """Raise EvaluationError if `path` is a checkpoint of ours with other classes."""
-    header = CheckpointHeader.read(path)
-    theirs = None if header is None else header.labels
+def _require_same_labels(given: InitWeights, labels: Sequence[str]) -> None:
+    """Raise EvaluationError if weights are a checkpoint of ours with other classes."""
+    theirs = None if given.header is None else given.header.labels
     if theirs is not None and theirs != tuple(labels):
+        path, _ = split_word(given.source)
         run = path.absolute().parent.parent
         whose = run if (run / RUN).exists() else "the run that trained it"
         raise EvaluationError(
@@ -183,8 +194,8 @@ def _given(init: str, arch: str, stream: str, *, cache: Path, whole: bool) -> Ch
         raise EvaluationError(
             f"--init {SCRATCH}: scratch weights are untrained; pass imagenet, kinetics or a path"
         )
-    if whole and init not in INITS:
-        _require_same_labels(Path(given.source), labels)
+    if whole:
+        _require_same_labels(given, labels)
     net = build(arch, stream, len(labels))
     random = () if whole else tuple(f"{layer}." for layer in net.last_layers)
     for name in state_shapes(net):
@@ -200,7 +211,9 @@ def _given(init: str, arch: str, stream: str, *, cache: Path, whole: bool) -> Ch
     clip = ClipRecipe(enlarge=True, ffmpeg=ffmpeg_version(find_ffmpeg()))
     recipes = {RGB: StreamRecipe.of(clip.as_json())}
     if needs_flow:
-        flow = FlowRecipe(method=METHOD, parameters=make_method(METHOD).as_json())
+        flow = None if given.header is None else given.header.flow
+        if flow is None:
+            flow = FlowRecipe(method=METHOD, parameters=make_method(METHOD).as_json())
         recipes[flow_stream(METHOD)] = StreamRecipe.of(flow.as_json())
     return Checkpoint(
         arch=arch,
@@ -211,7 +224,7 @@ def _given(init: str, arch: str, stream: str, *, cache: Path, whole: bool) -> Ch
             labels=labels,
             recipes=recipes,
             flow=METHOD if needs_flow else "",
-            bound=BOUND_PX if needs_flow else 1.0,
+            bound=given.bound or (BOUND_PX if needs_flow else 1.0),
             train_split=None,
             num_train=0,
         ),
@@ -221,4 +234,5 @@ def _given(init: str, arch: str, stream: str, *, cache: Path, whole: bool) -> Ch
         optimizer={},
         finished=True,
         init=InitRecord(source=given.source, sha256=given.sha256),
+        trained_on=given.trained_on,
     )

@@ -8,23 +8,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final, cast
 
 import torch
+from torch import Tensor
 
 from kinetics_bench.archs.network import Network
-from kinetics_bench.archs.registry import build
+from kinetics_bench.archs.registry import ARCHS, build, check_network
 from kinetics_bench.recipes import Recipe
 from kinetics_bench.weights.choices import FINETUNES, INITS
 from kinetics_bench.weights.files import UNREADABLE_ERRORS, is_damaged
-from kinetics_tools.core.errors import EvaluationError
-from kinetics_tools.core.files import publish
+from kinetics_tools.core import schema
+from kinetics_tools.core.errors import EvaluationError, UnknownNameError
+from kinetics_tools.core.files import publish, require_file
 from kinetics_tools.flow.methods import FlowRecipe
 from kinetics_tools.media.recipe import ClipRecipe
 from kinetics_tools.shards.records import RGB, StreamRecipe, flow_stream
 
 FORMAT: Final = 2
+# Of what is computed from equal inputs. It is raised where a change of our code changes weights or
+# predictions, so that a result of the older code is never taken for one of this code.
+NUMERICS: Final = 2
 CHECKPOINT = "checkpoint.pt"
+AGAIN: Final = "copy it again, or train again with --force"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,15 +43,18 @@ class TrainingData:
         flow: name of the flow; empty if the network sees none.
         bound: pixels per frame that are 1 in the network's input; 1 if it sees no flow.
         train_split: None for weights that were not trained here.
-        num_train: clips in that split.
+        num_train: clips of that split in the shards.
+        missing_train: key -> reason, of clips of that split that are not in the shards. Version 0.1
+            did not write them.
     """
 
     labels: tuple[str, ...]
     recipes: Mapping[str, StreamRecipe]
     flow: str
-    bound: float
+    bound: schema.Bound
     train_split: str | None
-    num_train: int
+    num_train: schema.Count
+    missing_train: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def clip_recipe(self) -> ClipRecipe:
@@ -56,7 +65,7 @@ class TrainingData:
     def flow_recipe(self) -> FlowRecipe | None:
         """The recipe of the flow; None if the network sees none."""
         recipe = self.recipes.get(flow_stream(self.flow))
-        return None if recipe is None else FlowRecipe(**recipe.parameters)
+        return None if recipe is None else FlowRecipe.from_json(recipe.parameters)
 
     def as_json(self) -> dict[str, Any]:
         """The plain values that are stored."""
@@ -66,9 +75,18 @@ class TrainingData:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TrainingData:
-        """Read what `as_json` wrote."""
-        recipes = {name: StreamRecipe.from_json(each) for name, each in values["recipes"].items()}
-        return cls(**{**values, "labels": tuple(values["labels"]), "recipes": recipes})
+        """Read what `as_json` wrote.
+
+        Raises:
+            ValueError: a field is missing, or is not what it may be.
+        """
+        recipes = StreamRecipe.all_from_json(values.get("recipes"))
+        data = schema.parse({**values, "recipes": recipes}, cls)
+        schema.check_labels(data.labels)
+        if not data.labels:
+            raise ValueError("it has no labels")
+        ClipRecipe.from_json(recipes[RGB].parameters)
+        return data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,15 +120,33 @@ class EpochRecord:
         waiting: share of that time in which the network waited for clips.
     """
 
-    epoch: int
-    step: int
-    loss: float
-    top1: float
-    lr: float
-    clips: int
-    failed: int
-    seconds: float
-    waiting: float
+    epoch: schema.Count
+    step: schema.Count
+    loss: schema.Amount
+    top1: schema.Share
+    lr: schema.Amount
+    clips: schema.Count
+    failed: schema.Count
+    seconds: schema.Amount
+    waiting: schema.Amount
+
+
+class _Noting:
+    """A file to write that keeps the error of its disk."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -133,24 +169,27 @@ class Checkpoint:
         history: one record per finished epoch.
         failed: key -> reason, of training clips that could not be decoded.
         init: the weights that it started from.
+        trained_on: keys of all clips that the weights were trained on here, by this training and by
+            that of its initial weights, sorted; None: an older version did not record them.
         format: version of the file format.
     """
 
     arch: str
     stream: str
-    identity: Mapping[str, str | int]
+    identity: Mapping[str, str | int | float]
     recipe: Recipe
     data: TrainingData
     seed: int
     precision: str
     net: dict[str, Any]
     optimizer: dict[str, Any]
-    epoch: int = 0
-    step: int = 0
+    epoch: schema.Count = 0
+    step: schema.Count = 0
     finished: bool = False
     history: list[EpochRecord] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     init: InitRecord = field(default_factory=InitRecord)
+    trained_on: tuple[str, ...] | None = None
     format: int = FORMAT
 
     def write(self, path: Path) -> None:
@@ -162,9 +201,14 @@ class Checkpoint:
             "data": self.data.as_json(),
             "history": [asdict(record) for record in self.history],
             "init": asdict(self.init),
+            "trained_on": None if self.trained_on is None else list(self.trained_on),
         }
-        with publish(path) as scratch:
-            torch.save(values, scratch)
+        with publish(path) as scratch, scratch.open("wb") as file:
+            noting = _Noting(file)
+            try:
+                torch.save(values, cast(IO[bytes], noting))
+            except RuntimeError as error:  # all that torch says of a full disk: a wrong position
+                raise noting.error or error from error
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
@@ -174,35 +218,45 @@ class Checkpoint:
             EvaluationError: it is missing, damaged, or has another format.
         """
         try:
+            require_file(path)
             if is_damaged(path):
-                raise EvaluationError(
-                    f"{path} is damaged or truncated; copy it again, or train again with --force"
-                )
+                raise EvaluationError(f"{path} is damaged or truncated; {AGAIN}")
             values = torch.load(path, map_location="cpu", weights_only=True)
-            checkpoint = cls._parsed(values)
         except FileNotFoundError as error:
             raise EvaluationError(f"{path} is missing: no training was started there") from error
         except UNREADABLE_ERRORS as error:
             raise EvaluationError(
-                f"{path} is damaged, or not a checkpoint of this version; copy it again, "
-                "or train again with --force"
+                f"{path} is damaged, or not a checkpoint of this version; {AGAIN}"
             ) from error
-        if checkpoint.format != FORMAT:
+        try:
+            return cls._parsed(values)
+        except (ValueError, UnknownNameError) as error:
             raise EvaluationError(
-                f"{path} has format {checkpoint.format}, this version reads {FORMAT}; "
-                "train again with --force"
-            )
-        return checkpoint
+                f"{path} is not a checkpoint of this version ({error}); {AGAIN}"
+            ) from error
 
     @classmethod
-    def _parsed(cls, values: Mapping[str, Any]) -> Checkpoint:
-        records = {
-            "recipe": Recipe.from_json(values["recipe"]),
-            "data": TrainingData.from_json(values["data"]),
-            "history": [EpochRecord(**row) for row in values["history"]],
-            "init": InitRecord(**values["init"]),
-        }
-        return cls(**{**values, **records})
+    def _parsed(cls, values: Any) -> Checkpoint:
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}")
+        for name in ("net", "optimizer"):
+            if not isinstance(values.get(name), dict):
+                raise ValueError(f"its {name} is not a state dict")
+        schema.check_plain({n: v for n, v in values.items() if n not in ("net", "optimizer")})
+        if values.get("format") != FORMAT:
+            raise ValueError(f"it has format {values.get('format')!r}, not {FORMAT}"[:300])
+        data = TrainingData.from_json(schema.parse(values.get("data"), dict[str, Any]))
+        recipe = Recipe.from_json(schema.parse(values.get("recipe"), dict[str, Any]))
+        found = schema.parse({**values, "data": data, "recipe": recipe}, cls)
+        check_network(found.arch, found.stream)
+        if recipe.streams != ARCHS[found.arch].clips_of(found.stream):
+            raise ValueError(f"a recipe of {', '.join(recipe.streams)}")
+        if ("flow" in recipe.streams) != (data.flow_recipe is not None):
+            raise ValueError(f"it has no recipe of the flow {data.flow!r}"[:300])
+        # As torch has them: they may have attributes, and keys of any kind.
+        found.net, found.optimizer = values["net"], values["optimizer"]
+        found.check_net()
+        return found
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -210,17 +264,24 @@ class Checkpoint:
         return self.data.labels
 
     def network(self) -> Network:
-        """The network with its weights, on the CPU, in evaluation mode.
-
-        Raises:
-            EvaluationError: the weights do not fit the architecture and the number of classes.
-        """
+        """The network with its weights, on the CPU, in evaluation mode."""
         net = build(self.arch, self.stream, len(self.labels))
-        try:
-            net.load_state_dict(self.net)
-        except RuntimeError as error:
-            raise EvaluationError(
-                f"these weights do not belong to {self.arch}, stream {self.stream}, with "
-                f"{len(self.labels)} classes: {str(error).splitlines()[-1].strip()}"
-            ) from error
+        net.load_state_dict(self.net)
         return net.eval()
+
+    def check_net(self) -> None:
+        """Raise a ValueError unless the weights are those of the network, all of them."""
+        with torch.device("meta"):  # names, shapes and dtypes only
+            want = build(self.arch, self.stream, len(self.labels)).state_dict()
+        for name in [*want, *self.net]:
+            there, here = self.net.get(name), want.get(name)
+            if (
+                not isinstance(there, Tensor)
+                or here is None
+                or (there.shape, there.dtype, there.layout) != (here.shape, here.dtype, here.layout)
+                or there.is_meta
+            ):
+                raise ValueError(
+                    f"these weights are not of {self.arch}, stream {self.stream}, with "
+                    f"{len(self.labels)} classes: see {name!r}"[:300]
+                )

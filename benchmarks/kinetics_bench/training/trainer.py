@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from torch.nn import functional
 
 from kinetics_bench.archs.layers import BatchNormSingleSampleError
 from kinetics_bench.archs.network import Network
-from kinetics_bench.archs.registry import ARCHS, build
+from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
 from kinetics_bench.data.loader import (
     CACHE_BYTES,
     Batch,
@@ -24,30 +26,33 @@ from kinetics_bench.data.loader import (
     ClipDataset,
     Reader,
     Step,
+    reading,
     train_batches,
 )
 from kinetics_bench.data.splits import Selection
 from kinetics_bench.data.views import seeded_rng
 from kinetics_bench.device import Machine
 from kinetics_bench.recipes import Recipe
+from kinetics_bench.training import estimate
 from kinetics_bench.training.checkpoint import (
+    AGAIN,
     CHECKPOINT,
+    NUMERICS,
     Checkpoint,
     EpochRecord,
     InitRecord,
     TrainingData,
 )
-from kinetics_bench.weights.files import silence_tensorflow
+from kinetics_bench.training.log import TrainingLog
 from kinetics_bench.weights.init import SCRATCH, InitWeights
-from kinetics_tools.core.console import progress
+from kinetics_tools.core.console import progress, time_text
 from kinetics_tools.core.errors import EvaluationError
-from kinetics_tools.core.files import digest, write_text
+from kinetics_tools.core.files import digest
 from kinetics_tools.core.system import num_processors
 from kinetics_tools.shards.reader import ShardFolder
 from kinetics_tools.shards.records import RGB, flow_stream
 
-LOG = "log.jsonl"
-EVENTS = "tensorboard"
+MAX_NAMED = 8  # clips in a message
 logger = logging.getLogger(__name__)
 
 
@@ -96,11 +101,27 @@ class TrainingJob:
 
     @property
     def bound(self) -> float:
-        """Pixels per frame that are 1 in the network's input; 1 if it sees no flow."""
-        return self.data.flow_bound(self.flow) if "flow" in self.clips else 1.0
+        """Pixels per frame that are 1 in the network's input; 1 if it sees no flow.
 
-    def identity(self) -> dict[str, str | int]:
-        """What decides the weights: jobs of equal identity train the same network."""
+        Weights that were trained on flow decide it: they expect the scale that they know.
+        """
+        if "flow" not in self.clips:
+            return 1.0
+        of_weights = None if self.init is None else self.init.bound
+        return of_weights or self.data.flow_bound(self.flow)
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Keys of the clips that its weights are trained on, those of `init` included, sorted."""
+        before = () if self.init is None else self.init.trained_on or ()
+        return tuple(sorted({*self.train.keys, *before}))
+
+    def identity(self, precision: str) -> dict[str, str | float]:
+        """What decides the weights: jobs of equal identity train the same network.
+
+        Args:
+            precision: of the machine that trains.
+        """
         return {
             "arch": self.arch,
             "stream": self.stream,
@@ -109,8 +130,12 @@ class TrainingJob:
             "labels": digest(list(self.data.labels)),
             "data recipe": self.data_hash,
             "training clips": self.train.keys_sha256,
+            "order, labels or bytes of the training clips": self.train.contents_sha256,
             "init": SCRATCH if self.init is None else self.init.sha256,
             "finetune": self.finetune,
+            "flow bound": self.bound,
+            "precision": precision,
+            "numerics of the code": NUMERICS,
         }
 
 
@@ -125,20 +150,76 @@ def train(
 
     Raises:
         EvaluationError: the folder holds another training, or this one unfinished and `resume` is
-            False.
+            False; or the training diverges, or a process that reads clips is killed. The last
+            checkpoint, of finite weights, then stays.
     """
     if force and machine.is_main:
         shutil.rmtree(job.folder, ignore_errors=True)
     machine.barrier()
-    before = find_checkpoint(job, resume=resume)
+    before = find_checkpoint(job, machine, resume=resume)
+    if before is not None and machine.is_main:
+        _warn_of_older_version(before, job.identity(machine.precision), job.folder / CHECKPOINT)
     if before is not None and before.finished:
         logger.info("%s: reused, trained already (%s)", job.stream, job.folder / CHECKPOINT)
         return before
+    require_usable_batches(job, machine)
     return _Training(job, machine, before).run()
 
 
-def find_checkpoint(job: TrainingJob, *, resume: bool) -> Checkpoint | None:
+def require_usable_batches(job: TrainingJob, machine: Machine) -> None:
+    """Raise EvaluationError if a micro-batch has one clip and the network cannot train on one."""
+    plan = _plan(job, machine)
+    if plan.smallest_micro_batch > 1:
+        return
+    with torch.device("meta"):  # shapes only
+        net = _trainable(_network(job), job.finetune)
+        crop = job.recipe.crop_px
+        clips = [
+            torch.empty(1, CHANNELS[stream], job.recipe.sampling[stream].num, crop, crop)
+            for stream in job.clips
+        ]
+    try:
+        net(*clips)
+    except BatchNormSingleSampleError as error:
+        usable = (size for size in range(2, plan.num_clips + 1) if _is_usable(plan, size))
+        size = next(usable, None)
+        advice = "train on more clips" if size is None else f"give --batch-size {size}"
+        raise EvaluationError(
+            f"{job.stream}: of {plan.num_clips} training clips in batches of "
+            f"{job.recipe.batch_size}, a micro-batch has one clip, on which {job.arch} cannot be "
+            f"trained ({error}); {advice}"
+        ) from error
+
+
+def _is_usable(plan: BatchPlan, batch_size: int) -> bool:
+    """Whether all micro-batches have several clips with another batch size."""
+    micro = plan.recipe.micro_batch_size
+    if micro == plan.recipe.batch_size:  # the batch size may have cut the recipe's own
+        micro = batch_size
+    recipe = replace(plan.recipe, batch_size=batch_size, micro_batch_size=min(micro, batch_size))
+    return replace(plan, recipe=recipe).smallest_micro_batch > 1
+
+
+def _plan(job: TrainingJob, machine: Machine) -> BatchPlan:
+    num_clips = len(job.train.samples)
+    return BatchPlan(num_clips, job.recipe, job.seed, machine.rank, machine.num_processes)
+
+
+def _network(job: TrainingJob) -> Network:
+    recipe = job.recipe
+    return build(
+        job.arch,
+        job.stream,
+        len(job.data.labels),
+        dropout=recipe.dropout,
+        bn_momentum=recipe.bn_momentum,
+    )
+
+
+def find_checkpoint(job: TrainingJob, machine: Machine, *, resume: bool) -> Checkpoint | None:
     """The checkpoint of `job` to reuse or to continue; None if there is none.
+
+    What an older version did not record is not compared.
 
     Raises:
         EvaluationError: as `train` says.
@@ -147,10 +228,11 @@ def find_checkpoint(job: TrainingJob, *, resume: bool) -> Checkpoint | None:
     if not path.exists():
         return None
     before = Checkpoint.read(path)
-    other = [what for what, value in job.identity().items() if before.identity.get(what) != value]
-    if other:
+    there, here = _recorded_identity(before), job.identity(machine.precision)
+    other = [_difference(what, there[what], here[what]) for what in here if what in there]
+    if any(other):
         raise EvaluationError(
-            f"{job.folder} holds another training (not the same {', '.join(other)}); "
+            f"{job.folder} holds another training, not the same {', '.join(filter(None, other))}; "
             "choose another --work-dir, or give --force to train again there"
         )
     if not before.finished and not resume:
@@ -159,6 +241,29 @@ def find_checkpoint(job: TrainingJob, *, resume: bool) -> Checkpoint | None:
             "give --resume to continue it, or --force to start over"
         )
     return before
+
+
+def _recorded_identity(before: Checkpoint) -> dict[str, str | float]:
+    return {"precision": before.precision, "flow bound": before.data.bound, **before.identity}
+
+
+def _difference(what: str, there: str | float, here: str | float) -> str:
+    """What differs, with both values where these say something; empty if they are equal."""
+    if there == here:
+        return ""
+    is_readable = max(len(str(there)), len(str(here))) < 64  # else it is a hash
+    return f"{what} ({there} there, {here} now)" if is_readable else what
+
+
+def _warn_of_older_version(before: Checkpoint, here: Mapping[str, str | float], path: Path) -> None:
+    unknown = [what for what in here if what not in _recorded_identity(before)]
+    if unknown:
+        logger.warning(
+            "%s is of an older version, which did not record: %s; if one of them differs, train "
+            "again with --force",
+            path,
+            ", ".join(unknown),
+        )
 
 
 class _Training:
@@ -171,27 +276,19 @@ class _Training:
         assert recipe.streams == job.clips, (recipe.streams, job.clips)
         reader = Reader(recipe, job.bound)
         self.clips = ClipDataset.for_training(job.train.samples, reader, seed=job.seed)
-        self.plan = BatchPlan(
-            len(self.clips), recipe, job.seed, machine.rank, machine.num_processes
-        )
+        self.plan = _plan(job, machine)
         self.num_steps = recipe.schedule.num_steps(self.plan.steps_per_epoch)
         torch.manual_seed(_seed(job.seed, 0, "weights"))
-        net = build(
-            job.arch,
-            job.stream,
-            len(job.data.labels),
-            dropout=recipe.dropout,
-            bn_momentum=recipe.bn_momentum,
-        )
+        net = _network(job)
         if job.init is not None:
             job.init.load(net)
         machine.place(net)
         self.net = _trainable(net, job.finetune)
         self.optimizer = _optimizer(self.net, recipe)
         self.state = before or self._begin()
+        self.state.trained_on = job.trained_on
         if before is not None:
-            self.net.load_state_dict(before.net)
-            self.optimizer.load_state_dict(before.optimizer)
+            _restore(self.net, self.optimizer, before, job.folder / CHECKPOINT)
             logger.info("%s: continued after epoch %d", job.stream, before.epoch)
 
     def _begin(self) -> Checkpoint:
@@ -205,7 +302,7 @@ class _Training:
         return Checkpoint(
             arch=job.arch,
             stream=job.stream,
-            identity=job.identity(),
+            identity=job.identity(self.machine.precision),
             recipe=job.recipe,
             data=TrainingData(
                 labels=job.data.labels,
@@ -214,6 +311,7 @@ class _Training:
                 bound=job.bound,
                 train_split=job.train.name,
                 num_train=len(job.train.samples),
+                missing_train=dict(job.train.missing),
             ),
             seed=job.seed,
             precision=self.machine.precision,
@@ -223,25 +321,61 @@ class _Training:
         )
 
     def run(self) -> Checkpoint:
+        self._tell_length()
         cached = self.clips.cache_in_memory(CACHE_BYTES // self.machine.num_processes)
         first = self.state.epoch
         epochs = range(first, -(-self.num_steps // self.plan.steps_per_epoch))
-        batches = train_batches(
-            self.clips, self.plan, epochs, num_workers=self._num_workers(cached=cached)
-        )
+        num_workers = self._num_workers(cached=cached)
+        self._tell_hours(num_workers)
         steps: Iterator[tuple[int, Step]] = self._steps(epochs)
         if self.machine.is_main:
             total = self.num_steps - self.state.step
             steps = progress(steps, total=total, what=f"training {self.job.stream}")
+        log = TrainingLog(self.job.folder)
+        views = train_batches(self.clips, self.plan, epochs, num_workers=num_workers)
         epoch = _Epoch()
-        for number, step in steps:
-            if number != epoch.number:
-                self._close(epoch)
-                epoch = _Epoch(number)
-                torch.manual_seed(_seed(self.job.seed, number, f"dropout {self.machine.rank}"))
-            self._step(step, batches, epoch)
-        self._close(epoch, finished=True)
+        with closing(log), reading(views) as batches:
+            for number, step in steps:
+                if number != epoch.number:
+                    self._close(epoch, log)
+                    epoch = _Epoch(number)
+                    torch.manual_seed(_seed(self.job.seed, number, f"dropout {self.machine.rank}"))
+                self._step(step, batches, epoch)
+            self._close(epoch, log, finished=True)
         return self.state
+
+    def _tell_length(self) -> None:
+        if not self.machine.is_main:
+            return
+        job, plan = self.job, self.plan
+        text = estimate.length_text(plan, self.num_steps, self.state.step)
+        logger.info("%s: %s", job.stream, text)
+        better = estimate.better_recipe(plan, self.num_steps, job.arch, job.stream)
+        if better:
+            logger.warning("%s: %s", job.stream, better)
+
+    def _tell_hours(self, num_workers: int) -> None:
+        """Measure and log the duration of a training that is long enough for it."""
+        steps_left = self.num_steps - self.state.step
+        if estimate.num_passes(self.plan, steps_left) < estimate.MIN_PASSES:
+            return
+        seconds = estimate.seconds_per_clip(
+            self.net,
+            lambda clips, label_ids: self._forward_backward(clips, label_ids, _Epoch()),
+            self.clips,
+            self.job.recipe,
+            self.machine,
+            num_workers=num_workers,
+        )
+        seconds /= self.machine.num_processes
+        clips_left = steps_left / self.plan.steps_per_epoch * self.plan.num_clips
+        if self.machine.is_main:
+            logger.info(
+                "%s: about %s at the measured %.3g clips per second",
+                self.job.stream,
+                time_text(clips_left * seconds),
+                1 / seconds,
+            )
 
     def _num_workers(self, *, cached: bool) -> int:
         if self.job.num_workers is not None:
@@ -262,24 +396,65 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(3, device=self.machine.device)  # loss, correct predictions, clips
+        device = self.machine.device
+        parts = []  # of each micro-batch: loss, correct predictions, clips
         for _ in step.micro_batches:
             start = time.monotonic()
             batch = next(batches)
             epoch.waited_s += time.monotonic() - start
             epoch.failed.update({item.key: item.failure for item in batch.failed})
             if batch.clips is not None:
-                sums += self._forward_backward(batch.clips, batch.label_ids, epoch)
+                parts.append(self._forward_backward(batch.clips, batch.label_ids, epoch))
+            else:
+                parts.append(torch.zeros(3, device=device))
+        sums = sum(parts, torch.zeros(3, device=device))
         weights = [weight for weight in self.net.parameters() if weight.requires_grad]
         gradients = [_gradient(weight) for weight in weights]
         self.machine.all_reduce_sum([*gradients, sums])
-        num_clips = float(sums[2])
+        loss, _, num_clips = sums.tolist()
+        # A gradient can overflow where the loss does not.
+        if not math.isfinite(loss + float(nn.utils.get_total_norm(gradients))):
+            self._stop_diverged(step, parts, epoch)
         if num_clips > 0:
             for gradient in gradients:
                 gradient.div_(num_clips)
             self.optimizer.step()
         epoch.add(sums, lr)
         self.state.step += 1
+
+    def _stop_diverged(self, step: Step, parts: Sequence[Tensor], epoch: _Epoch) -> NoReturn:
+        """Raise EvaluationError about a step whose loss or gradient is not finite."""
+        samples = self.clips.samples
+        mine = [
+            (
+                float(part[0]),
+                [samples[at].key for at in numbers if samples[at].key not in epoch.failed],
+            )
+            for numbers, part in zip(step.micro_batches, parts, strict=True)
+        ]
+        batches = [each for part in self.machine.gather(mine) for each in part]
+        bad = [each for each in batches if not math.isfinite(each[0])]
+        what = f"the loss is {bad[0][0]:g}" if bad else "the gradient is not finite"
+        keys = sorted(key for _, names in bad or batches for key in names)
+        named = ", ".join(keys[:MAX_NAMED])
+        more = f" and {len(keys) - MAX_NAMED} more" if len(keys) > MAX_NAMED else ""
+        raise self._diverged(
+            f"{what} in step {self.state.step + 1} (epoch {epoch.number + 1}), on {named}{more}"
+        )
+
+    def _diverged(self, what: str) -> EvaluationError:
+        kept = (
+            f"{self.job.folder / CHECKPOINT} is that of epoch {self.state.epoch}"
+            if self.state.epoch
+            else "there is no checkpoint yet"
+        )
+        other = "another --recipe or --batch-size"
+        if self.machine.bfloat16:
+            other = f"--amp none, {other}"
+        return EvaluationError(
+            f"{self.job.stream}: {what}: the training diverged and stopped ({kept}); train with "
+            f"{other}, in another --work-dir"
+        )
 
     def _forward_backward(
         self, clips: Sequence[Tensor], label_ids: Tensor, epoch: _Epoch
@@ -313,10 +488,14 @@ class _Training:
         logits: Tensor = self.net(*clips)
         return logits[:, :, None]
 
-    def _close(self, epoch: _Epoch, *, finished: bool = False) -> None:
+    def _close(self, epoch: _Epoch, log: TrainingLog, *, finished: bool = False) -> None:
         """End an epoch: average the statistics over the processes, write checkpoint and log."""
         if epoch.number < 0:
             return
+        if epoch.skipped:
+            logger.warning(
+                "%s: a clip was left alone and not trained on: %s", self.job.stream, epoch.skipped
+            )
         if epoch.num_clips == 0:
             why = epoch.skipped or next(iter(epoch.failed.values()), "")
             raise EvaluationError(f"{self.job.stream}: no clip could be trained on: {why}")
@@ -324,6 +503,9 @@ class _Training:
         self.machine.all_reduce_sum(statistics)
         for buffer in statistics:
             buffer.div_(self.machine.num_processes)
+        bad = next((n for n, t in self.net.state_dict().items() if not t.isfinite().all()), None)
+        if bad is not None:  # by the last step: a step before it would have had another loss
+            raise self._diverged(f"{bad} is not finite after step {self.state.step}")
         for failed in self.machine.gather(epoch.failed):
             self.state.failed.update(failed)
         self.state.history.append(epoch.record(self.state.step, len(self.state.failed)))
@@ -332,22 +514,10 @@ class _Training:
         self.state.net = self.net.state_dict()
         self.state.optimizer = self.optimizer.state_dict()
         if self.machine.is_main:
+            # In this order: who is killed between them does this epoch, and its line, again.
+            log.add(self.state.history)
             self.state.write(self.job.folder / CHECKPOINT)
-            self._write_log()
         self.machine.barrier()
-
-    def _write_log(self) -> None:
-        # From the whole history: a training that was killed leaves no line too many.
-        lines = [json.dumps(asdict(record)) + "\n" for record in self.state.history]
-        write_text(self.job.folder / LOG, "".join(lines))
-        record = self.state.history[-1]
-        # Imported here: it imports TensorFlow if that is installed.
-        silence_tensorflow()
-        from torch.utils.tensorboard import SummaryWriter
-
-        with SummaryWriter(str(self.job.folder / EVENTS), purge_step=record.epoch) as events:
-            for name in ("loss", "top1", "lr", "seconds", "waiting"):
-                events.add_scalar(name, getattr(record, name), record.epoch)
 
 
 @dataclass(slots=True)
@@ -421,8 +591,43 @@ def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     # strides. If they have not, it pairs the wrong elements and reports no error.
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
-    assert recipe.optimizer == "adamw", recipe.optimizer
     return torch.optim.AdamW(groups, lr=0.0)
+
+
+def _restore(
+    net: nn.Module, optimizer: torch.optim.Optimizer, before: Checkpoint, path: Path
+) -> None:
+    """Load the weights and the optimizer's state of a checkpoint of the same training.
+
+    Raises:
+        EvaluationError: the optimizer's state is not of these weights.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    is_sgd = isinstance(optimizer, torch.optim.SGD)
+    names = {"momentum_buffer"} if is_sgd else {"step", "exp_avg", "exp_avg_sq"}
+    state = before.optimizer.get("state")
+    if not isinstance(state, Mapping) or not all(
+        number in range(len(weights)) and _is_state(each, names, weights[number].shape)
+        for number, each in state.items()
+    ):
+        raise EvaluationError(f"{path}: the optimizer's state is damaged; {AGAIN}")
+    # Its parameter groups are the recipe's; the learning rate is set at every step.
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": dict(state)})
+    net.load_state_dict(before.net)
+
+
+def _is_state(value: object, names: Set[str], shape: torch.Size) -> bool:
+    """Whether a value is the optimizer's state of one parameter."""
+    return (
+        isinstance(value, Mapping)
+        and value.keys() == names
+        and all(
+            isinstance(each, torch.Tensor)
+            and each.dtype == torch.float32
+            and each.shape == (() if name == "step" else shape)
+            for name, each in value.items()
+        )
+    )
 
 
 def _seed(seed: int, epoch: int, what: str) -> int:

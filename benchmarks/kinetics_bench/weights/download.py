@@ -71,7 +71,7 @@ def imagenet(cache: Path, *, address: str = IMAGENET) -> Weights:
         except UNREADABLE_ERRORS as error:
             raise EvaluationError(
                 f"{address} gave another file than its name says "
-                f"({first_line(error)}); remove {folder / name} if it exists"
+                f"({first_line(error)}); move {folder / name} away if it exists"
             ) from error
     scheme = SCHEMES["torchvision"]
     return Weights(state=scheme.to_ours(tensors), source=address, dims=scheme.dims)

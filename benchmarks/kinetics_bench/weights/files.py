@@ -1,13 +1,14 @@
 """Weights in files, read under the names of our networks. The only module that imports tensorflow.
 
-A file is one of: a state dict by torch.save with our names or those of a published scheme, alone or
-as the only state dict in another trainer's checkpoint; a checkpoint of our own training; or a
-TensorFlow checkpoint (`model.ckpt.index` and its data), given by its prefix, index or data file.
-Code in a file is never run.
+A file is one of: a state dict by torch.save or in safetensors, with our names or those of a
+published scheme, alone or in another trainer's checkpoint (see `state_dicts`); a checkpoint of our
+own training; or a TensorFlow checkpoint (`model.ckpt.index` and its data), given by its prefix,
+index or data file. Code in a file is never run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -18,22 +19,26 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, TypeGuard
+from typing import IO, Any, Final
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
-from kinetics_bench.weights.naming import COUNT, SCHEMES, scheme_of
+from kinetics_bench.weights.header import CheckpointHeader
+from kinetics_bench.weights.naming import COUNT, SCALE, SCHEMES, scheme_of
+from kinetics_bench.weights.state_dicts import choose, find_state_dicts
 from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.flow.tvl1.method import import_triton
 
 logger = logging.getLogger(__name__)
 INDEX: Final = ".index"
-SUFFIXES: Final = (".pt", ".pth", INDEX)
-DATA_PARALLEL_PREFIX: Final = "module."  # of all names in torch's DataParallel
+SAFETENSORS: Final = ".safetensors"
+SUFFIXES: Final = (".pt", ".pth", ".ckpt", SAFETENSORS, INDEX)
 # Of several files: the authors' folder also has weights from scratch, piergiaj's also of Charades.
 PREFERRED: Final = "imagenet"
 # TensorFlow 2 stores it among the variables: which object owns which variable.
@@ -52,6 +57,7 @@ UNREADABLE_ERRORS: Final = (
     OverflowError,
     struct.error,
 )
+MAX_REPEATED_BYTES: Final = 2**30
 _DOS_FOLDER: Final = 0x10  # in the external attributes of a zip's member
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 _DATA: Final = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
@@ -65,14 +71,16 @@ class Weights:
     Attributes:
         state: name -> tensor, on the CPU; floats of any precision are float32 here. Batch norm's
             `num_batches_tracked` is left out.
-        source: path or URL.
+        source: path or URL; with a word after a colon where one chose them.
         dims: dimensions, 2 or 3, of the Inception-v1 of a published scheme; None: the names in the
             file are ours.
+        header: what a checkpoint of ours says about them; None: the file is not one.
     """
 
     state: Mapping[str, Tensor]
     source: str
     dims: int | None = None
+    header: CheckpointHeader | None = None
 
     @property
     def sha256(self) -> str:
@@ -106,12 +114,13 @@ def find_weights(path: Path, stream: str) -> Path:
         file: _words(file.relative_to(path))
         for pattern in ("*", "*/*")
         for file in sorted(path.glob(pattern))
-        if file.suffix in SUFFIXES and file.is_file()
+        if file.suffix.lower() in SUFFIXES and file.is_file()
     }
     found = [file for file in words if stream in words[file]]
     if not found and stream in _words(path.absolute().name):
         found = [file for file in words if file.parent == path]
     if len(found) == 1:
+        logger.info("%s: its %s weights are %s", path, stream, found[0].relative_to(path))
         return found[0]
     preferred = [file for file in found if PREFERRED in words[file]]
     if len(preferred) == 1:
@@ -134,6 +143,8 @@ def _file(path: Path) -> Path:
     """The file at `path`, or the index of the TensorFlow checkpoint with this prefix or data."""
     data = _DATA.fullmatch(path.name)
     if path.exists() and data is None:
+        if not path.is_file():
+            raise EvaluationError(f"{path} is not a file: a device or a pipe")
         return path
     index = path.with_name((path.name if data is None else data[1]) + INDEX)
     if not index.exists():
@@ -149,7 +160,9 @@ def _words(path: Path | str) -> list[str]:
     return _PARTS.split(str(path).lower())
 
 
-def read(path: Path, known: Collection[str], *, arch: str, stream: str | None = None) -> Weights:
+def read(
+    path: Path, known: Collection[str], *, arch: str, stream: str | None = None, word: str = ""
+) -> Weights:
     """The weights in a file.
 
     Args:
@@ -157,67 +170,84 @@ def read(path: Path, known: Collection[str], *, arch: str, stream: str | None = 
         known: parameter names of the network, `net.state_dict().keys()`.
         arch: architecture of the network. A checkpoint of ours must have the same.
         stream: its stream, in the same way; None: any.
+        word: chooses one of several networks in the file, such as `ema`; empty: there is only one.
 
     Raises:
         EvaluationError: the file is empty, damaged, not a file of weights, contains code, belongs
-            to another architecture or stream, has unknown, missing or superfluous names; or
-            TensorFlow is needed and not installed.
+            to another architecture or stream, has unknown, missing or superfluous names, holds
+            several networks and no word chooses one; or TensorFlow is needed and not installed.
     """
+    header = None
     if path.suffix == INDEX:
+        if word:
+            raise EvaluationError(f"{path} is a TensorFlow checkpoint; give it without :{word}")
         tensors: Mapping[str, Tensor] = _tensorflow(path)
     else:
-        tensors = _tensors(path, _load(path), arch, stream)
+        values = _safetensors(path) if _is_safetensors(path) else _load(path)
+        header = CheckpointHeader.of(values)
+        if header is not None:
+            problem = header.problem(arch, stream)
+            if problem:
+                advice = JOINT_ADVICE if arch == "i3d" and header.arch == arch else ""
+                raise EvaluationError(f"{path} {problem}{advice}")
+        tensors = _chosen(path, values, known, word, is_ours=header is not None)
+        _refuse_repeated(path, tensors)
     scheme = scheme_of(tensors)
     try:
         state = _own(tensors, known) if scheme is None else scheme.to_ours(tensors)
     except EvaluationError as error:
         raise EvaluationError(f"{path}: {error}") from error
-    dims = None if scheme is None else scheme.dims
-    state = {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
-    return Weights(state=state, source=str(path), dims=dims)
+    return Weights(
+        state={name: _as_float32(tensor, f"{path}: {name}") for name, tensor in state.items()},
+        source=f"{path}:{word}" if word else str(path),
+        dims=None if scheme is None else scheme.dims,
+        header=header,
+    )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointHeader:
-    """What a checkpoint of our own training says about its weights.
-
-    `kinetics_bench.training.checkpoint` writes it. Files of other programs with a state dict under
-    the same name may lack any of it.
-
-    Attributes:
-        arch: a name in ARCHS.
-        stream: one of its streams.
-        labels: class names in index order.
-    """
-
-    arch: str | None
-    stream: str | None
-    labels: tuple[str, ...] | None
-
-    @classmethod
-    def of(cls, values: Any) -> CheckpointHeader | None:
-        """The header in what torch.load returned; None if that is not a checkpoint of ours."""
-        if not isinstance(values, Mapping) or not isinstance(values.get("net"), Mapping):
-            return None
-        data = values.get("data")
-        labels = data.get("labels") if isinstance(data, Mapping) else None
-        return cls(
-            arch=values.get("arch"),
-            stream=values.get("stream"),
-            labels=tuple(labels) if _are_names(labels) else None,
+def _refuse_repeated(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise EvaluationError if a small file says that it holds much: a view repeats one number."""
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if num_bytes > 2 * path.stat().st_size + MAX_REPEATED_BYTES:
+        raise EvaluationError(
+            f"{path} says that it has {num_bytes} bytes of tensors, and is smaller; save copies"
         )
 
-    @classmethod
-    def read(cls, path: Path) -> CheckpointHeader | None:
-        """The header of a file, without its tensors; None if it is not a checkpoint of ours."""
-        try:
-            return cls.of(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-        except UNREADABLE_ERRORS:
-            return None
+
+def _as_float32(tensor: Tensor, what: str) -> Tensor:
+    if tensor.layout != torch.strided or tensor.is_meta:
+        kind = "without values" if tensor.is_meta else "sparse"
+        raise EvaluationError(f"{what} is {kind}; save dense tensors")
+    try:
+        return tensor.float() if tensor.is_floating_point() else tensor
+    except RuntimeError as error:  # two values in a byte
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise EvaluationError(f"{what} has dtype {dtype}, which is not read as a float") from error
 
 
-def _are_names(value: object) -> TypeGuard[Sequence[str]]:
-    return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+def _chosen(
+    path: Path, values: Any, known: Collection[str], word: str, *, is_ours: bool
+) -> Mapping[str, Tensor]:
+    """The weights of one network in what a file holds. The log says which if it is not plain."""
+
+    def knows(name: str) -> bool:
+        like = f"{name.removesuffix('scale')}bias" if name.endswith(SCALE) else name
+        return like in known or any(scheme.has(name) for scheme in SCHEMES.values())
+
+    try:
+        found = find_state_dicts(values, knows)
+    except EvaluationError as error:
+        raise EvaluationError(f"{path}: {error}") from error
+    if not found:
+        raise EvaluationError(f"{path} holds no state dict (a dict of names and tensors)")
+    taken = choose(found, word, str(path))
+    what = [f"the weights {taken.place}"] if taken.place and (word or not is_ours) else []
+    what += [f"the words {taken.prefix} are taken off all names"] if taken.prefix else []
+    if taken.unused:
+        what.append(f"{len(taken.unused)} other tensors are not used, such as {taken.unused[0]}")
+    if what:
+        logger.info("%s: %s", path, "; ".join(what))
+    return taken.tensors
 
 
 def _own(tensors: Mapping[str, Tensor], known: Collection[str]) -> dict[str, Tensor]:
@@ -282,43 +312,24 @@ def _is_whole(file: IO[bytes]) -> bool:
         return False
 
 
-def _tensors(path: Path, values: Any, arch: str, stream: str | None) -> Mapping[str, Tensor]:
-    """The state dict in what torch.save wrote: the whole file, or the only one in it."""
-    if isinstance(values, Mapping) and not _is_state(values):
-        header = CheckpointHeader.of(values)
-        if header is not None:
-            _require_same_network(path, header, arch, stream)
-        inner = [key for key, value in values.items() if _is_state(value)]
-        if len(inner) > 1:
-            names = ", ".join(map(str, inner))
-            raise EvaluationError(f"{path} holds several state dicts ({names}); save only one")
-        values = values[inner[0]] if inner else values
-    if not _is_state(values):
-        raise EvaluationError(f"{path} holds no state dict (a dict of names and tensors)")
-    if all(name.startswith(DATA_PARALLEL_PREFIX) for name in values):
-        return {name.removeprefix(DATA_PARALLEL_PREFIX): tensor for name, tensor in values.items()}
-    return values
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file, by its name or its start, is one of safetensors: a size, then JSON."""
+    if path.suffix.lower() == SAFETENSORS:
+        return True
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and 0 < int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
-def _require_same_network(
-    path: Path, header: CheckpointHeader, arch: str, stream: str | None
-) -> None:
-    """Raise EvaluationError if a checkpoint is of another architecture or stream."""
-    if header.arch not in (None, arch):
-        raise EvaluationError(f"{path} holds weights of {header.arch}, not of {arch}")
-    if stream is not None and header.stream not in (None, stream):
-        advice = JOINT_ADVICE if arch == "i3d" else ""
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file of safetensors, by name."""
+    try:
+        # Not mapped: a file that is written again must not change weights that were read.
+        return safetensors.torch.load(path.read_bytes())
+    except safetensors.SafetensorError as error:
         raise EvaluationError(
-            f"{path} holds weights of {arch} {header.stream}, not of {arch} {stream}{advice}"
-        )
-
-
-def _is_state(values: Any) -> TypeGuard[Mapping[str, Tensor]]:
-    return (
-        isinstance(values, Mapping)
-        and len(values) > 0
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in values.items())
-    )
+            f"{path} is damaged, or not a file of safetensors ({first_line(error)})"
+        ) from error
 
 
 def _tensorflow(index: Path) -> dict[str, Tensor]:
@@ -348,9 +359,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def silence_tensorflow() -> None:
-    """Keep TensorFlow from writing to stderr; call it before TensorFlow is imported."""
+def prepare_for_tensorflow() -> None:
+    """Call this before an import that imports TensorFlow: it will be silent, and bear triton."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with contextlib.suppress(ImportError):
+        import_triton()
 
 
 def import_tensorflow(why: str) -> Any:
@@ -362,7 +375,7 @@ def import_tensorflow(why: str) -> Any:
     Raises:
         EvaluationError: it is not installed.
     """
-    silence_tensorflow()
+    prepare_for_tensorflow()
     try:
         import tensorflow
     except ModuleNotFoundError as error:

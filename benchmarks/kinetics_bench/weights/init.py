@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from kinetics_bench.archs.inception import inflate
 from kinetics_bench.archs.network import Network
-from kinetics_bench.archs.registry import CHANNELS, build
+from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
 from kinetics_bench.weights import download
-from kinetics_bench.weights.choices import INITS
+from kinetics_bench.weights.choices import INITS, split_word
 from kinetics_bench.weights.files import (
     JOINT_ADVICE,
     Weights,
@@ -34,8 +34,10 @@ from kinetics_bench.weights.files import (
     import_tensorflow,
     read,
 )
+from kinetics_bench.weights.header import CheckpointHeader
 from kinetics_bench.weights.naming import COUNT, SCALE, VARIANCE
 from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.flow.methods import BOUND_PX
 
 SCRATCH: Final = INITS[0]
 FIRST_CONV_2D: Final = "Conv2d_1a_7x7.conv_2d.weight"
@@ -53,12 +55,25 @@ class InitWeights:
         source: path or URL.
         sha256: `Weights.sha256` of the weights as read.
         warning: why the last layer is not among them, although the file has one; else empty.
+        header: what a checkpoint of ours says about them; None: they are of others.
+        bound: pixels per frame that are 1 in the flow of their input, as the checkpoint says, or
+            the authors' 20; None: they see no flow, or were trained on pictures.
     """
 
     state: Mapping[str, Tensor]
     source: str
     sha256: str
     warning: str = ""
+    header: CheckpointHeader | None = None
+    bound: float | None = None
+
+    @property
+    def trained_on(self) -> tuple[str, ...] | None:
+        """Keys of the clips that they were trained on here, empty for weights of others.
+
+        None: a checkpoint of an older version, which did not record them.
+        """
+        return () if self.header is None else self.header.trained_on
 
     def load(self, net: nn.Module) -> None:
         """Load the weights into `net`, a network of the arch, stream and classes of `load_init`."""
@@ -71,7 +86,8 @@ def load_init(
     """The weights that `--init` names, checked against the network; None for `scratch`.
 
     Args:
-        init: `scratch`, `imagenet`, `kinetics`, or the path of a file or folder of weights.
+        init: `scratch`, `imagenet`, `kinetics`, or the path of a file or folder of weights, after a
+            colon with a word that chooses one of several networks in a file.
         arch: architecture of the network, as in `kinetics_bench.archs.build`.
         stream: its stream.
         num_classes: its number of classes.
@@ -82,6 +98,8 @@ def load_init(
     """
     if init == SCRATCH:
         return None
+    if not init.strip():
+        raise EvaluationError("--init is empty; give scratch, imagenet, kinetics or a PATH")
     with torch.device("meta"):  # names and shapes only
         net = build(arch, stream, num_classes)
     has_inception = any(find_inceptions(state_shapes(net)))
@@ -98,13 +116,28 @@ def load_init(
         try:
             weights = read(index, net.state_dict(), arch=arch, stream=stream)
         except EvaluationError as error:
-            raise EvaluationError(f"{error}; remove {index.parent} to download it again") from error
+            raise EvaluationError(
+                f"{error}; move {index.parent} away to download it again"
+            ) from error
     else:
-        path = find_weights(Path(init), stream)
-        weights = read(path, net.state_dict(), arch=arch, stream=stream)
+        path, word = split_word(init)
+        if path.name in INITS and not path.exists():
+            raise EvaluationError(f"--init {path.name} takes no word after a colon")
+        file = find_weights(path, stream)
+        weights = read(file, net.state_dict(), arch=arch, stream=stream, word=word)
     state = network_state(weights, net)
-    warning = last_layer_warning(weights, net, state)
-    return InitWeights(state=state, source=weights.source, sha256=weights.sha256, warning=warning)
+    bound = None
+    if "flow" in ARCHS[arch].clips_of(stream) and weights.dims != 2:
+        said = None if weights.header is None else weights.header.bound
+        bound = said or BOUND_PX
+    return InitWeights(
+        state=state,
+        source=weights.source,
+        sha256=weights.sha256,
+        warning=last_layer_warning(weights, net, state),
+        header=weights.header,
+        bound=bound,
+    )
 
 
 def network_state(weights: Weights, net: Network) -> dict[str, Tensor]:
@@ -144,7 +177,9 @@ def last_layer_warning(weights: Weights, net: Network, state: Mapping[str, Tenso
     if weights.dims == 2 and not _has_inceptions_last_layer(net):
         return f"the last layer of {weights.source} is not used: this network has its own layers"
     theirs = _parameters([LAST_LAYER_2D]) if weights.dims == 2 else last
-    there = next(weights.state[name].shape[0] for name in theirs if name in weights.state)
+    there = next((weights.state[n].shape[0] for n in theirs if n in weights.state), None)
+    if there is None:
+        return f"the last layer is re-initialised: {weights.source} has none"
     here = state_shapes(net)[last[0]][0]
     return (
         f"the last layer is re-initialised: {weights.source} has {there} classes, "
@@ -177,7 +212,8 @@ def fitting_state(
     Args:
         weights: weights of the whole network.
         shapes: parameter name -> shape, of the whole network.
-        last: names of the last layer's parameters, which are left out if the classes differ.
+        last: names of the last layer's parameters, which may be missing and are left out if the
+            classes differ.
 
     Raises:
         EvaluationError: a tensor is missing, superfluous, has another shape, is not floating point
@@ -243,7 +279,9 @@ def _parameters(layers: Iterable[str]) -> list[str]:
 def _last_layer_of_other_classes(
     weights: Weights, shapes: Shapes, last: Collection[str]
 ) -> frozenset[str]:
-    """The names `last` if their tensors are of another number of classes, else none."""
+    """The names `last` if there are none, or of another number of classes; else no name."""
+    if not any(name in weights.state for name in last):
+        return frozenset(last)
     for name in last:
         have, want = weights.state.get(name), shapes.get(name, ())
         if have is not None and have.ndim == len(want) and have.shape[:1] != want[:1]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kinetics_tools.core.errors import EvaluationError
 
+_LAST: Final = "Logits."
 MIXED: Final = ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c")
 SCALE: Final = ".batch_norm.scale"
 VARIANCE: Final = ".batch_norm.running_var"
@@ -91,6 +92,10 @@ class Scheme:
         """Whether `name` is a name of this scheme."""
         return self._without_scope(name) in self.names
 
+    def has(self, name: str) -> bool:
+        """Whether a file of this scheme may have `name`: it is known, or in `ignored`."""
+        return self.knows(name) or self._without_scope(name) in self.ignored
+
     def to_ours(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Convert tensors to our names and shapes. Each is used once, or is in `ignored`.
 
@@ -109,8 +114,10 @@ class Scheme:
             if name in state:
                 raise EvaluationError(f"{theirs} is there twice, under two scopes")
             state[name] = self.read(name, tensor)
+        has_last = any(name.startswith(_LAST) for name in state)  # a backbone has no last layer
         for theirs, name in self.names.items():
-            if name not in state and not name.endswith(SCALE):
+            is_optional = name.endswith(SCALE) or (name.startswith(_LAST) and not has_last)
+            if name not in state and not is_optional:
                 raise EvaluationError(f"{theirs} is missing ({self.title})")
         return {
             name: tensor

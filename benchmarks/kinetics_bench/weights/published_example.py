@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kinetics_bench.archs.registry import CHANNELS, build
 from kinetics_bench.device import Machine
+from kinetics_bench.weights.choices import split_word
 from kinetics_bench.weights.files import Weights, find_weights, read
 from kinetics_bench.weights.init import fitting_state, state_shapes
 from kinetics_tools.core.errors import EvaluationError
@@ -155,7 +156,8 @@ def verify(
     """Compute the example's logits in float32 and compare them with the expected ones.
 
     Args:
-        path: a folder with the weights of both streams, or a file with those of one stream. Then
+        path: a folder with the weights of both streams, or a file with those of one stream, each
+            with a word after a colon where a file holds several networks. Of one stream
             `clips` has this stream alone; the input channels say which it is.
         clips: stream -> .npy of float32 (1, T, H, W, C) in [-1, 1], as published.
         machine: device; its bfloat16 is not used.
@@ -191,9 +193,14 @@ def _weights(path: Path, clips: Mapping[str, Path]) -> dict[str, Weights]:
     """Stream -> weights, for the streams of `clips`."""
     with torch.device("meta"):
         names = build("i3d", "rgb").state_dict().keys()
+    path, word = split_word(str(path))
+    found = {
+        stream: read(find_weights(path, stream), names, arch="i3d", word=word)
+        for stream in (clips if path.is_dir() else list(clips)[:1])
+    }
     if path.is_dir():
-        return {stream: read(find_weights(path, stream), names, arch="i3d") for stream in clips}
-    weights = read(find_weights(path, next(iter(clips))), names, arch="i3d")
+        return found
+    (weights,) = found.values()
     first = weights.state.get(FIRST_CONV_3D)
     if first is None or first.ndim != 5:
         raise EvaluationError(

@@ -161,6 +161,13 @@ class Source(ABC):
             KineticsError: it cannot be used as the command line says.
         """
 
+    def rehearse(self) -> None:  # noqa: B027 - most have nothing to look at
+        """Look, without any request, whether the first step of a run that uses it would succeed.
+
+        Raises:
+            KineticsError: it would not.
+        """
+
     def lockout(self) -> LockedOut | None:
         """Why the source may not be tried now; None where it may."""
         return None

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kinetics_tools.core.errors import KineticsError
-from kinetics_tools.core.text import decode_text
+from kinetics_tools.core.text import decode_text, read_bytes
 
 ADVICE = (
     "log in with the browser and export its cookies as a cookies.txt file, in Netscape format with "
@@ -58,7 +58,7 @@ def _text(path: Path) -> str:
     try:
         if path.exists() and not path.is_file():
             raise CookiesError(path, "it is a folder" if path.is_dir() else "it is not a file")
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise CookiesError(path, f"it cannot be read: {error.strerror}") from error
     try:

@@ -1,5 +1,6 @@
 """`dir:PATH`: videos and ready clips in a local folder."""
 
+import errno
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,14 @@ class Folder(Source):
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", f"dir:{self.path}")  # the instance is frozen
 
+    def rehearse(self) -> None:
+        """Look through the folder.
+
+        Raises:
+            KineticsError: a folder or a video cannot be read.
+        """
+        self._by_stem()
+
     def units(
         self,
         segments: Sequence[Segment],
@@ -45,7 +54,7 @@ class Folder(Source):
         """Yield a few segments of a video at a time, with the files that exist for them.
 
         Raises:
-            KineticsError: a folder cannot be read.
+            KineticsError: a folder or a video cannot be read.
         """
         files = self._by_stem()
         for own in group_by_video(segments):
@@ -85,9 +94,13 @@ class Folder(Source):
 
     def _is_file(self, path: Path) -> bool:
         try:
-            return path.is_file()
+            if not path.is_file():
+                return False
+            if not os.access(path, os.R_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         except PermissionError as error:
             self._stop(error)
+        return True
 
     def _stop(self, error: OSError) -> NoReturn:
         raise KineticsError(

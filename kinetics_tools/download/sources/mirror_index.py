@@ -7,15 +7,15 @@ remembered, so that a tar in which no wanted clip can be is not read again.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from kinetics_tools.core.errors import TRANSIENT, Reason, SourceError
-from kinetics_tools.core.files import write_json
+from kinetics_tools.core.errors import TRANSIENT, OutError, Reason, SourceError
+from kinetics_tools.core.files import read_json, write_json
 from kinetics_tools.core.http_client import Remote
+from kinetics_tools.core.schema import Count, Quantity, parse
 from kinetics_tools.core.units import Part
 from kinetics_tools.dataset.manifest import Segment
 
@@ -78,39 +78,58 @@ def _file_name(address: str) -> str:
     return f"{short_hash(address)}.json"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StoredError:
+    """A SourceError in a file; `after`: how many members came before it."""
+
+    reason: Reason
+    detail: str
+    after: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    """The file of a tar. The job's own lies in OUT, which may come from a stranger."""
+
+    address: str
+    size: Quantity | None
+    etag: str
+    complete: bool
+    members: tuple[str, ...]
+    error: _StoredError | None = None
+
+
 def _write(path: Path, address: str, contents: Contents) -> None:
-    value: dict[str, object] = {
-        "address": address,
-        "size": contents.remote.size,
-        "etag": contents.remote.etag,
-        "complete": contents.is_complete,
-        "members": contents.stems,
-    }
+    error = None
     if contents.error is not None:
-        value["error"] = {
-            "reason": contents.error.reason,
-            "detail": contents.error.detail,
-            "after": contents.num_given,
-        }
-    write_json(path, value)
+        error = _StoredError(
+            reason=contents.error.reason,
+            detail=contents.error.detail,
+            after=contents.num_given,
+        )
+    stored = _Stored(
+        address=address,
+        size=contents.remote.size,
+        etag=contents.remote.etag,
+        complete=contents.is_complete,
+        members=contents.stems,
+        error=error,
+    )
+    left_out = {"error"} if error is None else set()
+    write_json(path, {name: v for name, v in asdict(stored).items() if name not in left_out})
 
 
 def _read(path: Path) -> Contents | None:
     """What `_write` wrote; None where it is absent or damaged, so that it is written again."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        contents = Contents(
-            Remote(value["size"], value["etag"]),
-            value["complete"],
-            tuple(map(str, value["members"])),
-        )
-        if "error" not in value:
-            return contents
-        said = value["error"]
-        error = SourceError(Reason(said["reason"]), said["detail"])
-        return replace(contents, error=error, num_given=int(said["after"]))
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        stored = parse(read_json(path), _Stored)
+    except (FileNotFoundError, OutError, ValueError):
         return None
+    contents = Contents(Remote(stored.size, stored.etag), stored.complete, stored.members)
+    if stored.error is None:
+        return contents
+    error = SourceError(stored.error.reason, stored.error.detail)
+    return replace(contents, error=error, num_given=stored.error.after)
 
 
 class Search:

@@ -66,7 +66,9 @@ def videos(stream: io.RawIOBase) -> Iterator[TarVideo]:
     """
     with _damage_as_source_error():
         file = _Forward(_decompressed(io.BufferedReader(stream, BUFFER_BYTES)))
-        with tarfile.TarFile(fileobj=cast(IO[bytes], file), mode="r") as archive:
+        with _header_errors():  # it reads the first one
+            archive = tarfile.TarFile(fileobj=cast(IO[bytes], file), mode="r")
+        with archive:
             for info in _members(archive):
                 stem, dot, suffix = info.name.rpartition("/")[2].rpartition(".")
                 suffix = dot + suffix.lower()
@@ -80,15 +82,30 @@ def videos(stream: io.RawIOBase) -> Iterator[TarVideo]:
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    for _ in range(MAX_MEMBERS):
-        info = archive.next()
+    for number in range(MAX_MEMBERS):
+        with _header_errors():
+            info = archive.next()
         if info is None:
+            if number == 0:  # as where a server sends zeros
+                raise tarfile.ReadError("no member")
             return
         cast(Any, archive).members.clear()  # tarfile would keep them all
         if info.size > MAX_MEMBER_BYTES:
             raise tarfile.ReadError(f"a member of {info.size} bytes")
         yield info
     raise tarfile.ReadError(f"more than {MAX_MEMBERS} members")
+
+
+@contextmanager
+def _header_errors() -> Iterator[None]:
+    """In this block, absurd numbers, names or chains of headers are errors of the tar.
+
+    tarfile raises more than its own errors for them.
+    """
+    try:
+        yield
+    except (ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        raise tarfile.ReadError(f"a header that cannot be read ({error})"[:200]) from error
 
 
 class _Forward:

@@ -23,7 +23,7 @@ from kinetics_tools.core.errors import (
     SourceError,
     lookup,
 )
-from kinetics_tools.core.files import digest
+from kinetics_tools.core.files import OTHER_CACHE_DIR, digest, require_locks
 from kinetics_tools.core.units import Part
 from kinetics_tools.dataset.manifest import Segment
 from kinetics_tools.download.sources.base import (
@@ -66,6 +66,14 @@ class OnlineSource(Source):
     limiter: RateLimiter
     fetch: str = "auto"
     keep_audio: bool = False
+
+    def rehearse(self) -> None:
+        """See that the rate limit can be shared.
+
+        Raises:
+            NoLocksError: the files of its folder cannot be locked.
+        """
+        require_locks(self.limiter.path.parent, OTHER_CACHE_DIR)
 
     def lockout(self) -> LockedOut | None:
         """Why and until when the site blocks this address or account; None where it does not."""

@@ -35,16 +35,18 @@ from kinetics_tools.core.http_answers import (
     PARTIAL_CONTENT,
     StallGuard,
     content_range,
+    limits,
     retry_after_s,
     status_reason,
 )
-from kinetics_tools.core.youtube_answers import sentence_reason
 from kinetics_tools.download.sources.base import FetchError
 from kinetics_tools.download.sources.cookies import BROWSER_ADVICE, read_cookies
 from kinetics_tools.download.sources.js_runtime import Silent
+from kinetics_tools.download.sources.youtube_answers import sentence_reason
 from kinetics_tools.download.sources.ytdlp_options import name_of, redacted, refuse_unsafe
 
 SOCKET_TIMEOUT_S = 30.0
+MAX_PAGE_BYTES = 2**26  # of an answer that yt-dlp reads whole
 FIRST_BLOCK = 64 * 1024  # bytes of the first request after a seek
 LARGEST_BLOCK = 128 * 1024  # bytes of a later request; those after the read's end are wasted
 RANGE_RETRIES = 3  # at most: for the whole video the user's own number holds
@@ -189,11 +191,12 @@ class _Downloader(yt_dlp.YoutubeDL):  # type: ignore[misc]  # yt-dlp ships no ty
 
 
 class _GuardedBody:
-    """The body of a response, read through a StallGuard."""
+    """The body of a response, read through a StallGuard, and not without end."""
 
     def __init__(self, body: Any, window_s: float) -> None:
         self._body = body
         self._guard = StallGuard(window_s)
+        self._left = limits().max_bytes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._body, name)
@@ -202,21 +205,32 @@ class _GuardedBody:
         """Up to `count` bytes, fewer only at the end; None for all.
 
         Raises:
-            TransportError: they come below minimum throughput.
+            FetchError: they come below minimum throughput, which yt-dlp would try again ten times;
+                or they are more than any video has.
         """
         if not hasattr(self._body, "read1"):  # curl's
             data: bytes = self._body.read(count, **options)
+            self._count(data)
             return data
         pieces = []
-        left = math.inf if count is None else count
+        left = MAX_PAGE_BYTES + 1 if count is None else count
         while left > 0:
             read = partial(self._body.read1, int(min(left, LARGEST_BLOCK)), **options)
-            piece = self._guard.read(read, TransportError)
+            piece = self._guard.read(read, partial(FetchError, Reason.NETWORK))
             if not piece:
                 break
+            self._count(piece)
             pieces.append(piece)
             left -= len(piece)
+        if count is None and left == 0:  # all of it is a page, which is kept in memory
+            raise FetchError(Reason.SERVER, f"a page is larger than {MAX_PAGE_BYTES} bytes")
         return b"".join(pieces)
+
+    def _count(self, piece: bytes) -> None:
+        self._left -= len(piece)
+        if self._left < 0:
+            most = f"{limits().max_bytes:.0f} bytes (KINETICS_TOOLS_MAX_BYTES)"
+            raise FetchError(Reason.SERVER, f"the server sends more than {most}")
 
 
 @cache

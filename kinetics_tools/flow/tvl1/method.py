@@ -7,7 +7,9 @@ rounding only, so it is not part of the recipe.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kinetics_tools.core.errors import KineticsError, lookup
+from kinetics_tools.core.system import own_symbols_first
 from kinetics_tools.flow.tvl1.parameters import TVL1Params
 
 Frames = Iterator[npt.NDArray[np.uint8]]
@@ -29,6 +32,7 @@ def _torch(frames: Frames, parameters: TVL1Params, device: str, threads: int) ->
 
 def _triton(frames: Frames, parameters: TVL1Params, device: str, threads: int) -> Flows:  # noqa: ARG001 - a GPU has threads of its own
     try:
+        import_triton()
         from kinetics_tools.flow.tvl1 import triton_solver
     except ModuleNotFoundError as error:
         raise KineticsError(
@@ -36,6 +40,19 @@ def _triton(frames: Frames, parameters: TVL1Params, device: str, threads: int) -
             "Python also backend='torch')"
         ) from error
     return triton_solver.flows(frames, parameters, device)
+
+
+def import_triton() -> None:
+    """Import triton in a way that TensorFlow bears, which may be imported before it or after it.
+
+    Both contain LLVM. Triton would use that of a TensorFlow imported before it, and abort the
+    process. Torch imports triton at the first step of an optimizer.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    with own_symbols_first() if "tensorflow" in sys.modules else nullcontext():
+        import triton  # noqa: F401
 
 
 def _numba(frames: Frames, parameters: TVL1Params, device: str, threads: int) -> Flows:

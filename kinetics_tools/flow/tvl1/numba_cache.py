@@ -86,7 +86,10 @@ def _remove_code(folder: Path) -> None:
         for path in folder.glob("*.nb[ci]"):
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise KineticsError(f"{folder} holds damaged machine code: remove it ({error})") from error
+        raise KineticsError(
+            f"{folder} holds damaged machine code ({error}); allow access to it, or set "
+            "NUMBA_CACHE_DIR to another folder"
+        ) from error
 
 
 def _folders() -> Iterator[Path]:

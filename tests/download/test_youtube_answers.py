@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kinetics_tools.core.errors import IDENTITY, PERMANENT, Reason
-from kinetics_tools.core.youtube_answers import sentence_reason
+from kinetics_tools.download.sources.youtube_answers import sentence_reason
 from youtube_standin import ANSWERS
 
 # What yt-dlp says in YouTube's place, or of itself.

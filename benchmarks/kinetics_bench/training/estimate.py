@@ -1,0 +1,100 @@
+"""What a training will take, told before it: steps, epochs, hours, and a recipe that fits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from kinetics_bench.archs.registry import CHANNELS
+from kinetics_bench.data.loader import BatchPlan, ClipDataset
+from kinetics_bench.device import Machine
+from kinetics_bench.recipes import RECIPES, MultiStep, OneCycle, Recipe
+
+MIN_PASSES: Final = 200  # of a process, for a measurement of two passes to cost one in a hundred
+MANY_EPOCHS: Final = 1000  # the recipes `paper` are 180 to 470 epochs of Kinetics' 240,000 clips
+SMALL: Final = "small"
+SLOW_S: Final = 5.0  # after a pass of such a duration another would tell no more
+NUM_READ: Final = 2
+
+
+def length_text(plan: BatchPlan, num_steps: int, step: int) -> str:
+    """The length of a training: steps and epochs, and how many of the steps are done."""
+    epochs = num_steps / plan.steps_per_epoch
+    size = min(plan.recipe.batch_size, plan.num_clips)
+    text = (
+        f"{num_steps:,} steps of {size:,} clips: {epochs:,.{0 if epochs >= 10 else 1}f} epochs of "
+        f"{plan.num_clips:,} clips"
+    )
+    return f"{text}; {step:,} steps are done" if step else text
+
+
+def better_recipe(plan: BatchPlan, num_steps: int, arch: str, stream: str) -> str:
+    """Why another recipe suits the training set better, and which; empty if none does."""
+    epochs = num_steps / plan.steps_per_epoch
+    small = RECIPES[SMALL].get(arch, {}).get(stream)
+    counts_steps = isinstance(plan.recipe.schedule, MultiStep)
+    if small is None or not counts_steps or epochs <= MANY_EPOCHS:
+        return ""
+    assert isinstance(small.schedule, OneCycle)
+    return (
+        f"recipe {plan.recipe.name} counts steps, for a set as large as Kinetics, and is "
+        f"{epochs:,.0f} epochs of these {plan.num_clips:,} clips; --recipe {SMALL} "
+        f"({small.schedule.epochs} epochs) fits a small set"
+    )
+
+
+def num_passes(plan: BatchPlan, num_steps: int) -> int:
+    """Forward and backward passes of each process in so many steps."""
+    recipe = plan.recipe
+    size = min(recipe.batch_size, plan.num_clips)
+    return num_steps * -(-size // (recipe.micro_batch_size * plan.num_processes))
+
+
+def seconds_per_clip(
+    net: nn.Module,
+    run_pass: Callable[[Sequence[Tensor], Tensor], object],
+    clips: ClipDataset,
+    recipe: Recipe,
+    machine: Machine,
+    *,
+    num_workers: int,
+) -> float:
+    """Seconds that one process needs for one training clip: reading, forward and backward pass.
+
+    Two passes on empty clips are timed, and the reading of two clips. Gradients are left behind,
+    weights and running statistics are as before.
+
+    Args:
+        net: the network, in training mode.
+        run_pass: forward and backward pass: (the network's inputs, label ids).
+        clips: the training views.
+        recipe: of the training.
+        machine: where it is trained.
+        num_workers: processes that read clips; 0: this one.
+    """
+    statistics = {name: values.clone() for name, values in net.named_buffers()}
+    learning_s = 0.0
+    # The first pass also warms up; two clips, for batch norm.
+    for num in (min(2, recipe.micro_batch_size), recipe.micro_batch_size):
+        shapes = [
+            (num, CHANNELS[stream], recipe.sampling[stream].num, recipe.crop_px, recipe.crop_px)
+            for stream in recipe.streams
+        ]
+        empty = [torch.zeros(shape) for shape in shapes]
+        start = time.monotonic()
+        run_pass(empty, torch.zeros(num, dtype=torch.int64))
+        machine.synchronize()
+        learning_s = (time.monotonic() - start) / num
+        if learning_s * num > SLOW_S:
+            break
+    for name, values in net.named_buffers():
+        values.copy_(statistics[name])
+    start = time.monotonic()
+    for number in range(min(NUM_READ, len(clips))):
+        clips[0, number]
+    reading_s = (time.monotonic() - start) / min(NUM_READ, len(clips))
+    return max(learning_s, reading_s / num_workers) if num_workers else learning_s + reading_s

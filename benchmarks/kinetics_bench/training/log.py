@@ -1,0 +1,72 @@
+"""The log of a training, one record per epoch: log.jsonl, and the events of TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from kinetics_bench.training.checkpoint import EpochRecord
+from kinetics_bench.weights.files import prepare_for_tensorflow
+from kinetics_tools.core.files import name_in_errors, open_own, require_file, write_text
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+LOG: Final = "log.jsonl"
+EVENTS: Final = "tensorboard"
+SCALARS: Final = ("loss", "top1", "lr", "seconds", "waiting")
+
+
+class TrainingLog:
+    """Appends a record at the end of each epoch. One file of events per process that trains."""
+
+    def __init__(self, folder: Path) -> None:
+        """Prepare the log of a network in its folder; `add` makes the files."""
+        self._path = folder / LOG
+        self._folder = folder / EVENTS
+        self._events: SummaryWriter | None = None
+
+    def add(self, history: Sequence[EpochRecord]) -> None:
+        """Append the last record of `history`, which has one for each epoch that has ended.
+
+        The first call writes the records before it, unless log.jsonl holds just these: a process
+        that was killed may have left a torn line, or one of an epoch that was trained again.
+        """
+        record = history[-1]
+        if self._events is None:
+            self._restore(history[:-1])
+            self._events = self._open(record.epoch)
+        with name_in_errors(self._path), open_own(self._path, "a") as file:
+            file.write(_line(record))
+        for name in SCALARS:
+            self._events.add_scalar(name, getattr(record, name), record.epoch)
+        self._events.flush()
+
+    def _restore(self, history: Sequence[EpochRecord]) -> None:
+        text = "".join(map(_line, history))
+        there = None
+        if self._path.exists():
+            require_file(self._path)
+            there = self._path.read_bytes()
+        if there != text.encode():
+            write_text(self._path, text)
+
+    def _open(self, epoch: int) -> SummaryWriter:
+        # Imported here: it imports TensorFlow if that is installed.
+        prepare_for_tensorflow()
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Readers forget what other processes wrote about this epoch and later ones.
+        return SummaryWriter(str(self._folder), purge_step=epoch)
+
+    def close(self) -> None:
+        """Close its files."""
+        if self._events is not None:
+            self._events.close()
+
+
+def _line(record: EpochRecord) -> str:
+    return json.dumps(asdict(record), allow_nan=False) + "\n"
