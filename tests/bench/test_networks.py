@@ -128,7 +128,8 @@ def test_weights_are_evaluated_by_the_papers_protocol(
     caplog.set_level("INFO")
     (line,) = call(capsys, "predict", video, "--init", weights, *options)
     assert caplog.messages == [
-        f"{video}: 14 frames, looped as in the paper to fill the network's input"
+        f"{weights}: its rgb weights are rgb.pt",
+        f"{video}: 14 frames, looped as in the paper to fill the network's input",
     ]
     assert call(capsys, "predict", video, "--work-dir", folder, *options) == [line]
     (best,) = json.loads(line)["classes"]

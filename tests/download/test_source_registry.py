@@ -339,7 +339,7 @@ def test_a_day_of_twenty_thousand_rows_needs_bounded_memory(
             youtube.put(youtube_id, video, seconds=500)
         words = command(
             *("kinetics-download", manifest, out, "--cache-dir", tmp_path / "cache", "--jobs", 2),
-            *("--videos-per-hour", 3_600_000_000, *youtube.options),
+            *("--videos-per-hour", 10_000_000, *youtube.options),
         )
         peaks: dict[int, int] = {}
         with subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL) as process:

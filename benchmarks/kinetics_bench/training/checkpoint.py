@@ -18,6 +18,7 @@ from kinetics_bench.archs.registry import ARCHS, build, check_network
 from kinetics_bench.recipes import Recipe
 from kinetics_bench.weights.choices import FINETUNES, INITS
 from kinetics_bench.weights.files import UNREADABLE_ERRORS, is_damaged
+from kinetics_bench.weights.naming import like
 from kinetics_tools.core import schema
 from kinetics_tools.core.errors import EvaluationError, UnknownNameError
 from kinetics_tools.core.files import publish, require_file
@@ -274,7 +275,7 @@ class Checkpoint:
         with torch.device("meta"):  # names, shapes and dtypes only
             want = build(self.arch, self.stream, len(self.labels)).state_dict()
         for name in [*want, *self.net]:
-            there, here = self.net.get(name), want.get(name)
+            there, here = self.net.get(name), want.get(name, want.get(like(str(name))))
             if (
                 not isinstance(there, Tensor)
                 or here is None

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from kinetics_bench.weights.header import CheckpointHeader
-from kinetics_bench.weights.naming import COUNT, SCALE, SCHEMES, scheme_of
+from kinetics_bench.weights.naming import COUNT, SCHEMES, like, scheme_of
 from kinetics_bench.weights.state_dicts import choose, find_state_dicts
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.flow.tvl1.method import import_triton
@@ -231,8 +231,7 @@ def _chosen(
     """The weights of one network in what a file holds. The log says which if it is not plain."""
 
     def knows(name: str) -> bool:
-        like = f"{name.removesuffix('scale')}bias" if name.endswith(SCALE) else name
-        return like in known or any(scheme.has(name) for scheme in SCHEMES.values())
+        return like(name) in known or any(scheme.has(name) for scheme in SCHEMES.values())
 
     try:
         found = find_state_dicts(values, knows)

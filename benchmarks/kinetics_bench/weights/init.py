@@ -35,7 +35,7 @@ from kinetics_bench.weights.files import (
     read,
 )
 from kinetics_bench.weights.header import CheckpointHeader
-from kinetics_bench.weights.naming import COUNT, SCALE, VARIANCE
+from kinetics_bench.weights.naming import COUNT, SCALE, VARIANCE, like
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.flow.methods import BOUND_PX
 
@@ -225,16 +225,15 @@ def fitting_state(
         if name not in state and name not in omitted and not name.endswith(SCALE):
             raise EvaluationError(f"{weights.source} lacks {name}: weights of another architecture")
     for name, tensor in state.items():
-        # A network gets a scale when it is loaded.
-        like = name.removesuffix("scale") + "bias" if name.endswith(SCALE) else name
-        if like not in shapes:
+        if like(name) not in shapes:
             raise EvaluationError(
                 f"{weights.source} has {name}, which this network lacks: weights of another "
                 "architecture"
             )
-        if tuple(tensor.shape) != shapes[like]:
+        shape = shapes[like(name)]
+        if tuple(tensor.shape) != shape:
             raise EvaluationError(
-                f"{weights.source}: {_mismatch(name, tuple(tensor.shape), shapes[like])}"
+                f"{weights.source}: {_mismatch(name, tuple(tensor.shape), shape)}"
             )
         if not tensor.is_floating_point():
             dtype = str(tensor.dtype).removeprefix("torch.")

@@ -31,6 +31,11 @@ COUNT: Final = (
 )
 
 
+def like(name: str) -> str:
+    """The tensor of our networks that has the shape and dtype of `name`: scales come by loading."""
+    return name.removesuffix("scale") + "bias" if name.endswith(SCALE) else name
+
+
 @dataclass(frozen=True, slots=True)
 class ConvUnit:
     """A convolution and its batch norm, in the stem or in a branch of a Mixed block.
@@ -142,7 +147,7 @@ class Scheme:
         for theirs, name in self.names.items():
             tensor = state.get(name)
             if tensor is None and name.endswith(SCALE):
-                tensor = torch.ones_like(state[name.removesuffix("scale") + "bias"])
+                tensor = torch.ones_like(state[like(name)])
             if tensor is None:
                 raise EvaluationError(f"{name} is missing")
             tensors[theirs] = self.write(name, tensor)
