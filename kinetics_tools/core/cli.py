@@ -21,7 +21,13 @@ import kinetics_tools
 from kinetics_tools.core import console, signals
 from kinetics_tools.core.engine import ENGINES
 from kinetics_tools.core.errors import KineticsError, lookup, unknown_name
-from kinetics_tools.core.files import ACCESS_ERRNOS, FULL_ERRNOS, PATH_ERRNOS, STORAGE_ERRNOS
+from kinetics_tools.core.files import (
+    ACCESS_ERRNOS,
+    FULL_ERRNOS,
+    LIMITS,
+    PATH_ERRNOS,
+    STORAGE_ERRNOS,
+)
 from kinetics_tools.core.system import cache_dir, contain_libraries, num_processors
 from kinetics_tools.core.text import printable
 
@@ -56,7 +62,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with one line in place of argparse's usage block."""
-        self.exit(Exit.UNUSABLE, f"error: {message} (see {self.prog} --help)\n")
+        console.tell(f"error: {message} (see {self.prog} --help)")
+        sys.exit(Exit.UNUSABLE)
 
     def parse_args(self, *arguments: Any, **options: Any) -> Any:
         """Parse, and let libraries that are imported later keep to the cache folder."""
@@ -229,7 +236,8 @@ def run(main: Callable[[], int], *, again: str = "the same command") -> NoReturn
         sys.stdout.flush()
         sys.exit(code)
     except KineticsError as error:
-        console.tell(f"error: {error}")
+        first, *others = error.lines
+        console.tell(f"error: {first}", *others)
         sys.exit(Exit.UNUSABLE)
     except _StoppedError as stopped:
         stopped.end(again)
@@ -283,16 +291,12 @@ def _drop(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-# Errors of what the machine allows a process, and what the user can do.
-_LIMITS = {
-    errno.EMFILE: "allow more open files (ulimit -n 1024)",
-    errno.ENFILE: "the whole machine has no more; end other processes",
-    errno.EAGAIN: "give fewer --jobs, or allow more processes (ulimit -u)",
-    errno.ENOMEM: "give fewer --jobs",
-}
-
-
 class _PrintableFormatter(logging.Formatter):
+    """As `console.tell`, but for the lines of a traceback."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(record).replace("\n", "\\n")
+
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
@@ -301,9 +305,9 @@ def _environment_problem(error: OSError | RuntimeError) -> str | None:
     """In one line, what the disk or the machine refuses; None for any other error, a bug."""
     if isinstance(error, RuntimeError):
         is_thread = str(error) == "can't start new thread"
-        return f"no thread can be started; {_LIMITS[errno.EAGAIN]}" if is_thread else None
-    if error.errno in _LIMITS:
-        return f"{error.strerror}; {_LIMITS[error.errno]}"
+        return f"no thread can be started; {LIMITS[errno.EAGAIN]}" if is_thread else None
+    if error.errno in LIMITS:
+        return f"{error.strerror}; {LIMITS[error.errno]}"
     return _advise(error) if error.errno in STORAGE_ERRNOS | PATH_ERRNOS else None
 
 

@@ -13,15 +13,18 @@ from kinetics_tools.core.text import printable
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 LOG_EVERY_S = 30.0
+MAX_TOLD = 2000  # characters of a line: a message may quote a file name, or a word of a file
 
 
-def tell(line: str) -> None:
-    """Print a line to standard error; control characters in it are escaped.
+def tell(*lines: str) -> None:
+    """Print lines to standard error: control characters are escaped, much text is cut.
 
     Where nobody can read it (a closed terminal, a full disk), the exit code says enough.
     """
     with suppress(OSError):
-        sys.stderr.write(printable(line) + "\n")
+        for line in lines:
+            shown = line if len(line) <= MAX_TOLD else f"{line[:MAX_TOLD]} ..."
+            sys.stderr.write(printable(shown).replace("\n", "\\n") + "\n")
         sys.stderr.flush()
 
 

@@ -62,9 +62,22 @@ REASON_CLASSES: Mapping[str, frozenset[Reason]] = {
 class KineticsError(Exception):
     """Base of all errors that a user can fix."""
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The message as it is printed: one line but where a table has many faults."""
+        return (str(self),)
+
 
 class ManifestError(KineticsError):
-    """The input table cannot be used."""
+    """The input table cannot be used. Its arguments are lines: the message, then bad rows."""
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The message and the bad rows."""
+        return tuple(map(str, self.args))
 
 
 class UnknownNameError(KineticsError):

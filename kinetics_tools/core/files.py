@@ -32,7 +32,13 @@ PATH_ERRNOS = frozenset(
     {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 )
 
-LIMIT_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})  # of a machine
+# Errors of what the machine allows a process, and what the user can do.
+LIMITS = {
+    errno.EMFILE: "allow more open files (ulimit -n 1024)",
+    errno.ENFILE: "the whole machine has no more; end other processes",
+    errno.EAGAIN: "give fewer --jobs, or allow more processes (ulimit -u)",
+    errno.ENOMEM: "give fewer --jobs",
+}
 
 COPY_BYTES = 2**20
 MAX_JSON_BYTES = 2**28  # of a file that is read whole
@@ -53,6 +59,8 @@ def publish(path: Path) -> Iterator[Path]:
         with name_in_errors(path):
             scratch.unlink(missing_ok=True)  # a link there would be followed
             yield scratch
+            if path.is_dir() and not path.is_symlink():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
             scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
@@ -100,25 +108,23 @@ def open_own(path: Path, mode: str) -> Iterator[Any]:
         OSError: it cannot be opened.
     """
 
+    foreign = OutError(f"{path} is not a file of ours: a device or a pipe; remove it")
+
     def own(name: str, flags: int) -> int:
-        fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        try:
+            fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a pipe without a reader, a device that is not there
+                raise foreign from error
+            raise
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise OutError(f"{path} is not a file of ours: a device or a pipe; remove it")
+            raise foreign
         return fd
 
     if path.is_symlink():  # said by O_NOFOLLOW, as by a loop of links above it, with ELOOP
         raise OutError(f"{path} is a link, through which another file would be written; remove it")
-    encoding = None if "b" in mode else "utf-8"
-    try:
-        file = open(path, mode, encoding=encoding, opener=own)  # noqa: SIM115 - closed below
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # a pipe without a reader, or a device that is not there
-            raise OutError(
-                f"{path} is not a file of ours: a device or a pipe; remove it"
-            ) from error
-        raise
-    with file:
+    with open(path, mode, encoding=None if "b" in mode else "utf-8", opener=own) as file:
         yield file
 
 
@@ -126,9 +132,11 @@ def require_file(path: Path) -> None:
     """Check that a path to be read is a file: a pipe would be waited for, a device has no end.
 
     Raises:
-        OutError: it is a folder, a device or a pipe.
+        OutError: it is a folder, a device, a pipe, or a link to nothing.
         OSError: there is none.
     """
+    if path.is_symlink() and not path.exists():
+        raise OutError(f"{path} is a link to nothing; remove it")
     if not stat.S_ISREG(path.stat().st_mode):
         raise OutError(f"{path} is not a file: a folder, a device or a pipe; move it away")
 
@@ -450,7 +458,7 @@ def _open_lock(path: Path, remedy: str = OTHER_FOLDER, *, mode: str = "a+") -> I
         try:
             file = stack.enter_context(open_own(path, mode))
         except OSError as error:
-            if error.errno in FULL_ERRNOS | ACCESS_ERRNOS | PATH_ERRNOS | LIMIT_ERRNOS:
+            if error.errno in FULL_ERRNOS | ACCESS_ERRNOS | PATH_ERRNOS | LIMITS.keys():
                 raise  # these concern this file, whose name they have, or this process
             raise _no_locks(path.parent, error, remedy) from error
         yield file

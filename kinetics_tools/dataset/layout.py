@@ -6,7 +6,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from kinetics_tools.core.errors import ManifestError, OutError
-from kinetics_tools.core.files import file_lock, write_text
+from kinetics_tools.core.files import file_lock, require_file, write_text
 from kinetics_tools.core.keys import label_folder
 from kinetics_tools.dataset.labels import read_labels
 from kinetics_tools.dataset.manifest import Manifest, Segment, format_manifest, read_manifest
@@ -19,12 +19,14 @@ def read_out(out: Path) -> tuple[Manifest, tuple[str, ...]]:
 
     Raises:
         ManifestError: `out` is not such a folder, or its two lists are not of one dataset.
+        OutError: one of the lists is not a file.
     """
     table, listed = out / "manifest.csv", out / "labels.txt"
-    if not table.is_file():
+    if not os.path.lexists(table):
         raise ManifestError(
             f"{out} holds no manifest.csv; give a folder that kinetics-download filled"
         )
+    require_file(table)
     manifest = read_manifest(table)
     labels = _listed_labels(listed) or manifest.labels
     unknown = sorted(set(manifest.labels) - set(labels))
@@ -37,7 +39,10 @@ def read_out(out: Path) -> tuple[Manifest, tuple[str, ...]]:
 
 def _listed_labels(path: Path) -> tuple[str, ...]:
     """The labels that `labels.txt` has; none where no row has a label, or there is no such file."""
-    return read_labels(path) if path.is_file() and path.stat().st_size > 0 else ()
+    if not os.path.lexists(path):
+        return ()
+    require_file(path)
+    return read_labels(path) if path.stat().st_size > 0 else ()
 
 
 def clip_files(out: Path) -> dict[str, int]:

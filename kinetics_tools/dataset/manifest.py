@@ -132,10 +132,11 @@ def parse_manifest(
         else:
             bad.append(BadRow(line, f"a different row has the same key {parsed.key}"))
     if bad and not skip_bad_rows:
-        shown = "".join(f"\n  line {row.line}: {row.problem}" for row in bad[:NUM_SHOWN])
-        shown += f"\n  and {len(bad) - NUM_SHOWN} more" if len(bad) > NUM_SHOWN else ""
+        shown = [f"  line {row.line}: {row.problem}" for row in bad[:NUM_SHOWN]]
+        if len(bad) > NUM_SHOWN:
+            shown.append(f"  and {len(bad) - NUM_SHOWN} more")
         raise ManifestError(
-            f"{where}: {len(bad)} bad rows; fix them, or skip them with --skip-bad-rows{shown}"
+            f"{where}: {len(bad)} bad rows; fix them, or skip them with --skip-bad-rows", *shown
         )
     if not segments:
         raise ManifestError(f"{where}: no usable row after the header")

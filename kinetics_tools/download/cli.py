@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kinetics_tools.download.official_lists import OfficialList
     from kinetics_tools.download.run import DownloadPlan, DownloadSummary
 
+MAX_FPS = 1000
 YTDLP_REPEATED = ("retry-sleep", "extractor-args", "js-runtimes")
 
 
@@ -164,10 +165,10 @@ def _add_youtube(parser: Parser) -> None:
 
 def _add_format(parser: Parser) -> None:
     clips = parser.add_argument_group("format of the clips")
-    clips.add_argument("--fps", type=cli.positive, default=25, help="constant frame rate")
+    clips.add_argument("--fps", type=cli.whole(1, MAX_FPS), default=25, help="constant frame rate")
     clips.add_argument(
         "--short-side",
-        type=cli.positive,
+        type=cli.whole(1, cli.MAX_PX),
         default=256,
         help="pixels of the shorter side; smaller videos keep their size",
     )

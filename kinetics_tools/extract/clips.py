@@ -8,6 +8,7 @@ folder per split (`train`, `val`, `test`), each with one folder of videos per cl
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -90,7 +91,7 @@ def read_clips(root: Path, splits: Sequence[str] = (), *, out: Path | None = Non
     place = real_path(root)
     if out is not None and real_path(out) == place:
         raise ManifestError(f"{out} is both CLIPS and OUT; choose another OUT")
-    if (root / "manifest.csv").is_file():
+    if os.path.lexists(root / "manifest.csv"):
         return _downloaded(root, splits)
     if out is not None and place in real_path(out).parents:
         raise ManifestError(

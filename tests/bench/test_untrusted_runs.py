@@ -55,6 +55,7 @@ FEATURES = FeatureRecord(
     end_s=[0.32, 0.64],
     network=NETWORK,
 )
+NUM_TRIED = (60, pytest.param(2000, marks=pytest.mark.full))
 
 
 @pytest.fixture(scope="module")
@@ -163,18 +164,11 @@ def test_what_was_not_changed_is_read(written: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("num", NUM_TRIED)
 def test_no_value_in_a_file_of_a_run_is_a_traceback(
-    name: str, written: Path, tmp_path: Path
+    num: int, name: str, written: Path, tmp_path: Path
 ) -> None:
-    try_json(name, written, tmp_path, 60)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("name", FILES)
-def test_no_value_of_many_in_a_file_of_a_run_is_a_traceback(
-    name: str, written: Path, tmp_path: Path
-) -> None:
-    try_json(name, written, tmp_path, 400 if "page" in name else 2000)
+    try_json(name, written, tmp_path, num // 5 if "page" in name else num)
 
 
 PLAIN_TYPES = (pa.string(), pa.int64(), pa.int8(), pa.float32(), pa.bool_(), pa.binary(), pa.null())
@@ -218,13 +212,9 @@ def try_predictions(whole: Path, tmp_path: Path, num_examples: int) -> None:
     one()
 
 
-def test_no_value_in_predictions_is_a_traceback(written: Path, tmp_path: Path) -> None:
-    try_predictions(written, tmp_path, 80)
-
-
-@pytest.mark.full
-def test_no_value_of_many_in_predictions_is_a_traceback(written: Path, tmp_path: Path) -> None:
-    try_predictions(written, tmp_path, 2000)
+@pytest.mark.parametrize("num", NUM_TRIED)
+def test_no_value_in_predictions_is_a_traceback(num: int, written: Path, tmp_path: Path) -> None:
+    try_predictions(written, tmp_path, num)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
@@ -264,13 +254,9 @@ def test_a_small_table_of_many_logits_is_refused_before_they_are_read(
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_no_value_in_a_checkpoint_is_a_traceback(name: str, written: Path, tmp_path: Path) -> None:
-    try_checkpoint(name, written, tmp_path, 25)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("name", CHECKPOINTS)
-def test_no_value_of_many_in_a_checkpoint_is_a_traceback(
-    name: str, written: Path, tmp_path: Path
+@pytest.mark.parametrize("num", NUM_TRIED)
+def test_no_value_in_a_checkpoint_is_a_traceback(
+    num: int, name: str, written: Path, tmp_path: Path
 ) -> None:
-    try_checkpoint(name, written, tmp_path, 2000 if name == "read" else 400)
+    # A network is built for each that is used.
+    try_checkpoint(name, written, tmp_path, num if name == "read" else num // 5)

@@ -147,6 +147,41 @@ def test_slurms_number_of_processors_is_taken_only_if_it_is_one(
     assert system.num_processors() == 1
 
 
+def test_an_error_is_one_short_line_whatever_it_quotes() -> None:
+    program = (
+        "import logging; from kinetics_tools.core import cli\n"
+        "from kinetics_tools.core.errors import OutError\n"
+        "def main():\n"
+        "    logging.getLogger('kinetics_tools.x').info('a %s', 'name\\nerror: forged')\n"
+        "    raise OutError('bad \\n\\x1b[2J name ' + 'x' * 100_000)\n"
+        "cli.run(main)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, env=environment(), check=False,
+    )  # fmt: skip
+    assert said.returncode == 2
+    logged, told = said.stderr.splitlines()
+    assert logged.endswith("a name\\nerror: forged")
+    assert told.startswith("error: bad \\n\\x1b[2J name xxx")
+    assert told.endswith("x ...")
+    assert len(told) < console.MAX_TOLD + 20
+    said = run_command("extract-flow", "clips", "out", "--engine", "ra\ny" * 5000)
+    assert (said.returncode, said.stderr.count("\n")) == (2, 1)
+    assert len(said.stderr) < console.MAX_TOLD + 20
+
+
+def test_each_bad_row_of_a_manifest_has_a_line_of_its_own(tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("label,youtube_id,time_start,time_end,split\n" + "yoga,a,1,0,val\n" * 12)
+    said = run_command("kinetics-download", str(table), str(tmp_path / "out"))
+    assert said.returncode == 2
+    first, *rows, last = said.stderr.splitlines()
+    assert first.startswith(f"error: {table}: 12 bad rows; fix them, or skip them with")
+    assert [row.split(":")[0] for row in rows] == [f"  line {line}" for line in range(2, 12)]
+    assert last == "  and 2 more"
+
+
 def test_abbreviated_options_are_refused() -> None:
     said = run_command("kinetics-download", "m.csv", "out", "--forc")
     assert said.returncode == 2

@@ -32,6 +32,19 @@ def test_a_file_appears_only_when_its_block_succeeds(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"deep/clip.mp4": b"whole"}
 
 
+def test_a_folder_or_a_link_to_nothing_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        files.write_text(tmp_path / "clip.mp4", "new")
+    assert caught.value.filename == str(tmp_path / "clip.mp4")  # not the scratch file
+    (tmp_path / "lost").symlink_to("nothing")
+    with pytest.raises(OutError, match="lost is a link to nothing; remove it"):
+        files.require_file(tmp_path / "lost")
+    with pytest.raises(FileNotFoundError):
+        files.require_file(tmp_path / "never")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "lost"]
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "index.json"
     files.write_json(path, {"a": 1})

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from kinetics_tools.core.keys import is_key
 from kinetics_tools.dataset import layout, manifest
 from kinetics_tools.dataset.labels import choose_labels, known_labels, read_labels
 from kinetics_tools.dataset.manifest import Manifest, Segment, read_manifest
+from kinetics_tools.extract.clips import read_clips
 
 HEADER = "label,youtube_id,time_start,time_end,split\n"
 
@@ -480,3 +482,21 @@ def test_the_official_list_reads_whole(shared_data: Path) -> None:
     assert len(official.segments) == 19906
     assert sum(s.youtube_id.startswith("-") for s in official.segments) == 644
     assert choose_labels(official, None) == known_labels("kinetics400")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "nothing"])
+@pytest.mark.parametrize("name", ["manifest.csv", "labels.txt"])
+def test_a_list_of_an_out_that_is_no_file_is_named(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text(f"{HEADER}yoga,a,0,10,val\n")
+    (tmp_path / "labels.txt").write_text("yoga\n")
+    path = tmp_path / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path if kind == "loop" else tmp_path / "gone")
+    for read in (layout.read_out, read_clips):
+        with pytest.raises(OutError, match=f"{name} is (not a file|a link to nothing)"):
+            read(tmp_path)

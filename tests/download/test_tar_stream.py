@@ -206,19 +206,10 @@ def save_all(data: bytes, path: Path) -> None:
             member.save(path)
 
 
-def test_no_tar_is_a_crash(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_tars", [300, pytest.param(10_000, marks=pytest.mark.full)])
+def test_no_tar_is_a_crash(num_tars: int, tmp_path: Path) -> None:
     @given(odd_tars())
-    @settings(max_examples=300, deadline=None)
-    def run(data: bytes) -> None:
-        save_all(data, tmp_path / "clip.mp4")
-
-    run()
-
-
-@pytest.mark.full
-def test_no_tar_of_many_is_a_crash(tmp_path: Path) -> None:
-    @given(odd_tars())
-    @settings(max_examples=10_000, deadline=None)
+    @settings(max_examples=num_tars, deadline=None)
     def run(data: bytes) -> None:
         save_all(data, tmp_path / "clip.mp4")
 

@@ -394,3 +394,12 @@ def test_shards_beyond_the_expected_are_removed(folder: Path) -> None:
         *("flow-tvl1-000000.json", "flow-tvl1-000000.tar", "index.parquet"),
         *("rgb-000000.json", "rgb-000000.tar"),
     ]
+
+
+def test_an_index_that_expands_to_much_is_refused_before_it_does(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "MAX_INDEX_BYTES", 100)
+    monkeypatch.setattr("pandas.read_parquet", None)
+    with pytest.raises(ShardError, match="expands to more than 100 bytes"):
+        ShardFolder(folder).samples("train")

@@ -33,6 +33,7 @@ from kinetics_bench.weights.header import CheckpointHeader
 from kinetics_bench.weights.naming import COUNT, SCHEMES, like, scheme_of
 from kinetics_bench.weights.state_dicts import choose, find_state_dicts
 from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.core.files import name_in_errors
 from kinetics_tools.flow.tvl1.method import import_triton
 
 logger = logging.getLogger(__name__)
@@ -183,7 +184,8 @@ def read(
             raise EvaluationError(f"{path} is a TensorFlow checkpoint; give it without :{word}")
         tensors: Mapping[str, Tensor] = _tensorflow(path)
     else:
-        values = _safetensors(path) if _is_safetensors(path) else _load(path)
+        with name_in_errors(path):  # a disk's errors while it is read have no name
+            values = _safetensors(path) if _is_safetensors(path) else _load(path)
         header = CheckpointHeader.of(values)
         if header is not None:
             problem = header.problem(arch, stream)
