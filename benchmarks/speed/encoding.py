@@ -54,7 +54,7 @@ VIEW_FRAMES = 64
 LEAST_VIEWS, MOST_BYTES = 1.4, 1.25
 TODAY = "today"
 
-Options = Mapping[str, str | int | float]
+Options = dict[str, str | int | float]
 _CAVLC: Options = {"coder": "vlc"}
 _FAST: Options = {"tune": "fastdecode"}  # CAVLC, no deblocking, no weighted prediction
 # What is not named is as in today's recipe.
@@ -119,7 +119,7 @@ def _run(binary: Path, *words: object) -> str:
 def encode(reference: Reference, options: Options, clip: Path) -> float:
     """Encode as ClipWriter does, but for `options`; processor seconds."""
     recipe = ClipRecipe()
-    ours = {"preset": recipe.preset, "crf": recipe.crf, "g": recipe.keyframe_interval}
+    ours: Options = {"preset": recipe.preset, "crf": recipe.crf, "g": recipe.keyframe_interval}
     words = [word for option in (ours | options).items() for word in (f"-{option[0]}", option[1])]
     before = _seconds_of_children()
     _run(

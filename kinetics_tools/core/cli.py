@@ -204,6 +204,17 @@ def add_scaler(group: argparse._ActionsContainer, scalers: Mapping[str, str]) ->
     )
 
 
+def add_encoding(group: argparse._ActionsContainer, encodings: Mapping[str, str]) -> None:
+    """Add `--encoding`, a name in `encodings`, whose first one is the default."""
+    meanings = "; ".join(f"{name}, {meaning}" for name, meaning in encodings.items())
+    group.add_argument(
+        "--encoding",
+        type=one_of("encoding", encodings),
+        default=next(iter(encodings)),
+        help=f"how clips are encoded: {meanings}",
+    )
+
+
 def add_cache_dir(group: argparse._ActionsContainer) -> None:
     """Add `--cache-dir`, whose value `system.cache_dir` takes."""
     group.add_argument(

@@ -20,7 +20,7 @@ from kinetics_tools.core.units import part_from
 from kinetics_tools.download.sources.base import FETCHES
 from kinetics_tools.download.sources.mirror import OFFICIAL
 from kinetics_tools.download.sources.ytdlp_options import PASSED_THROUGH, settle
-from kinetics_tools.media.recipe import SCALERS, ClipRecipe
+from kinetics_tools.media.recipe import ENCODINGS, SCALERS, ClipRecipe
 
 if TYPE_CHECKING:
     from kinetics_tools.dataset.manifest import Manifest, Segment
@@ -173,6 +173,7 @@ def _add_format(parser: Parser) -> None:
         help="pixels of the shorter side; smaller videos keep their size",
     )
     cli.add_scaler(clips, SCALERS)
+    cli.add_encoding(clips, {name: each.meaning for name, each in ENCODINGS.items()})
     clips.add_argument(
         "--keep-original", action="store_true", help="keep size, frame rate and times"
     )
@@ -334,6 +335,7 @@ def _plan(options: argparse.Namespace, labels: tuple[str, ...]) -> DownloadPlan:
             fps=options.fps,
             short_side=options.short_side,
             scaler=options.scaler,
+            encoding=options.encoding,
             keep_original=options.keep_original,
             keep_audio=options.keep_audio,
             ffmpeg=encode.ffmpeg_version(binary),

@@ -23,7 +23,7 @@ from kinetics_tools.flow.methods import (
     find_devices,
     make_method,
 )
-from kinetics_tools.media.recipe import SCALERS, ClipRecipe
+from kinetics_tools.media.recipe import ENCODINGS, SCALERS, ClipRecipe
 
 if TYPE_CHECKING:
     from kinetics_tools.extract.clips import ClipSet
@@ -87,6 +87,7 @@ def build_parser() -> Parser:
     )
     cli.add_short_side(samples)
     cli.add_scaler(samples, SCALERS)
+    cli.add_encoding(samples, {name: each.meaning for name, each in ENCODINGS.items()})
     samples.add_argument(
         "--samples-per-shard", type=cli.positive, default=64, metavar="N", help="samples in one tar"
     )
@@ -136,6 +137,7 @@ def _main(argv: list[str]) -> int:
             short_side=options.short_side,
             enlarge=True,
             scaler=options.scaler,
+            encoding=options.encoding,
             ffmpeg=encode.ffmpeg_version(binary),
         ),
         flow=FlowRecipe(

@@ -193,6 +193,8 @@ def conforming_frames(path: Path, recipe: ClipRecipe, *, most: int | None = None
         return 0
     if shape.pixel_aspect not in (None, video.pixel_aspect):
         return 0
+    if recipe.coder not in (None, video.coder):
+        return 0
     if video.num_audio > int(recipe.keep_audio):
         return 0
     since_key = num_frames = 0

@@ -50,6 +50,8 @@ class Video:
         fps: average rate; None where the header has none.
         container: FFmpeg's names of the file format, such as "mov,mp4,m4a,3gp,3g2,mj2".
         codec: PyAV's name of the codec, such as "h264".
+        coder: entropy coder of H.264, "vlc" (CAVLC) or "ac" (CABAC); None where the header does not
+            say.
         pixel_format: FFmpeg's name, such as "yuv420p".
         index: number of the video stream among all streams of the file.
         num_audio: number of audio tracks.
@@ -75,6 +77,7 @@ class Video:
     time_base_s: Fraction
     first_tick: int
     orientation: tuple[str, ...] = ()
+    coder: str | None = None
 
 
 def require_regular_file(path: Path) -> None:
@@ -195,7 +198,31 @@ def probe(path: Path) -> Video:
             time_base_s=stream.time_base,
             first_tick=first.pts or 0,
             orientation=_orientation(first),
+            coder=_coder(stream.codec_context),
         )
+
+
+def _coder(codec: Any) -> str | None:
+    """The entropy coder that H.264's first picture parameter set names, as an MP4's header has it.
+
+    ISO/IEC 14496-15 5.3.3.1 (avcC) and ITU-T H.264 7.3.2.2.
+    """
+    header = bytes(codec.extradata or b"")
+    if codec.name != "h264" or header[:1] != b"\1":
+        return None
+    try:
+        at = 6
+        for _ in range(header[5] & 31):  # sequence parameter sets, each after its length
+            at += 2 + int.from_bytes(header[at : at + 2])
+        if not header[at]:
+            return None
+        # After the count, the length and the type: two numbers of variable length, then the flag.
+        bits = "".join(f"{byte:08b}" for byte in header[at + 4 : at + 12])
+        for _ in range(2):
+            bits = bits[2 * bits.index("1") + 1 :]
+        return {"0": "vlc", "1": "ac"}[bits[0]]
+    except (IndexError, ValueError):  # it is cut short; decoding decides what that means
+        return None
 
 
 def _orientation(frame: Any) -> tuple[str, ...]:
