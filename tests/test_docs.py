@@ -33,6 +33,7 @@ from kinetics_tools.download import cli as kinetics_download
 from kinetics_tools.download.sources.registry import SOURCES
 from kinetics_tools.extract import cli as extract_flow
 from kinetics_tools.flow import CODECS, METHODS
+from kinetics_tools.media.recipe import ENCODINGS
 from kinetics_tools.shards import read_samples
 from support import ROOT, environment, unpack_written_by_0_1
 from test_architecture import FLOORS
@@ -208,6 +209,8 @@ def test_the_tables_name_what_the_registries_hold() -> None:
     own = OWN_PAGES
     sources = first_cells(own["kinetics-download"], "`--source`")
     assert {cell.partition(":")[0] for cell in sources} == set(SOURCES)
+    encodings = first_cells(own["kinetics-download"], "`--encoding`")
+    assert {cell.partition(",")[0] for cell in encodings} == set(ENCODINGS)
     assert first_cells(own["extract-flow"], "`--method`") == set(METHODS)
     assert first_cells(own["extract-flow"], "`--codec`") == set(CODECS)
     assert first_cells(own["run-benchmark"], "`--arch`") == set(ARCHS)
@@ -219,10 +222,12 @@ def test_the_tables_name_what_the_registries_hold() -> None:
     assert codes == set(map(int, Exit))
 
 
-def test_the_help_describes_each_source_and_codec() -> None:
+def test_the_help_describes_each_source_codec_and_encoding() -> None:
     for name, option, known in (
         ("kinetics-download", "--source", SOURCES),
         ("extract-flow", "--codec", CODECS),
+        ("kinetics-download", "--encoding", ENCODINGS),
+        ("extract-flow", "--encoding", ENCODINGS),
     ):
         (action,) = (a for a in PARSERS[name]()._actions if option in a.option_strings)
         assert action.help is not None

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +42,23 @@ def test_the_speed_of_training_is_told_by_part_and_way() -> None:
     assert 0 < operators["convolutions_s"] < operators["step_s"]
     (memory,) = by_part["memory"]
     assert min(memory["peak_gib"], memory["peak_gib_checkpointed"]) > 0
+
+
+@pytest.mark.full
+def test_the_cost_of_encodings_is_told_by_clip_and_for_all(shared_data: Path) -> None:
+    words = "benchmarks/speed/encoding.py --views 1 --rounds 1 --candidate CAVLC"
+    done = subprocess.run(
+        [sys.executable, *words.split(), str(shared_data)],
+        env=environment(), cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["candidate"] for row in rows] == ["today", "CAVLC"] * (len(rows) // 2)
+    assert [row["clip"] for row in rows[-2:]] == ["all", "all"]
+    today, cavlc = rows[-2:]
+    assert today["times_views"] == today["times_bytes"] == 1
+    assert (today["more_ssim"], today["meets"]) == (0, False)
+    for row in rows:
+        assert min(row["ms_a_view"], row["bytes"], row["encode_s"], row["psnr"]) > 0
+        assert 0.9 < row["ssim"] < 1
+    assert 1 < cavlc["times_bytes"] < 1.25
