@@ -8,6 +8,7 @@ others by fsspec, and the packages that it needs for them (s3fs, gcsfs, huggingf
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -28,7 +29,7 @@ PAUSES_S: Sequence[float] = (1.0, 2.0, 4.0, 8.0)  # before each retry
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
 _FINAL = (
     *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
-    *(ImportError, NotImplementedError, TypeError, ValueError),
+    *(NotImplementedError, TypeError, ValueError),
 )
 _NO_CREDENTIALS = re.compile("Credential|Auth")  # in the names of such errors
 # A file system of fsspec belongs to the process that made it: its connections, and the thread that
@@ -105,8 +106,7 @@ class Address:
             StoreError: the store does not give them.
         """
         if not self._is_http:
-            data: bytes = self._ask("cat_file", start=first, end=first + size)
-            return data[:size]
+            return self._read_part_other(first, size)
         return self._asked_http(
             lambda: http_client.read_part(
                 self.text, first, size, timeout_s=limits().timeout_s, pauses_s=PAUSES_S
@@ -148,6 +148,15 @@ class Address:
         data: bytes = self._ask("cat_file", start=0, end=most) if most else b""
         return data if len(data) <= max_bytes else None
 
+    def _read_part_other(self, first: int, size: int) -> bytes:
+        try:
+            data: bytes = self._ask("cat_file", start=first, end=first + size)
+        except StoreError as error:
+            if getattr(error.__cause__, "errno", None) == errno.EINVAL:  # s3fs: it ends before
+                return b""
+            raise
+        return data[:size]
+
     def _ask(self, what: str, **arguments: Any) -> Any:
         """Call a method of the file system, again after each pause if it fails."""
         for pause_s in (*PAUSES_S, None):
@@ -160,7 +169,9 @@ class Address:
                 raise
             except Exception as error:  # each store has errors of its own
                 said = f"{self}: {' '.join(str(error).split())[:300] or type(error).__name__}"
-                if isinstance(error, _FINAL) or _NO_CREDENTIALS.search(type(error).__name__):
+                if isinstance(error, ImportError):
+                    raise StoreError(said) from error
+                if _is_final(error):
                     raise self._refused(said) from error
                 if pause_s is None:
                     raise self._unanswered(said) from error
@@ -176,6 +187,13 @@ class Address:
             f"{said}, in {len(PAUSES_S) + 1} tries; run the same command again when the store "
             "answers"
         )
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether an error would come again."""
+    is_argument = isinstance(error, OSError) and error.errno == errno.EINVAL
+    named = _NO_CREDENTIALS.search(type(error).__name__)
+    return isinstance(error, _FINAL) or is_argument or named is not None
 
 
 # Of file systems of fsspec: one process reads each file once, so lists of folders are of no use.
