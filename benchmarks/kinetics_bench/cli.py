@@ -487,7 +487,7 @@ def _add_data(parser: Parser, data: Path | None, test_split: str | None) -> None
         "--data",
         type=_data,
         default=data,
-        metavar="DIR",
+        metavar="DIR|ADDRESS",
         help="folder of shards that extract-flow wrote, or the address of a copy: s3://, gs://, "
         "hf://, https:// or another that fsspec reads",
     )

@@ -168,7 +168,7 @@ class Address:
             except FileNotFoundError:
                 raise
             except Exception as error:  # each store has errors of its own
-                said = f"{self}: {' '.join(str(error).split())[:300] or type(error).__name__}"
+                said = f"{self}: {_message(error)}"
                 if isinstance(error, ImportError):
                     raise StoreError(said) from error
                 if _is_final(error):
@@ -187,6 +187,12 @@ class Address:
             f"{said}, in {len(PAUSES_S) + 1} tries; run the same command again when the store "
             "answers"
         )
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer in {limits().timeout_s:g} s"
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _is_final(error: Exception) -> bool:

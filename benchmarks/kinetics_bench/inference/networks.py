@@ -95,6 +95,8 @@ class Request:
             UnknownNameError: so is the architecture or the stream.
         """
         request = schema.parse_exactly(values, cls)
+        if not str(request.data) or "\0" in str(request.data):
+            raise ValueError("data is no path and no address")
         check_network(request.arch, request.stream)
         return request
 
