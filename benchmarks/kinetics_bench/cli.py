@@ -300,7 +300,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             arch=arch,
             stream=stream,
             recipe="paper",
-            data=DATA.absolute(),
+            data=_absolute_data(DATA),
             train_split=None,
             test_split=TEST_SPLIT,
             init=_absolute(arguments.init),
@@ -626,8 +626,8 @@ def _data(text: str) -> Path | str:
     return text if is_address(text) else Path(text)
 
 
-def _absolute_data(data: Path | str) -> Path | str:
-    return data if isinstance(data, str) else data.absolute()
+def _absolute_data(data: Path | str) -> str:
+    return data if isinstance(data, str) else str(data.absolute())
 
 
 def _require_shards(data: Path | str) -> None:

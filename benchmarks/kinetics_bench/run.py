@@ -107,7 +107,7 @@ def train_and_evaluate(
 def _open(request: Request, cache: Path | None) -> ShardFolder:
     """The shards of a request. What is read from an address is kept in the cache folder `cache`."""
     kept = None
-    if request.cache_bytes and is_address(str(request.data)):
+    if request.cache_bytes and is_address(request.data):
         kept = FileCache(system.cache_dir(cache) / "shards", request.cache_bytes)
         kept.tidy()
     return ShardFolder(request.data, cache=kept)

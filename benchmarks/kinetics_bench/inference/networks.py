@@ -37,7 +37,7 @@ class Request:
         arch: a name in ARCHS.
         stream: `rgb`, `flow` or `joint`.
         recipe: a name in RECIPES.
-        data: folder of shards: its path, or its address in a store elsewhere.
+        data: folder of shards: its absolute path, or its address in a store elsewhere.
         train_split: None: nothing is trained, the weights are those of `init`.
         test_split: the split that is evaluated.
         flow: name of the flow; None: the only one in `data`.
@@ -55,7 +55,7 @@ class Request:
     arch: str
     stream: str
     recipe: str
-    data: Path | str
+    data: str
     train_split: str | None
     test_split: str
     flow: str | None = None
@@ -95,7 +95,7 @@ class Request:
             UnknownNameError: so is the architecture or the stream.
         """
         request = schema.parse_exactly(values, cls)
-        if not str(request.data) or "\0" in str(request.data):
+        if not request.data or "\0" in request.data:
             raise ValueError("data is no path and no address")
         check_network(request.arch, request.stream)
         return request
