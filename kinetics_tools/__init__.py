@@ -12,6 +12,7 @@ from kinetics_tools.core.errors import (
     Reason,
     ShardError,
     SourceError,
+    StoreError,
     UnknownNameError,
 )
 
@@ -24,6 +25,7 @@ __all__ = [
     "Reason",
     "ShardError",
     "SourceError",
+    "StoreError",
     "UnknownNameError",
 ]
 __version__ = "0.2.0"

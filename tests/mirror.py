@@ -31,6 +31,7 @@ class Served:
         etag: None sends none.
         kind: its Content-Type.
         ranges: whether ranges of it can be asked for.
+        shorter: bytes that lack at the end of each range.
         breaks: the n-th GET is cut off when it reaches this byte of the file (None: not).
         always_breaks: every GET is.
         statuses: the n-th GET is answered with this status (0: as it should be).
@@ -46,6 +47,7 @@ class Served:
     etag: str | None
     kind: str = "application/octet-stream"
     ranges: bool = True
+    shorter: int = 0
     breaks: list[int | None] = field(default_factory=list)
     always_breaks: int | None = None
     statuses: list[int] = field(default_factory=list)
@@ -127,14 +129,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def _send(self, served: Served) -> None:
-        content, start = served.content, self._start(served)
-        total = len(content)
-        if start:
-            self._head(206, served, total - start, f"bytes {start}-{total - 1}/{total}")
+        content, total = served.content, len(served.content)
+        start, past = self._range(served)
+        if start and start >= total:
+            self._head(416, served, 0, f"bytes */{total}")
+            return
+        if (start, past) != (0, total):
+            self._head(206, served, past - start, f"bytes {start}-{past - 1}/{total}")
         else:
             self._head(200, served, total)
         stop = served.breaks.pop(0) if served.breaks else served.always_breaks
-        end = total if stop is None else min(stop, total)
+        end = past if stop is None else min(stop, past)
         with contextlib.suppress(ConnectionError):  # a reader who has enough hangs up
             step = 1 if served.drips_s else CHUNK
             for position in range(start, end, step):
@@ -147,11 +152,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(0.05)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    def _start(self, served: Served) -> int:
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+    def _range(self, served: Served) -> tuple[int, int]:
+        """The first byte that is asked for, and the one past the last."""
+        total = len(served.content)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked is None or not served.ranges:
-            return 0
-        return int(asked[1]) if self.headers.get("If-Range", served.etag) == served.etag else 0
+            return 0, total
+        if self.headers.get("If-Range", served.etag) != served.etag:
+            return 0, total
+        past = int(asked[2]) + 1 if asked[2] else total
+        return int(asked[1]), min(past, total) - served.shorter
 
 
 class _Server(http.server.ThreadingHTTPServer):

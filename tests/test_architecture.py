@@ -37,6 +37,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "cv2": ("kinetics_tools.media.opencv",),
     "requests": ("kinetics_tools.core.http_client",),
     "urllib3": ("kinetics_tools.core.http_client",),
+    "fsspec": ("kinetics_tools.core.store",),
     "tqdm": ("kinetics_tools.core.console",),
     "jinja2": ("kinetics_tools.core.html",),
     "msgspec": ("kinetics_tools.core.schema",),

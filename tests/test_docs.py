@@ -71,13 +71,22 @@ OWN_PAGES = {
     "run-benchmark": "docs/run-benchmark.md",
 }
 # Programs of others that console blocks call.
-OTHERS = {"python3", "pip", "printf", "tensorboard", ".venv/bin/pip", ".venv/bin/pre-commit"}
-FOREIGN = {  # options of others: Slurm, torchrun, pip, git, tensorboard, ruff
+OTHERS = {
+    "python3",
+    "pip",
+    "rclone",
+    "aws",
+    "printf",
+    "tensorboard",
+    ".venv/bin/pip",
+    ".venv/bin/pre-commit",
+}
+FOREIGN = {  # options of others: Slurm, torchrun, pip, git, tensorboard, ruff, rclone, aws
     *("--array", "--nodes", "--ntasks", "--ntasks-per-node", "--gpus-per-task", "--gpus-per-node"),
     *("--cpus-per-task", "--time", "--requeue", "--wait", "--begin", "--dependency", "--format"),
     *("--kill-on-bad-exit", "--no-python", "--nnodes", "--nproc-per-node", "--rdzv-id"),
     *("--rdzv-backend", "--rdzv-endpoint", "--wheel-dir", "--no-index", "--find-links"),
-    *("--logdir", "--follow"),
+    *("--logdir", "--follow", "--exclude"),
 }
 
 

@@ -11,7 +11,7 @@ from support import environment
 PUBLIC = {
     "kinetics_tools": (
         "EvaluationError KineticsError ManifestError MediaError OutError Reason ShardError "
-        "SourceError UnknownNameError"
+        "SourceError StoreError UnknownNameError"
     ),
     "kinetics_tools.flow": (
         "BOUND_PX CODECS Codec FlowMethod FlowRecipe METHODS compute dequantise find_devices "
@@ -19,7 +19,7 @@ PUBLIC = {
     ),
     "kinetics_tools.media": "ClipRecipe Cut Video conform count_frames cut find_ffmpeg probe",
     "kinetics_tools.shards": (
-        "Location RGB SCHEMA_VERSION Sample ShardFolder StreamRecipe read_samples"
+        "FileCache Location RGB SCHEMA_VERSION Sample ShardFolder StreamRecipe read_samples"
     ),
     "kinetics_bench.archs": "ARCHS Arch CHANNELS STREAMS Sampling build",
     "kinetics_bench.weights": "FINETUNES INITS InitWeights SCHEMES Weights load_init read",

@@ -20,7 +20,9 @@ from kinetics_bench.weights.choices import FINETUNES, INITS, split_word
 from kinetics_tools.core import cli, console, system
 from kinetics_tools.core.cli import MAX_PROCESSES, Exit, Parser, one_of, positive, whole
 from kinetics_tools.core.errors import KineticsError, OutError, UnknownNameError, unknown_name
+from kinetics_tools.core.file_cache import CACHE_BYTES
 from kinetics_tools.core.files import hold_lock, make_folder, remove_leftovers
+from kinetics_tools.core.store import is_address
 
 if TYPE_CHECKING:
     from kinetics_bench.evaluation.results import Result
@@ -241,7 +243,7 @@ def _train(arguments: argparse.Namespace) -> int:
         arch=arguments.arch,
         stream=stream,
         recipe=arguments.recipe,
-        data=arguments.data.absolute(),
+        data=_absolute_data(arguments.data),
         train_split=arguments.train_split,
         test_split=arguments.test_split,
         flow=arguments.flow,
@@ -253,6 +255,7 @@ def _train(arguments: argparse.Namespace) -> int:
         num_workers=arguments.workers,
         init=_absolute(arguments.init),
         finetune=arguments.finetune,
+        cache_bytes=arguments.cache_bytes,
     )
     name = "-".join((arguments.arch, stream, arguments.recipe))
     work_dir = arguments.work_dir or RUNS / "+".join((name, *_overrides(arguments)))
@@ -280,13 +283,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from kinetics_bench.run import evaluate_again, evaluate_weights
 
     given = {
-        "data": arguments.data and arguments.data.absolute(),
+        "data": arguments.data and _absolute_data(arguments.data),
         "test_split": arguments.test_split,
         "stream": arguments.stream,
         "protocol": arguments.protocol,
         "flow": arguments.flow,
         "splits": arguments.splits and arguments.splits.absolute(),
         "num_workers": arguments.workers,
+        "cache_bytes": arguments.cache_bytes,
     }
     changes = {name: value for name, value in given.items() if value is not None}
     work_dir, evaluate = arguments.run, partial(evaluate_again, arguments.run, changes)
@@ -296,7 +300,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             arch=arch,
             stream=stream,
             recipe="paper",
-            data=DATA.absolute(),
+            data=_absolute_data(DATA),
             train_split=None,
             test_split=TEST_SPLIT,
             init=_absolute(arguments.init),
@@ -481,10 +485,18 @@ def _add_networks(parser: Parser, run: str, **options: Any) -> None:
 def _add_data(parser: Parser, data: Path | None, test_split: str | None) -> None:
     parser.add_argument(
         "--data",
-        type=Path,
+        type=_data,
         default=data,
-        metavar="DIR",
-        help="folder of shards that extract-flow wrote",
+        metavar="DIR|ADDRESS",
+        help="folder of shards that extract-flow wrote, or the address of a copy: s3://, gs://, "
+        "hf://, https:// or another that fsspec reads",
+    )
+    parser.add_argument(
+        "--cache-bytes",
+        type=cli.num_bytes,
+        default=None if data is None else CACHE_BYTES,
+        metavar="SIZE",
+        help="how much of an address is kept in --cache-dir, such as 200GB; 0: nothing",
     )
     parser.add_argument(
         "--test-split",
@@ -609,7 +621,18 @@ def _require_init(arguments: argparse.Namespace, *names: str) -> None:
             )
 
 
-def _require_shards(data: Path) -> None:
+def _data(text: str) -> Path | str:
+    """The value of --data: a path, or an address as it is."""
+    return text if is_address(text) else Path(text)
+
+
+def _absolute_data(data: Path | str) -> str:
+    return data if isinstance(data, str) else str(data.absolute())
+
+
+def _require_shards(data: Path | str) -> None:
+    if isinstance(data, str):
+        return  # a store is asked once, later
     if not (data / "dataset.json").exists():
         raise KineticsError(
             f"{data} holds no shards; make them with: kinetics-download MANIFEST.csv clips, then "

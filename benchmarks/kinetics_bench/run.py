@@ -42,7 +42,9 @@ from kinetics_bench.training.trainer import (
 from kinetics_bench.weights.init import SCRATCH, load_init
 from kinetics_tools.core import system
 from kinetics_tools.core.errors import EvaluationError, KineticsError, lookup
+from kinetics_tools.core.file_cache import FileCache
 from kinetics_tools.core.files import digest, write_json
+from kinetics_tools.core.store import is_address
 from kinetics_tools.shards.reader import ShardFolder
 
 logger = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ def train_and_evaluate(
         machine: where to compute.
         resume: continue a training that stopped.
         force: retrain what is finished.
-        cache: folder for downloaded weights; None: the user's cache.
+        cache: folder for downloaded weights and samples; None: the user's cache.
 
     Raises:
         KineticsError: the request cannot be fulfilled, or `work_dir` holds another run.
@@ -79,7 +81,7 @@ def train_and_evaluate(
         )
     if not force:
         _require_same_kind(request, work_dir)
-    data = ShardFolder(request.data)
+    data = _open(request, cache)
     request = _with_absolute_paths(request, data)
     jobs, tests = [], {}
     for stream in request.streams:
@@ -100,6 +102,15 @@ def train_and_evaluate(
         write_json(work_dir / RUN, request.as_json())
     checkpoints = [train(job, machine, resume=resume, force=force) for job in jobs]
     return _rows(checkpoints, tests, work_dir, machine)
+
+
+def _open(request: Request, cache: Path | None) -> ShardFolder:
+    """The shards of a request. What is read from an address is kept in the cache folder `cache`."""
+    kept = None
+    if request.cache_bytes and is_address(request.data):
+        kept = FileCache(system.cache_dir(cache) / "shards", request.cache_bytes)
+        kept.tidy()
+    return ShardFolder(request.data, cache=kept)
 
 
 def _job_and_test(
@@ -156,12 +167,10 @@ def evaluate_again(
         One result per row, and their folder: `work_dir`, or, if data, split or protocol differ from
         those of the run, a folder of their own in it, so that no result is overwritten.
     """
-    original = read_request(work_dir)
-    request = replace(original, **changes)
+    request = replace(read_request(work_dir), **changes)
     checkpoints = networks_of_run(work_dir, request.stream, cache=cache)
-    return _evaluated(
-        checkpoints, request, original, work_dir, machine, allow_overlap=allow_overlap
-    )
+    data = _open(request, cache)
+    return _evaluated(checkpoints, data, request, work_dir, machine, allow_overlap=allow_overlap)
 
 
 def evaluate_weights(
@@ -180,24 +189,22 @@ def evaluate_weights(
         As `evaluate_again`.
     """
     _require_same_kind(request, work_dir)
-    original = read_request(work_dir) if (work_dir / RUN).exists() else None
     checkpoints = networks_of_weights(request.init, request.arch, request.stream, cache=cache)
-    return _evaluated(
-        checkpoints, request, original, work_dir, machine, allow_overlap=allow_overlap
-    )
+    data = _open(request, cache)
+    return _evaluated(checkpoints, data, request, work_dir, machine, allow_overlap=allow_overlap)
 
 
 def _evaluated(
     checkpoints: list[Checkpoint],
+    data: ShardFolder,
     request: Request,
-    original: Request | None,
     work_dir: Path,
     machine: Machine,
     *,
     allow_overlap: bool,
 ) -> tuple[list[Result], Path]:
-    """The rows of `request`: in `work_dir`, or in a folder of it if `original` asked for others."""
-    data = ShardFolder(request.data)
+    """The rows of `request`: in `work_dir`, or in a folder of it if its run asked for others."""
+    original = read_request(work_dir) if (work_dir / RUN).exists() else None
     request = _with_absolute_paths(request, data)
     tests = {}
     for checkpoint in checkpoints:

@@ -7,6 +7,7 @@ import argparse
 import errno
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -158,6 +159,18 @@ MAX_PX = 10_000
 MAX_PROCESSES = 4096  # of one command; more than any machine has processors
 
 
+_UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def num_bytes(text: str) -> int:
+    """An argparse type: a number of bytes, such as 0, 500MB or 1.5TB (decimal units)."""
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,3})?) ?([kMGT]B|)", text)
+    number = float(found[1]) * _UNITS[found[2]] if found else -1.0
+    if not 0 <= number <= 2**50:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a size, such as 0, 500MB or 1.5TB")
+    return int(number)
+
+
 def pixels(text: str) -> float:
     """An argparse type: a number of pixels above 0."""
     try:
@@ -221,8 +234,8 @@ def add_cache_dir(group: argparse._ActionsContainer) -> None:
         "--cache-dir",
         type=Path,
         metavar="DIR",
-        help="folder for files kept between runs: downloaded lists and weights, rate limits "
-        "(default: $XDG_CACHE_HOME/kinetics-tools or ~/.cache/kinetics-tools)",
+        help="folder for files kept between runs: downloaded lists, weights and samples, rate "
+        "limits (default: $XDG_CACHE_HOME/kinetics-tools or ~/.cache/kinetics-tools)",
     )
 
 

@@ -5,6 +5,7 @@
       UnknownNameError               no such method, arch, recipe ...    stops the run, exit 2
       OutError                       an output folder cannot be used     stops the run, exit 2
       ShardError                     a shard breaks the schema           stops the run, exit 2
+        StoreError                   a store elsewhere gives no shard    stops the run, exit 2
       EvaluationError                a result would be meaningless       stops the run, exit 2
       SourceError(reason)            a source did not give the video     becomes a ledger line
       MediaError(path, detail)       a video cannot be read or written   becomes a ledger line
@@ -90,6 +91,10 @@ class OutError(KineticsError):
 
 class ShardError(KineticsError):
     """A shard, its sidecar or the index breaks the schema."""
+
+
+class StoreError(ShardError):
+    """A store elsewhere (s3://, https:// ...) does not give a file, or the address is wrong."""
 
 
 class EvaluationError(KineticsError):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol, Self, TypeVar
 
 from kinetics_tools.core import signals
 from kinetics_tools.core.errors import OutError
@@ -217,8 +217,13 @@ def read_json(path: Path, advice: str = "move it away and run again") -> Any:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_JSON_BYTES:
         raise OutError(f"{path} is not a file of ours: a device, or too large; {advice}")
+    return parse_json(path.read_bytes(), path, advice)
+
+
+def parse_json(data: bytes, path: object, advice: str) -> Any:
+    """The value of a JSON file: `read_json` of its bytes, where they come from elsewhere."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = data.decode()
         value = json.loads(text)
         if "\\ud" in text.lower():  # half of a character, which could not be written again
             json.dumps(value, ensure_ascii=False).encode()
@@ -227,7 +232,17 @@ def read_json(path: Path, advice: str = "move it away and run again") -> Any:
         raise OutError(f"{path} is not JSON ({error}); {advice}") from error
 
 
-def below(root: Path, *names: str) -> Path:
+class Folder(Protocol):
+    """A path, or the address of a folder elsewhere."""
+
+    def joinpath(self, *names: str) -> Self:
+        """The path of these names below it."""
+
+
+F = TypeVar("F", bound=Folder)
+
+
+def below(root: F, *names: str) -> F:
     """The path of these names below `root`: the one way to make a path of what a file says.
 
     Raises:

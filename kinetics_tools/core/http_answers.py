@@ -14,6 +14,7 @@ from kinetics_tools.core.errors import KineticsError, Reason
 FIRST_ERROR = 400
 FIRST_SERVER_ERROR = 500
 PARTIAL_CONTENT = 206
+RANGE_NOT_SATISFIABLE = 416
 TOO_MANY_REQUESTS = 429
 _REASONS: Mapping[int, Reason] = {
     404: Reason.GONE,
@@ -51,10 +52,13 @@ class Limits:
             (KINETICS_TOOLS_MIN_BYTES_PER_S).
         max_bytes: of one video; more is not a video of ours (KINETICS_TOOLS_MAX_BYTES). Streams of
             tars have no end here: what is kept of them is bounded by member.
+        timeout_s: how long a store that `--data` names may take to answer a request
+            (KINETICS_TOOLS_TIMEOUT_S).
     """
 
     min_bytes_per_s: float = 1000.0
     max_bytes: float = 2.0**36
+    timeout_s: float = 30.0
 
 
 @cache
@@ -68,6 +72,7 @@ def limits() -> Limits:
     return Limits(
         min_bytes_per_s=_number("KINETICS_TOOLS_MIN_BYTES_PER_S", default.min_bytes_per_s),
         max_bytes=_number("KINETICS_TOOLS_MAX_BYTES", default.max_bytes),
+        timeout_s=_number("KINETICS_TOOLS_TIMEOUT_S", default.timeout_s),
     )
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,7 +29,9 @@ from kinetics_tools.core.http_answers import (
     FIRST_ERROR,
     FIRST_SERVER_ERROR,
     PARTIAL_CONTENT,
+    RANGE_NOT_SATISFIABLE,
     TOO_MANY_REQUESTS,
+    ContentRange,
     StallGuard,
     content_range,
     retry_after_s,
@@ -63,8 +68,8 @@ class Remote:
     etag: str
 
 
-class _RetryableError(SourceError):
-    """A failure that may be over in seconds.
+class RetryableError(SourceError):
+    """A failure that may be over in seconds, and was still there after all retries.
 
     Attributes:
         retry_after_s: how long the server asks to wait; 0 where it does not say.
@@ -133,6 +138,91 @@ def open_stream(
     return Stream(address, timeout_s, pauses_s)
 
 
+def read_part(
+    address: str,
+    first: int,
+    size: int,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    pauses_s: Sequence[float] = PAUSES_S,
+) -> bytes:
+    """Read `size` bytes of a file from byte `first` on; fewer where the file ends before.
+
+    The connection stays open for the next part, in each thread.
+
+    Raises:
+        SourceError: the part is not available, or the server gives no parts of files; `detail`
+            names the address.
+        KineticsError: `address` is not an HTTP address.
+    """
+    if size == 0:
+        return b""
+    wanted = {"Range": f"bytes={first}-{first + size - 1}"}
+
+    def attempt() -> bytes:
+        with (
+            _translated(address),
+            _ask("GET", address, timeout_s, wanted, requester=_kept_session()) as answer,
+        ):
+            if answer.status_code == RANGE_NOT_SATISFIABLE:  # the file ends before
+                return b""
+            part = content_range(answer.headers.get("Content-Range"))
+            _check_part(part, first, size, address)
+            if part is None or answer.status_code != PARTIAL_CONTENT:
+                detail = f"the server of {_without_secrets(address)} gives no parts of files"
+                raise SourceError(Reason.SERVER, f"{detail} (no answer to Range)")
+            return _read_all(answer, part.last - first + 1, address)
+
+    return _retried(attempt, pauses_s)
+
+
+def _check_part(part: ContentRange | None, first: int, size: int, address: str) -> None:
+    """Raise SourceError if an answer holds another part than was asked for."""
+    if part is None:
+        return
+    last = first + size - 1 if part.size is None else min(first + size, part.size) - 1
+    if (part.first, part.last) != (first, last):
+        raise SourceError(
+            Reason.SERVER,
+            f"the server of {_without_secrets(address)} gave bytes {part.first} to {part.last}, "
+            f"not {first} to {last}",
+        )
+
+
+def _read_all(answer: requests.Response, size: int, address: str) -> bytes:
+    """The first `size` bytes of an answer."""
+
+    def error(said: str) -> SourceError:
+        return RetryableError(Reason.NETWORK, f"{_without_secrets(address)}: {said}")
+
+    guard, data = StallGuard(STALL_WINDOW_S), bytearray()
+
+    def read() -> bytes:
+        piece: bytes = answer.raw.read1(size - len(data), decode_content=False)
+        return piece
+
+    while len(data) < size:
+        piece = guard.read(read, error)
+        if not piece:
+            raise error(f"broke off after {len(data)} of {size} bytes")
+        data += piece
+    return bytes(data)
+
+
+_kept = threading.local()
+
+
+def _kept_session() -> requests.Session:
+    """The session of this thread: its connections stay open, but not across a fork."""
+    import requests
+
+    if getattr(_kept, "pid", None) != os.getpid():
+        _kept.pid, _kept.session = os.getpid(), requests.Session()
+        _kept.session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # takes none
+    session: requests.Session = _kept.session
+    return session
+
+
 class Stream(io.RawIOBase):
     """A file on a server, read once from its start to its end, in constant memory.
 
@@ -194,7 +284,7 @@ class Stream(io.RawIOBase):
                     self._answer = self._resume()
                 piece = self._read(self._answer, most)
             if not piece and self.position < (self.remote.size or 0):
-                raise _RetryableError(
+                raise RetryableError(
                     Reason.NETWORK,
                     f"{_without_secrets(self._address)} broke off after {self.position} of "
                     f"{self.remote.size} bytes",
@@ -249,7 +339,7 @@ class Stream(io.RawIOBase):
         while left:
             piece = self._read(answer, min(left, CHUNK_BYTES))
             if not piece:
-                raise _RetryableError(
+                raise RetryableError(
                     Reason.NETWORK,
                     f"{_without_secrets(self._address)} broke off before byte {self.position}",
                 )
@@ -261,7 +351,7 @@ def _retried(attempt: Callable[[], T], pauses_s: Sequence[float]) -> T:
     for pause_s in pauses_s:
         try:
             return attempt()
-        except _RetryableError as error:
+        except RetryableError as error:
             wanted_s = max(pause_s, min(error.retry_after_s, MAX_PAUSE_S))
             logger.info("%s; trying again in %.0f s", error.detail, wanted_s)
             time.sleep(wanted_s)
@@ -269,7 +359,12 @@ def _retried(attempt: Callable[[], T], pauses_s: Sequence[float]) -> T:
 
 
 def _ask(
-    method: str, address: str, timeout_s: float, headers: Mapping[str, str] | None = None
+    method: str,
+    address: str,
+    timeout_s: float,
+    headers: Mapping[str, str] | None = None,
+    *,
+    requester: requests.Session | None = None,
 ) -> requests.Response:
     """Send one request. An answer that does not hold a file is raised as a SourceError."""
     import requests  # takes 0.15 s, which --help does not need
@@ -282,7 +377,7 @@ def _ask(
     place = address
     for _ in range(MAX_REDIRECTS + 1):
         try:
-            answer = requests.request(
+            answer = (requester or requests).request(
                 method,
                 place,
                 headers=ours | dict(headers or {}),
@@ -355,7 +450,8 @@ def _address_problem(address: str, schemes: Sequence[str]) -> str | None:
 def _problem(answer: requests.Response, address: str) -> SourceError | None:
     """Why an answer does not hold a file, or None."""
     status = answer.status_code
-    if status < FIRST_ERROR:
+    past_the_end = status == RANGE_NOT_SATISFIABLE and "Range" in answer.request.headers
+    if status < FIRST_ERROR or past_the_end:
         if answer.headers.get("Content-Type", "").lower().startswith("text/html"):
             return SourceError(Reason.SERVER, f"{_without_secrets(address)} is an HTML page")
         return None
@@ -363,7 +459,7 @@ def _problem(answer: requests.Response, address: str) -> SourceError | None:
     detail = f"{_without_secrets(address)}: HTTP {status} {answer.reason or ''}".strip()
     if status < FIRST_SERVER_ERROR and status != TOO_MANY_REQUESTS:
         return SourceError(reason, detail)
-    error = _RetryableError(reason, detail)
+    error = RetryableError(reason, detail)
     error.retry_after_s = retry_after_s(answer.headers.get("Retry-After")) or 0.0
     return error
 
@@ -395,7 +491,7 @@ def _translated(address: str) -> Iterator[None]:
         yield
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         detail = f"{_without_secrets(address)}: {_innermost_message(error)}"
-        raise _RetryableError(Reason.NETWORK, detail) from error
+        raise RetryableError(Reason.NETWORK, detail) from error
 
 
 def _innermost_message(error: BaseException) -> str:

@@ -5,6 +5,7 @@ Importing this module is quick: pandas is imported where the index is read or wr
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from kinetics_tools.core.schema import (
     Stream,
     check,
 )
+from kinetics_tools.core.store import Address
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,11 +108,11 @@ def _place_values(place: IndexPlace | None) -> tuple[object, ...]:
     return place.shard, place.offset, place.size, place.sha256
 
 
-def read_rows(path: Path, labels: Sequence[str]) -> list[IndexRow]:
+def read_rows(path: Path | Address, labels: Sequence[str]) -> list[IndexRow]:
     """Read the index of a split.
 
     Args:
-        path: of the index.
+        path: of the index, or its address.
         labels: the dataset's full label list.
 
     Raises:
@@ -121,17 +123,19 @@ def read_rows(path: Path, labels: Sequence[str]) -> list[IndexRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         raise FileNotFoundError(path)
+    content = path if isinstance(path, Path) else io.BytesIO(path.read(MAX_INDEX_BYTES))
+    size = content.stat().st_size if isinstance(content, Path) else len(content.getbuffer())
     try:
         # Each row has a key and digests of its own, so a file that claims more is not ours.
-        metadata = pq.read_metadata(path)
-        if metadata.num_rows > path.stat().st_size:
+        metadata = pq.read_metadata(content)
+        if metadata.num_rows > size:
             raise ValueError("it has more rows than bytes")
         groups = map(metadata.row_group, range(metadata.num_row_groups))
         if sum(group.total_byte_size for group in groups) > MAX_INDEX_BYTES:
             raise ValueError(f"it expands to more than {MAX_INDEX_BYTES} bytes")
-        table = pd.read_parquet(path)
+        table = pd.read_parquet(content)
     except (pa.ArrowException, OSError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk; the others are Arrow's

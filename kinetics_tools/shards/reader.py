@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kinetics_tools.core.errors import MediaError, ShardError, lookup
+from kinetics_tools.core.file_cache import FileCache
 from kinetics_tools.core.files import below
+from kinetics_tools.core.store import Address, is_address
 from kinetics_tools.flow.codecs import CODECS
 from kinetics_tools.flow.methods import dequantise
 from kinetics_tools.shards.index import IndexRow, read_rows
@@ -128,33 +130,47 @@ def _as_shard_error(place: Location, key: str) -> Iterator[None]:
 
 
 class ShardFolder:
-    """A folder that extract-flow wrote.
+    """A folder that extract-flow wrote, or a copy of it in a store elsewhere.
 
     Each file is read at most once: dataset.json here, the index of a split when its samples are
     asked for.
 
     Attributes:
-        folder: its path.
+        folder: its path, or its address.
         labels: the dataset's full label list; the index is the label id.
         splits: names of the splits.
         flows: names of the flows present, "tvl1" for the stream "flow-tvl1".
         recipes: how each stream was made, with its hash; by stream.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, *, cache: FileCache | None = None) -> None:
         """Open the folder.
+
+        Args:
+            folder: its path, or its address, such as s3://bucket/shards: whatever fsspec can read.
+            cache: of samples that are read from an address; None: nothing is kept.
 
         Raises:
             ShardError: it has no dataset.json, or one of another schema version.
+            StoreError: the store does not give it.
         """
-        folder = Path(folder)
-        dataset = Dataset.read(folder)
+        place: Path | Address
+        if isinstance(folder, str) and is_address(folder):
+            place = Address.of(folder, cache)
+        else:
+            place = Path(folder)
+        dataset = Dataset.read(place)
+        if dataset is None and isinstance(place, Address):
+            raise ShardError(
+                f"{place} holds no shards (no dataset.json); copy a folder there that extract-flow "
+                "wrote, or give another address"
+            )
         if dataset is None:
             raise ShardError(
                 f"{folder} holds no finished shards (no dataset.json); make them with: "
                 f"extract-flow CLIPS {folder}"
             )
-        self.folder = folder
+        self.folder = place
         self.labels: tuple[str, ...] = dataset.labels
         self.splits: tuple[str, ...] = tuple(sorted(dataset.splits))
         self.recipes: Mapping[str, StreamRecipe] = dataset.recipes
@@ -254,14 +270,19 @@ class ShardFolder:
                 self._rows[split] = read_rows(path, self.labels)
             except FileNotFoundError as error:
                 raise ShardError(
-                    f"{path} is missing; write it with: extract-flow index {self.folder}"
+                    f"{path} is missing; write it with: {self._index_command}"
                 ) from error
             except ValueError as error:
                 raise ShardError(
-                    f"{path} is damaged ({error}); write it again with: extract-flow index "
-                    f"{self.folder}"
+                    f"{path} is damaged ({error}); write it again with: {self._index_command}"
                 ) from error
         return self._rows[split]
+
+    @property
+    def _index_command(self) -> str:
+        if isinstance(self.folder, Address):
+            return "extract-flow index, in the folder that this is a copy of, and copy it again"
+        return f"extract-flow index {self.folder}"
 
     def _flow_recipe(self, name: str) -> StreamRecipe:
         return lookup("flow", name, {flow: self.recipes[flow_stream(flow)] for flow in self.flows})
@@ -281,7 +302,8 @@ class ShardFolder:
         if stream not in exts:
             return None
         place = row.places[stream]
-        shard = str(below(self.folder, split, place.shard))
+        path = below(self.folder, split, place.shard)
+        shard = path if isinstance(path, Address) else str(path)
         return Location(shard, f"{row.key}.{exts[stream]}", place.offset, place.size, place.sha256)
 
 
@@ -291,7 +313,7 @@ def read_samples(
     """Yield the samples of a split in the order of its shards.
 
     Args:
-        folder: that extract-flow wrote.
+        folder: that extract-flow wrote: its path, or its address in a store elsewhere.
         split: "train", "val", ...; "all" for the shards of a folder of class folders.
         streams: "rgb", "flow" or both: what the samples can give.
         flow: name of the flow: its method, unless `--name` gave it another.

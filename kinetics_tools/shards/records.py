@@ -24,7 +24,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kinetics_tools.core.errors import OutError, ShardError
-from kinetics_tools.core.files import below, digest, read_json, write_json
+from kinetics_tools.core.files import (
+    MAX_JSON_BYTES,
+    below,
+    digest,
+    parse_json,
+    read_json,
+    write_json,
+)
 from kinetics_tools.core.schema import (
     Count,
     Digest,
@@ -40,6 +47,7 @@ from kinetics_tools.core.schema import (
     check_plain,
     parse,
 )
+from kinetics_tools.core.store import Address
 
 T = TypeVar("T")
 
@@ -68,7 +76,9 @@ class DamagedRecordError(ShardError):
     """A record is not what was written: empty, cut off, changed."""
 
 
-def _read(path: Path, what: str, advice: str, convert: Callable[[dict[str, Any]], T]) -> T:
+def _read(
+    path: Path | Address, what: str, advice: str, convert: Callable[[dict[str, Any]], T]
+) -> T:
     """Read a record of this schema version.
 
     Raises:
@@ -77,7 +87,11 @@ def _read(path: Path, what: str, advice: str, convert: Callable[[dict[str, Any]]
         ShardError: it has another schema version.
     """
     try:
-        value = read_json(path, advice)
+        value = (
+            read_json(path, advice)
+            if isinstance(path, Path)
+            else parse_json(path.read(MAX_JSON_BYTES), path, advice)
+        )
         version = value["schema_version"]
         record = convert(value) if version == SCHEMA_VERSION else None
     except OutError as error:
@@ -105,14 +119,14 @@ class Location:
     """Where the data of a member of a tar is.
 
     Attributes:
-        shard: path of the tar.
+        shard: path of the tar, or its address elsewhere.
         name: of the member.
         offset: bytes from the tar's start to the data.
         size: bytes of the data.
         sha256: of the data, or its first digits.
     """
 
-    shard: str
+    shard: str | Address
     name: str
     offset: int
     size: int
@@ -125,14 +139,39 @@ class Location:
             ShardError: there is no such shard, or this member is not there, or it is damaged.
         """
         try:
-            if not Path(self.shard).is_file():  # or a pipe, which would wait for ever
-                raise FileNotFoundError(self.shard)
-            with Path(self.shard).open("rb") as file:
-                end = min(self.offset + self.size, os.fstat(file.fileno()).st_size)
-                file.seek(max(self.offset - _HEADER_BYTES, 0))
-                data = file.read(max(end - file.tell(), 0))
+            if isinstance(self.shard, Address):
+                return self._read_elsewhere(self.shard)
+            return self._checked(self._read_file(Path(self.shard)))
         except FileNotFoundError as error:
             raise ShardError(f"{self.shard} is gone; run extract-flow again") from error
+
+    def _read_file(self, shard: Path) -> bytes:
+        """The header before the member, and its data."""
+        if not shard.is_file():  # or a pipe, which would wait for ever
+            raise FileNotFoundError(self.shard)
+        with shard.open("rb") as file:
+            end = min(self.offset + self.size, os.fstat(file.fileno()).st_size)
+            file.seek(max(self.offset - _HEADER_BYTES, 0))
+            return file.read(max(end - file.tell(), 0))
+
+    def _read_elsewhere(self, shard: Address) -> bytes:
+        """The data, from the cache if it is there."""
+        cache, name = shard.cache, f"{self.sha256}-{self.size}"
+        kept = cache.get(name, self._is_whole, size=self.size) if cache else None
+        if kept is not None:
+            return kept
+        first = max(self.offset - _HEADER_BYTES, 0)
+        data = self._checked(shard.read_part(first, self.offset + self.size - first))
+        if cache:
+            cache.put(name, data)
+        return data
+
+    def _is_whole(self, data: bytes) -> bool:
+        is_it = hashlib.sha256(data).hexdigest().startswith(self.sha256)
+        return is_it and len(data) == self.size
+
+    def _checked(self, data: bytes) -> bytes:
+        """The data after its header."""
         try:
             header = tarfile.TarInfo.frombuf(data[:_HEADER_BYTES], "utf-8", "strict")
             is_it = (header.name, header.size) == (self.name, self.size)
@@ -143,11 +182,12 @@ class Location:
                 f"{self.shard} does not hold {self.name} where the index says; the shard was "
                 "changed after it was indexed: run extract-flow again, or extract-flow index"
             )
-        if not hashlib.sha256(data[_HEADER_BYTES:]).hexdigest().startswith(self.sha256):
+        data = data[_HEADER_BYTES:]
+        if not self._is_whole(data):
             raise ShardError(
                 f"{self.shard}: {self.name} is damaged; move the shard away and run extract-flow"
             )
-        return data[_HEADER_BYTES:]
+        return data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -413,7 +453,7 @@ class Dataset:
         _check_folder(self)
 
     @staticmethod
-    def read(folder: Path) -> Dataset | None:
+    def read(folder: Path | Address) -> Dataset | None:
         """The folder's dataset.json; None if there is none.
 
         Raises:

@@ -26,11 +26,12 @@ def test_a_stored_split_is_all_its_samples() -> None:
 
 
 def test_an_index_is_read_once_however_many_splits_are_selected(tmp_path: Path) -> None:
-    data = ShardFolder(copy_of_shards(tmp_path))
+    shards = copy_of_shards(tmp_path)
+    data = ShardFolder(shards)
     first, second = (key_file(tmp_path, name, f"{name[:3]}_*") for name in ("ann.txt", "ben.txt"))
     train = select(data, str(first), role="train", streams=("rgb",), flow="opencv-tvl1")
-    (data.folder / "dataset.json").unlink()
-    (data.folder / "all" / "index.parquet").unlink()
+    (shards / "dataset.json").unlink()
+    (shards / "all" / "index.parquet").unlink()
     test = select(data, str(second), role="test", flow="opencv-tvl1")
     assert train.keys == ("ann_left", "ann_right")
     assert test.keys == ("ben_left", "ben_right")

@@ -169,7 +169,7 @@ def test_an_exchanged_shard_is_an_error_and_never_a_wrong_sample(folder: Path) -
 def test_damage_within_a_member_names_shard_and_key(folder: Path) -> None:
     sample = next(read_samples(folder, "train"))
     assert sample.flow_at is not None
-    shard = Path(sample.flow_at.shard)
+    shard = Path(str(sample.flow_at.shard))
     data = bytearray(shard.read_bytes())
     middle = sample.flow_at.offset + sample.flow_at.size // 2
     data[middle : middle + 40] = bytes(40)

@@ -17,6 +17,7 @@ from kinetics_bench.weights.choices import split_word
 from kinetics_bench.weights.init import SCRATCH, InitWeights, load_init, state_shapes
 from kinetics_tools.core import schema, system
 from kinetics_tools.core.errors import EvaluationError, KineticsError, UnknownNameError
+from kinetics_tools.core.file_cache import CACHE_BYTES
 from kinetics_tools.core.files import read_json
 from kinetics_tools.dataset.labels import known_labels
 from kinetics_tools.flow.methods import BOUND_PX, FlowRecipe, make_method
@@ -36,7 +37,7 @@ class Request:
         arch: a name in ARCHS.
         stream: `rgb`, `flow` or `joint`.
         recipe: a name in RECIPES.
-        data: folder of shards.
+        data: folder of shards: its absolute path, or its address in a store elsewhere.
         train_split: None: nothing is trained, the weights are those of `init`.
         test_split: the split that is evaluated.
         flow: name of the flow; None: the only one in `data`.
@@ -48,12 +49,13 @@ class Request:
         num_workers: processes that read clips; None: the default.
         init: `scratch`, `imagenet`, `kinetics`, or the path of weights.
         finetune: `all`, or `last`: only the last layer.
+        cache_bytes: of samples that are read from an address, kept on disk.
     """
 
     arch: str
     stream: str
     recipe: str
-    data: Path
+    data: str
     train_split: str | None
     test_split: str
     flow: str | None = None
@@ -65,6 +67,7 @@ class Request:
     num_workers: schema.Count | None = None
     init: str = SCRATCH
     finetune: str = "all"
+    cache_bytes: schema.NumBytes = CACHE_BYTES
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -92,6 +95,8 @@ class Request:
             UnknownNameError: so is the architecture or the stream.
         """
         request = schema.parse_exactly(values, cls)
+        if not request.data or "\0" in request.data:
+            raise ValueError("data is no path and no address")
         check_network(request.arch, request.stream)
         return request
 
