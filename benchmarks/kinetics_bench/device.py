@@ -143,7 +143,8 @@ def _num_processes(environ: Mapping[str, str]) -> int:
     if (
         not is_usable
         or int(told["RANK"]) >= int(told["WORLD_SIZE"])
-        or not (environ.get("MASTER_ADDR") and environ.get("MASTER_PORT"))
+        or not environ.get("MASTER_ADDR")
+        or not re.fullmatch("[0-9]{1,5}", environ.get("MASTER_PORT", ""))
     ):
         raise EvaluationError(
             f"WORLD_SIZE is {told['WORLD_SIZE'][:20]!r} and RANK {told['RANK'][:20]!r}, which "

@@ -262,7 +262,7 @@ def digest(value: Any) -> str:
 
 def file_digest(path: Path) -> str:
     """SHA-256, in hex, of a file's bytes."""
-    with path.open("rb") as file:
+    with name_in_errors(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -20,6 +20,7 @@ T = TypeVar("T")
 MAX_FRAMES = 2**22  # of a clip: 46 hours at 25 fps
 _NAME = rf"[A-Za-z0-9_-]{{1,{MAX_KEY}}}"
 MAX_DEPTH = 100
+MAX_VALUES = 2**24  # of a checkpoint, besides tensors; Kinetics-700 has 650,000 clips to name
 _PLAIN = (str, int, float, bool, type(None), list, tuple, dict)
 _STREAM = rf"(rgb|flow-{_NAME})"
 
@@ -68,22 +69,23 @@ def parse_exactly(value: Any, record: type[T]) -> T:
 def check_plain(value: Any) -> None:
     """Raise a ValueError unless a value holds only what JSON can hold; tuples are lists here.
 
-    A checkpoint may hold tensors and other objects where a field should be.
+    A checkpoint may hold tensors and other objects where a field should be. A list in it may hold
+    one other list many times: written out it would have no end.
     """
-    rest, depth = [value], 0
-    while rest:
+    level, depth, num_values = {id(value): (value, 1)}, 0, 0  # values, and how often each is there
+    while level:
         depth += 1
-        if depth > MAX_DEPTH:
-            raise ValueError("it is nested too deep")
-        odd = next((each for each in rest if not isinstance(each, _PLAIN)), None)
-        if odd is not None:
-            raise ValueError(f"a {type(odd).__name__} is not a plain value")
-        rest = [
-            inner
-            for each in rest
-            if isinstance(each, (dict, list, tuple))
-            for inner in ((*each, *each.values()) if isinstance(each, dict) else each)
-        ]
+        num_values += sum(times for _, times in level.values())
+        if depth > MAX_DEPTH or num_values > MAX_VALUES:
+            raise ValueError("it is nested too deep" if depth > MAX_DEPTH else "it is too large")
+        inside: dict[int, tuple[Any, int]] = {}
+        for each, times in level.values():
+            if not isinstance(each, _PLAIN):
+                raise ValueError(f"a {type(each).__name__} is not a plain value")
+            if isinstance(each, (dict, list, tuple)):
+                for inner in (*each, *each.values()) if isinstance(each, dict) else each:
+                    inside[id(inner)] = (inner, inside.get(id(inner), (None, 0))[1] + times)
+        level = inside
 
 
 def _special(kind: type, value: Any) -> Any:

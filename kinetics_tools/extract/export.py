@@ -18,11 +18,14 @@ import re
 import shutil
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence, Set
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from kinetics_tools.core import engine
 from kinetics_tools.core.errors import OutError, lookup
@@ -43,7 +46,7 @@ from kinetics_tools.shards.records import RGB
 
 logger = logging.getLogger(__name__)
 MADE_FROM = ".made-from"
-BLOCK = 128  # frames in memory at once
+BLOCK_BYTES = 2**25  # of frames in memory at once: 128 of 340x256
 _PICTURE = re.compile(r"(img|flow_[xy])_\d{5,}\.jpg")  # any layout's
 _FEWER = {"": 0, "_flow": 1}  # a list's kind: how many fewer than frames it counts
 
@@ -315,17 +318,25 @@ def _pictures(sample: Sample, layout: Layout) -> Iterator[tuple[str, bytes]]:
     """Yield the name and the bytes of each picture of a clip."""
     to_jpeg = partial(encode_jpeg, quality=layout.quality)
     num_fields = sample.num_frames - 1
-    for start in range(0, num_fields, BLOCK):
-        numbers = range(start, min(start + BLOCK, num_fields))
-        for number, codes in zip(numbers, sample.codes(numbers), strict=True):
-            for axis, name in enumerate("xy"):
-                yield _name(f"flow_{name}", number, layout), to_jpeg(codes[..., axis])
+    for number, codes in _in_blocks(sample.codes, num_fields):
+        for axis, name in enumerate("xy"):
+            yield _name(f"flow_{name}", number, layout), to_jpeg(codes[..., axis])
     if not layout.images:
         return
-    for start in range(0, sample.num_frames, BLOCK):
-        numbers = range(start, min(start + BLOCK, sample.num_frames))
-        for number, frame in zip(numbers, sample.rgb(numbers), strict=True):
-            yield _name("img", number, layout), to_jpeg(frame)
+    for number, frame in _in_blocks(sample.rgb, sample.num_frames):
+        yield _name("img", number, layout), to_jpeg(frame)
+
+
+def _in_blocks(
+    read: Callable[[Sequence[int]], npt.NDArray[np.uint8]], total: int
+) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """All pictures of a clip with their numbers; memory holds BLOCK_BYTES of them, or one."""
+    if total == 0:
+        return
+    at_once = max(BLOCK_BYTES // read([0]).nbytes, 1)
+    for start in range(0, total, at_once):
+        numbers = range(start, min(start + at_once, total))
+        yield from zip(numbers, read(numbers), strict=True)
 
 
 def _name(kind: str, number: int, layout: Layout) -> str:

@@ -178,6 +178,9 @@ class JpegCodec:
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as members:
                 total = len(members.namelist())
+                for each in members.infolist():  # or it may expand to anything
+                    if each.compress_type != zipfile.ZIP_STORED or each.flag_bits & _ENCRYPTED:
+                        raise MediaError(here, f"{each.filename!r} in it is compressed")
                 wanted = range(total) if indices is None else indices
                 past = [number for number in wanted if not 0 <= number < total]
                 if past:
@@ -191,6 +194,9 @@ class JpegCodec:
         except (zipfile.BadZipFile, KeyError, ValueError) as error:
             raise MediaError(here, f"cannot be decoded: {error}") from error
         return np.stack([pictures[number] for number in wanted])
+
+
+_ENCRYPTED = 1  # of a zip's member, in its flags
 
 
 def _jpeg_name(number: int) -> str:

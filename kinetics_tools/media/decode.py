@@ -25,6 +25,9 @@ Frame = npt.NDArray[np.uint8]
 MISSING_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 # The loop filter takes a fifth of the decoder's time, and without it all of the stream is read.
 SKIP_LOOP_FILTER = {"skip_loop_filter": "all"}
+# Formats that are texts which name other files: reading one would read these.
+_REFERRING = frozenset({"concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sdp"})
+_FORMATS = {"format_whitelist": ",".join(sorted(av.formats_available - _REFERRING))}
 _PICTURES = Disposition.timed_thumbnails | Disposition.still_image
 _PHOTO_CODECS = frozenset({"mjpeg", "mjpegb", "png", "bmp", "gif", "tiff", "webp", "jpeg2000"})
 # By the signs of the matrix: how the pixels' axes lie on the screen.
@@ -119,6 +122,7 @@ def open_video(
         with av.open(
             str(source) if isinstance(source, Path) else io.BytesIO(source),
             metadata_errors="ignore",
+            options=_FORMATS,
         ) as container:
             stream = choose_video(container)
             if stream is None:

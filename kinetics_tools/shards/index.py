@@ -48,6 +48,7 @@ class IndexPlace:
 
 
 # The types of the columns: those of each stream, after its name, and those before them.
+MAX_TEXT_BYTES = 1024  # of a field; names of files have 255
 MAX_INDEX_BYTES = 2**31  # of a split's index when it is decoded; Kinetics-700 has some 200 MB
 _PLACE_COLUMNS = {
     "shard": list[ShardName | None],
@@ -119,7 +120,6 @@ def read_rows(path: Path | Address, labels: Sequence[str]) -> list[IndexRow]:
         FileNotFoundError: there is none.
         ValueError: it is not an index, or does not belong to these labels; says why.
     """
-    import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -135,7 +135,7 @@ def read_rows(path: Path | Address, labels: Sequence[str]) -> list[IndexRow]:
         groups = map(metadata.row_group, range(metadata.num_row_groups))
         if sum(group.total_byte_size for group in groups) > MAX_INDEX_BYTES:
             raise ValueError(f"it expands to more than {MAX_INDEX_BYTES} bytes")
-        table = pd.read_parquet(content)
+        table = _read_table(content)
     except (pa.ArrowException, OSError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk; the others are Arrow's
@@ -150,6 +150,29 @@ def read_rows(path: Path | Address, labels: Sequence[str]) -> list[IndexRow]:
             zip(*(table[name] for name in _ROW_COLUMNS), strict=True)
         )
     ]
+
+
+def _read_table(content: Path | io.BytesIO) -> pd.DataFrame:
+    """The columns, of which no text is long: a dictionary may have one once that all rows repeat.
+
+    Raises:
+        ValueError: one is.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(content)
+    texts = (pa.string(), pa.large_string())
+    names = [each.name for each in schema if each.type in texts]
+    table = pq.read_table(content, read_dictionary=names)
+    for name in names:
+        for chunk in table[name].chunks:
+            longest = pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0
+            if longest > MAX_TEXT_BYTES:
+                raise ValueError(f"column {name} has a text of {longest} bytes")
+    frame: pd.DataFrame = table.cast(schema).to_pandas()
+    return frame
 
 
 def _check(table: pd.DataFrame, labels: Sequence[str]) -> list[str]:

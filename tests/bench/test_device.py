@@ -15,6 +15,7 @@ from kinetics_tools.core.errors import EvaluationError
         {"WORLD_SIZE": "many", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
         {"WORLD_SIZE": "9" * 5000, "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
         {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"},
+        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "abc"},
     ],
 )
 def test_variables_that_torchrun_did_not_set_are_one_line(

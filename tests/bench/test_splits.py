@@ -80,6 +80,15 @@ def test_an_official_list_takes_what_is_there_and_counts_the_rest(tmp_path: Path
     assert chosen("ucf101/2", role="test", splits=tmp_path).keys == ("ben_left",)
 
 
+@pytest.mark.parametrize("line", ["onlyoneword", "a.avi 3", "a.avi", " 1"])
+def test_a_line_of_an_hmdb_list_that_is_not_one_is_named(line: str, tmp_path: Path) -> None:
+    lists = tmp_path / "hmdb51"
+    lists.mkdir()
+    (lists / "left_test_split1.txt").write_text(f"ann_left.avi 1\n{line}\n")
+    with pytest.raises(EvaluationError, match=r"left_test_split1\.txt, line 2, is not FILE"):
+        chosen("hmdb51/1", role="train", splits=tmp_path)
+
+
 def test_an_hmdb_list_says_what_each_clip_is_for(tmp_path: Path) -> None:
     lists = tmp_path / "hmdb51"
     lists.mkdir()

@@ -1,6 +1,9 @@
 """Weights of a network in what other trainers write."""
 
+import contextlib
+import json
 import tempfile
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from foreign import randomize_batch_norm
 from kinetics_bench.archs.network import Network
 from kinetics_bench.archs.registry import build
+from kinetics_bench.training.checkpoint import Checkpoint
 from kinetics_bench.weights.choices import split_word
 from kinetics_bench.weights.files import Weights, read
 from kinetics_bench.weights.init import InitWeights, load_init
@@ -362,3 +366,63 @@ def test_whatever_is_around_them_the_weights_are_the_same(
         got = read(path, NAMES, arch="i3d").state
     assert got.keys() == state.keys()
     assert all(torch.equal(got[name], tensor) for name, tensor in state.items())
+
+
+def shared(kind: str) -> object:
+    """A small pickle of a value that has no end when it is written out."""
+    if kind == "lists":
+        values: Any = ["x"]
+        for _ in range(40):
+            values = [values, values]
+        return values
+    values = {"x": 1}
+    for _ in range(5):
+        values = {f"name{number}": values for number in range(100)}
+    return values
+
+
+@pytest.mark.parametrize("kind", ["lists", "dicts"])
+@pytest.mark.parametrize("place", ["alone", "in a checkpoint of ours"])
+def test_a_value_that_is_there_many_times_is_not_written_out(
+    kind: str, place: str, net: nn.Module, tmp_path: Path
+) -> None:
+    path = tmp_path / "laughs.pt"
+    values = {"net": net.state_dict(), "more": shared(kind)}
+    if place != "alone":
+        values |= {"format": 2, "data": {"bound": shared(kind)}, "recipe": shared(kind)}
+    torch.save(values, path)
+    with contextlib.suppress(EvaluationError):
+        read_small(path, net)
+    with pytest.raises(EvaluationError):
+        Checkpoint.read(path)
+
+
+def test_what_torch_does_not_save_may_not_expand(net: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({**net.state_dict(), "zeros": torch.zeros(2**22)}, path)
+    small = tmp_path / "small.pt"
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as made:
+        for name in stored.namelist():
+            made.writestr(name, stored.read(name))
+    assert small.stat().st_size < 2**20
+    with pytest.raises(EvaluationError, match="damaged or truncated"):
+        read_small(small, net)
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F8_E8M0", "F6_E2M3"])
+def test_a_dtype_that_torch_does_not_have_is_one_line(
+    dtype: str, net: nn.Module, tmp_path: Path
+) -> None:
+    header = json.dumps({"a": {"dtype": dtype, "shape": [8], "data_offsets": [0, 8]}}).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(EvaluationError, match=r"w\.safetensors"):
+        read_small(path, net)
+
+
+def test_a_sparse_file_of_safetensors_is_not_read_whole(net: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    with path.open("wb") as file:
+        file.truncate(100 * 2**30)
+    with pytest.raises(EvaluationError, match="damaged, or not a file of safetensors"):
+        read_small(path, net)

@@ -13,6 +13,7 @@ from kinetics_tools.core.errors import MediaError
 from kinetics_tools.flow import codecs
 from kinetics_tools.flow.codecs import CODECS, DEFAULT_CODEC
 from kinetics_tools.flow.methods import FlowRecipe
+from kinetics_tools.media import opencv
 
 LOSSLESS = ("ffv1",)
 Codes = npt.NDArray[np.uint8]
@@ -213,3 +214,22 @@ def test_what_decides_the_bytes_is_in_the_recipe(monkeypatch: pytest.MonkeyPatch
         told = recipe.as_json()["codec_parameters"]
         assert told["versions"]
         assert told["options"]
+
+
+@pytest.mark.parametrize("damage", ["deflate", "bzip2", "encrypted", "sizes differ", "empty"])
+def test_a_zip_that_may_expand_or_is_not_ours_is_an_error(damage: str) -> None:
+    pictures = [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)]
+    if damage == "sizes differ":
+        pictures[1] = np.zeros((8, 16, 3), np.uint8)
+    how = {"deflate": zipfile.ZIP_DEFLATED, "bzip2": zipfile.ZIP_BZIP2}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", how.get(damage, zipfile.ZIP_STORED)) as members:
+        for number, picture in enumerate(pictures if damage != "empty" else []):
+            members.writestr(f"{number:05d}.jpg", opencv.encode_jpeg(picture, quality=100))
+    data = bytearray(buffer.getvalue())
+    if damage == "encrypted":
+        for at in (data.index(b"PK\3\4") + 6, data.index(b"PK\1\2") + 8):
+            data[at] |= 1
+    for indices in (None, [0, 1]):
+        with pytest.raises(MediaError):
+            CODECS["jpeg"].decode(bytes(data), indices)

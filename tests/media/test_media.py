@@ -319,3 +319,21 @@ def test_real_videos_become_exact_clips(shared_data: Path, cutter: Cutter) -> No
         assert cutter(clips / name, start, end)[0] == Cut((end - start) * 25), name
     with pytest.raises(MediaError):
         cutter(clips / "corrupted.mp4", 0, 5)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts"])
+def test_a_text_that_names_other_files_is_no_video(
+    suffix: str, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    """An ffconcat list or a playlist, called a clip, would read the files that it names."""
+    secret = make_video(seconds=1, size="64x64")
+    (tmp_path / "secret.mp4").write_bytes(secret.read_bytes())
+    clip = tmp_path / f"clip{suffix}"
+    for text in (
+        "ffconcat version 1.0\nfile secret.mp4\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nsecret.mp4\n#EXT-X-ENDLIST\n",
+    ):
+        clip.write_text(text)
+        for use in (decode.probe, decode.count_frames, decode.read_frames):
+            with pytest.raises(MediaError):
+                use(clip)

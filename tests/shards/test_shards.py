@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 
@@ -400,6 +402,19 @@ def test_an_index_that_expands_to_much_is_refused_before_it_does(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index, "MAX_INDEX_BYTES", 100)
-    monkeypatch.setattr("pandas.read_parquet", None)
+    monkeypatch.setattr(pq, "read_table", None)
     with pytest.raises(ShardError, match="expands to more than 100 bytes"):
+        ShardFolder(folder).samples("train")
+
+
+def test_a_long_text_that_all_rows_of_an_index_share_is_refused_before_it_is_repeated(
+    folder: Path,
+) -> None:
+    path = folder / "train" / "index.parquet"
+    table = pq.read_table(path)
+    labels = pa.array(["x" * 1_000_000] * len(table)).dictionary_encode().cast(pa.string())
+    at = table.column_names.index("label")
+    pq.write_table(table.set_column(at, "label", labels), path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ShardError, match="column label has a text of 1000000 bytes"):
         ShardFolder(folder).samples("train")

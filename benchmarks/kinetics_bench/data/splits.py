@@ -222,11 +222,14 @@ def _hmdb51(folder: Path, number: int) -> dict[str, list[PurePosixPath]]:
     chosen: dict[str, list[PurePosixPath]] = {"train": [], "test": [], "neither": []}
     for path in lists:
         label = path.name.removesuffix(f"_test_split{number}.txt")
-        for line in _read(path).splitlines():
-            if line.strip():
-                name, use = line.rsplit(maxsplit=1)
-                role = {"1": "train", "2": "test"}.get(use, "neither")
-                chosen[role].append(PurePosixPath(label) / name.strip())
+        for at, line in enumerate(_read(path).splitlines(), 1):
+            if not line.strip():
+                continue
+            name, use = (*line.rsplit(maxsplit=1), "")[:2]
+            if use not in ("0", "1", "2"):
+                raise EvaluationError(f"{path}, line {at}, is not FILE.avi and 0, 1 or 2")
+            role = {"1": "train", "2": "test"}.get(use, "neither")
+            chosen[role].append(PurePosixPath(label) / name.strip())
     return chosen
 
 

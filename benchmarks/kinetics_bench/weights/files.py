@@ -289,19 +289,19 @@ def _load(path: Path) -> Any:
 def is_damaged(path: Path) -> bool:
     """Whether a file of torch.save, a zip, fails its checksums, which torch.load does not check.
 
-    A file saved without checksums (torch.serialization.set_crc32_options) counts as damaged.
+    A file saved without checksums (torch.serialization.set_crc32_options) counts as damaged, and so
+    does one with compressed members, which torch.save does not write: they may expand to anything.
     """
     with path.open("rb") as file:
         return file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC and not _is_whole(file)
 
 
 def _is_whole(file: IO[bytes]) -> bool:
-    known = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # torch cannot read other ones
     try:
         with zipfile.ZipFile(file) as parts:
             # torch does not read a member that is marked as a folder: the tensor is uninitialised.
             is_known = all(
-                part.compress_type in known and not part.external_attr & _DOS_FOLDER
+                part.compress_type == zipfile.ZIP_STORED and not part.external_attr & _DOS_FOLDER
                 for part in parts.infolist()
             )
             return is_known and parts.testzip() is None
@@ -325,8 +325,12 @@ def _is_safetensors(path: Path) -> bool:
 def _safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file of safetensors, by name."""
     try:
+        with safetensors.safe_open(path, "pt"):  # its header is checked before all of it is read
+            pass
         # Not mapped: a file that is written again must not change weights that were read.
         return safetensors.torch.load(path.read_bytes())
+    except KeyError as error:
+        raise EvaluationError(f"{path} has tensors of dtype {error}, which is not read") from error
     except safetensors.SafetensorError as error:
         raise EvaluationError(
             f"{path} is damaged, or not a file of safetensors ({first_line(error)})"
