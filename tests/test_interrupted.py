@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from conftest import MakeVideo
 from kinetics_bench.archs import build
 from support import command, environment, wait_until
-from tiny import tiny_clips
+from tiny import key_file, tiny_clips, tiny_shards
 
 # An ffmpeg that cannot be asked to end, and that makes files, and their folder, until it is killed.
 # To give back so much memory takes a moment, in which it is still there.
@@ -229,6 +230,45 @@ def test_a_stopped_prediction_leaves_nothing(
         *("--init", weights, "--stream", "rgb", "--device", "cpu", "--tmp-dir", tmp_path),
     )
     require_clean_stop(told, words, program, tmp_path, jobs=1)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("told", STOPS)
+def test_a_training_whose_readers_are_signalled_too_says_one_line(
+    told: signal.Signals, tmp_path: Path
+) -> None:
+    train = key_file(tmp_path, "train.txt", "ann_*", "ben_*")
+    test = key_file(tmp_path, "test.txt", "dan_*")
+    words = command(
+        *("run-benchmark", "--arch", "i3d", "--stream", "rgb", "--recipe", "small"),
+        *("--data", tiny_shards(), "--train-split", train, "--test-split", test, "--epochs", 50),
+        *("--work-dir", tmp_path / "run", "--device", "cpu", "--workers", 2),
+    )
+    with subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+        preexec_fn=default_signals,
+    ) as running:
+        try:
+            wait_until(
+                lambda: running.poll() is not None or len(processes_of(running.pid, "")) > 2,
+                seconds=120,
+            )
+            os.killpg(running.pid, told)
+            _, said = running.communicate(timeout=60)
+            wait_until(lambda: not processes_of(running.pid, ""))
+        finally:
+            for pid in processes_of(running.pid, ""):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    code, word = STOPS[told]
+    assert running.returncode == code, said
+    assert said.splitlines()[-1].startswith(word), said
+    assert not re.search("Traceback|Exception|Error", said), said
 
 
 def test_a_command_that_ignores_a_closed_terminal_goes_on() -> None:

@@ -134,6 +134,7 @@ def test_an_extraction_names_the_folder_that_cannot_be_locked(bad: Path, tmp_pat
     require_line(done, bad / "jpegs", errno.ENOSYS, files.OTHER_FOLDER)
 
 
+@pytest.mark.full
 def test_a_benchmark_names_the_folder_that_cannot_be_locked(bad: Path, tmp_path: Path) -> None:
     shards = copy_of_shards(tmp_path)
     words = ("--arch", "i3d", "--stream", "rgb", "--data", shards, "--train-split", "all")

@@ -6,16 +6,19 @@ import hashlib
 import shutil
 import tarfile
 import tempfile
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from kinetics_bench.archs.registry import ARCHS, Sampling
 from kinetics_bench.recipes import RECIPES, OneCycle, Recipe
 from kinetics_tools.media import encode
+from kinetics_tools.media.decode import Window
 from support import run_command
 
 SUBJECTS = ("ann", "ben", "cyd", "dan")
@@ -73,6 +76,33 @@ def tiny_recipe(arch: str = "i3d", stream: str = "rgb", **changes: Any) -> Recip
         "schedule": OneCycle(epochs=2, peak_lr=1e-3),
     }
     return replace(RECIPES["small"]["i3d"]["rgb"], **(values | changes))
+
+
+@dataclass
+class ArrayClip:
+    """A clip in memory that is read like a sample: frames (T, H, W, 3), codes (T-1, H, W, 2)."""
+
+    frames: npt.NDArray[np.uint8]
+    all_codes: npt.NDArray[np.uint8]
+    bound: float
+
+    def rgb(
+        self, indices: Sequence[int] | None = None, window: Window | None = None
+    ) -> npt.NDArray[np.uint8]:
+        return _part(self.frames, indices, window)
+
+    def codes(
+        self, indices: Sequence[int] | None = None, window: Window | None = None
+    ) -> npt.NDArray[np.uint8]:
+        return _part(self.all_codes, indices, window)
+
+
+def _part(
+    pictures: npt.NDArray[np.uint8], indices: Sequence[int] | None, window: Window | None
+) -> npt.NDArray[np.uint8]:
+    rows, columns = (slice(None), slice(None)) if window is None else window(*pictures.shape[1:3])
+    numbers = range(len(pictures)) if indices is None else indices
+    return np.stack([pictures[number, rows, columns] for number in numbers])
 
 
 def copy_of_shards(folder: Path) -> Path:

@@ -60,7 +60,9 @@ def train_parser() -> Parser:
         "Train and evaluate an architecture on shards that extract-flow wrote.",
         "verbs: run-benchmark evaluate | report | archs | predict | features | verify-weights "
         "(each has --help). "
-        "Many processes: torchrun --no-python --nproc-per-node N run-benchmark ...",
+        "Many processes: torchrun --no-python --nproc-per-node N run-benchmark ... "
+        "exit codes: 0 complete; 2 unusable input, or a training that diverged or lost a process; "
+        "130 interrupted; 143 terminated (--resume continues)",
     )
     parser.add_argument(
         "--arch", required=True, type=one_of("architecture", ARCHS), help=_known(ARCHS)

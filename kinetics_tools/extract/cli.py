@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 EXITS = (
     "exit codes: 0 complete; 2 unusable input; 3 finished, the missing samples are permanently "
-    "unavailable; 4 finished, some missing samples may succeed if you rerun; 130 interrupted"
+    "unavailable; 4 finished, some missing samples may succeed if you rerun; 130 interrupted; "
+    "143 terminated"
 )
 PICTURE_SUFFIXES = (".mp4", ".png")
 
@@ -305,7 +306,7 @@ def export_parser() -> Parser:
         "flow. Run the same command again to continue. Clips of an earlier export of these splits "
         "that the shards do not have now are removed; files of other origin stay.",
         "exit codes: 0 complete; 2 unusable input; 4 finished, some clips may succeed if you "
-        "rerun; 130 interrupted",
+        "rerun; 130 interrupted; 143 terminated",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of shards")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder to fill")

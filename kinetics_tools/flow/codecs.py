@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from kinetics_tools.media.decode import Window
+
     Codes = npt.NDArray[np.uint8]
 
 
@@ -51,12 +53,15 @@ class Codec(Protocol):
             MediaError: the fields are too large.
         """
 
-    def decode(self, data: bytes, indices: Sequence[int] | None) -> Codes:
-        """Return the fields of a clip: uint8 (N, H, W, 2).
+    def decode(
+        self, data: bytes, indices: Sequence[int] | None, window: Window | None = None
+    ) -> Codes:
+        """Return the fields of a clip, or a part of each: uint8 (N, H, W, 2).
 
         Args:
             data: what `encode` returned.
             indices: which fields, from 0, in any order; None for all.
+            window: which part of each field; None for all of it.
 
         Raises:
             MediaError: the bytes are damaged, or an index is past the end.
@@ -110,13 +115,13 @@ class VideoCodec:
             options=self.options,
         )
 
-    def decode(self, data: bytes, indices: Sequence[int] | None) -> Codes:
-        """Return fields, uint8 (N, H, W, 2); all with None. Raises MediaError as in `Codec`."""
+    def decode(
+        self, data: bytes, indices: Sequence[int] | None, window: Window | None = None
+    ) -> Codes:
+        """Return fields, uint8 (N, H, W, 2); in memory x and y are apart. As in `Codec`."""
         from kinetics_tools.media import gray
 
-        pictures = gray.decode_gray(data, indices)
-        num, rows, width = pictures.shape
-        return pictures.reshape(num, 2, rows // 2, width).transpose(0, 2, 3, 1)
+        return gray.decode_gray(data, indices, window, parts=2).transpose(0, 2, 3, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,11 +173,12 @@ class JpegCodec:
                 members.writestr(about, opencv.encode_jpeg(picture, quality=self.quality))
         return buffer.getvalue()
 
-    def decode(self, data: bytes, indices: Sequence[int] | None) -> Codes:
-        """Return fields, uint8 (N, H, W, 2); all with None. Raises MediaError as in `Codec`."""
-        import numpy as np
-
+    def decode(
+        self, data: bytes, indices: Sequence[int] | None, window: Window | None = None
+    ) -> Codes:
+        """Return fields, uint8 (N, H, W, 2). As in `Codec`."""
         from kinetics_tools.media import opencv
+        from kinetics_tools.media.decode import Gathering
 
         here = Path("<bytes>")
         try:
@@ -187,13 +193,13 @@ class JpegCodec:
                     raise MediaError(here, f"has no frame {min(past)}")
                 if not len(wanted):
                     raise MediaError(here, "holds no frame")
-                pictures = {
-                    number: opencv.decode_jpeg(members.read(_jpeg_name(number)))[..., :2]
-                    for number in set(wanted)
-                }
+                gathered = Gathering(here, wanted, window)
+                for number in sorted(set(wanted)):
+                    picture = opencv.decode_jpeg(members.read(_jpeg_name(number)))
+                    gathered.add(number, picture[..., :2])
         except (zipfile.BadZipFile, KeyError, ValueError) as error:
             raise MediaError(here, f"cannot be decoded: {error}") from error
-        return np.stack([pictures[number] for number in wanted])
+        return gathered.result()
 
 
 _ENCRYPTED = 1  # of a zip's member, in its flags

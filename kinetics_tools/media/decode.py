@@ -6,7 +6,7 @@ Errors of PyAV become MediaErrors.
 import errno
 import io
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,10 +18,13 @@ import av.container
 import numpy as np
 import numpy.typing as npt
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 
 from kinetics_tools.core.errors import MediaError, Reason
 
 Frame = npt.NDArray[np.uint8]
+# From the height and width of a picture, the rows and columns of it that are wanted.
+Window = Callable[[int, int], tuple[slice, slice]]
 MISSING_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 # The loop filter takes a fifth of the decoder's time, and without it all of the stream is read.
 SKIP_LOOP_FILTER = {"skip_loop_filter": "all"}
@@ -263,62 +266,147 @@ def frames(source: Path | bytes) -> Iterator[Frame]:
     Raises:
         MediaError: damage anywhere in it.
     """
+    converter: Any = VideoReformatter()
     for frame in decode_frames(source):
-        yield _rgb(frame)
+        # Without `threads`, each frame's conversion would start one thread per processor.
+        yield converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
 
-def _rgb(frame: Any) -> Frame:
-    # Without `threads`, each frame's conversion would start one thread per processor.
-    pixels: Frame = frame.to_ndarray(format="rgb24", threads=1)
-    return pixels
-
-
-def read_frames(source: Path | bytes, indices: Sequence[int] | None = None) -> Frame:
+def read_frames(
+    source: Path | bytes, indices: Sequence[int] | None = None, window: Window | None = None
+) -> Frame:
     """Read frames of a clip by number: uint8 (N, H, W, 3), RGB, full range.
+
+    Only what lies between the keyframe before the first of them and the last one is decoded.
 
     Args:
         source: a file, or its bytes, of constant rate whose first frame has time 0.
         indices: frame numbers from 0, in any order, with or without repeats; None for all frames.
+        window: the part of each frame that is returned; None for all of it.
 
     Raises:
         MediaError: damaged, or a number is past its end.
     """
     name = source if isinstance(source, Path) else Path("<bytes>")
-    if indices is None:
-        found = dict(enumerate(frames(source)))
-        if not found:
-            raise MediaError(name, "holds no frame")
-        return _stacked(name, list(found.values()))
-    if not len(indices):
-        raise ValueError("no frame is requested")
-    wanted = set(indices)
-    found = {}
+    gathered = Gathering(name, indices, window)
+    converter = VideoReformatter()  # one for all frames: it is a third of a conversion to make one
     with open_video(source) as (container, stream):
         rate = stream.average_rate
-        if not rate or not stream.time_base:
+        if indices is not None and not (rate and stream.time_base):
             raise MediaError(name, "does not say when its frames are shown")
-        if min(wanted) > 0:
-            container.seek(int(min(wanted) / rate / stream.time_base), stream=stream)
-        for frame in container.decode(stream):
-            number = _number(name, frame, rate)
-            if number in wanted:
-                found[number] = _rgb(frame)
-            if number >= max(wanted):
+        if gathered.first > 0:
+            container.seek(int(gathered.first / rate / stream.time_base), stream=stream)
+        frames_per_tick = float(rate * stream.time_base) if indices is not None else 0.0
+        for count, frame in enumerate(container.decode(stream)):
+            number = count if indices is None else frame_number(name, frame, frames_per_tick)
+            if gathered.wants(number):
+                rgb = converter.reformat(frame, format="rgb24", threads=1)
+                gathered.add(number, plane(rgb)[:, : 3 * rgb.width].reshape(rgb.height, -1, 3))
+            if gathered.is_past(number):
                 break
-    if len(found) < len(wanted):
-        raise MediaError(name, f"has no frame {min(wanted - found.keys())}")
-    return _stacked(name, [found[index] for index in indices])
+    return gathered.result()
 
 
-def _number(name: Path, frame: Any, rate: Fraction) -> int:
-    """The number of a frame in a clip of constant rate."""
+def frame_number(name: Path, frame: Any, frames_per_tick: float) -> int:
+    """The number of a frame, or of a packet, in a clip of constant rate.
+
+    Raises:
+        MediaError: it has no time.
+    """
     if frame.pts is None:
         raise MediaError(name, "does not say when its frames are shown")
-    number: int = round(frame.pts * frame.time_base * rate)
-    return number
+    return round(float(frame.pts) * frames_per_tick)
 
 
-def _stacked(name: Path, pictures: list[Frame]) -> Frame:
-    if len({picture.shape for picture in pictures}) > 1:
-        raise MediaError(name, "changes its size")
-    return np.stack(pictures)
+def plane(frame: Any) -> Frame:
+    """The first plane of a frame, uint8 (H, bytes of a row), without a copy; rows are padded."""
+    first = frame.planes[0]
+    return np.frombuffer(first, np.uint8).reshape(-1, first.line_size)[: frame.height]
+
+
+class Gathering:
+    """Pictures of a clip by number, each copied once to its place in one array.
+
+    Attributes:
+        first: the lowest number that is wanted.
+    """
+
+    def __init__(
+        self,
+        name: Path,
+        indices: Sequence[int] | None,
+        window: Window | None = None,
+        *,
+        rows_axis: int = 0,
+    ) -> None:
+        """Begin.
+
+        Args:
+            name: of the clip, in errors.
+            indices: the numbers in the order of the result; None for all pictures.
+            window: the part of each picture that is kept; None for all of it.
+            rows_axis: the axis of a picture's rows; that of its columns follows.
+
+        Raises:
+            ValueError: there are no numbers.
+        """
+        if indices is not None and not len(indices):
+            raise ValueError("no frame is requested")
+        self._name = name
+        self._window = window
+        wanted = () if indices is None else indices
+        numbers, self._order = np.unique(np.asarray(wanted, np.int64), return_inverse=True)
+        self._places = None if indices is None else {n: at for at, n in enumerate(numbers.tolist())}
+        self._missing = set(self._places or ())
+        self._all: list[Frame] = []
+        self._array: Frame | None = None
+        self._size: tuple[int, ...] = ()
+        self._axis = rows_axis
+        self._part: tuple[slice, ...] = ()
+        self.first: int = min(self._missing, default=0)
+        self._last: int | None = max(self._missing, default=None)
+
+    def wants(self, number: int) -> bool:
+        """Whether this picture is wanted, and was not added yet."""
+        return self._places is None or number in self._missing
+
+    def is_past(self, number: int) -> bool:
+        """Whether no picture from this number on is wanted any more."""
+        return self._last is not None and number >= self._last
+
+    def add(self, number: int, picture: Frame) -> None:
+        """Copy the part of a picture, uint8 (..., H, W, ...), that is kept.
+
+        Raises:
+            MediaError: its size is not that of the first one.
+        """
+        if not self._size:
+            self._size = picture.shape
+            if self._window is not None:
+                height, width = picture.shape[self._axis : self._axis + 2]
+                self._part = (*[slice(None)] * self._axis, *self._window(height, width))
+        elif picture.shape != self._size:
+            raise MediaError(self._name, "changes its size")
+        part = picture[self._part]
+        if self._places is None:
+            self._all.append(part.copy())
+            return
+        if self._array is None:
+            self._array = np.empty((len(self._places), *part.shape), np.uint8)
+        self._array[self._places[number]] = part
+        self._missing.discard(number)
+
+    def result(self) -> Frame:
+        """The pictures, or their parts: uint8 (N, ..., h, w, ...).
+
+        Raises:
+            MediaError: there is none, or one is missing.
+        """
+        if self._places is None:
+            if not self._all:
+                raise MediaError(self._name, "holds no frame")
+            return np.stack(self._all)
+        if self._missing or self._array is None:
+            raise MediaError(self._name, f"has no frame {min(self._missing)}")
+        in_order = np.array_equal(self._order, np.arange(len(self._array)))
+        return self._array if in_order else self._array[self._order]

@@ -3,7 +3,7 @@
 import io
 import itertools
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,14 @@ import av.container
 import numpy as np
 
 from kinetics_tools.core.errors import MediaError
-from kinetics_tools.media.decode import Frame, open_video
+from kinetics_tools.media.decode import (
+    Frame,
+    Gathering,
+    Window,
+    frame_number,
+    open_video,
+    plane,
+)
 
 _GRAY_FPS = 25
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG: values 0 to 255 stay as they are
@@ -69,8 +76,14 @@ def _encoded_gray(
     return buffer.getvalue()
 
 
-def decode_gray(data: bytes, indices: Sequence[int] | None = None) -> Frame:
-    """Decode frames of `encode_gray`: uint8 (N, H, W).
+def decode_gray(
+    data: bytes,
+    indices: Sequence[int] | None = None,
+    window: Window | None = None,
+    *,
+    parts: int = 1,
+) -> Frame:
+    """Decode frames of `encode_gray`: uint8 (N, P, H, W).
 
     Only the requested frames are decoded. Damaged bytes may give wrong pixels without an error, as
     FFmpeg conceals damage: the caller must check a digest of the bytes.
@@ -78,42 +91,37 @@ def decode_gray(data: bytes, indices: Sequence[int] | None = None) -> Frame:
     Args:
         data: the bytes of the video.
         indices: frame numbers from 0, in any order, with or without repeats; None for all frames.
+        window: the rows and columns of each part that are returned; None for all of it.
+        parts: P, the number of pictures of equal size that lie above each other in a frame.
 
     Raises:
         MediaError: not such a video, or a number is past its end.
     """
-    if indices is not None and not len(indices):
-        raise ValueError("no frame is requested")
-    wanted = None if indices is None else set(indices)
-    found = dict(_numbered_gray(data, wanted))
     name = Path("<bytes>")
-    if not found and wanted is None:
-        raise MediaError(name, "holds no frame")
-    if wanted is not None and len(found) < len(wanted):
-        raise MediaError(name, f"has no frame {min(wanted - found.keys())}")
-    return np.stack([found[number] for number in (sorted(found) if indices is None else indices)])
-
-
-def _numbered_gray(data: bytes, wanted: Collection[int] | None) -> Iterator[tuple[int, Frame]]:
+    gathered = Gathering(name, indices, window, rows_axis=1)
     with open_video(data) as (container, stream):
-        ticks = 1 / (stream.average_rate * stream.time_base)  # per frame
-        if wanted and min(wanted) > 0:
-            container.seek(int(min(wanted) * ticks), stream=stream)
+        if not (stream.average_rate and stream.time_base):
+            raise MediaError(name, "does not say when its frames are shown")
+        per_tick = float(stream.average_rate * stream.time_base)  # frames
+        if gathered.first > 0:
+            container.seek(int(gathered.first / per_tick), stream=stream)
         for packet in container.demux(stream):
-            is_last = packet.pts is None  # at the end of the file; it flushes the decoder
-            if not is_last and wanted is not None and round(packet.pts / ticks) not in wanted:
+            is_last = packet.size == 0  # at the end of the file; it flushes the decoder
+            if not is_last and not gathered.wants(frame_number(name, packet, per_tick)):
                 continue
             for frame in packet.decode():
-                yield round(frame.pts / ticks), _luma(frame)
+                number = frame_number(name, frame, per_tick)
+                if gathered.wants(number):
+                    gathered.add(number, _luma(frame, parts))
+    return gathered.result()
 
 
-def _luma(frame: Any) -> Frame:
-    """The stored grey values, without the empty colour planes that some decoders add."""
-    if frame.format.name not in ("gray", "yuvj420p"):
-        raise MediaError(Path("<bytes>"), f"is not a grey video but {frame.format.name}")
-    plane = frame.planes[0]
-    rows: Frame = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-    return rows[: frame.height, : frame.width].copy()
+def _luma(frame: Any, parts: int) -> Frame:
+    """The stored grey values (P, H, W), without the empty colour planes of some decoders."""
+    if frame.format.name not in ("gray", "yuvj420p") or frame.height % parts:
+        what = f"{frame.format.name}, {frame.width}x{frame.height}"
+        raise MediaError(Path("<bytes>"), f"is not a grey video of {parts} parts but {what}")
+    return plane(frame)[:, : frame.width].reshape(parts, -1, frame.width)
 
 
 @cache

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from kinetics_tools.media.decode import Window
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -60,11 +62,15 @@ class Sample:
     codec: str
     bound: float
 
-    def rgb(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.uint8]:
+    def rgb(
+        self, indices: Sequence[int] | None = None, window: Window | None = None
+    ) -> npt.NDArray[np.uint8]:
         """RGB frames: uint8 (N, H, W, 3), 0 to 255.
 
         Args:
             indices: frame numbers from 0 to T - 1, in any order, with repeats; None for all.
+            window: from height and width of a frame, the slices of rows and columns that are
+                returned; None for all of it.
 
         Raises:
             ShardError: the shard does not hold what the index says, is damaged, or has no such
@@ -75,25 +81,30 @@ class Sample:
 
         place = _place(self.rgb_at, self.key, RGB)
         with _as_shard_error(place, self.key):
-            frames = read_frames(place.read(), indices)
+            frames = read_frames(place.read(), indices, window)
         return _counted(frames, self.num_frames if indices is None else len(indices), place)
 
-    def flow(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
+    def flow(
+        self, indices: Sequence[int] | None = None, window: Window | None = None
+    ) -> npt.NDArray[np.float32]:
         """Flow fields: float32 (N, H, W, 2), pixels per frame, x then y, +x right, +y down.
 
         Field t is the motion from frame t to frame t + 1.
 
         Args:
             indices: field numbers from 0 to T - 2, in any order, with repeats; None for all.
+            window: as for `rgb`.
 
         Raises:
             ShardError: the shard does not hold what the index says, is damaged, or has no such
                 field.
             ValueError: the sample was read without stream flow.
         """
-        return dequantise(self.codes(indices), bound=self.bound)
+        return dequantise(self.codes(indices, window), bound=self.bound)
 
-    def codes(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.uint8]:
+    def codes(
+        self, indices: Sequence[int] | None = None, window: Window | None = None
+    ) -> npt.NDArray[np.uint8]:
         """Flow fields as they are stored: uint8 (N, H, W, 2), x then y.
 
         A code c is (c / 255 - 0.5) 2 `bound` pixels per frame. Arguments and errors are those of
@@ -101,7 +112,8 @@ class Sample:
         """
         place = _place(self.flow_at, self.key, "flow")
         with _as_shard_error(place, self.key):
-            codes = lookup("flow codec", self.codec, CODECS).decode(place.read(), indices)
+            codec = lookup("flow codec", self.codec, CODECS)
+            codes = codec.decode(place.read(), indices, window)
         return _counted(codes, self.num_frames - 1 if indices is None else len(indices), place)
 
 

@@ -298,6 +298,7 @@ def test_predict_names_classes_of_any_video(trained: tuple[Path, str, str], tmp_
     assert not (tmp_path / ".scratch").exists()
 
 
+@pytest.mark.full
 def test_predict_takes_a_stretch_and_a_stream(trained: tuple[Path, str, str]) -> None:
     video = tiny_clips() / "right" / "ann_right.mp4"
     options = ("--work-dir", trained[0], "--stream", "flow", "--start", "0.1", "--top", "1")
@@ -687,6 +688,7 @@ def test_clips_that_were_trained_on_are_refused_or_mark_the_result(
     assert_one_line(run_command("run-benchmark", *asked), "was trained on 3 of the 5 clips")
 
 
+@pytest.mark.full
 def test_a_checkpoint_as_init_hands_on_the_clips_that_it_was_trained_on(
     trained: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 from foreign import GoogLeNet, randomize_batch_norm
 from kinetics_bench import cli
 from kinetics_bench.archs.registry import build
+from kinetics_bench.data.inputs import network_inputs
 from kinetics_bench.data.loader import Reader
 from kinetics_bench.data.splits import select
 from kinetics_bench.data.views import View
@@ -135,6 +136,7 @@ def test_the_commands_say_that_flow_is_clamped_too_early(
     data = ShardFolder(narrow)
     chosen = select(data, str(others), role="test", streams=("flow",), flow="opencv-tvl1")
     view = View({"flow": torch.arange(9).numpy()})
-    (clip,) = Reader(network.recipe, network.data.bound).clips(chosen.samples[0], view)
+    crops = Reader(network.recipe, network.data.bound).clips(chosen.samples[0], view)
+    (clip,) = network_inputs(crops, torch.device("cpu"))
     larger = network.recipe.short_side / SIZE[0]  # motion grows with the frames
     assert float(clip.abs().max()) == pytest.approx(BOUND * larger / 20, abs=1e-3)

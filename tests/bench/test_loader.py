@@ -4,13 +4,11 @@ import errno
 import os
 import pickle
 import sys
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
@@ -18,12 +16,13 @@ from hypothesis import strategies as st
 
 from kinetics_bench.archs.registry import CHANNELS, Sampling
 from kinetics_bench.data import handover
+from kinetics_bench.data.inputs import network_inputs
 from kinetics_bench.data.loader import BatchPlan, ClipDataset, Reader, eval_items, train_batches
 from kinetics_bench.data.views import seeded_rng, train_view
 from kinetics_bench.protocols import Extent
 from kinetics_tools.core.errors import ShardError
 from kinetics_tools.shards.reader import Sample, ShardFolder
-from tiny import copy_of_shards, damage, tiny_recipe, tiny_shards
+from tiny import ArrayClip, copy_of_shards, damage, tiny_recipe, tiny_shards
 
 RECIPE = tiny_recipe(sampling={"rgb": Sampling(9, 2)}, batch_size=3, micro_batch_size=3)
 WHOLE = {"rgb": Extent(stride=2, num=None, least=9)}
@@ -84,7 +83,9 @@ def test_views_do_not_depend_on_workers_memory_or_where_the_run_began(
     assert len(read) == 9
     for found, expected in zip([*from_memory, *by_workers], [*read, *read[3:]], strict=True):
         assert found is not None and expected is not None
-        for stream, one, other in zip(streams, found, expected, strict=True):
+        assert tuple(found.streams) == streams
+        inputs = (network_inputs(each, torch.device("cpu")) for each in (found, expected))
+        for stream, one, other in zip(streams, *inputs, strict=True):
             assert one.shape == other.shape == (len(one), CHANNELS[stream], 9, 32, 32)
             assert torch.equal(one, other)
             assert one.abs().max() <= 1
@@ -124,31 +125,23 @@ def test_a_clip_of_which_one_stream_is_damaged_fails_as_a_whole(tmp_path: Path) 
         assert [item.key for batch in batches for item in batch.failed] == ["ben_left"]
         for batch in batches:
             assert batch.clips is not None
-            assert [len(each) for each in batch.clips] == [len(batch.label_ids)] * 2
+            assert {len(each) for each in batch.clips.streams.values()} == {len(batch.label_ids)}
 
 
 def test_both_streams_of_a_view_have_one_crop_and_one_mirror() -> None:
     """A clip whose flow is a copy of its first two colours: both views must stay copies."""
 
-    class Copied:
-        frames = np.random.default_rng(0).integers(0, 256, (12, 40, 48, 3)).astype(np.uint8)
-
-        def rgb(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.uint8]:
-            return self.frames if indices is None else self.frames[list(indices)]
-
-        def flow(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
-            return self.rgb(indices)[..., :2].astype(np.float32) - 127.5
-
+    frames = np.random.default_rng(0).integers(0, 256, (12, 40, 48, 3)).astype(np.uint8)
+    copied = ArrayClip(frames, frames[..., :2], bound=127.5)
     recipe = replace(RECIPE, sampling={"rgb": Sampling(3, 4), "flow": Sampling(3, 4)})
     reader = Reader(replace(recipe, short_side=40), 127.5)
     flips = set()
     for seed in range(8):
         view = train_view(12, reader.recipe, seeded_rng(seed, 0, "key"))
-        rgb, flow = reader.clips(Copied(), view)
+        rgb, flow = network_inputs(reader.clips(copied, view), torch.device("cpu"))
         flips.add(view.flip)
         signs = torch.tensor([-1.0 if view.flip else 1.0, 1.0]).reshape(2, 1, 1, 1)
-        # Flow is kept in half precision.
-        torch.testing.assert_close(flow, signs * rgb[:2], atol=1e-3, rtol=0)
+        torch.testing.assert_close(flow, signs * rgb[:, :2], atol=1e-6, rtol=0)
     assert flips == {False, True}
 
 
@@ -165,20 +158,21 @@ def test_a_broken_shard_stops_the_run_in_one_line(tmp_path: Path, num_workers: i
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what is mapped is read in /proc")
-def test_workers_hand_clips_over_outside_dev_shm() -> None:
+def test_workers_hand_clips_over_outside_dev_shm(monkeypatch: pytest.MonkeyPatch) -> None:
     """The files that torch makes there are limited to 64 MB in a container."""
+    monkeypatch.setattr(handover, "IN_THE_QUEUE", 2**12)
     training = clips(tiny_shards())
     evaluation = ClipDataset.for_evaluation(training.samples, training.reader, WHOLE)
     batches = train_batches(training, BatchPlan(8, RECIPE, 0), range(1), num_workers=1)
     items = eval_items(evaluation, range(2), num_workers=1)
     with closing(batches), closing(items):
-        for tensors in (next(batches).clips, next(items).clips):
-            assert tensors is not None
-            assert tensors[0].nbytes > 2**16
+        for crops in (next(batches).clips, next(items).clips):
+            assert crops is not None
+            assert crops.streams["rgb"].nbytes > 2**12
             mapped = Path("/proc/self/maps").read_text()
             assert "/memfd:" in mapped
             assert "/dev/shm/torch" not in mapped
-            del tensors
+            del crops
 
 
 def test_where_there_are_no_files_in_memory_the_clips_are_the_same(
@@ -197,7 +191,7 @@ def test_where_there_are_no_files_in_memory_the_clips_are_the_same(
     for items in (files, queued):
         for item, clip in zip(items, expected, strict=True):
             assert item.clips is not None and clip is not None
-            assert torch.equal(item.clips[0], clip[0])
+            assert torch.equal(item.clips.streams["rgb"], clip.streams["rgb"])
 
 
 def test_a_dataset_can_be_sent_to_spawned_workers() -> None:
@@ -207,4 +201,4 @@ def test_a_dataset_can_be_sent_to_spawned_workers() -> None:
         sent = pickle.loads(pickle.dumps(dataset))
         one, other = dataset[2, 5].clips, sent[2, 5].clips
         assert one is not None and other is not None
-        assert torch.equal(one[0], other[0])
+        assert torch.equal(one.streams["rgb"], other.streams["rgb"])

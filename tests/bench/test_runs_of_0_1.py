@@ -84,6 +84,7 @@ def test_a_finished_training_is_reused(written: Path, tmp_path: Path) -> None:
     assert (run / "flow" / "checkpoint.pt").stat().st_mtime_ns == before
 
 
+@pytest.mark.full
 def test_a_run_is_reported_and_evaluated_on_other_clips(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,7 +32,7 @@ from foreign import (
 )
 from kinetics_bench.archs.network import Network
 from kinetics_bench.archs.registry import build
-from kinetics_bench.data import views
+from kinetics_bench.data.inputs import Crops, network_inputs
 from kinetics_bench.recipes import OneCycle
 from kinetics_bench.training.checkpoint import CHECKPOINT, InitRecord
 from kinetics_bench.training.trainer import train
@@ -600,10 +600,11 @@ def test_imagenets_network_gives_googlenets_logits_on_our_input(
     picture = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     deviation = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-    clip = views.rgb_clip(frames, views.View({"rgb": np.zeros(1, np.int64)}), 64)
+    crops = Crops({"rgb": torch.from_numpy(frames)[None]}, torch.tensor([False]), torch.ones(1, 2))
+    (clip,) = network_inputs(crops, torch.device("cpu"))
     with torch.inference_mode():
         theirs = googlenet((picture - mean) / deviation)
-        got = ours(clip[None])
+        got = ours(clip)
     assert theirs.std() > 0.01
     torch.testing.assert_close(got, theirs, atol=1e-4, rtol=1e-3)
     # It is in the cache now and is not downloaded again.

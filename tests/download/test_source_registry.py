@@ -176,6 +176,7 @@ def test_a_tar_that_came_over_a_broken_line_gives_the_same(world: World, tmp_pat
     assert tree(whole, without=("ledger",)) == tree(torn, without=("ledger",))
 
 
+@pytest.mark.full
 def test_tasks_share_the_parts_of_the_mirror_and_leave_the_same_tree(
     world: World, tmp_path: Path
 ) -> None:
@@ -221,6 +222,7 @@ def test_a_visitor_who_is_refused_stops_and_comes_back_no_earlier_than_told(
     assert givers(out) == GIVEN
 
 
+@pytest.mark.full
 def test_what_is_said_of_the_visitor_stops_the_run_and_loses_nothing(
     world: World, make_video: MakeVideo, tmp_path: Path
 ) -> None:

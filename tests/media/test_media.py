@@ -274,15 +274,24 @@ def test_gray_frames_are_stored_without_loss(frames: decode.Frame, data: st.Data
     encode = partial(gray.encode_gray, encoder="ffv1", container="matroska", options={"g": "1"})
     stored = encode(frames)
     assert stored == encode(frames)
-    np.testing.assert_array_equal(gray.decode_gray(stored), frames)
+    np.testing.assert_array_equal(gray.decode_gray(stored)[:, 0], frames)
     assert stored == encode(iter(frames))
     indices = data.draw(st.lists(st.integers(0, len(frames) - 1), min_size=1, max_size=4))
-    np.testing.assert_array_equal(gray.decode_gray(stored, indices), frames[indices])
+    np.testing.assert_array_equal(gray.decode_gray(stored, indices)[:, 0], frames[indices])
 
 
 def test_a_colour_video_is_not_taken_for_a_grey_one(make_video: MakeVideo) -> None:
-    with pytest.raises(MediaError, match="is not a grey video but yuv420p"):
+    with pytest.raises(MediaError, match="is not a grey video of 1 parts but yuv420p"):
         gray.decode_gray(make_video(size="64x64", seconds=1).read_bytes())
+
+
+@pytest.mark.parametrize("container", ["h264", "rawvideo"])
+def test_a_grey_video_without_times_is_one_line(container: str) -> None:
+    frames = [np.full((16, 16), 100 + n, np.uint8) for n in range(3)]
+    data = gray.encode_gray(frames, encoder="libx264", container=container, options={"g": "1"})
+    for indices in (None, [0], [1, 2]):
+        with pytest.raises(MediaError):
+            gray.decode_gray(data, indices)
 
 
 def test_encoders_have_versions() -> None:

@@ -2,7 +2,9 @@
 
     from pathlib import Path
 
-    from kinetics_bench.data import ClipDataset, Reader, select
+    import torch
+
+    from kinetics_bench.data import ClipDataset, Reader, network_inputs, select
     from kinetics_bench.recipes import recipe_for
     from kinetics_tools.shards import ShardFolder
 
@@ -10,11 +12,13 @@
     train = select(shards, "ucf101/1", role="train", streams=("rgb",), splits=Path("lists"))
     reader = Reader(recipe_for("paper", "i3d", "rgb"), bound=20.0)
     dataset = ClipDataset.for_training(train.samples, reader, seed=0)
-    item = dataset[0, 17]  # epoch 0, sample 17: item.clips[0] is float32 (3, 64, 224, 224)
+    item = dataset[0, 17]  # epoch 0, sample 17
+    (rgb,) = network_inputs(item.clips, torch.device("cpu"))  # float32 (1, 3, 64, 224, 224)
 
-`select` reads a split, also an official one or a file of keys. `Reader` says how frames become
-network input. A `ClipDataset` is a torch dataset of views, `train_batches` and `eval_items` iterate
-over one as `run-benchmark` does. `train_view`, `eval_view` and `whole_view` compute single views.
+`select` reads a split, also an official one or a file of keys. `Reader` takes what a network sees
+of a clip, as bytes (`Crops`); `network_inputs` makes its input of them, on any device. A
+`ClipDataset` is a torch dataset of views, `train_batches` and `eval_items` iterate over one as
+`run-benchmark` does. `train_view`, `eval_view` and `whole_view` compute single views.
 Names that are not in `__all__` are private.
 """
 
@@ -22,6 +26,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kinetics_bench.data.inputs import Crops, network_inputs
     from kinetics_bench.data.loader import (
         Batch,
         BatchPlan,
@@ -39,6 +44,7 @@ __all__ = [
     "Batch",
     "BatchPlan",
     "ClipDataset",
+    "Crops",
     "Item",
     "Reader",
     "Selection",
@@ -46,12 +52,14 @@ __all__ = [
     "View",
     "eval_items",
     "eval_view",
+    "network_inputs",
     "select",
     "train_batches",
     "train_view",
     "whole_view",
 ]
 _MODULES = {
+    "inputs": "Crops network_inputs",
     "loader": ("Batch BatchPlan ClipDataset Item Reader Step eval_items train_batches"),
     "splits": "Selection select",
     "views": "View eval_view train_view whole_view",

@@ -7,7 +7,7 @@ import multiprocessing
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, Final, Protocol, TypeVar
@@ -20,29 +20,55 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kinetics_bench.data import views
 from kinetics_bench.data.handover import Packed, pack, unpack
+from kinetics_bench.data.inputs import Crops
 from kinetics_bench.data.views import View
 from kinetics_bench.protocols import Extents
 from kinetics_bench.recipes import Recipe
+from kinetics_tools.core import signals
 from kinetics_tools.core.console import progress
 from kinetics_tools.core.errors import EvaluationError, MediaError, ShardError
+from kinetics_tools.media.decode import Window
 from kinetics_tools.shards.reader import Sample
 
 CACHE_BYTES: Final = 4 * 2**30  # decoded training clips are cached where all of them fit in this
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Frames = npt.NDArray[Any]
-Streams = Mapping[str, Frames]
+Pictures = npt.NDArray[np.uint8]
 
 
 class Readable(Protocol):
     """Frames and flow fields by number: a Sample, or a video that is not in a shard."""
 
-    def rgb(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.uint8]:
-        """Frames, all or those at `indices`: uint8 (T, H, W, 3)."""
+    @property
+    def bound(self) -> float:
+        """Pixels per frame that the highest code of its flow stands for."""
 
-    def flow(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
-        """Flow fields, all or those at `indices`: float32 (T, H, W, 2), pixels per frame."""
+    def rgb(
+        self, indices: Sequence[int] | None = None, window: Window | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Frames, all or those at `indices`, or a part of each: uint8 (T, H, W, 3)."""
+
+    def codes(
+        self, indices: Sequence[int] | None = None, window: Window | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Codes of flow fields, in the same way: uint8 (T, H, W, 2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A stream of a clip, or of a part of it, resized to the network's short side.
+
+    Attributes:
+        pictures: uint8 (T, H, W, C): frames, or codes of flow.
+        scale: by how much width and height were resized.
+    """
+
+    pictures: Pictures
+    scale: tuple[float, float]
+
+
+Streams = Mapping[str, Decoded]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +78,7 @@ class Item:
     Attributes:
         key: key of the clip.
         label_id: label of the clip, its rank in the dataset's label list.
-        clips: the network's inputs in order, each float32 (C, T, H, W) in [-1, 1]; None where the
-            clip could not be decoded.
+        clips: of this one clip; None where it could not be decoded.
         failure: why it could not be decoded; else empty.
         stop: an error of a shard or its storage that ends the run. It is passed on as a value: an
             exception from a worker process arrives with that process's traceback as its message.
@@ -61,7 +86,7 @@ class Item:
 
     key: str
     label_id: int
-    clips: tuple[Tensor, ...] | None
+    clips: Crops | None
     failure: str = ""
     stop: ShardError | OSError | None = None
 
@@ -71,14 +96,13 @@ class Batch:
     """Views of several clips: the micro-batch of one forward pass.
 
     Attributes:
-        clips: the network's inputs in order, each float32 (B, C, T, H, W) in [-1, 1]; None where
-            no clip could be decoded.
+        clips: of the B clips; None where no clip could be decoded.
         label_ids: int64 (B,).
         failed: the clips that could not be decoded. They are not among the B.
         stop: as in `Item`.
     """
 
-    clips: tuple[Tensor, ...] | None
+    clips: Crops | None
     label_ids: Tensor
     failed: tuple[Item, ...]
     stop: ShardError | OSError | None = None
@@ -86,7 +110,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How the frames of a clip become the input of a network.
+    """What of a clip's frames becomes the input of a network.
 
     Attributes:
         recipe: gives streams, sizes and crop.
@@ -101,48 +125,71 @@ class Reader:
         """The network's inputs, in order: `rgb`, `flow` or both."""
         return self.recipe.streams
 
-    def decode(self, sample: Readable, stream: str, indices: Sequence[int] | None = None) -> Frames:
-        """Frames or fields of a sample, all or those at `indices`, resized to the short side.
-
-        Returns:
-            uint8 (T, H, W, 3) for rgb. float16 (T, H, W, 2), pixels per frame, for flow: half
-            precision is exact to 0.01 pixels, a fifteenth of the shards' quantisation step.
+    def decode(self, sample: Readable, stream: str) -> Decoded:
+        """All frames or fields of a sample.
 
         Raises:
             ShardError: the shard is not what the index says, or the sample cannot be decoded.
         """
-        if stream == "rgb":
-            return views.resize_rgb(sample.rgb(indices), self.recipe.short_side)
-        flow = views.resize_flow(sample.flow(indices), self.recipe.short_side)
-        return flow.astype(np.float16)
+        return self._resized(stream, sample.rgb() if stream == "rgb" else sample.codes())
 
-    def clips(
-        self, sample: Readable, view: View, decoded: Streams | None = None
-    ) -> tuple[Tensor, ...]:
-        """The network's inputs for one view, in order, each float32 (C, T, h, w) in [-1, 1].
+    def _resized(self, stream: str, pictures: Pictures) -> Decoded:
+        height, width = pictures.shape[1:3]
+        resize = views.resize_rgb if stream == "rgb" else views.resize_codes
+        resized = resize(pictures, self.recipe.short_side)
+        return Decoded(resized, (resized.shape[2] / width, resized.shape[1] / height))
+
+    def clips(self, sample: Readable, view: View, decoded: Streams | None = None) -> Crops:
+        """The crops of one view of one clip.
 
         Args:
             sample: the clip.
             view: frames, fields, crop and flip.
-            decoded: what `decode` returned for all frames and fields of the sample, by stream;
-                None: they are decoded now.
+            decoded: what `decode` returned, by stream; None: what the view needs is decoded now.
 
         Raises:
             ShardError: as in `decode`.
         """
-        return tuple(self._clip(sample, stream, view, decoded) for stream in self.streams)
+        crops = {}
+        scale = (1.0, 1.0)
+        for stream in self.streams:
+            if decoded is None:
+                part = self._part(sample, stream, view)
+            else:
+                rows, columns = self._crop(view, *decoded[stream].pictures.shape[1:3])
+                pictures = decoded[stream].pictures[view.indices[stream], rows, columns]
+                part = replace(decoded[stream], pictures=pictures)
+            # As they lie in memory: colours beside each other, x and y of flow apart.
+            if stream == "flow":
+                scale = part.scale
+            order = (0, 1, 2, 3) if stream == "rgb" else (0, 3, 1, 2)
+            crops[stream] = torch.from_numpy(np.ascontiguousarray(part.pictures.transpose(order)))
+        return Crops(
+            {stream: crop[None] for stream, crop in crops.items()},
+            torch.tensor([view.flip]),
+            torch.tensor([scale]).mul_(sample.bound / self.bound),
+        )
 
-    def _clip(self, sample: Readable, stream: str, view: View, decoded: Streams | None) -> Tensor:
-        indices = view.indices[stream]
-        if decoded is not None:
-            frames = decoded[stream][indices]
-        else:
-            # A looped view repeats frames. Each is decoded once, in order.
-            numbers, places = np.unique(indices, return_inverse=True)
-            frames = self.decode(sample, stream, numbers.tolist())[places]
-        if stream == "rgb":
-            return views.rgb_clip(frames, view, self.recipe.crop_px)
-        return views.flow_clip(frames, view, self.recipe.crop_px, bound=self.bound)
+    def _part(self, sample: Readable, stream: str, view: View) -> Decoded:
+        """The crops of a view. Where nothing is resized, only they are converted and copied."""
+        read = sample.rgb if stream == "rgb" else sample.codes
+        is_cropped = False
+
+        def window(height: int, width: int) -> tuple[slice, slice]:
+            nonlocal is_cropped
+            size = views.resized_size(height, width, self.recipe.short_side)
+            is_cropped = size == (height, width)
+            return self._crop(view, height, width) if is_cropped else (slice(None), slice(None))
+
+        pictures = read(view.indices[stream].tolist(), window)
+        if is_cropped:
+            return Decoded(pictures, (1.0, 1.0))
+        whole = self._resized(stream, pictures)
+        rows, columns = self._crop(view, *whole.pictures.shape[1:3])
+        return replace(whole, pictures=whole.pictures[:, rows, columns])
+
+    def _crop(self, view: View, height: int, width: int) -> tuple[slice, slice]:
+        return views.crop_of(view, height, width, self.recipe.crop_px)
 
 
 class ClipDataset(Dataset[Item]):
@@ -186,7 +233,7 @@ class ClipDataset(Dataset[Item]):
         if isinstance(first, ShardError):
             return False
         num_frames = sum(sample.num_frames for sample in self.samples)
-        frame_bytes = sum(frames.nbytes / len(frames) for frames in first.values())
+        frame_bytes = sum(each.pictures[0].nbytes for each in first.values())
         if frame_bytes * num_frames > limit_bytes:
             return False
         for sample in progress(self.samples, total=len(self.samples), what="reading clips"):
@@ -361,11 +408,11 @@ def train_batches(
         batch_sampler=_MicroBatchSampler(plan, epochs),
         collate_fn=_packed_batch,
         num_workers=_startable(num_workers),
-        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_ignore_signals,
         # By default the loader draws a seed from the global generator, on which dropout depends.
         generator=torch.Generator(),
     )
-    for batch in map(unpack, loader):
+    for batch in _read(loader):
         if batch.stop is not None:
             raise batch.stop
         yield batch
@@ -390,11 +437,26 @@ def eval_items(
         batch_size=None,
         collate_fn=pack,
         num_workers=_startable(num_workers),
+        worker_init_fn=_ignore_signals,
     )
-    for item in map(unpack, loader):
+    for item in _read(loader):
         if item.stop is not None:
             raise item.stop
         yield item
+
+
+def _read(loader: DataLoader[Any]) -> Iterator[Any]:
+    with signals.held():  # until the workers ignore them
+        values = iter(loader)
+    return map(unpack, values)
+
+
+def _ignore_signals(_worker: int) -> None:
+    """Leave it to the reader to stop: a batch system or a terminal signals all processes at once.
+
+    A worker that ends first looks as if it had been killed.
+    """
+    signals.ignore_in_worker()
 
 
 def _startable(num_workers: int) -> int:
@@ -423,9 +485,8 @@ def _packed_batch(items: Sequence[Item]) -> Batch | Packed:
 
 def _collate(items: Sequence[Item]) -> Batch:
     good = [(item.label_id, item.clips) for item in items if item.clips is not None]
-    inputs = zip(*(clips for _, clips in good), strict=True)
     return Batch(
-        tuple(torch.stack(each) for each in inputs) if good else None,
+        Crops.joined([clips for _, clips in good]) if good else None,
         torch.tensor([label_id for label_id, _ in good], dtype=torch.int64),
         tuple(item for item in items if item.clips is None),
         next((item.stop for item in items if item.stop is not None), None),

@@ -1,4 +1,4 @@
-"""Views: what a network sees of a sample. Pure functions of numbers, then transforms of arrays.
+"""Views: what a network sees of a sample. Pure functions of numbers, then resizing and crops.
 
 Shapes: T frames, H height, W width, C channels; (h, w) after the crop. A clip of T frames has T-1
 flow fields; field t is the flow from frame t to frame t+1. A view of both streams takes its indices
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,6 @@ from kinetics_bench.protocols import Extent, Extents
 from kinetics_bench.recipes import Recipe
 
 IndexArray = npt.NDArray[np.int64]
-Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,57 +135,41 @@ def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 def resize_rgb(frames: npt.NDArray[np.uint8], short_side: int) -> npt.NDArray[np.uint8]:
     """Resize uint8 (T, H, W, 3) to the short side: bilinear, antialiased where it shrinks."""
-    return _resize(frames, short_side)
-
-
-def resize_flow(flow: npt.NDArray[np.float32], short_side: int) -> npt.NDArray[np.float32]:
-    """Resize float32 (T, H, W, 2), pixels per frame; x and y are scaled as width and height."""
-    height, width = flow.shape[1:3]
-    resized = _resize(flow, short_side)
-    if resized.shape == flow.shape:
-        return flow
-    scale = np.array([resized.shape[2] / width, resized.shape[1] / height], np.float32)
-    scaled: npt.NDArray[np.float32] = resized * scale
-    return scaled
-
-
-def rgb_clip(frames: npt.NDArray[np.uint8], view: View, crop_px: int) -> Tensor:
-    """Crop and flip a view's frames, uint8 (T, H, W, 3), to float32 (3, T, h, w) in [-1, 1]."""
-    return _crop(frames, view, crop_px).float().div_(127.5).sub_(1)
-
-
-def flow_clip(flow: npt.NDArray[np.floating], view: View, crop_px: int, *, bound: float) -> Tensor:
-    """Crop and flip a view's fields, (T, H, W, 2) pixels per frame, to float32 (2, T, h, w).
-
-    Flow is divided by `bound` and clamped to [-1, 1]. A flip negates x.
-    """
-    clip = _crop(flow, view, crop_px).float().div_(bound).clamp_(-1, 1)
-    if view.flip:
-        clip[0].neg_()
-    return clip
-
-
-def _resize(frames: npt.NDArray[Number], short_side: int) -> npt.NDArray[Number]:
     height, width = frames.shape[1:3]
     size = resized_size(height, width, short_side)
     if size == (height, width):
         return frames
-    images = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
-    resized = functional.interpolate(
-        images, size=size, mode="bilinear", antialias=min(size) < min(height, width)
-    )
-    array: npt.NDArray[Number] = np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy())
-    return array
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    return np.asarray(_interpolated(images, size).permute(0, 2, 3, 1))
 
 
-def _crop(frames: npt.NDArray[np.generic], view: View, crop_px: int) -> Tensor:
-    height, width = frames.shape[1:3]
+def resize_codes(codes: npt.NDArray[np.uint8], short_side: int) -> npt.NDArray[np.uint8]:
+    """Resize codes of flow, uint8 (T, H, W, 2), as `resize_rgb`, each to its nearest code.
+
+    A code between two stands for the vector between theirs. That vectors shrink with the picture is
+    up to the caller.
+    """
+    height, width = codes.shape[1:3]
+    size = resized_size(height, width, short_side)
+    if size == (height, width):
+        return codes
+    resized = np.empty((len(codes), 2, *size), np.uint8)
+    for number, field in enumerate(codes):  # one by one: floats of all would be much memory
+        image = torch.from_numpy(field).permute(2, 0, 1)[None].float()
+        resized[number] = _interpolated(image, size)[0].round()
+    return resized.transpose(0, 2, 3, 1)
+
+
+def _interpolated(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (N, C, H, W) of another size; of uint8 they are rounded in between."""
+    shrinks = min(size) < min(images.shape[2:])
+    return functional.interpolate(images, size=size, mode="bilinear", antialias=shrinks)
+
+
+def crop_of(view: View, height: int, width: int, crop_px: int) -> tuple[slice, slice]:
+    """The rows and columns of a view's crop in pictures of this size."""
     top, left = (
         min(int(share * (size - crop_px + 1)), size - crop_px)
         for share, size in ((view.top, height), (view.left, width))
     )
-    crop = frames[:, top : top + crop_px, left : left + crop_px]
-    if view.flip:
-        crop = crop[:, :, ::-1]
-    # (T, h, w, C) -> (C, T, h, w)
-    return torch.from_numpy(np.ascontiguousarray(crop.transpose(3, 0, 1, 2)))
+    return slice(top, top + crop_px), slice(left, left + crop_px)

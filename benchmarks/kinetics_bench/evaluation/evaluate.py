@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kinetics_bench.archs.network import InputSpec
 from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
 from kinetics_bench.archs.table import count
+from kinetics_bench.data.inputs import Crops, network_inputs
 from kinetics_bench.data.loader import ClipDataset, Reader, eval_items, reading
 from kinetics_bench.data.splits import Selection
 from kinetics_bench.data.views import eval_view
@@ -148,10 +149,10 @@ def extents_of(checkpoint: Checkpoint, protocol: EvalProtocol) -> Extents:
     return protocol.extents(checkpoint.arch, specs, checkpoint.recipe.sampling)
 
 
-def logits_of(net: nn.Module, clips: Sequence[Tensor], machine: Machine) -> Tensor:
-    """Logits of one clip, float32 (K,), on the CPU; `clips`: (C, T, H, W) of each stream."""
+def logits_of(net: nn.Module, clip: Crops, machine: Machine) -> Tensor:
+    """Logits of one clip, float32 (K,), on the CPU."""
     with torch.inference_mode(), machine.autocast():
-        logits: Tensor = net(*machine.place_clips([each[None] for each in clips]))
+        logits: Tensor = net(*network_inputs(clip, machine.device))
     return logits[0].float().cpu()
 
 

@@ -19,6 +19,7 @@ import torch
 
 from kinetics_bench.archs.network import Network
 from kinetics_bench.archs.registry import Sampling
+from kinetics_bench.data.inputs import network_inputs
 from kinetics_bench.data.loader import Reader
 from kinetics_bench.data.views import View, whole_view
 from kinetics_bench.device import Machine
@@ -246,9 +247,9 @@ class _Model:
         for piece in pieces(self.net, self._lengths(view)):
             cut = zip(self.reader.streams, piece.frames, strict=True)
             part = View({stream: view.indices[stream][frames] for stream, frames in cut})
-            clips = [each[None] for each in self.reader.clips(clip, part)]
+            crops = self.reader.clips(clip, part)
             with torch.inference_mode(), self.machine.autocast():
-                values = self.net.features(*self.machine.place_clips(clips))
+                values = self.net.features(*network_inputs(crops, self.machine.device))
             found.append(values[0, :, piece.steps].T.float().cpu().numpy())
         return np.concatenate(found)
 

@@ -22,6 +22,7 @@ from kinetics_tools.flow import methods
 from kinetics_tools.flow.methods import FlowRecipe
 from kinetics_tools.media import decode, encode, opencv
 from kinetics_tools.media.clips import conform, cut
+from kinetics_tools.media.decode import Window
 from kinetics_tools.media.recipe import ClipRecipe
 
 logger = logging.getLogger(__name__)
@@ -83,17 +84,25 @@ class VideoClip:
         self._folder = folder
         self._codes: npt.NDArray[np.uint8] | None = None
 
-    def rgb(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.uint8]:
-        """Frames by number, or all: uint8 (T, H, W, 3)."""
-        return np.asarray(self.frames if indices is None else self.frames[list(indices)])
+    @property
+    def bound(self) -> float:
+        """Flow is clamped to +- so many pixels per frame, as in shards; 0 without flow."""
+        return 0.0 if self._recipe is None else self._recipe.bound
 
-    def flow(self, indices: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
-        """Fields by number, or all: float32 (T-1, H, W, 2), with the precision of shards."""
+    def rgb(
+        self, indices: Sequence[int] | None = None, window: Window | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Frames by number, or all, or a part of each: uint8 (T, H, W, 3)."""
+        return _chosen(self.frames, indices, window)
+
+    def codes(
+        self, indices: Sequence[int] | None = None, window: Window | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Codes of the fields, in the same way: uint8 (T-1, H, W, 2), as in shards."""
         assert self._recipe is not None, "the network has no flow recipe"
         if self._codes is None:
             self._codes = self._computed(self._recipe)
-        codes = self._codes if indices is None else self._codes[list(indices)]
-        return methods.dequantise(np.asarray(codes), bound=self._recipe.bound)
+        return _chosen(self._codes, indices, window)
 
     def _computed(self, recipe: FlowRecipe) -> npt.NDArray[np.uint8]:
         method = methods.make_method(recipe.method)
@@ -106,6 +115,14 @@ class VideoClip:
         for number, field in enumerate(fields):
             codes[number] = methods.quantise(field, bound=recipe.bound)
         return codes
+
+
+def _chosen(
+    pictures: npt.NDArray[np.uint8], indices: Sequence[int] | None, window: Window | None
+) -> npt.NDArray[np.uint8]:
+    rows, columns = (slice(None), slice(None)) if window is None else window(*pictures.shape[1:3])
+    numbers = slice(None) if indices is None else np.asarray(indices, np.int64)
+    return np.asarray(pictures[:, rows, columns][numbers])
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from kinetics_tools.shards.records import RGB, StreamRecipe, flow_stream
 FORMAT: Final = 2
 # Of what is computed from equal inputs. It is raised where a change of our code changes weights or
 # predictions, so that a result of the older code is never taken for one of this code.
-NUMERICS: Final = 2
+NUMERICS: Final = 3
 CHECKPOINT = "checkpoint.pt"
 AGAIN: Final = "copy it again, or train again with --force"
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from kinetics_bench.archs.registry import CHANNELS
+from kinetics_bench.data.inputs import Crops
 from kinetics_bench.data.loader import BatchPlan, ClipDataset
 from kinetics_bench.device import Machine
 from kinetics_bench.recipes import RECIPES, MultiStep, OneCycle, Recipe
@@ -56,7 +56,7 @@ def num_passes(plan: BatchPlan, num_steps: int) -> int:
 
 def seconds_per_clip(
     net: nn.Module,
-    run_pass: Callable[[Sequence[Tensor], Tensor], object],
+    run_pass: Callable[[Crops, Tensor], object],
     clips: ClipDataset,
     recipe: Recipe,
     machine: Machine,
@@ -70,7 +70,7 @@ def seconds_per_clip(
 
     Args:
         net: the network, in training mode.
-        run_pass: forward and backward pass: (the network's inputs, label ids).
+        run_pass: forward and backward pass: (crops, label ids).
         clips: the training views.
         recipe: of the training.
         machine: where it is trained.
@@ -80,11 +80,9 @@ def seconds_per_clip(
     learning_s = 0.0
     # The first pass also warms up; two clips, for batch norm.
     for num in (min(2, recipe.micro_batch_size), recipe.micro_batch_size):
-        shapes = [
-            (num, CHANNELS[stream], recipe.sampling[stream].num, recipe.crop_px, recipe.crop_px)
-            for stream in recipe.streams
-        ]
-        empty = [torch.zeros(shape) for shape in shapes]
+        empty = Crops.empty(
+            num, {s: recipe.sampling[s].num for s in recipe.streams}, recipe.crop_px
+        )
         start = time.monotonic()
         run_pass(empty, torch.zeros(num, dtype=torch.int64))
         machine.synchronize()

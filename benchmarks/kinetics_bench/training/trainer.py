@@ -19,6 +19,7 @@ from torch.nn import functional
 from kinetics_bench.archs.layers import BatchNormSingleSampleError
 from kinetics_bench.archs.network import Network
 from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
+from kinetics_bench.data.inputs import Crops, network_inputs
 from kinetics_bench.data.loader import (
     CACHE_BYTES,
     Batch,
@@ -456,13 +457,11 @@ class _Training:
             f"{other}, in another --work-dir"
         )
 
-    def _forward_backward(
-        self, clips: Sequence[Tensor], label_ids: Tensor, epoch: _Epoch
-    ) -> Tensor:
+    def _forward_backward(self, clips: Crops, label_ids: Tensor, epoch: _Epoch) -> Tensor:
         label_ids = label_ids.to(self.machine.device)
         try:
             with self.machine.autocast():
-                logits = self._logits(self.machine.place_clips(clips))
+                logits = self._logits(network_inputs(clips, self.machine.device))
         except BatchNormSingleSampleError as error:
             # Batch norm needs two clips: the others of this micro-batch could not be decoded.
             epoch.skipped = str(error)
