@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 OWNERS: dict[str, tuple[str, ...]] = {
     "ffmpeg": ("kinetics_tools.media",),  # the folder: reading, cutting and writing are apart
     "imageio_ffmpeg": ("kinetics_tools.media.encode",),
-    "av": ("kinetics_tools.media",),
+    "av": ("kinetics_tools.media", "speed.loader"),  # libavcodec alone, to compare with
     "cv2": ("kinetics_tools.media.opencv",),
     "requests": ("kinetics_tools.core.http_client",),
     "urllib3": ("kinetics_tools.core.http_client",),

@@ -5,6 +5,7 @@ Errors of PyAV become MediaErrors.
 
 import errno
 import io
+import math
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ MISSING_ERRNOS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAM
 # The loop filter takes a fifth of the decoder's time, and without it all of the stream is read.
 SKIP_LOOP_FILTER = {"skip_loop_filter": "all"}
 # Formats that are texts which name other files: reading one would read these.
-_REFERRING = frozenset({"concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sdp"})
+_REFERRING = frozenset({"concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp"})
 _FORMATS = {"format_whitelist": ",".join(sorted(av.formats_available - _REFERRING))}
 _PICTURES = Disposition.timed_thumbnails | Disposition.still_image
 _PHOTO_CODECS = frozenset({"mjpeg", "mjpegb", "png", "bmp", "gif", "tiff", "webp", "jpeg2000"})
@@ -277,7 +278,7 @@ def read_frames(
 ) -> Frame:
     """Read frames of a clip by number: uint8 (N, H, W, 3), RGB, full range.
 
-    Only what lies between the keyframe before the first of them and the last one is decoded.
+    Only what they need is decoded, from the keyframe before the first of them on.
 
     Args:
         source: a file, or its bytes, of constant rate whose first frame has time 0.
@@ -294,17 +295,58 @@ def read_frames(
         rate = stream.average_rate
         if indices is not None and not (rate and stream.time_base):
             raise MediaError(name, "does not say when its frames are shown")
-        if gathered.first > 0:
-            container.seek(int(gathered.first / rate / stream.time_base), stream=stream)
-        frames_per_tick = float(rate * stream.time_base) if indices is not None else 0.0
-        for count, frame in enumerate(container.decode(stream)):
-            number = count if indices is None else frame_number(name, frame, frames_per_tick)
+        if indices is None:
+            numbered: Iterator[tuple[int, Any]] = enumerate(container.decode(stream))
+        else:
+            numbered = _decode_wanted(name, container, stream, gathered)
+        for number, frame in numbered:
             if gathered.wants(number):
                 rgb = converter.reformat(frame, format="rgb24", threads=1)
                 gathered.add(number, plane(rgb)[:, : 3 * rgb.width].reshape(rgb.height, -1, 3))
-            if gathered.is_past(number):
-                break
     return gathered.result()
+
+
+def _decode_wanted(
+    name: Path, container: Any, stream: Any, gathered: "Gathering"
+) -> Iterator[tuple[int, Any]]:
+    """Frames with their numbers, from the keyframe before the first wanted one to the last one.
+
+    Those that are not wanted, and that no other is predicted from, are not decoded.
+    """
+    per_tick = float(stream.average_rate * stream.time_base)  # frames
+    codec, unsent = stream.codec_context, gathered.num_missing
+    for packet in _packets_from(container, stream, math.floor(gathered.first / per_tick)):
+        is_last = packet.size == 0  # it flushes the decoder
+        if not is_last:
+            is_wanted = gathered.wants(frame_number(name, packet, per_tick))
+            if codec.name == "h264":  # others would lose frames that were sent before
+                codec.skip_frame = "DEFAULT" if is_wanted else "NONREF"
+            unsent -= is_wanted
+        for frame in packet.decode():
+            yield frame_number(name, frame, per_tick), frame
+        if unsent == 0 and not is_last:  # what follows is not needed: take what is decoded
+            for frame in codec.decode(None):
+                yield frame_number(name, frame, per_tick), frame
+            return
+
+
+def _packets_from(container: Any, stream: Any, tick: int) -> Iterator[Any]:
+    """Packets from a keyframe on that is shown at `tick` or before, if there is one."""
+    target = tick
+    while target > 0:
+        container.seek(target, stream=stream)
+        packets = container.demux(stream)
+        head = next(packets)
+        # A keyframe of an open group of pictures may be decoded before `tick` and shown after it.
+        is_late = head.pts is not None and head.dts is not None and head.pts > tick
+        if not is_late or head.dts > target:
+            yield head
+            yield from packets
+            return
+        target = head.dts - 1
+    if tick > 0:
+        container.seek(0, stream=stream)
+    yield from container.demux(stream)
 
 
 def frame_number(name: Path, frame: Any, frames_per_tick: float) -> int:
@@ -364,15 +406,15 @@ class Gathering:
         self._axis = rows_axis
         self._part: tuple[slice, ...] = ()
         self.first: int = min(self._missing, default=0)
-        self._last: int | None = max(self._missing, default=None)
 
     def wants(self, number: int) -> bool:
         """Whether this picture is wanted, and was not added yet."""
         return self._places is None or number in self._missing
 
-    def is_past(self, number: int) -> bool:
-        """Whether no picture from this number on is wanted any more."""
-        return self._last is not None and number >= self._last
+    @property
+    def num_missing(self) -> int:
+        """How many pictures are wanted that were not added yet."""
+        return len(self._missing)
 
     def add(self, number: int, picture: Frame) -> None:
         """Copy the part of a picture, uint8 (..., H, W, ...), that is kept.

@@ -260,14 +260,24 @@ class ShardFolder:
             exts[flow_stream(flow)] = f"flow.{lookup('flow codec', codec, CODECS).ext}"
         for stream in exts:
             self._refuse_gaps(rows, split, stream)
+        names = {row.places[stream].shard for row in rows for stream in exts}
+        shards = {name: self._shard(split, name) for name in names}  # few, of many samples
+
+        def location(row: IndexRow, stream: str) -> Location | None:
+            if stream not in exts:
+                return None
+            place = row.places[stream]
+            name = f"{row.key}.{exts[stream]}"
+            return Location(shards[place.shard], name, place.offset, place.size, place.sha256)
+
         return [
             Sample(
                 row.key,
                 row.label,
                 row.label_id,
                 row.frames,
-                self._location(split, row, RGB, exts),
-                self._location(split, row, flow_stream(flow), exts),
+                location(row, RGB),
+                location(row, flow_stream(flow)),
                 codec,
                 bound,
             )
@@ -308,15 +318,9 @@ class ShardFolder:
                 f"extract-flow again with --name {stream.removeprefix(flow_stream(''))}"
             )
 
-    def _location(
-        self, split: str, row: IndexRow, stream: str, exts: Mapping[str, str]
-    ) -> Location | None:
-        if stream not in exts:
-            return None
-        place = row.places[stream]
-        path = below(self.folder, split, place.shard)
-        shard = path if isinstance(path, Address) else str(path)
-        return Location(shard, f"{row.key}.{exts[stream]}", place.offset, place.size, place.sha256)
+    def _shard(self, split: str, name: str) -> str | Address:
+        path = below(self.folder, split, name)
+        return path if isinstance(path, Address) else str(path)
 
 
 def read_samples(

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import numbered
 from conftest import Cutter, MakeVideo
 from kinetics_tools.core.errors import KineticsError, MediaError, Reason
 from kinetics_tools.media import decode, gray
@@ -278,6 +279,34 @@ def test_gray_frames_are_stored_without_loss(frames: decode.Frame, data: st.Data
     assert stored == encode(iter(frames))
     indices = data.draw(st.lists(st.integers(0, len(frames) - 1), min_size=1, max_size=4))
     np.testing.assert_array_equal(gray.decode_gray(stored, indices)[:, 0], frames[indices])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".mp4", ("-c:v", "libx264", "-bf", "3", "-b_strategy", "0", "-g", "16")),
+        (".mp4", ("-c:v", "libx264", "-bf", "5", "-x264-params", "b-pyramid=strict:open-gop=1")),
+        (".mp4", ("-c:v", "libx264", "-bf", "0", "-g", "250")),
+        (".mp4", ("-c:v", "libx265", "-x265-params", "bframes=4:keyint=20:log-level=none")),
+        (".mkv", ("-c:v", "mpeg4", "-bf", "2", "-q:v", "3")),
+        (".mp4", ("-c:v", "mpeg2video", "-bf", "2", "-q:v", "3")),
+        (".webm", ("-c:v", "libvpx-vp9", "-b:v", "1M", "-deadline", "realtime")),
+    ],
+)
+def test_frames_by_number_are_those_of_the_whole_clip(
+    suffix: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Frames that are not wanted, and that no other needs, are not decoded."""
+    clip = numbered.make(tmp_path / f"clip{suffix}", range(70), *options)
+    whole = decode.read_frames(clip)
+    assert len(whole) == 70
+    chosen = [[0], [69], [0, 69], list(range(5, 40)), list(range(0, 70, 3)), [41, 7, 7, 8, 64]]
+    for indices in (*chosen, *([number] for number in range(70))):
+        np.testing.assert_array_equal(decode.read_frames(clip, indices), whole[indices])
+        part = decode.read_frames(clip, indices, lambda *_: (slice(3, 20), slice(5, 32)))
+        np.testing.assert_array_equal(part, whole[indices][:, 3:20, 5:32])
+    with pytest.raises(MediaError, match="has no frame 70"):
+        decode.read_frames(clip, [3, 70])
 
 
 def test_a_colour_video_is_not_taken_for_a_grey_one(make_video: MakeVideo) -> None:
