@@ -108,7 +108,7 @@ def _open(request: Request, cache: Path | None) -> ShardFolder:
     """The shards of a request. What is read from an address is kept in the cache folder `cache`."""
     kept = None
     if request.cache_bytes and is_address(request.data):
-        kept = FileCache(system.cache_dir(cache) / "shards", request.cache_bytes)
+        kept = FileCache(system.cache_dir(cache) / "samples", request.cache_bytes)
         kept.tidy()
     return ShardFolder(request.data, cache=kept)
 

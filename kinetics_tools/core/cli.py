@@ -270,7 +270,7 @@ def run(main: Callable[[], int], *, again: str = "the same command") -> NoReturn
             raise
         _drop(sys.stdout)
         sys.exit(Exit.BROKEN_PIPE)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         said = _environment_problem(error)
         if said is None:
             raise
@@ -325,8 +325,10 @@ class _PrintableFormatter(logging.Formatter):
         return printable(super().format(record))
 
 
-def _environment_problem(error: OSError | RuntimeError) -> str | None:
+def _environment_problem(error: OSError | RuntimeError | MemoryError) -> str | None:
     """In one line, what the disk or the machine refuses; None for any other error, a bug."""
+    if isinstance(error, MemoryError):
+        return f"{os.strerror(errno.ENOMEM)}; {LIMITS[errno.ENOMEM]}, or smaller files"
     if isinstance(error, RuntimeError):
         is_thread = str(error) == "can't start new thread"
         return f"no thread can be started; {LIMITS[errno.EAGAIN]}" if is_thread else None

@@ -10,18 +10,20 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from kinetics_tools.core.errors import KineticsError
-from kinetics_tools.core.files import OTHER_CACHE_DIR, below, file_lock, publish
+from kinetics_tools.core.files import OTHER_CACHE_DIR, below, file_lock, open_own, publish
 
 logger = logging.getLogger(__name__)
 
 CACHE_BYTES = 50_000_000_000  # unless told otherwise: some 23,000 clips of Kinetics with their flow
 _LOCK = ".lock"
 _TOTAL = ".total"  # holds the bytes of all files, so that a writer need not look at each
+_DATA = re.compile("[0-9a-f]{16,64}-[0-9]+")  # names of data; other files are not ours
 _KEPT = 0.9  # of the limit, when files are removed: else every write would have to remove one
 
 
@@ -32,7 +34,7 @@ class FileCache:
     nothing more is added.
 
     Attributes:
-        folder: of its files.
+        folder: of its files. Others in it are left alone.
         max_bytes: of all files together. It holds also while several processes write.
     """
 
@@ -49,7 +51,7 @@ class FileCache:
         """The data `name`; None if it is not there, or is not whole any more.
 
         Args:
-            name: of the data.
+            name: of the data: DIGEST-SIZE.
             is_whole: whether these bytes are that data.
             size: of the data in bytes; no more is read.
         """
@@ -105,7 +107,8 @@ class FileCache:
         return None
 
     def _write_total(self, total: int) -> None:
-        (self.folder / _TOTAL).write_text(str(total), encoding="ascii")
+        with open_own(self.folder / _TOTAL, "w") as file:
+            file.write(str(total))
 
     def _make_room(self, num_bytes: int) -> int:
         """Remove scratch files, and the oldest data if `num_bytes` more do not fit.
@@ -116,9 +119,9 @@ class FileCache:
         found = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
-                if entry.name.startswith(".part-"):
+                if entry.name.startswith(".part-") and _DATA.search(entry.name):
                     Path(entry).unlink(missing_ok=True)
-                elif not entry.name.startswith("."):
+                elif _DATA.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                     with suppress(FileNotFoundError):  # damaged, and removed by a reader
                         about = entry.stat(follow_symlinks=False)
                         found.append((about.st_mtime_ns, about.st_size, entry.path))

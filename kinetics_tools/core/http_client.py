@@ -198,7 +198,8 @@ def _read_all(answer: requests.Response, size: int, address: str) -> bytes:
     guard, data = StallGuard(STALL_WINDOW_S), bytearray()
 
     def read() -> bytes:
-        piece: bytes = answer.raw.read1(size - len(data), decode_content=False)
+        most = min(CHUNK_BYTES, size - len(data))
+        piece: bytes = answer.raw.read1(most, decode_content=False)
         return piece
 
     while len(data) < size:

@@ -25,8 +25,10 @@ from kinetics_tools.core.http_answers import limits
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+PIECE_BYTES = 2**22  # of a file that is read whole
 PAUSES_S: Sequence[float] = (1.0, 2.0, 4.0, 8.0)  # before each retry
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_WITH_PASSWORDS = ("http", "https", "ftp", "sftp", "ssh", "smb", "webhdfs")  # USER:PASSWORD@HOST
 _FINAL = (
     *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError),
     *(NotImplementedError, TypeError, ValueError),
@@ -61,20 +63,23 @@ class Address:
         Raises:
             StoreError: it holds a password, which results would show, or a query.
         """
-        rest = text.partition("://")[2]
+        limits()  # a variable that is no number is said now
+        scheme, _, rest = text.partition("://")
+        scheme = scheme.lower()
         host = rest.partition("/")[0]
-        if ":" in host.rpartition("@")[0]:
-            shown = f"{text.partition('://')[0]}://...@{host.rpartition('@')[2]}"
+        if scheme in _WITH_PASSWORDS and ":" in host.rpartition("@")[0]:
+            shown = f"{scheme}://...@{host.rpartition('@')[2]}"
             raise StoreError(
                 f"{shown} holds a password; put it into ~/.netrc, or where the store looks for "
                 "credentials"
             )
-        if {*text} & {"?", "#"} or not text.isprintable() or not rest.strip("/"):
+        odd = {*text} & {"?", "#"} or "::" in text or not text.isprintable()
+        if odd or not rest.strip("/"):
             raise StoreError(
                 f"{text.partition('?')[0][:200]!r} is not the address of a folder, such as "
-                "s3://bucket/shards: without ? and #"
+                "s3://bucket/shards: without ?, # and ::"
             )
-        return Address(text.rstrip("/"), cache)
+        return Address(f"{scheme}://{rest}".rstrip("/"), cache)
 
     def __str__(self) -> str:
         return self.text
@@ -145,8 +150,13 @@ class Address:
         most = max_bytes + 1 if size is None else size
         if size is not None and size > max_bytes:
             return None
-        data: bytes = self._ask("cat_file", start=0, end=most) if most else b""
-        return data if len(data) <= max_bytes else None
+        data = bytearray()
+        while len(data) < most:  # in pieces, of which each has the whole time limit
+            part = self._read_part_other(len(data), min(PIECE_BYTES, most - len(data)))
+            if not part:
+                break
+            data += part
+        return bytes(data) if len(data) <= max_bytes else None
 
     def _read_part_other(self, first: int, size: int) -> bytes:
         try:
@@ -159,13 +169,14 @@ class Address:
 
     def _ask(self, what: str, **arguments: Any) -> Any:
         """Call a method of the file system, again after each pause if it fails."""
+        timeout_s = limits().timeout_s
         for pause_s in (*PAUSES_S, None):
             try:
                 filesystem = _filesystem(self.text)
                 if filesystem.async_impl:  # the others have time limits of their own
-                    arguments["timeout"] = limits().timeout_s
+                    arguments["timeout"] = timeout_s
                 return getattr(filesystem, what)(self.text, **arguments)
-            except FileNotFoundError:
+            except (FileNotFoundError, MemoryError, AttributeError):
                 raise
             except Exception as error:  # each store has errors of its own
                 said = f"{self}: {_message(error)}"

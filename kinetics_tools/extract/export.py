@@ -46,7 +46,8 @@ from kinetics_tools.shards.records import RGB
 
 logger = logging.getLogger(__name__)
 MADE_FROM = ".made-from"
-BLOCK_BYTES = 2**25  # of frames in memory at once: 128 of 340x256
+BLOCK = 128  # frames in memory at once
+BLOCK_BYTES = 2**28  # of them together
 _PICTURE = re.compile(r"(img|flow_[xy])_\d{5,}\.jpg")  # any layout's
 _FEWER = {"": 0, "_flow": 1}  # a list's kind: how many fewer than frames it counts
 
@@ -330,10 +331,10 @@ def _pictures(sample: Sample, layout: Layout) -> Iterator[tuple[str, bytes]]:
 def _in_blocks(
     read: Callable[[Sequence[int]], npt.NDArray[np.uint8]], total: int
 ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """All pictures of a clip with their numbers; memory holds BLOCK_BYTES of them, or one."""
+    """All pictures of a clip with their numbers; memory holds BLOCK_BYTES, or one."""
     if total == 0:
         return
-    at_once = max(BLOCK_BYTES // read([0]).nbytes, 1)
+    at_once = min(max(BLOCK_BYTES // read([0]).nbytes, 1), BLOCK)
     for start in range(0, total, at_once):
         numbers = range(start, min(start + at_once, total))
         yield from zip(numbers, read(numbers), strict=True)

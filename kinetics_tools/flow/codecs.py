@@ -181,6 +181,7 @@ class JpegCodec:
         from kinetics_tools.media.decode import Gathering
 
         here = Path("<bytes>")
+        gathered = Gathering(here, indices, window)
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as members:
                 total = len(members.namelist())
@@ -191,13 +192,10 @@ class JpegCodec:
                 past = [number for number in wanted if not 0 <= number < total]
                 if past:
                     raise MediaError(here, f"has no frame {min(past)}")
-                if not len(wanted):
-                    raise MediaError(here, "holds no frame")
-                gathered = Gathering(here, wanted, window)
                 for number in sorted(set(wanted)):
                     picture = opencv.decode_jpeg(members.read(_jpeg_name(number)))
                     gathered.add(number, picture[..., :2])
-        except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, EOFError) as error:
             raise MediaError(here, f"cannot be decoded: {error}") from error
         return gathered.result()
 

@@ -35,8 +35,6 @@ _BEYOND_S = 10  # at most by so much, joints move the time of a sound
 _FINER = 40  # times the clip's rate, to find a video's last frame
 _MOST_TICKS = 2**31  # per second, in a filter
 _MOST_MP4_TICKS = 10**7  # per second: a frame may last 2**31 of them
-# All frames up to the first whose time is before that of the one before it.
-_UNTIL_A_JOINT = "not(st(0,ld(0)+lt(pts,prev_pts)))"
 _EMPTY_MP4_BYTES = 1024  # ffmpeg writes up to this, with status 0, when no frame passed its filters
 
 
@@ -276,10 +274,6 @@ class ClipWriter:
     def _timed(self, source: Any, ticks: int, *, zero: str = "STARTPTS") -> Any:
         """The picture with times in `1 / ticks` s from the first frame's."""
         picture = source[str(self.facts.index)].filter("settb", f"1/{ticks}")
-        if "matroska" in self.facts.container.split(","):
-            # ffmpeg reads on in a file that was joined to this one, whose times begin again. A
-            # longer one would go on where this one ends.
-            picture = picture.filter("select", _UNTIL_A_JOINT)
         return picture.filter("setpts", f"PTS-{zero}")
 
     def _zero(self, seek_s: Fraction | None, ticks: int) -> str:

@@ -114,6 +114,9 @@ def _write(path: Path, value: Mapping[str, Any]) -> None:
 # One shard
 
 
+MAX_REMOTE_BYTES = 2**31  # of a sample that is fetched; an hour of 340x256 has 0.2 GB
+
+
 @dataclass(frozen=True, slots=True)
 class Location:
     """Where the data of a member of a tar is.
@@ -143,7 +146,14 @@ class Location:
                 return self._read_elsewhere(self.shard)
             return self._checked(self._read_file(Path(self.shard)))
         except FileNotFoundError as error:
-            raise ShardError(f"{self.shard} is gone; run extract-flow again") from error
+            raise ShardError(f"{self.shard} is gone; {self._advice}") from error
+
+    @property
+    def _advice(self) -> str:
+        """What repairs the shard."""
+        if isinstance(self.shard, Address):
+            return "copy the shards there again"
+        return "run extract-flow again, or extract-flow index"
 
     def _read_file(self, shard: Path) -> bytes:
         """The header before the member, and its data."""
@@ -156,6 +166,8 @@ class Location:
 
     def _read_elsewhere(self, shard: Address) -> bytes:
         """The data, from the cache if it is there."""
+        if self.size > MAX_REMOTE_BYTES:
+            raise ShardError(f"{shard}: {self.name} would have {self.size} bytes; {self._advice}")
         cache, name = shard.cache, f"{self.sha256}-{self.size}"
         kept = cache.get(name, self._is_whole, size=self.size) if cache else None
         if kept is not None:
@@ -180,12 +192,12 @@ class Location:
         if not is_it or len(data) < _HEADER_BYTES + self.size:
             raise ShardError(
                 f"{self.shard} does not hold {self.name} where the index says; the shard was "
-                "changed after it was indexed: run extract-flow again, or extract-flow index"
+                f"changed after it was indexed: {self._advice}"
             )
         data = data[_HEADER_BYTES:]
         if not self._is_whole(data):
             raise ShardError(
-                f"{self.shard}: {self.name} is damaged; move the shard away and run extract-flow"
+                f"{self.shard}: {self.name} is damaged; move the shard away and {self._advice}"
             )
         return data
 

@@ -1,12 +1,16 @@
 """The loader: exact epochs, and the same views however they are read."""
 
 import errno
+import multiprocessing
 import os
 import pickle
+import signal
 import sys
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +21,19 @@ from hypothesis import strategies as st
 from kinetics_bench.archs.registry import CHANNELS, Sampling
 from kinetics_bench.data import handover
 from kinetics_bench.data.inputs import network_inputs
-from kinetics_bench.data.loader import BatchPlan, ClipDataset, Reader, eval_items, train_batches
+from kinetics_bench.data.loader import (
+    BatchPlan,
+    ClipDataset,
+    Item,
+    Reader,
+    eval_items,
+    train_batches,
+)
 from kinetics_bench.data.views import seeded_rng, train_view
 from kinetics_bench.protocols import Extent
-from kinetics_tools.core.errors import ShardError
+from kinetics_tools.core.errors import ShardError, StoreError
 from kinetics_tools.shards.reader import Sample, ShardFolder
+from support import wait_until
 from tiny import ArrayClip, copy_of_shards, damage, tiny_recipe, tiny_shards
 
 RECIPE = tiny_recipe(sampling={"rgb": Sampling(9, 2)}, batch_size=3, micro_batch_size=3)
@@ -202,3 +214,47 @@ def test_a_dataset_can_be_sent_to_spawned_workers() -> None:
         one, other = dataset[2, 5].clips, sent[2, 5].clips
         assert one is not None and other is not None
         assert torch.equal(one.streams["rgb"], other.streams["rgb"])
+
+
+class Sleeping(ClipDataset):
+    """A disk or a store that hangs."""
+
+    def __getitem__(self, index: tuple[int, int]) -> Item:
+        time.sleep(1000)
+        raise AssertionError("nobody waits so long")
+
+
+def test_processes_that_wait_for_a_store_end_with_their_reader() -> None:
+    whole = clips(tiny_shards())
+    sleeping = Sleeping(whole.samples, whole.reader, whole.view_of)
+
+    def give_up(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = set(multiprocessing.active_children())
+    handler = signal.signal(signal.SIGALRM, give_up)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 2)
+        with pytest.raises(KeyboardInterrupt):
+            next(eval_items(sleeping, range(8), num_workers=2))
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    wait_until(lambda: set(multiprocessing.active_children()) <= before, seconds=30)
+
+
+def test_a_store_that_fails_is_not_asked_for_all_other_clips(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset = clips(tiny_shards())
+    asked = []
+
+    def rgb(sample: Sample, *_: object) -> Any:
+        asked.append(sample.key)
+        if len(asked) > 2:
+            raise StoreError("no answer")
+        return np.zeros((14, 40, 48, 3), np.uint8)
+
+    monkeypatch.setattr(Sample, "rgb", rgb)
+    with pytest.raises(StoreError):
+        dataset.cache_in_memory(2**30)
+    assert len(asked) == 3

@@ -108,6 +108,7 @@ def test_closed_and_full_streams_change_no_exit_code_but_that_of_output_that_is_
             "(_ for _ in ()).throw(RuntimeError('can\\'t start new thread'))",
             "no thread can be started; give fewer --jobs",
         ),
+        ("bytes(2**60)", "Cannot allocate memory; give fewer --jobs"),
     ],
 )
 def test_a_limit_of_the_machine_is_one_line(main: str, said: str) -> None:

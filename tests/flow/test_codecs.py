@@ -216,7 +216,10 @@ def test_what_decides_the_bytes_is_in_the_recipe(monkeypatch: pytest.MonkeyPatch
         assert told["options"]
 
 
-@pytest.mark.parametrize("damage", ["deflate", "bzip2", "encrypted", "sizes differ", "empty"])
+@pytest.mark.parametrize(
+    "damage",
+    ["deflate", "bzip2", "encrypted", "sizes differ", "empty", "a later version", "patched"],
+)
 def test_a_zip_that_may_expand_or_is_not_ours_is_an_error(damage: str) -> None:
     pictures = [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)]
     if damage == "sizes differ":
@@ -230,6 +233,11 @@ def test_a_zip_that_may_expand_or_is_not_ours_is_an_error(damage: str) -> None:
     if damage == "encrypted":
         for at in (data.index(b"PK\3\4") + 6, data.index(b"PK\1\2") + 8):
             data[at] |= 1
+    elif damage == "a later version":
+        data[data.index(b"PK\1\2") + 6] = 99
+    elif damage == "patched":
+        for at in (data.index(b"PK\3\4") + 6, data.index(b"PK\1\2") + 8):
+            data[at] |= 0x20
     for indices in (None, [0, 1]):
         with pytest.raises(MediaError):
             CODECS["jpeg"].decode(bytes(data), indices)

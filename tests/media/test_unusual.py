@@ -162,13 +162,12 @@ def test_what_begins_again_at_zero_is_not_found_in_the_first_part(
     fragments = (*H264, "-movflags", "+frag_keyframe+empty_moov+default_base_moof")
     for suffix, options in ((".mp4", fragments), (".mkv", H264)):
         parts = [
-            numbered.make(tmp_path / f"{first}{suffix}", range(first, last), *options)
-            for first, last in ((0, 200), (200, 700))  # the second one lasts longer
+            numbered.make(tmp_path / f"{first}{suffix}", range(first, first + 200), *options)
+            for first in (0, 200)
         ]
         joined = tmp_path / f"joined{suffix}"
         joined.write_bytes(b"".join(part.read_bytes() for part in parts))
         assert numbers(cut_of(joined, 6, 7, **changes)[1]) == list(range(150, 175))
-        assert numbers(cut_of(joined, 6, 8, **changes)[1]) == list(range(150, 200))
         with pytest.raises(MediaError) as caught:
             cut_of(joined, 10, 12, **changes)
         assert caught.value.reason is Reason.TOO_SHORT

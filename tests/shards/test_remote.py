@@ -29,7 +29,7 @@ from kinetics_tools.core.file_cache import FileCache
 from kinetics_tools.shards.reader import Sample, ShardFolder
 from kinetics_tools.shards.records import Location
 from mirror import MirrorServer, Served, serve
-from support import environment, run_command, wait_until
+from support import environment, run_command, tree, wait_until
 from tiny import tiny_recipe, tiny_shards
 from trainings import CPU, job
 
@@ -110,7 +110,7 @@ def test_a_store_that_fails_twice_answers(server: MirrorServer) -> None:
         ({"statuses": [503] * 9}, "HTTP 503 .* in 3 tries; run the same command again", 3),
         ({"always_breaks": 3000}, "in 3 tries; run the same command again", 3),
         ({"statuses": [403] * 9}, "HTTP 403 .*check the address, and the credentials", 1),
-        ({"statuses": [404]}, "is gone; run extract-flow again", 1),
+        ({"statuses": [404]}, "is gone; copy the shards there again", 1),
         ({"ranges": False}, "gives no parts of files", 1),
         ({"shorter": 7}, "gave bytes .* not ", 1),
     ],
@@ -233,18 +233,23 @@ def total(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("[!.]*"))
 
 
+def name_of(number: int) -> str:
+    """A name of data, as a digest and a size give it."""
+    return f"{number:064x}-100"
+
+
 def test_the_least_recently_read_is_removed(tmp_path: Path) -> None:
     cache = FileCache(tmp_path, 1000)
     for number in range(9):
-        cache.put(str(number), bytes(100))
-        os.utime(tmp_path / str(number), (number, number))
-    assert cache.get("0", bool, size=100) == bytes(100)
-    cache.put("9", bytes(300))
+        cache.put(name_of(number), bytes(100))
+        os.utime(tmp_path / name_of(number), (number, number))
+    assert cache.get(name_of(0), bool, size=100) == bytes(100)
+    cache.put(name_of(9), bytes(300))
     left = {path.name for path in tmp_path.glob("[!.]*")}
-    assert {"0", "9"} <= left
-    assert "1" not in left
+    assert {name_of(0), name_of(9)} <= left
+    assert name_of(1) not in left
     assert total(tmp_path) <= 1000
-    cache.put("too large", bytes(1001))
+    cache.put(name_of(10), bytes(1001))
     assert total(tmp_path) <= 1000
     FileCache(tmp_path, 400).tidy()  # a lower limit
     assert total(tmp_path) <= 400
@@ -257,8 +262,8 @@ from kinetics_tools.core.file_cache import FileCache
 
 cache = FileCache(Path(sys.argv[1]), 20_000)
 for number in range(300):
-    name = str((number * int(sys.argv[2])) % 47)
-    data = name.encode() * 700
+    name = f"{(number * int(sys.argv[2])) % 47:064x}-1380"
+    data = name.encode() * 20
     kept = cache.get(name, lambda read: read == data, size=len(data))
     if kept is None:
         cache.put(name, data)
@@ -303,7 +308,7 @@ def half(path, data):
     os.kill(os.getpid(), signal.SIGKILL)
 
 Path.write_bytes = half
-FileCache(Path(sys.argv[1]), 20_000).put("name", bytes(1000))
+FileCache(Path(sys.argv[1]), 20_000).put("0" * 64 + "-1000", bytes(1000))
 """
 
 
@@ -314,9 +319,9 @@ def test_a_killed_writer_leaves_nothing_that_is_read(tmp_path: Path) -> None:
     (left,) = tmp_path.glob(".part-*")
     assert left.stat().st_size == 500
     cache = FileCache(tmp_path, 20_000)
-    assert cache.get("name", bool, size=1000) is None
-    cache.put("name", bytes(1000))  # the lock is free, and the data as whole as ever
-    assert cache.get("name", bool, size=1000) == bytes(1000)
+    assert cache.get(name_of(0), bool, size=1000) is None
+    cache.put(name_of(0), bytes(1000))  # the lock is free, and the data as whole as ever
+    assert cache.get(name_of(0), bool, size=1000) == bytes(1000)
     cache.tidy()
     assert not list(tmp_path.glob(".part-*"))
     assert (tmp_path / ".total").read_text() == "1000"
@@ -508,3 +513,30 @@ def test_a_command_without_its_store_is_one_line(server: MirrorServer, tmp_path:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {place} holds no shards (no dataset.json)")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_cache_removes_nothing_that_it_did_not_make(tmp_path: Path) -> None:
+    for name in ("thesis.tex", "dataset.json", ".part-host-1-thesis.tex", "0123456789abcdef"):
+        (tmp_path / name).write_bytes(b"x" * 5000)
+    (tmp_path / "0123456789abcdef-7").mkdir()
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / ".total").symlink_to(tmp_path / "victim")
+    before = tree(tmp_path)
+    cache = FileCache(tmp_path, 1000)
+    cache.tidy()
+    cache.put(f"{'0' * 64}-900", b"y" * 900)
+    assert {name: tree(tmp_path).get(name) for name in before} == before
+
+
+@pytest.mark.parametrize(
+    "text", ["zip://x::s3://bucket/y", "https://a:b@host/x", "s3://", "s3://b/x?y"]
+)
+def test_an_address_that_cannot_work_is_one_line(text: str) -> None:
+    with pytest.raises(StoreError):
+        store.Address.of(text)
+
+
+def test_the_scheme_of_an_address_may_have_capitals() -> None:
+    assert store.is_address("HTTPS://Host/Shards")
+    assert str(store.Address.of("HTTPS://Host/Shards/")) == "https://Host/Shards"
+    assert str(store.Address.of("github://org:repo@main/x")) == "github://org:repo@main/x"

@@ -65,7 +65,7 @@ def network_inputs(crops: Crops, device: torch.device) -> list[Tensor]:
     """
     flips = crops.flips.to(device).reshape(-1, 1, 1, 1, 1)
     return [
-        _input(name, values.to(device, non_blocking=True), flips, crops.flow_scale.to(device))
+        _input(name, values.to(device), flips, crops.flow_scale)
         for name, values in crops.streams.items()
     ]
 
@@ -78,7 +78,7 @@ def _input(name: str, stored: Tensor, flips: Tensor, flow_scale: Tensor) -> Tens
     clips = clips.contiguous(memory_format=torch.channels_last_3d)
     if not is_flow:
         return clips.float().div_(127.5).sub_(1)
-    scale = 2 * flow_scale[:, :, None, None, None]
+    scale = 2 * flow_scale.to(stored.device)[:, :, None, None, None]
     values = clips.float().div_(255).sub_(0.5).mul_(scale).clamp_(-1, 1)
     values[:, :1] *= torch.where(flips, -1.0, 1.0)
     return values

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import signal
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -171,7 +173,7 @@ class Reader:
         )
 
     def _part(self, sample: Readable, stream: str, view: View) -> Decoded:
-        """The crops of a view. Where nothing is resized, only they are converted and copied."""
+        """The crops of a view. Where nothing is resized, only they are copied."""
         read = sample.rgb if stream == "rgb" else sample.codes
         is_cropped = False
 
@@ -208,7 +210,7 @@ class ClipDataset(Dataset[Item]):
         self.samples = samples
         self.reader = reader
         self.view_of = view_of
-        self.cache: dict[str, Streams | ShardError] = {}
+        self.cache: dict[str, Streams | str] = {}  # by key; a text: why it cannot be decoded
 
     @classmethod
     def for_training(cls, samples: Sequence[Sample], reader: Reader, *, seed: int) -> ClipDataset:
@@ -226,11 +228,14 @@ class ClipDataset(Dataset[Item]):
         """Decode all clips now and keep them, if all fit in `limit_bytes`; return whether they do.
 
         The size is estimated from the first clip. If that cannot be decoded, nothing is cached.
+
+        Raises:
+            ShardError: a shard is not what the index says, or its store does not give it.
         """
         if not self.samples:
             return False
         first = self._decode(self.samples[0])
-        if isinstance(first, ShardError):
+        if isinstance(first, str):
             return False
         num_frames = sum(sample.num_frames for sample in self.samples)
         frame_bytes = sum(each.pictures[0].nbytes for each in first.values())
@@ -240,11 +245,13 @@ class ClipDataset(Dataset[Item]):
             self.cache[sample.key] = self._decode(sample)
         return True
 
-    def _decode(self, sample: Sample) -> Streams | ShardError:
+    def _decode(self, sample: Sample) -> Streams | str:
         try:
             return {stream: self.reader.decode(sample, stream) for stream in self.reader.streams}
         except ShardError as error:
-            return error
+            if not isinstance(error.__cause__, MediaError):  # the shard is broken, not one clip
+                raise
+            return str(error)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -256,12 +263,12 @@ class ClipDataset(Dataset[Item]):
         view = self.view_of(epoch, sample)
         try:
             decoded = self.cache.get(sample.key)
-            if isinstance(decoded, ShardError):
-                raise decoded
+            if isinstance(decoded, str):
+                return Item(sample.key, sample.label_id, None, decoded)
             clips = self.reader.clips(sample, view, decoded)
         except ShardError as error:
             if not isinstance(error.__cause__, MediaError):  # the shard is broken, not one clip
-                return Item(sample.key, sample.label_id, None, stop=ShardError(str(error)))
+                return Item(sample.key, sample.label_id, None, stop=type(error)(str(error)))
             return Item(sample.key, sample.label_id, None, str(error))
         except OSError as error:  # of the storage; a worker's exception would lose its number
             shard = error.filename or f"a shard of {sample.key}"
@@ -403,19 +410,19 @@ def train_batches(
     Raises:
         ShardError: a shard is not what the index says.
     """
-    loader: DataLoader[Item] = DataLoader(
+    batches = _read(
         dataset,
+        num_workers,
         batch_sampler=_MicroBatchSampler(plan, epochs),
         collate_fn=_packed_batch,
-        num_workers=_startable(num_workers),
-        worker_init_fn=_ignore_signals,
         # By default the loader draws a seed from the global generator, on which dropout depends.
         generator=torch.Generator(),
     )
-    for batch in _read(loader):
-        if batch.stop is not None:
-            raise batch.stop
-        yield batch
+    with closing(batches):
+        for batch in batches:
+            if batch.stop is not None:
+                raise batch.stop
+            yield batch
 
 
 def eval_items(
@@ -431,32 +438,45 @@ def eval_items(
     Raises:
         ShardError: a shard is not what the index says.
     """
-    loader: DataLoader[Item] = DataLoader(
-        dataset,
-        sampler=[(0, number) for number in numbers],
-        batch_size=None,
-        collate_fn=pack,
-        num_workers=_startable(num_workers),
-        worker_init_fn=_ignore_signals,
-    )
-    for item in _read(loader):
-        if item.stop is not None:
-            raise item.stop
-        yield item
+    order = [(0, number) for number in numbers]
+    items = _read(dataset, num_workers, sampler=order, batch_size=None, collate_fn=pack)
+    with closing(items):
+        for item in items:
+            if item.stop is not None:
+                raise item.stop
+            yield item
 
 
-def _read(loader: DataLoader[Any]) -> Iterator[Any]:
+def _read(dataset: ClipDataset, num_workers: int, **options: Any) -> Generator[Any]:
+    """What torch's loader reads. Its processes end at once with the generator, whatever they do."""
+    num_workers = _startable(num_workers)
+    is_ending = multiprocessing.RawValue("b", 0)
+    before = set(multiprocessing.active_children())
     with signals.held():  # until the workers ignore them
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            num_workers=num_workers,
+            worker_init_fn=partial(_leave_signals, is_ending),
+            **options,
+        )
         values = iter(loader)
-    return map(unpack, values)
+    workers = set(multiprocessing.active_children()) - before
+    try:
+        yield from map(unpack, values)
+    finally:
+        # torch would wait five seconds for each that waits for a disk or a store.
+        is_ending.value = 1
+        for worker in workers:
+            worker.terminate()
 
 
-def _ignore_signals(_worker: int) -> None:
+def _leave_signals(is_ending: Any, _worker: int) -> None:
     """Leave it to the reader to stop: a batch system or a terminal signals all processes at once.
 
     A worker that ends first looks as if it had been killed.
     """
     signals.ignore_in_worker()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if is_ending.value else None)
 
 
 def _startable(num_workers: int) -> int:

@@ -75,7 +75,7 @@ def find_state_dicts(values: Any, knows: Knows) -> list[StateDict]:
     Returns:
         Those of known names. If there are none: the mapping with the most tensors, as it is.
     """
-    states = list(_states(values, "", _DEPTH, set()))
+    states = list(_states(values))
     known = [found for place, state in states for found in _split(place, state, knows)]
     if not known:
         return [StateDict(*max(states, key=lambda each: len(each[1])))] if states else []
@@ -116,20 +116,24 @@ def choose(found: list[StateDict], word: str, path: str) -> StateDict:
     )
 
 
-def _states(
-    values: Any, place: str, depth: int, seen: set[int]
-) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """Place -> the tensors in a mapping, of all mappings that have some, each once."""
-    if not isinstance(values, Mapping) or id(values) in seen:
-        return
-    seen.add(id(values))
-    named = {name: value for name, value in values.items() if isinstance(name, str)}
-    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    if tensors:
-        yield place, tensors
-    if depth > 0:
-        for name, value in named.items():
-            yield from _states(value, f"{place}.{name}" if place else name, depth - 1, seen)
+def _states(values: Any) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """Place -> the tensors in a mapping, of all that have some, each where it is least deep.
+
+    A small file may hold one mapping many times.
+    """
+    level, seen = [("", values)], set[int]()
+    for _ in range(_DEPTH + 1):
+        inside = []
+        for place, value in level:
+            if not isinstance(value, Mapping) or id(value) in seen:
+                continue
+            seen.add(id(value))
+            named = {name: inner for name, inner in value.items() if isinstance(name, str)}
+            tensors = {name: inner for name, inner in named.items() if isinstance(inner, Tensor)}
+            if tensors:
+                yield place, tensors
+            inside += [(f"{place}.{n}" if place else n, inner) for n, inner in named.items()]
+        level = inside
 
 
 def _split(place: str, state: Mapping[str, Tensor], knows: Knows) -> list[StateDict]:
