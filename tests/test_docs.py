@@ -84,7 +84,7 @@ OTHERS = {
 FOREIGN = {  # options of others: Slurm, torchrun, pip, git, tensorboard, ruff, rclone, aws
     *("--array", "--nodes", "--ntasks", "--ntasks-per-node", "--gpus-per-task", "--gpus-per-node"),
     *("--cpus-per-task", "--time", "--requeue", "--wait", "--begin", "--dependency", "--format"),
-    *("--kill-on-bad-exit", "--no-python", "--nnodes", "--nproc-per-node", "--rdzv-id"),
+    *("--kill-on-bad-exit", "--signal", "--no-python", "--nnodes", "--nproc-per-node", "--rdzv-id"),
     *("--rdzv-backend", "--rdzv-endpoint", "--wheel-dir", "--no-index", "--find-links"),
     *("--logdir", "--follow", "--exclude"),
 }

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from kinetics_tools.core.store import is_address
 if TYPE_CHECKING:
     from kinetics_bench.evaluation.results import Result
     from kinetics_bench.training.checkpoint import Checkpoint
+    from kinetics_bench.training.occasions import Saving
 
 PROG: Final = "run-benchmark"
 RUNS: Final = Path("runs")
@@ -100,6 +102,22 @@ def train_parser() -> Parser:
     there = parser.add_mutually_exclusive_group()
     there.add_argument("--resume", action="store_true", help="continue a training that stopped")
     there.add_argument("--force", action="store_true", help="retrain what is finished")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=_steps_or_minutes,
+        default="10min",
+        metavar="N|Nmin",
+        help="steps or minutes between checkpoints, besides those at the end of epochs; "
+        "SIGUSR1 asks for one now, SIGTERM for one before the run ends",
+    )
+    parser.add_argument(
+        "--keep-checkpoints",
+        type=whole(1, 1000),
+        default=1,
+        metavar="N",
+        help="how many checkpoints of each network stay: checkpoint.pt, and earlier ones as "
+        "checkpoint-STEP.pt",
+    )
     cli.add_cache_dir(parser)
     parser.add_argument(
         "--checkpoint-activations",
@@ -269,8 +287,8 @@ def _train(arguments: argparse.Namespace) -> int:
             request,
             work_dir,
             machine,
-            resume=arguments.resume,
-            force=arguments.force,
+            before="resume" if arguments.resume else "force" if arguments.force else "keep",
+            saving=_saving(arguments),
             cache=arguments.cache_dir,
         )
         return _print_results(results, work_dir) if machine.is_main else Exit.COMPLETE
@@ -621,6 +639,22 @@ def _require_init(arguments: argparse.Namespace, *names: str) -> None:
                 f"--{name.replace('_', '-')} is for --init; {arguments.run} is a run, which has "
                 "its own: leave one of them out"
             )
+
+
+def _steps_or_minutes(text: str) -> str:
+    """The value of --checkpoint-every."""
+    if re.fullmatch(r"[1-9][0-9]{0,8}|[0-9]{1,6}(\.[0-9]{1,3})?min", text) is None:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of steps, or 10min")
+    return text
+
+
+def _saving(arguments: argparse.Namespace) -> Saving:
+    from kinetics_bench.training.occasions import Saving
+
+    text, keep = arguments.checkpoint_every, arguments.keep_checkpoints
+    if text.endswith("min"):
+        return Saving(seconds=60 * float(text.removesuffix("min")), keep=keep)
+    return Saving(steps=int(text), keep=keep)
 
 
 def _data(text: str) -> Path | str:

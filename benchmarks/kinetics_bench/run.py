@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kinetics_bench.archs.registry import ARCHS
 from kinetics_bench.data.splits import Selection, require_disjoint, require_unseen, select
@@ -33,6 +33,7 @@ from kinetics_bench.inference.networks import (
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import recipe_for
 from kinetics_bench.training.checkpoint import Checkpoint
+from kinetics_bench.training.occasions import EVERY_TEN_MINUTES, Saving
 from kinetics_bench.training.trainer import (
     TrainingJob,
     find_checkpoint,
@@ -48,6 +49,7 @@ from kinetics_tools.core.store import is_address
 from kinetics_tools.shards.reader import ShardFolder
 
 logger = logging.getLogger(__name__)
+Before = Literal["keep", "resume", "force"]
 
 
 def train_and_evaluate(
@@ -55,8 +57,8 @@ def train_and_evaluate(
     work_dir: Path,
     machine: Machine,
     *,
-    resume: bool,
-    force: bool,
+    before: Before = "keep",
+    saving: Saving = EVERY_TEN_MINUTES,
     cache: Path | None = None,
 ) -> list[Result]:
     """Train (or continue, or reuse) and evaluate what `request` asks for: one result per row.
@@ -67,8 +69,9 @@ def train_and_evaluate(
         request: what to do.
         work_dir: folder for checkpoints and results.
         machine: where to compute.
-        resume: continue a training that stopped.
-        force: retrain what is finished.
+        before: what to do about trainings that are there: `resume` those that stopped, by `force`
+            train all again, or `keep`: refuse those that stopped.
+        saving: how often a checkpoint is written within an epoch, and how many stay.
         cache: folder for downloaded weights and samples; None: the user's cache.
 
     Raises:
@@ -79,6 +82,7 @@ def train_and_evaluate(
             "--finetune last trains only the last layer, on the features of given weights; "
             "give these with --init imagenet, kinetics or PATH"
         )
+    resume, force = before == "resume", before == "force"
     if not force:
         _require_same_kind(request, work_dir)
     data = _open(request, cache)
@@ -86,7 +90,7 @@ def train_and_evaluate(
     jobs, tests = [], {}
     for stream in request.streams:
         job, tests[stream] = _job_and_test(data, request, stream, work_dir, cache)
-        jobs.append(job)
+        jobs.append(replace(job, saving=saving))
     if machine.is_main:
         # All streams have the same clips.
         _log_missing("training", jobs[0].train)
@@ -95,8 +99,8 @@ def train_and_evaluate(
             if "flow" in job.clips:
                 _warn_of_clamped_flow(data, job.flow, job.bound)
     for job in jobs:
-        before = None if force else find_checkpoint(job, machine, resume=resume)
-        if before is None or not before.finished:
+        there = None if force else find_checkpoint(job, machine, resume=resume)
+        if there is None or not there.finished:
             require_usable_batches(job, machine)
     if machine.is_main:
         write_json(work_dir / RUN, request.as_json())

@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,13 +25,14 @@ from torch.nn import functional
 from kinetics_bench.archs.registry import ARCHS
 from kinetics_bench.data.inputs import network_inputs
 from kinetics_bench.data.loader import train_batches
-from kinetics_bench.device import Machine
+from kinetics_bench.device import Machine, open_machine
 from kinetics_bench.evaluation.evaluate import Test as Evaluation
 from kinetics_bench.evaluation.evaluate import predict_split
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import MultiStep, OneCycle, Recipe
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint, TrainingData
 from kinetics_bench.training.log import EVENTS, LOG
+from kinetics_bench.training.occasions import Saving
 from kinetics_bench.training.trainer import (
     TrainingJob,
     _Epoch,
@@ -270,6 +273,181 @@ def _train_one_epoch(stopped: TrainingJob) -> None:
     with pytest.raises(Killed):
         train(stopped, StopAfterOne(torch.device("cpu")))
     assert Checkpoint.read(stopped.folder / CHECKPOINT).epoch == 1
+
+
+class StopsAt:
+    """Stands for the end of the process, once the checkpoint of a step is written."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.step = -1
+        write = Checkpoint.write
+
+        def writing(checkpoint: Checkpoint, path: Path) -> None:
+            write(checkpoint, path)
+            if checkpoint.step == self.step:
+                raise Killed
+
+        monkeypatch.setattr(Checkpoint, "write", writing)
+
+
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+def test_a_training_that_is_stopped_after_any_step_gives_the_same_weights(
+    stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(job(tmp_path / "whole", stream=stream), CPU)
+    assert whole.step == 6  # of three epochs
+    stops = StopsAt(monkeypatch)
+    given = job(tmp_path / "part", stream=stream, saving=Saving(steps=1))
+    for stops.step in (1, 2, 3, 5):  # 2: the end of an epoch
+        with pytest.raises(Killed):
+            train(given, CPU, resume=True)
+        left = Checkpoint.read(tmp_path / "part" / CHECKPOINT)
+        assert (left.step, left.epoch, left.finished) == (stops.step, stops.step // 2, False)
+        assert (left.begun is not None) == (stops.step % 2 == 1)
+    stops.step = -1
+    done = train(given, CPU, resume=True)
+    assert_same(whole.net, done.net)
+    assert [row.loss for row in whole.history] == [row.loss for row in done.history]
+    assert [row.clips for row in done.history] == [8] * 3
+    assert (done.begun, done.statistics) == (None, [])
+    assert epochs_of(tmp_path / "part")[0] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("told", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_asks_for_a_checkpoint_after_the_step(
+    told: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(job(tmp_path / "whole"), CPU)
+    step, seen = _Training._step, []
+
+    def stepping(training: _Training, *rest: Any) -> Any:
+        if training.state.step == 2:
+            signal.raise_signal(told)
+        result = step(training, *rest)
+        path = tmp_path / "part" / CHECKPOINT
+        seen.append(Checkpoint.read(path).step if path.exists() else 0)
+        return result
+
+    monkeypatch.setattr(_Training, "_step", stepping)
+
+    def stop(*_: object) -> None:
+        raise Killed
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        given = job(tmp_path / "part", saving=Saving())
+        if told == signal.SIGTERM:
+            with pytest.raises(Killed):
+                train(given, CPU)
+            assert Checkpoint.read(tmp_path / "part" / CHECKPOINT).step == 3
+            assert signal.getsignal(signal.SIGTERM) is stop
+        done = train(given, CPU, resume=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if told == signal.SIGUSR1:  # that of the step is there before the next step
+        assert seen == [0, 0, 2, 3, 4, 4]
+    assert_same(whole.net, done.net)
+
+
+def train_as(rank: int, num: int, port: int, given: TrainingJob) -> None:
+    """One of `num` processes of a training, in a process of its own."""
+    if num > 1:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(num)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with open_machine("cpu", "none") as machine:
+        train(given, machine, resume=True)
+
+
+def run_processes(given: TrainingJob, num: int, seconds: float | None = None) -> bool:
+    """Train in `num` processes, killed `seconds` after the next checkpoint; whether it ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    path = given.folder / CHECKPOINT
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    processes = [fork.Process(target=train_as, args=(n, num, port, given)) for n in range(num)]
+    for process in processes:
+        process.start()
+    if seconds is not None:
+        while not path.exists() or path.stat().st_mtime_ns == before:
+            if not any(process.is_alive() for process in processes):
+                break
+            time.sleep(0.01)
+        time.sleep(seconds)
+        for process in processes:
+            process.kill()
+    for process in processes:
+        process.join()
+    return all(process.exitcode == 0 for process in processes)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("num", [1, 2])
+def test_ten_kills_between_steps_give_the_same_weights(num: int, tmp_path: Path) -> None:
+    recipe = replace(
+        RECIPE, batch_size=4, micro_batch_size=2, schedule=OneCycle(epochs=8, peak_lr=1e-3)
+    )
+    whole = job(tmp_path / "whole", recipe, saving=Saving(), num_workers=0)
+    assert run_processes(whole, num)
+    killed = job(tmp_path / "killed", recipe, saving=Saving(steps=1), num_workers=0)
+    random = np.random.default_rng(0)
+    kills = [run_processes(killed, num, seconds=random.random() * 0.3) for _ in range(10)]
+    assert not all(kills)
+    assert run_processes(killed, num)
+    one, other = (Checkpoint.read(each.folder / CHECKPOINT) for each in (whole, killed))
+    assert one.finished and other.finished
+    assert_same(one.net, other.net)
+    assert [row.loss for row in one.history] == [row.loss for row in other.history]
+
+
+@pytest.mark.full
+def test_a_training_of_two_processes_goes_on_with_one(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, batch_size=4, micro_batch_size=2)
+    given = job(tmp_path, recipe, saving=Saving(steps=1), num_workers=0)
+    run_processes(given, 2, seconds=0)
+    left = Checkpoint.read(tmp_path / CHECKPOINT)
+    done = train(given, CPU, resume=True)
+    assert left.step < done.step == 6
+    assert [row.clips for row in done.history] == [8] * 3
+
+
+@pytest.mark.parametrize(("step", "epoch"), [(7, 1), (1, 1), (2, 2), (3, 1)])
+def test_a_step_that_is_not_of_its_epoch_is_one_line(step: int, epoch: int, tmp_path: Path) -> None:
+    given = job(tmp_path)
+    _train_one_epoch(given)
+    changed = replace(Checkpoint.read(tmp_path / CHECKPOINT), step=step, epoch=epoch)
+    changed.write(tmp_path / CHECKPOINT)
+    with pytest.raises(EvaluationError, match=r"is of step \d after epoch \d, which cannot be"):
+        train(given, CPU, resume=True)
+
+
+def test_as_many_checkpoints_stay_as_were_asked_for(tmp_path: Path) -> None:
+    given = job(tmp_path, saving=Saving(steps=1, keep=3))
+    done = train(given, CPU)
+    names = sorted(path.name for path in tmp_path.glob("*.pt"))
+    assert names == ["checkpoint-00000004.pt", "checkpoint-00000005.pt", "checkpoint.pt"]
+    (tmp_path / CHECKPOINT).write_bytes((tmp_path / names[1]).read_bytes())
+    assert_same(done.net, train(given, CPU, resume=True).net)
+
+
+def test_an_epoch_that_other_processes_began_goes_on_with_each_clip_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stops = StopsAt(monkeypatch)
+    stops.step = 3
+    given = job(tmp_path, saving=Saving(steps=1))
+    with pytest.raises(Killed):
+        train(given, CPU)
+    path = tmp_path / CHECKPOINT
+    stops.step = -1
+    left = Checkpoint.read(path)
+    left.statistics *= 2  # as of two processes
+    left.write(path.with_name("two.pt"))
+    path.with_name("two.pt").replace(path)
+    done = train(given, CPU, resume=True)
+    assert "was begun by 2 processes and is continued by 1" in caplog.text
+    assert [row.clips for row in done.history] == [8] * 3
 
 
 def test_a_finished_training_is_reused_and_another_refused(tmp_path: Path) -> None:

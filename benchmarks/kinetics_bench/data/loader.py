@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -362,13 +362,15 @@ class BatchPlan:
 class _MicroBatchSampler(Sampler[list[tuple[int, int]]]):
     """Indices of all micro-batches of the remaining epochs: workers do not wait between epochs."""
 
-    def __init__(self, plan: BatchPlan, epochs: range) -> None:
+    def __init__(self, plan: BatchPlan, epochs: range, done: int) -> None:
         self.plan = plan
         self.epochs = epochs
+        self.done = done
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for epoch in self.epochs:
-            for step in self.plan.steps(epoch):
+            first = self.done if epoch == self.epochs[0] else 0
+            for step in islice(self.plan.steps(epoch), first, None):
                 for numbers in step.micro_batches:
                     yield [(epoch, number) for number in numbers]
 
@@ -397,7 +399,7 @@ def reading(views: Generator[T]) -> Iterator[Iterator[T]]:
 
 
 def train_batches(
-    dataset: ClipDataset, plan: BatchPlan, epochs: range, *, num_workers: int
+    dataset: ClipDataset, plan: BatchPlan, epochs: range, done: int = 0, *, num_workers: int
 ) -> Generator[Batch]:
     """The micro-batches of this process, epoch after epoch, in the plan's order.
 
@@ -405,6 +407,7 @@ def train_batches(
         dataset: the training views.
         plan: their order and batches.
         epochs: the epochs to read.
+        done: steps of the first of them that are left out.
         num_workers: processes that decode; 0: this one.
 
     Raises:
@@ -413,7 +416,7 @@ def train_batches(
     batches = _read(
         dataset,
         num_workers,
-        batch_sampler=_MicroBatchSampler(plan, epochs),
+        batch_sampler=_MicroBatchSampler(plan, epochs, done),
         collate_fn=_packed_batch,
         # By default the loader draws a seed from the global generator, on which dropout depends.
         generator=torch.Generator(),

@@ -21,7 +21,7 @@ from kinetics_bench.weights.files import UNREADABLE_ERRORS, is_damaged
 from kinetics_bench.weights.naming import like
 from kinetics_tools.core import schema
 from kinetics_tools.core.errors import EvaluationError, UnknownNameError
-from kinetics_tools.core.files import publish, require_file
+from kinetics_tools.core.files import copy_file, publish, require_file
 from kinetics_tools.flow.methods import FlowRecipe
 from kinetics_tools.media.recipe import ClipRecipe
 from kinetics_tools.shards.records import RGB, StreamRecipe, flow_stream
@@ -31,6 +31,8 @@ FORMAT: Final = 2
 # predictions, so that a result of the older code is never taken for one of this code.
 NUMERICS: Final = 3
 CHECKPOINT = "checkpoint.pt"
+STATISTIC: Final = ".running_"  # in the names of batch norm's moving statistics
+_TENSORS: Final = ("net", "optimizer", "statistics")  # fields with tensors
 AGAIN: Final = "copy it again, or train again with --force"
 
 
@@ -132,6 +134,45 @@ class EpochRecord:
     waiting: schema.Amount
 
 
+def keep_earlier(folder: Path, num: int, step: int) -> None:
+    """Keep checkpoint.pt, which will be replaced, and others before it: `num` in all.
+
+    Args:
+        folder: of the network.
+        num: how many stay; 0: none.
+        step: of the one that is there; the copy is called checkpoint-STEP.pt.
+    """
+    path = folder / CHECKPOINT
+    kept = folder / f"checkpoint-{step:08d}.pt"
+    if num > 0 and path.exists() and not kept.exists():
+        with publish(kept) as scratch:
+            copy_file(path, scratch)
+    earlier = sorted(folder.glob("checkpoint-[0-9]*.pt"))
+    for each in earlier[: len(earlier) - num]:
+        each.unlink()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BegunEpoch:
+    """What a checkpoint says of an epoch that has not ended.
+
+    Attributes:
+        loss, correct: sums over its clips so far: of the loss, and of those that had the highest
+            logit for their class.
+        clips: number of its clips so far.
+        seconds: spent on it.
+        waited_s: of them, for clips.
+        skipped: why a micro-batch of one clip was left out; empty: none was.
+    """
+
+    loss: schema.Amount
+    correct: schema.Count
+    clips: schema.Count
+    seconds: schema.Amount
+    waited_s: schema.Amount
+    skipped: str = ""
+
+
 class _Noting:
     """A file to write that keeps the error of its disk."""
 
@@ -166,6 +207,9 @@ class Checkpoint:
         optimizer: state dict of the optimizer.
         epoch: number of finished epochs.
         step: number of finished optimizer steps.
+        begun: the epoch that these steps are in, if it has not ended.
+        statistics: in an epoch that has not ended, the moving statistics of batch norm of each
+            process, by rank; those in `net` are their mean.
         finished: whether the training is.
         history: one record per finished epoch.
         failed: key -> reason, of training clips that could not be decoded.
@@ -192,6 +236,8 @@ class Checkpoint:
     init: InitRecord = field(default_factory=InitRecord)
     trained_on: tuple[str, ...] | None = None
     format: int = FORMAT
+    begun: BegunEpoch | None = None
+    statistics: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         """Write it; a reader sees the old file or the new one."""
@@ -202,6 +248,7 @@ class Checkpoint:
             "data": self.data.as_json(),
             "history": [asdict(record) for record in self.history],
             "init": asdict(self.init),
+            "begun": None if self.begun is None else asdict(self.begun),
             "trained_on": None if self.trained_on is None else list(self.trained_on),
         }
         with publish(path) as scratch, scratch.open("wb") as file:
@@ -243,7 +290,7 @@ class Checkpoint:
         for name in ("net", "optimizer"):
             if not isinstance(values.get(name), dict):
                 raise ValueError(f"its {name} is not a state dict")
-        schema.check_plain({n: v for n, v in values.items() if n not in ("net", "optimizer")})
+        schema.check_plain({n: v for n, v in values.items() if n not in _TENSORS})
         if values.get("format") != FORMAT:
             raise ValueError(f"it has format {values.get('format')!r}, not {FORMAT}"[:300])
         data = TrainingData.from_json(schema.parse(values.get("data"), dict[str, Any]))
@@ -257,12 +304,31 @@ class Checkpoint:
         # As torch has them: they may have attributes, and keys of any kind.
         found.net, found.optimizer = values["net"], values["optimizer"]
         found.check_net()
+        found.statistics = values.get("statistics", [])
+        found.check_statistics()
         return found
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names in index order."""
         return self.data.labels
+
+    def check_statistics(self) -> None:
+        """Raise a ValueError unless each process's statistics are those of the network."""
+        names = {name for name in self.net if STATISTIC in name}
+        is_ok = isinstance(self.statistics, list) and all(
+            isinstance(own, dict)
+            and own.keys() == names
+            and all(
+                isinstance(own[name], Tensor)
+                and (own[name].shape, own[name].dtype) == (self.net[name].shape, torch.float32)
+                and not own[name].is_meta
+                for name in names
+            )
+            for own in self.statistics
+        )
+        if not is_ok or bool(self.statistics) != (self.begun is not None):
+            raise ValueError("its statistics are not those of its network")
 
     def network(self) -> Network:
         """The network with its weights, on the CPU, in evaluation mode."""

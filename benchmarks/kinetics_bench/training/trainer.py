@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,12 +40,16 @@ from kinetics_bench.training.checkpoint import (
     AGAIN,
     CHECKPOINT,
     NUMERICS,
+    STATISTIC,
+    BegunEpoch,
     Checkpoint,
     EpochRecord,
     InitRecord,
     TrainingData,
+    keep_earlier,
 )
 from kinetics_bench.training.log import TrainingLog
+from kinetics_bench.training.occasions import EVERY_TEN_MINUTES, Occasions, Saving
 from kinetics_bench.weights.init import SCRATCH, InitWeights
 from kinetics_tools.core.console import progress, time_text
 from kinetics_tools.core.errors import EvaluationError
@@ -74,6 +79,7 @@ class TrainingJob:
         finetune: `all`, or `last`: only the last layer, on fixed features.
         num_workers: processes that read clips; None: none if the decoded clips fit in memory, else
             one per processor.
+        saving: how often the checkpoint is written within an epoch, and how many stay.
     """
 
     arch: str
@@ -87,6 +93,7 @@ class TrainingJob:
     init: InitWeights | None = None
     finetune: str = "all"
     num_workers: int | None = None
+    saving: Saving = EVERY_TEN_MINUTES
 
     @property
     def clips(self) -> tuple[str, ...]:
@@ -146,8 +153,9 @@ def train(
     """The finished checkpoint of `job`: trained, continued, or reused if it is finished already.
 
     The weights follow from the job's identity (on one kind of machine, with one number of
-    processes); a training that was stopped and resumed gives the same weights. Files in
-    `job.folder`: checkpoint.pt after each epoch, log.jsonl, tensorboard/.
+    processes); a training that was stopped after any step and resumed gives the same weights. Files
+    in `job.folder`: checkpoint.pt, at the end of each epoch and as `job.saving` says; log.jsonl;
+    tensorboard/.
 
     Raises:
         EvaluationError: the folder holds another training, or this one unfinished and `resume` is
@@ -288,9 +296,33 @@ class _Training:
         self.optimizer = _optimizer(self.net, recipe)
         self.state = before or self._begin()
         self.state.trained_on = job.trained_on
+        self._written = self.state.step  # of the checkpoint that is there
+        self.done = self.state.step - self.state.epoch * self.plan.steps_per_epoch  # of its epoch
+        is_begun = self.state.begun is not None
+        if self.done not in range(self.plan.steps_per_epoch) or is_begun != (self.done > 0):
+            raise EvaluationError(
+                f"{job.folder / CHECKPOINT} is of step {self.state.step} after epoch "
+                f"{self.state.epoch}, which cannot be; {AGAIN}"
+            )
         if before is not None:
             _restore(self.net, self.optimizer, before, job.folder / CHECKPOINT)
-            logger.info("%s: continued after epoch %d", job.stream, before.epoch)
+            self._restore_statistics(before)
+            logger.info(
+                "%s: continued after step %d of %d", job.stream, before.step, self.num_steps
+            )
+
+    def _restore_statistics(self, before: Checkpoint) -> None:
+        """Batch norm's moving statistics as this process had them, in an epoch that was begun."""
+        if len(before.statistics) == self.machine.num_processes:
+            buffers = dict(self.net.named_buffers())
+            for name, values in before.statistics[self.machine.rank].items():
+                buffers[name].copy_(values)
+        elif before.statistics and self.machine.is_main:
+            logger.warning(
+                "%s: this epoch was begun by %d processes and is continued by %d: every clip is "
+                "seen once, but batch norm's moving statistics begin with the mean of theirs",
+                *(self.job.stream, len(before.statistics), self.machine.num_processes),
+            )
 
     def _begin(self) -> Checkpoint:
         job = self.job
@@ -328,20 +360,27 @@ class _Training:
         epochs = range(first, -(-self.num_steps // self.plan.steps_per_epoch))
         num_workers = self._num_workers(cached=cached)
         self._tell_hours(num_workers)
-        steps: Iterator[tuple[int, Step]] = self._steps(epochs)
+        steps: Iterator[tuple[int, Step]] = self._steps(epochs, self.done)
         if self.machine.is_main:
             total = self.num_steps - self.state.step
             steps = progress(steps, total=total, what=f"training {self.job.stream}")
         log = TrainingLog(self.job.folder)
-        views = train_batches(self.clips, self.plan, epochs, num_workers=num_workers)
-        epoch = _Epoch()
-        with closing(log), reading(views) as batches:
+        views = train_batches(self.clips, self.plan, epochs, self.done, num_workers=num_workers)
+        epoch = _Epoch() if self.state.begun is None else _Epoch.begun(first, self.state.begun)
+        occasions, stopping = Occasions(self.job.saving), False
+        with closing(log), reading(views) as batches, occasions.heeding_signals():
             for number, step in steps:
                 if number != epoch.number:
-                    self._close(epoch, log)
+                    if epoch.number >= 0:
+                        self._close(epoch, log)
+                        occasions.saved()
                     epoch = _Epoch(number)
-                    torch.manual_seed(_seed(self.job.seed, number, f"dropout {self.machine.rank}"))
-                self._step(step, batches, epoch)
+                if stopping:  # its checkpoint is written
+                    occasions.stop()
+                asked, stopping = self._step(step, batches, epoch, occasions)
+                if asked and self.state.step % self.plan.steps_per_epoch:  # not at its end
+                    self._save_within(epoch)
+                    occasions.saved()
             self._close(epoch, log, finished=True)
         return self.state
 
@@ -383,23 +422,29 @@ class _Training:
             return self.job.num_workers
         return 0 if cached else num_processors()
 
-    def _steps(self, epochs: range) -> Iterator[tuple[int, Step]]:
+    def _steps(self, epochs: range, done: int) -> Iterator[tuple[int, Step]]:
         left = self.num_steps - self.state.step
         for epoch in epochs:
-            for step in self.plan.steps(epoch):
+            for step in islice(self.plan.steps(epoch), done if epoch == epochs[0] else 0, None):
                 if left == 0:
                     return
                 left -= 1
                 yield epoch, step
 
-    def _step(self, step: Step, batches: Iterator[Batch], epoch: _Epoch) -> None:
+    def _step(
+        self, step: Step, batches: Iterator[Batch], epoch: _Epoch, occasions: Occasions
+    ) -> tuple[bool, bool]:
+        """One step; whether a process asks for a checkpoint, and whether one asks to stop."""
         lr = self.job.recipe.schedule.lr(self.state.step, self.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         device = self.machine.device
         parts = []  # of each micro-batch: loss, correct predictions, clips
-        for _ in step.micro_batches:
+        for at in range(len(step.micro_batches)):
+            # Of the whole batch: so dropout does not depend on the number of processes.
+            number = self.machine.rank + at * self.machine.num_processes
+            torch.manual_seed(_seed(self.job.seed, self.state.step, f"dropout {number}"))
             start = time.monotonic()
             batch = next(batches)
             epoch.waited_s += time.monotonic() - start
@@ -411,7 +456,8 @@ class _Training:
         sums = sum(parts, torch.zeros(3, device=device))
         weights = [weight for weight in self.net.parameters() if weight.requires_grad]
         gradients = [_gradient(weight) for weight in weights]
-        self.machine.all_reduce_sum([*gradients, sums])
+        asks = torch.tensor(occasions.after_step(is_main=self.machine.is_main)).to(sums)
+        self.machine.all_reduce_sum([*gradients, sums, asks])
         loss, _, num_clips = sums.tolist()
         # A gradient can overflow where the loss does not.
         if not math.isfinite(loss + float(nn.utils.get_total_norm(gradients))):
@@ -422,6 +468,8 @@ class _Training:
             self.optimizer.step()
         epoch.add(sums, lr)
         self.state.step += 1
+        asked, stopping = asks.tolist()
+        return asked > 0, stopping > 0
 
     def _stop_diverged(self, step: Step, parts: Sequence[Tensor], epoch: _Epoch) -> NoReturn:
         """Raise EvaluationError about a step whose loss or gradient is not finite."""
@@ -489,8 +537,6 @@ class _Training:
 
     def _close(self, epoch: _Epoch, log: TrainingLog, *, finished: bool = False) -> None:
         """End an epoch: average the statistics over the processes, write checkpoint and log."""
-        if epoch.number < 0:
-            return
         if epoch.skipped:
             logger.warning(
                 "%s: a clip was left alone and not trained on: %s", self.job.stream, epoch.skipped
@@ -498,24 +544,50 @@ class _Training:
         if epoch.num_clips == 0:
             why = epoch.skipped or next(iter(epoch.failed.values()), "")
             raise EvaluationError(f"{self.job.stream}: no clip could be trained on: {why}")
-        statistics = [b for name, b in self.net.named_buffers() if ".running_" in name]
-        self.machine.all_reduce_sum(statistics)
-        for buffer in statistics:
-            buffer.div_(self.machine.num_processes)
+        self._average_statistics()
         bad = next((n for n, t in self.net.state_dict().items() if not t.isfinite().all()), None)
         if bad is not None:  # by the last step: a step before it would have had another loss
             raise self._diverged(f"{bad} is not finite after step {self.state.step}")
-        for failed in self.machine.gather(epoch.failed):
-            self.state.failed.update(failed)
+        self._gather_failed(epoch)
         self.state.history.append(epoch.record(self.state.step, len(self.state.failed)))
         self.state.epoch = epoch.number + 1
         self.state.finished = finished
+        self.state.begun, self.state.statistics = None, []
+        if self.machine.is_main:
+            # First, as who is killed between them does this epoch, and its line, again.
+            log.add(self.state.history)
+        self._write()
+
+    def _save_within(self, epoch: _Epoch) -> None:
+        """Write the checkpoint in the middle of an epoch; nothing else changes."""
+        self._gather_failed(epoch)
+        statistics = {n: b for n, b in self.net.named_buffers() if STATISTIC in n}
+        own = {name: buffer.detach().cpu().clone() for name, buffer in statistics.items()}
+        self.state.statistics = self.machine.gather(own)
+        self.state.begun = epoch.progress()
+        self._average_statistics()
+        self._write()
+        for name, buffer in statistics.items():
+            buffer.copy_(own[name])
+
+    def _average_statistics(self) -> None:
+        statistics = [b for name, b in self.net.named_buffers() if STATISTIC in name]
+        self.machine.all_reduce_sum(statistics)
+        for buffer in statistics:
+            buffer.div_(self.machine.num_processes)
+
+    def _gather_failed(self, epoch: _Epoch) -> None:
+        for failed in self.machine.gather(epoch.failed):
+            self.state.failed.update(failed)
+
+    def _write(self) -> None:
+        """Write the checkpoint; of those before, as many stay as the job says."""
         self.state.net = self.net.state_dict()
         self.state.optimizer = self.optimizer.state_dict()
         if self.machine.is_main:
-            # In this order: who is killed between them does this epoch, and its line, again.
-            log.add(self.state.history)
+            keep_earlier(self.job.folder, self.job.saving.keep - 1, self._written)
             self.state.write(self.job.folder / CHECKPOINT)
+            self._written = self.state.step
         self.machine.barrier()
 
 
@@ -531,12 +603,35 @@ class _Epoch:
     failed: dict[str, str] = field(default_factory=dict)
     skipped: str = ""  # why a micro-batch of one clip was left out
 
+    @classmethod
+    def begun(cls, number: int, before: BegunEpoch) -> _Epoch:
+        """An epoch that another process began."""
+        return cls(
+            number,
+            time.monotonic() - before.seconds,
+            before.waited_s,
+            torch.tensor([before.loss, before.correct, before.clips]),
+            skipped=before.skipped,
+        )
+
+    def progress(self) -> BegunEpoch:
+        """What the process that continues it needs."""
+        loss, correct, clips = (0.0, 0.0, 0.0) if self.sums is None else self.sums.tolist()
+        return BegunEpoch(
+            loss=loss,
+            correct=int(correct),
+            clips=int(clips),
+            seconds=time.monotonic() - self.began_s,
+            waited_s=self.waited_s,
+            skipped=self.skipped,
+        )
+
     @property
     def num_clips(self) -> int:
         return 0 if self.sums is None else int(self.sums[2])
 
     def add(self, sums: Tensor, lr: float) -> None:
-        self.sums = sums if self.sums is None else self.sums + sums
+        self.sums = sums if self.sums is None else self.sums.to(sums) + sums
         self.lr = lr
 
     def record(self, step: int, num_failed: int) -> EpochRecord:
