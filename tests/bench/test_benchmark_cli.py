@@ -171,6 +171,7 @@ def test_training_clips_that_are_missing_are_counted_logged_and_shown(tmp_path: 
     assert len(json.loads(other.read_text())["data"]["missing_train"]) == 2
 
 
+@pytest.mark.full
 def test_what_is_there_is_reused_only_if_labels_bytes_and_precision_are_the_same(
     tmp_path: Path,
 ) -> None:

@@ -63,6 +63,7 @@ def test_a_checkpoint_is_written_as_it_was_read(written: Path, tmp_path: Path) -
         for path in (written / "run" / "flow" / "checkpoint.pt", tmp_path / "checkpoint.pt")
     )
     assert here.pop("trained_on") is None  # it was not recorded
+    assert (here.pop("begun"), here.pop("statistics")) == (None, [])  # nothing within an epoch
     there["data"] |= {"missing_train": {}}
     for name in there.keys() - {"net", "optimizer"}:
         assert here[name] == there[name], name
