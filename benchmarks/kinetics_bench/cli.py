@@ -102,22 +102,7 @@ def train_parser() -> Parser:
     there = parser.add_mutually_exclusive_group()
     there.add_argument("--resume", action="store_true", help="continue a training that stopped")
     there.add_argument("--force", action="store_true", help="retrain what is finished")
-    parser.add_argument(
-        "--checkpoint-every",
-        type=_steps_or_minutes,
-        default="10min",
-        metavar="N|Nmin",
-        help="steps or minutes between checkpoints, besides those at the end of epochs; "
-        "SIGUSR1 asks for one now, SIGTERM for one before the run ends",
-    )
-    parser.add_argument(
-        "--keep-checkpoints",
-        type=whole(1, 1000),
-        default=1,
-        metavar="N",
-        help="how many checkpoints of each network stay: checkpoint.pt, and earlier ones as "
-        "checkpoint-STEP.pt",
-    )
+    _add_saving(parser)
     cli.add_cache_dir(parser)
     parser.add_argument(
         "--checkpoint-activations",
@@ -639,6 +624,26 @@ def _require_init(arguments: argparse.Namespace, *names: str) -> None:
                 f"--{name.replace('_', '-')} is for --init; {arguments.run} is a run, which has "
                 "its own: leave one of them out"
             )
+
+
+def _add_saving(parser: Parser) -> None:
+    """Add the options that `_saving` reads."""
+    parser.add_argument(
+        "--checkpoint-every",
+        type=_steps_or_minutes,
+        default="10min",
+        metavar="N|Nmin",
+        help="steps or minutes between checkpoints, besides those at the end of epochs; "
+        "SIGUSR1 asks for one now, SIGTERM for one before the run ends",
+    )
+    parser.add_argument(
+        "--keep-checkpoints",
+        type=whole(1, 1000),
+        default=1,
+        metavar="N",
+        help="how many checkpoints of each network stay: checkpoint.pt, and earlier ones as "
+        "checkpoint-STEP.pt",
+    )
 
 
 def _steps_or_minutes(text: str) -> str:
