@@ -351,6 +351,7 @@ def test_a_signal_asks_for_a_checkpoint_after_the_step(
 
 def train_as(rank: int, num: int, port: int, given: TrainingJob) -> None:
     """One of `num` processes of a training, in a process of its own."""
+    torch.set_num_threads(1)  # all of them share this machine's cores
     if num > 1:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(num)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -363,10 +364,12 @@ def run_processes(given: TrainingJob, num: int, seconds: float | None = None) ->
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
+    # Not forks of this process: threads of torch that ran in it are missing in a fork, which hangs.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["kinetics_bench.training.trainer"])
     path = given.folder / CHECKPOINT
     before = path.stat().st_mtime_ns if path.exists() else 0
-    processes = [fork.Process(target=train_as, args=(n, num, port, given)) for n in range(num)]
+    processes = [server.Process(target=train_as, args=(n, num, port, given)) for n in range(num)]
     for process in processes:
         process.start()
     if seconds is not None:
