@@ -131,7 +131,7 @@ def make_views(shards: ShardFolder, stream: str, folder: Path, num: int) -> list
         path.write_bytes(sample.rgb_at.read())
         for number in range(num):
             random = seeded_rng(0, number, sample.key)
-            view = train_view(sample.num_frames, reader.recipe, random)
+            view = train_view(sample.num_frames, reader.framing, random)
             views.append(Clip(sample, View(view.indices, view.top, view.left), path))
     return views
 
@@ -321,7 +321,7 @@ def measure_processes(shards: ShardFolder, rounds: int) -> Iterator[dict[str, An
     reader = make_reader("rgb")
     samples = shards.samples("all", ("rgb",))
     dataset = ClipDataset.for_training(samples, reader, seed=0)
-    plan = BatchPlan(len(samples), reader.recipe, 0)
+    plan = BatchPlan(len(samples), recipe_for("paper", "i3d", "rgb"), 0)
     rates: dict[int, list[float]] = {1: [], 2: []}
     spent: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):

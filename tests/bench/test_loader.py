@@ -149,7 +149,7 @@ def test_both_streams_of_a_view_have_one_crop_and_one_mirror() -> None:
     reader = Reader(replace(recipe, short_side=40), 127.5)
     flips = set()
     for seed in range(8):
-        view = train_view(12, reader.recipe, seeded_rng(seed, 0, "key"))
+        view = train_view(12, reader.framing, seeded_rng(seed, 0, "key"))
         rgb, flow = network_inputs(reader.clips(copied, view), torch.device("cpu"))
         flips.add(view.flip)
         signs = torch.tensor([-1.0 if view.flip else 1.0, 1.0]).reshape(2, 1, 1, 1)

@@ -15,10 +15,11 @@
     item = dataset[0, 17]  # epoch 0, sample 17
     (rgb,) = network_inputs(item.clips, torch.device("cpu"))  # float32 (1, 3, 64, 224, 224)
 
-`select` reads a split, also an official one or a file of keys. `Reader` takes what a network sees
-of a clip, as bytes (`Crops`); `network_inputs` makes its input of them, on any device. A
-`ClipDataset` is a torch dataset of views, `train_batches` and `eval_items` iterate over one as
-`run-benchmark` does. `train_view`, `eval_view` and `whole_view` compute single views.
+`select` reads a split, also an official one or a file of keys. `ClipLoader` gives batches of clips
+to any training loop. `Reader` takes what a network sees of a clip, as bytes (`Crops`);
+`network_inputs` makes its input of them, on any device. A `ClipDataset` is a torch dataset of
+views, `train_batches` and `eval_items` iterate over one as `run-benchmark` does. `train_view`,
+`eval_view`, `middle_view` and `whole_view` compute single views.
 Names that are not in `__all__` are private.
 """
 
@@ -26,6 +27,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kinetics_bench.data.clip_loader import ClipLoader
     from kinetics_bench.data.inputs import Crops, network_inputs
     from kinetics_bench.data.loader import (
         Batch,
@@ -38,12 +40,13 @@ if TYPE_CHECKING:
         train_batches,
     )
     from kinetics_bench.data.splits import Selection, select
-    from kinetics_bench.data.views import View, eval_view, train_view, whole_view
+    from kinetics_bench.data.views import View, eval_view, middle_view, train_view, whole_view
 
 __all__ = [
     "Batch",
     "BatchPlan",
     "ClipDataset",
+    "ClipLoader",
     "Crops",
     "Item",
     "Reader",
@@ -52,6 +55,7 @@ __all__ = [
     "View",
     "eval_items",
     "eval_view",
+    "middle_view",
     "network_inputs",
     "select",
     "train_batches",
@@ -59,10 +63,11 @@ __all__ = [
     "whole_view",
 ]
 _MODULES = {
+    "clip_loader": "ClipLoader",
     "inputs": "Crops network_inputs",
-    "loader": ("Batch BatchPlan ClipDataset Item Reader Step eval_items train_batches"),
+    "loader": "Batch BatchPlan ClipDataset Item Reader Step eval_items train_batches",
     "splits": "Selection select",
-    "views": "View eval_view train_view whole_view",
+    "views": "View eval_view middle_view train_view whole_view",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

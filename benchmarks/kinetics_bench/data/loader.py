@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +33,7 @@ from kinetics_tools.media.decode import Window
 from kinetics_tools.shards.reader import Sample
 
 CACHE_BYTES: Final = 4 * 2**30  # decoded training clips are cached where all of them fit in this
+NO_LABEL: Final = -1
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -79,7 +80,7 @@ class Item:
 
     Attributes:
         key: key of the clip.
-        label_id: label of the clip, its rank in the dataset's label list.
+        label_id: label of the clip, its rank in the dataset's label list; -1: it has none.
         clips: of this one clip; None where it could not be decoded.
         failure: why it could not be decoded; else empty.
         stop: an error of a shard or its storage that ends the run. It is passed on as a value: an
@@ -115,17 +116,17 @@ class Reader:
     """What of a clip's frames becomes the input of a network.
 
     Attributes:
-        recipe: gives streams, sizes and crop.
+        framing: gives streams, sizes and crop; a Recipe is one.
         bound: flow of so many pixels per frame becomes 1 in the input.
     """
 
-    recipe: Recipe
+    framing: views.Framing
     bound: float
 
     @property
     def streams(self) -> tuple[str, ...]:
         """The network's inputs, in order: `rgb`, `flow` or both."""
-        return self.recipe.streams
+        return self.framing.streams
 
     def decode(self, sample: Readable, stream: str) -> Decoded:
         """All frames or fields of a sample.
@@ -138,7 +139,7 @@ class Reader:
     def _resized(self, stream: str, pictures: Pictures) -> Decoded:
         height, width = pictures.shape[1:3]
         resize = views.resize_rgb if stream == "rgb" else views.resize_codes
-        resized = resize(pictures, self.recipe.short_side)
+        resized = resize(pictures, self.framing.short_side)
         return Decoded(resized, (resized.shape[2] / width, resized.shape[1] / height))
 
     def clips(self, sample: Readable, view: View, decoded: Streams | None = None) -> Crops:
@@ -179,7 +180,7 @@ class Reader:
 
         def window(height: int, width: int) -> tuple[slice, slice]:
             nonlocal is_cropped
-            size = views.resized_size(height, width, self.recipe.short_side)
+            size = views.resized_size(height, width, self.framing.short_side)
             is_cropped = size == (height, width)
             return self._crop(view, height, width) if is_cropped else (slice(None), slice(None))
 
@@ -191,7 +192,7 @@ class Reader:
         return replace(whole, pictures=whole.pictures[:, rows, columns])
 
     def _crop(self, view: View, height: int, width: int) -> tuple[slice, slice]:
-        return views.crop_of(view, height, width, self.recipe.crop_px)
+        return views.crop_of(view, height, width, self.framing.crop_px)
 
 
 class ClipDataset(Dataset[Item]):
@@ -203,7 +204,7 @@ class ClipDataset(Dataset[Item]):
         """A dataset of any views.
 
         Args:
-            samples: the clips; each has a label.
+            samples: the clips.
             reader: decodes and crops.
             view_of: (epoch, sample) -> the view of it.
         """
@@ -215,7 +216,7 @@ class ClipDataset(Dataset[Item]):
     @classmethod
     def for_training(cls, samples: Sequence[Sample], reader: Reader, *, seed: int) -> ClipDataset:
         """Random views, which depend on seed, epoch and key alone."""
-        return cls(samples, reader, partial(_train_view, reader.recipe, seed))
+        return cls(samples, reader, partial(random_view, reader.framing, seed))
 
     @classmethod
     def for_evaluation(
@@ -259,31 +260,39 @@ class ClipDataset(Dataset[Item]):
     def __getitem__(self, index: tuple[int, int]) -> Item:
         epoch, number = index
         sample = self.samples[number]
-        assert sample.label_id is not None  # splits.select refuses samples without a label
+        label_id = NO_LABEL if sample.label_id is None else sample.label_id
         view = self.view_of(epoch, sample)
         try:
             decoded = self.cache.get(sample.key)
             if isinstance(decoded, str):
-                return Item(sample.key, sample.label_id, None, decoded)
+                return Item(sample.key, label_id, None, decoded)
             clips = self.reader.clips(sample, view, decoded)
         except ShardError as error:
             if not isinstance(error.__cause__, MediaError):  # the shard is broken, not one clip
-                return Item(sample.key, sample.label_id, None, stop=type(error)(str(error)))
-            return Item(sample.key, sample.label_id, None, str(error))
+                return Item(sample.key, label_id, None, stop=type(error)(str(error)))
+            return Item(sample.key, label_id, None, str(error))
         except OSError as error:  # of the storage; a worker's exception would lose its number
             shard = error.filename or f"a shard of {sample.key}"
             stop = OSError(error.errno, error.strerror or str(error), str(shard))
-            return Item(sample.key, sample.label_id, None, stop=stop)
-        return Item(sample.key, sample.label_id, clips)
+            return Item(sample.key, label_id, None, stop=stop)
+        return Item(sample.key, label_id, clips)
 
 
 # Not closures: where workers are spawned, the dataset is pickled.
-def _train_view(recipe: Recipe, seed: int, epoch: int, sample: Sample) -> View:
-    return views.train_view(sample.num_frames, recipe, views.seeded_rng(seed, epoch, sample.key))
+def random_view(framing: views.Framing, seed: int, epoch: int, sample: Sample) -> View:
+    """The training view of a sample, which depends on seed, epoch and key alone."""
+    return views.train_view(sample.num_frames, framing, views.seeded_rng(seed, epoch, sample.key))
 
 
 def _eval_view(extents: Extents, _epoch: int, sample: Sample) -> View:
     return views.eval_view(sample.num_frames, extents)
+
+
+def epoch_order(num_clips: int, *, seed: int, epoch: int) -> list[int]:
+    """The numbers of all clips in the order of an epoch."""
+    rng = views.seeded_rng(seed, epoch, "order of the clips")
+    order: list[int] = rng.permutation(num_clips).tolist()
+    return order
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,10 +358,9 @@ class BatchPlan:
 
     def steps(self, epoch: int) -> Iterator[Step]:
         """The steps of an epoch, in order."""
-        rng = views.seeded_rng(self.seed, epoch, "order of the clips")
-        order = rng.permutation(self.num_clips)
+        order = epoch_order(self.num_clips, seed=self.seed, epoch=epoch)
         for start, end in pairwise(self._cuts):
-            batch = order[start:end].tolist()
+            batch = order[start:end]
             num = self._num_micro_batches(len(batch))
             ends = [len(batch) * number // num for number in range(num + 1)]
             micro_batches = [tuple(batch[first:last]) for first, last in pairwise(ends)]
@@ -377,7 +385,7 @@ class _MicroBatchSampler(Sampler[list[tuple[int, int]]]):
 
 @contextmanager
 def reading(views: Generator[T]) -> Iterator[Iterator[T]]:
-    """A block that reads `train_batches` or `eval_items`; at its end their processes have ended.
+    """A block that reads batches or items; at its end their processes have ended.
 
     Raises:
         EvaluationError: one of them was killed. torch tells of it in a signal handler, so wherever
@@ -393,7 +401,7 @@ def reading(views: Generator[T]) -> Iterator[Iterator[T]]:
         traceback.clear_frames(error.__traceback__)  # they hold the loader, and so its processes
         raise EvaluationError(
             f"a process that reads clips has ended ({said}): most likely the system killed it, "
-            "short of memory; give fewer --workers and the same command again, a training's with "
+            "short of memory; use fewer of them (--workers) and start again, a training with "
             "--resume"
         ) from error
 
@@ -413,10 +421,21 @@ def train_batches(
     Raises:
         ShardError: a shard is not what the index says.
     """
+    return read_batches(dataset, _MicroBatchSampler(plan, epochs, done), num_workers=num_workers)
+
+
+def read_batches(
+    dataset: ClipDataset, numbers: Iterable[list[tuple[int, int]]], *, num_workers: int
+) -> Generator[Batch]:
+    """Batches of the views at `numbers`: of each its epochs and places in `dataset.samples`.
+
+    Raises:
+        ShardError: a shard is not what the index says.
+    """
     batches = _read(
         dataset,
         num_workers,
-        batch_sampler=_MicroBatchSampler(plan, epochs, done),
+        batch_sampler=numbers,
         collate_fn=_packed_batch,
         # By default the loader draws a seed from the global generator, on which dropout depends.
         generator=torch.Generator(),

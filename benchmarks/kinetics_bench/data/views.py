@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kinetics_bench.archs.registry import Sampling
 from kinetics_bench.protocols import Extent, Extents
-from kinetics_bench.recipes import Recipe
 
 IndexArray = npt.NDArray[np.int64]
+
+
+class Framing(Protocol):
+    """What of a clip a network sees; a Recipe says it among other things."""
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The network's inputs, in order: `rgb`, `flow` or both."""
+
+    @property
+    def sampling(self) -> Mapping[str, Sampling]:
+        """Stream -> number and stride of the frames or fields of a view."""
+
+    @property
+    def short_side(self) -> int:
+        """The shorter side of the frame after resizing, pixels."""
+
+    @property
+    def crop_px(self) -> int:
+        """Height and width of the crop, pixels."""
+
+    @property
+    def flip(self) -> float:
+        """Probability of a horizontal flip in training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +85,39 @@ def looped(start: int, num: int, *, stride: int, length: int) -> IndexArray:
     return indices
 
 
-def train_view(num_frames: int, recipe: Recipe, rng: np.random.Generator) -> View:
+def train_view(num_frames: int, framing: Framing, rng: np.random.Generator) -> View:
     """A random view of a clip of `num_frames` RGB frames: start, crop and flip are drawn.
 
     The start leaves room for all frames of the view. A clip that is too short is looped, and the
     start is any of its frames.
     """
-    samplings = recipe.sampling
-    length = max(num_frames - 1, 1) if "flow" in samplings else num_frames
-    span = max((each.num - 1) * each.stride + 1 for each in samplings.values())
-    num_starts = length - span + 1 if length >= span else length
-    start = int(rng.integers(num_starts))
+    length, room = _room(num_frames, framing)
+    start = int(rng.integers(room + 1 if room >= 0 else length))
     top, left, flip = rng.random(3)
-    indices = {
+    indices = _indices(framing, start, length)
+    return View(indices, float(top), float(left), bool(flip < framing.flip))
+
+
+def middle_view(num_frames: int, framing: Framing) -> View:
+    """The middle of a clip of `num_frames` RGB frames: centre crop, no flip.
+
+    It has as many frames as a training view. A clip that is too short is looped from its start.
+    """
+    length, room = _room(num_frames, framing)
+    return View(_indices(framing, max(room, 0) // 2, length))
+
+
+def _room(num_frames: int, framing: Framing) -> tuple[int, int]:
+    """Frames, or fields, of a clip, and how many of them a view leaves; below 0: it is looped."""
+    length = max(num_frames - 1, 1) if "flow" in framing.sampling else num_frames
+    return length, length - max((s.num - 1) * s.stride + 1 for s in framing.sampling.values())
+
+
+def _indices(framing: Framing, start: int, length: int) -> dict[str, IndexArray]:
+    return {
         stream: looped(start, each.num, stride=each.stride, length=length)
-        for stream, each in samplings.items()
+        for stream, each in framing.sampling.items()
     }
-    return View(indices, float(top), float(left), bool(flip < recipe.flip))
 
 
 def eval_view(num_frames: int, extents: Extents) -> View:
