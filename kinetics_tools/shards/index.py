@@ -1,6 +1,6 @@
 """The index of a split: one row per sample, where its members are in the shards.
 
-Importing this module is quick: pandas is imported where the index is read or written.
+Importing this module is quick: pandas and Arrow are imported where the index is read or written.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kinetics_tools.core.files import publish
 from kinetics_tools.core.schema import (
@@ -25,7 +25,7 @@ from kinetics_tools.core.schema import (
 from kinetics_tools.core.store import Address
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pyarrow as pa
 
 NUM_CHECK_DIGITS = 16  # of SHA-256, kept in the index: decoders paint over damage and say nothing
 
@@ -109,12 +109,17 @@ def _place_values(place: IndexPlace | None) -> tuple[object, ...]:
     return place.shard, place.offset, place.size, place.sha256
 
 
-def read_rows(path: Path | Address, labels: Sequence[str]) -> list[IndexRow]:
-    """Read the index of a split.
+def read_table(path: Path | Address, labels: Sequence[str]) -> pa.Table:
+    """Read the index of a split: its columns, of which each field is what it may be.
+
+    A table has some 0.2 kB a sample, an object for each row and place ten times that.
 
     Args:
         path: of the index, or its address.
         labels: the dataset's full label list.
+
+    Returns:
+        the columns that `write_rows` wrote: texts and int64.
 
     Raises:
         FileNotFoundError: there is none.
@@ -135,90 +140,88 @@ def read_rows(path: Path | Address, labels: Sequence[str]) -> list[IndexRow]:
         groups = map(metadata.row_group, range(metadata.num_row_groups))
         if sum(group.total_byte_size for group in groups) > MAX_INDEX_BYTES:
             raise ValueError(f"it expands to more than {MAX_INDEX_BYTES} bytes")
-        table = _read_table(content)
+        table = _columns(content)
+        _check(table, labels)
     except (pa.ArrowException, OSError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk; the others are Arrow's
         raise ValueError(" ".join(str(error).split())) from error
-    streams = _check(table, labels)
-    table = table.astype(object)
-    table = table.where(table.notna(), None)
-    places = {stream: _places(table, stream) for stream in streams}
-    return [
-        IndexRow(key, label, label_id, frames, {s: p for s, own in places.items() if (p := own[n])})
-        for n, (key, label, label_id, frames) in enumerate(
-            zip(*(table[name] for name in _ROW_COLUMNS), strict=True)
-        )
-    ]
+    return table
 
 
-def _read_table(content: Path | io.BytesIO) -> pd.DataFrame:
-    """The columns, of which no text is long: a dictionary may have one once that all rows repeat.
+def streams_of(table: pa.Table) -> list[str]:
+    """The streams of an index."""
+    return [n.removesuffix("_shard") for n in table.column_names if n.endswith("_shard")]
+
+
+def _columns(content: Path | io.BytesIO) -> pa.Table:
+    """The columns of an index, each of its type.
+
+    A text that repeats is there once. None is long: a file may have one once that all rows repeat.
 
     Raises:
-        ValueError: one is.
+        ValueError: one is long, or a column is missing, twice there or of another type.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     schema = pq.read_schema(content)
-    texts = (pa.string(), pa.large_string())
-    names = [each.name for each in schema if each.type in texts]
-    table = pq.read_table(content, read_dictionary=names)
-    for name in names:
-        for chunk in table[name].chunks:
-            longest = pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0
-            if longest > MAX_TEXT_BYTES:
-                raise ValueError(f"column {name} has a text of {longest} bytes")
-    frame: pd.DataFrame = table.cast(schema).to_pandas()
-    return frame
+    texts = [each.name for each in schema if pa.types.is_string(each.type)]
+    texts += [each.name for each in schema if pa.types.is_large_string(each.type)]
+    table = pq.read_table(content, read_dictionary=texts)
+    columns = {}
+    for name in _columns_of(streams_of(table)):
+        if table.column_names.count(name) != 1:
+            raise ValueError(f"it has {'no' if name not in table.column_names else 'two'} {name}")
+        column = table[name]
+        if name in texts:
+            for chunk in column.chunks:
+                longest = pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0
+                if longest > MAX_TEXT_BYTES:
+                    raise ValueError(f"column {name} has a text of {longest} bytes")
+        is_whole = name in ("label_id", "frames") or name.endswith(("_offset", "_size"))
+        if not (pa.types.is_integer(column.type) if is_whole else name in texts) and not (
+            pa.types.is_null(column.type)
+        ):
+            raise ValueError(f"column {name} is {schema.field(name).type}")
+        is_shared = name == "label" or name.endswith("_shard")
+        text = pa.dictionary(pa.int32(), pa.string()) if is_shared else pa.string()
+        columns[name] = column.cast(pa.int64() if is_whole else text)
+    return pa.table(columns).combine_chunks()
 
 
-def _check(table: pd.DataFrame, labels: Sequence[str]) -> list[str]:
-    """Check every field of an index: paths and sizes are made of them. Return its streams.
+def _columns_of(streams: Sequence[str]) -> dict[str, Any]:
+    """Name and type of each column."""
+    check(streams, list[Stream])
+    places = {f"{s}_{part}": type_ for s in streams for part, type_ in _PLACE_COLUMNS.items()}
+    return _ROW_COLUMNS | places
+
+
+def _check(table: pa.Table, labels: Sequence[str]) -> None:
+    """Check every field of an index: paths and sizes are made of them.
 
     Raises:
-        ValueError: a column is missing, or a field is not what it may be.
+        ValueError: a field is not what it may be.
     """
-    streams = [name.removesuffix("_shard") for name in table.columns if name.endswith("_shard")]
-    check(streams, list[Stream])
-    columns = dict(_ROW_COLUMNS)
-    for stream in streams:
-        columns |= {f"{stream}_{part}": type_ for part, type_ in _PLACE_COLUMNS.items()}
-    for name, type_ in columns.items():
-        if name not in table:
-            raise ValueError(f"it has no column {name}")
-        values = table[name].drop_duplicates()
+    streams = streams_of(table)
+    for name, type_ in _columns_of(streams).items():
+        values = table[name].unique()
         try:
-            check(values.astype(object).where(values.notna(), None).tolist(), type_)
+            check(values.to_pylist(), type_)
         except ValueError as error:
             raise ValueError(f"column {name}: {error}") from error
-    if table["key"].duplicated().any():
-        raise ValueError("a key is there twice")
-    _check_labels(table, labels)
-    for stream in streams:
-        _check_places(table, stream)
-    return streams
-
-
-def _check_labels(table: pd.DataFrame, labels: Sequence[str]) -> None:
-    pairs = table[["label", "label_id"]].drop_duplicates().astype(object)
-    for label, label_id in pairs.where(pairs.notna(), None).itertuples(index=False):
+        if name == "key" and len(values) < len(table):
+            raise ValueError("a key is there twice")
+    pairs = table.select(["label", "label_id"]).group_by(["label", "label_id"]).aggregate([])
+    for label, label_id in zip(*(each.to_pylist() for each in pairs.columns), strict=True):
         if (label, label_id) == (None, None):
             continue
         if label_id is None or label_id >= len(labels) or labels[label_id] != label:
             raise ValueError(
                 f"dataset.json has another label than {label!r:.80} as number {label_id}"
             )
-
-
-def _check_places(table: pd.DataFrame, stream: str) -> None:
-    present = table[[f"{stream}_{part}" for part in _PLACE_COLUMNS]].notna()
-    if (present.any(axis=1) != present.all(axis=1)).any():
-        raise ValueError(f"a row has only a part of its place in {stream}")
-
-
-def _places(table: pd.DataFrame, stream: str) -> list[IndexPlace | None]:
-    columns = (table[f"{stream}_{part}"] for part in _PLACE_COLUMNS)
-    return [None if row[0] is None else IndexPlace(*row) for row in zip(*columns, strict=True)]
+    for stream in streams:
+        parts = [table[f"{stream}_{part}"].is_null() for part in _PLACE_COLUMNS]
+        if any(part != parts[0] for part in parts):
+            raise ValueError(f"a row has only a part of its place in {stream}")

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, overload
 
 from kinetics_tools.core.errors import MediaError, ShardError, lookup
 from kinetics_tools.core.file_cache import FileCache
@@ -20,7 +21,7 @@ from kinetics_tools.core.files import below
 from kinetics_tools.core.store import Address, is_address
 from kinetics_tools.flow.codecs import CODECS
 from kinetics_tools.flow.methods import dequantise
-from kinetics_tools.shards.index import IndexRow, read_rows
+from kinetics_tools.shards.index import read_table
 from kinetics_tools.shards.records import (
     RGB,
     RGB_EXT,
@@ -34,8 +35,11 @@ from kinetics_tools.shards.records import (
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pyarrow as pa
 
     from kinetics_tools.media.decode import Window
+
+_AT_ONCE: Final = 4096  # samples that are made at once where all are asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,80 @@ def _as_shard_error(place: Location, key: str) -> Iterator[None]:
         raise ShardError(f"{place.shard}, sample {key}: {error.detail}") from error
 
 
+class Samples(Sequence[Sample]):
+    """The samples of a split, each made when it is asked for: columns of an index are small."""
+
+    def __init__(
+        self,
+        table: pa.Table,
+        exts: Mapping[str, str],
+        shards: Mapping[str, str | Address],
+        codec: str,
+        bound: float,
+    ) -> None:
+        """The samples of the rows of `table`.
+
+        Args:
+            table: rows of an index.
+            exts: by stream, the extension of its members: what the samples can give.
+            shards: by name, where the tar is.
+            codec: name of the flow's codec; empty without flow.
+            bound: of the flow; 0 without flow.
+        """
+        self._table = table
+        self._exts = exts
+        self._shards = shards
+        self._codec = codec
+        self._bound = bound
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Samples: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | Samples:
+        numbers = range(len(self))[index]
+        if isinstance(numbers, int):
+            return next(self._made(self._table.slice(numbers, 1)))
+        import pyarrow as pa
+
+        rows = self._table.take(pa.array(numbers, pa.int64()))
+        return Samples(rows, self._exts, self._shards, self._codec, self._bound)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for start in range(0, len(self), _AT_ONCE):
+            yield from self._made(self._table.slice(start, _AT_ONCE))
+
+    def _made(self, rows: pa.Table) -> Iterator[Sample]:
+        columns = [_values(rows[name]) for name in ("key", "label", "label_id", "frames")]
+        rgb = self._locations(rows, columns[0], (each for each in self._exts if each == RGB))
+        flow = self._locations(rows, columns[0], (each for each in self._exts if each != RGB))
+        for key, label, label_id, frames, *at in zip(*columns, rgb, flow, strict=True):
+            yield Sample(key, label, label_id, frames, at[0], at[1], self._codec, self._bound)
+
+    def _locations(
+        self, rows: pa.Table, keys: Sequence[str], streams: Iterator[str]
+    ) -> Iterator[Location | None]:
+        """Where the members of the first of `streams` are; without one they were not asked for."""
+        stream = next(streams, None)
+        if stream is None:
+            return repeat(None, len(rows))
+        columns = (_values(rows[f"{stream}_{part}"]) for part in ("offset", "size", "sha256"))
+        shards = map(self._shards.__getitem__, _values(rows[f"{stream}_shard"]))
+        names = (f"{key}.{self._exts[stream]}" for key in keys)
+        return map(Location, shards, names, *columns)
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """The values of a column, as `to_pylist` gives them, several times faster."""
+    values: list[Any] = column.to_pylist() if column.null_count else column.to_numpy().tolist()
+    return values
+
+
 class ShardFolder:
     """A folder that extract-flow wrote, or a copy of it in a store elsewhere.
 
@@ -195,7 +273,7 @@ class ShardFolder:
         }
         prefix = flow_stream("")
         self.flows: tuple[str, ...] = tuple(sorted(s.removeprefix(prefix) for s in present))
-        self._rows: dict[str, list[IndexRow]] = {}
+        self._tables: dict[str, pa.Table] = {}
 
     def flow_named(self, name: str | None = None) -> str:
         """The flow called `name`; without a name the only one here.
@@ -251,7 +329,7 @@ class ShardFolder:
             UnknownNameError: there is no such split or flow.
             ShardError: some samples lack a stream asked for.
         """
-        rows = self._index(split)
+        table = self._index(split)
         exts = {RGB: RGB_EXT} if RGB in streams else {}
         codec, bound = "", 0.0
         if "flow" in streams:
@@ -259,37 +337,18 @@ class ShardFolder:
             codec, bound = recipe.codec, recipe.bound
             exts[flow_stream(flow)] = f"flow.{lookup('flow codec', codec, CODECS).ext}"
         for stream in exts:
-            self._refuse_gaps(rows, split, stream)
-        names = {row.places[stream].shard for row in rows for stream in exts}
-        shards = {name: self._shard(split, name) for name in names}  # few, of many samples
+            self._refuse_gaps(table, split, stream)
+        columns = [f"{stream}_shard" for stream in exts]
+        names = {name for column in columns for name in table[column].unique().to_pylist()}
+        shards = {name: self._shard(split, name) for name in names}
+        return Samples(table, exts, shards, codec, bound)
 
-        def location(row: IndexRow, stream: str) -> Location | None:
-            if stream not in exts:
-                return None
-            place = row.places[stream]
-            name = f"{row.key}.{exts[stream]}"
-            return Location(shards[place.shard], name, place.offset, place.size, place.sha256)
-
-        return [
-            Sample(
-                row.key,
-                row.label,
-                row.label_id,
-                row.frames,
-                location(row, RGB),
-                location(row, flow_stream(flow)),
-                codec,
-                bound,
-            )
-            for row in rows
-        ]
-
-    def _index(self, split: str) -> Sequence[IndexRow]:
+    def _index(self, split: str) -> pa.Table:
         lookup("split", split, self._contents)
-        if split not in self._rows:
+        if split not in self._tables:
             path = below(self.folder, split, "index.parquet")
             try:
-                self._rows[split] = read_rows(path, self.labels)
+                self._tables[split] = read_table(path, self.labels)
             except FileNotFoundError as error:
                 raise ShardError(
                     f"{path} is missing; write it with: {self._index_command}"
@@ -298,7 +357,7 @@ class ShardFolder:
                 raise ShardError(
                     f"{path} is damaged ({error}); write it again with: {self._index_command}"
                 ) from error
-        return self._rows[split]
+        return self._tables[split]
 
     @property
     def _index_command(self) -> str:
@@ -309,12 +368,16 @@ class ShardFolder:
     def _flow_recipe(self, name: str) -> StreamRecipe:
         return lookup("flow", name, {flow: self.recipes[flow_stream(flow)] for flow in self.flows})
 
-    def _refuse_gaps(self, rows: Sequence[IndexRow], split: str, stream: str) -> None:
-        lacking = [row.key for row in rows if stream not in row.places]
-        if lacking:
+    def _refuse_gaps(self, table: pa.Table, split: str, stream: str) -> None:
+        name = f"{stream}_shard"
+        if name in table.column_names:
+            lacking = table["key"].filter(table[name].is_null())
+        else:
+            lacking = table["key"]
+        if len(lacking) > 0:
             raise ShardError(
                 f"{self.folder / split}: rgb and {stream} shards do not match, {len(lacking)} of "
-                f"{len(rows)} samples have no {stream}, such as {lacking[0]}; run "
+                f"{len(table)} samples have no {stream}, such as {lacking[0].as_py()}; run "
                 f"extract-flow again with --name {stream.removeprefix(flow_stream(''))}"
             )
 

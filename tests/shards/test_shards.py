@@ -1,13 +1,15 @@
 import json
 import pickle
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +18,6 @@ import webdataset
 from kinetics_tools.core.errors import OutError, ShardError, UnknownNameError
 from kinetics_tools.flow.codecs import CODECS
 from kinetics_tools.shards import index, writer
-from kinetics_tools.shards.index import IndexRow
 from kinetics_tools.shards.reader import ShardFolder, read_samples
 from kinetics_tools.shards.records import (
     Dataset,
@@ -92,16 +93,62 @@ def test_a_sample_has_only_the_streams_asked_for_and_can_be_sent_to_a_process(fo
         sample.flow()
 
 
+def test_samples_are_a_sequence_though_each_is_made_when_it_is_asked_for(folder: Path) -> None:
+    for streams in (["rgb"], ["flow"], ["rgb", "flow"]):
+        samples = ShardFolder(folder).samples("train", streams)
+        whole = list(samples)
+        assert len(samples) == len(whole) == 3
+        assert [samples[n] for n in range(-3, 3)] == whole * 2
+        for part in (slice(None), slice(1, 3), slice(None, None, -1), slice(2, 2), slice(-1, None)):
+            assert list(samples[part]) == whole[part]
+        assert samples.index(whole[1]) == 1 and whole[2] in samples
+        assert list(pickle.loads(pickle.dumps(samples))) == whole
+        for number in (3, -4):
+            with pytest.raises(IndexError):
+                samples[number]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.drop(columns="frames"), "no frames"),
+        (lambda t: t.assign(frames=t["frames"].astype("float64")), "column frames is double"),
+        (lambda t: t.assign(frames=t["frames"].astype("string")), "frames is .*string"),
+        (lambda t: t.assign(frames=0), "column frames"),
+        (lambda t: t.assign(key=[b"1", b"2", b"3"]), "column key is binary"),
+        (lambda t: t.assign(key=t["key"].iloc[0]), "a key is there twice"),
+        (lambda t: t.assign(key=t["key"] + "/.."), "column key"),
+        (lambda t: t.assign(label="other"), "another label"),
+        (lambda t: t.assign(label_id=[0, 1, None]), "label"),
+        (lambda t: t.assign(label=None), "another label"),
+        (lambda t: t.assign(rgb_size=pd.array([None, 1, 1], "Int64")), "only a part of its place"),
+        (lambda t: t.assign(rgb_shard="../x-000000.tar"), "column rgb_shard"),
+        (lambda t: t.assign(rgb_offset=2**62), "column rgb_offset"),
+        (lambda t: t.assign(rgb_offset=np.uint64(2**64 - 1)), "Integer value"),
+        (lambda t: t.assign(frames=pd.Timestamp("2020-01-01")), "column frames is timestamp"),
+    ],
+)
+def test_an_index_whose_columns_are_something_else_is_one_line(
+    folder: Path, tmp_path: Path, change: Callable[[pd.DataFrame], pd.DataFrame], said: str
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    path = copy / "train" / "index.parquet"
+    change(pd.read_parquet(path)).to_parquet(path, index=False)
+    with pytest.raises(ShardError, match=said) as caught:
+        ShardFolder(copy).samples("train")
+    assert "\n" not in str(caught.value) and "extract-flow index" in str(caught.value)
+
+
 def test_an_index_is_read_once_for_any_number_of_selections(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
 
-    def read_rows(path: Path, labels: Sequence[str]) -> list[IndexRow]:
+    def read_table(path: Path, labels: Sequence[str]) -> Any:
         read.append(path)
-        return index.read_rows(path, labels)
+        return index.read_table(path, labels)
 
-    monkeypatch.setattr("kinetics_tools.shards.reader.read_rows", read_rows)
+    monkeypatch.setattr("kinetics_tools.shards.reader.read_table", read_table)
     data = ShardFolder(folder)
 
     for streams in (["rgb"], ["flow"], ["rgb", "flow"]):

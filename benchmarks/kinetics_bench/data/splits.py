@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from kinetics_tools.core.errors import EvaluationError
@@ -17,7 +18,7 @@ from kinetics_tools.shards.reader import Sample, ShardFolder
 _OFFICIAL = re.compile(r"(ucf101|hmdb51)/([123])")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Selection:
     """The samples of a split.
 
@@ -31,7 +32,7 @@ class Selection:
     samples: Sequence[Sample]
     missing: Mapping[str, str]
 
-    @property
+    @cached_property
     def keys(self) -> tuple[str, ...]:
         """Keys of `samples`, sorted."""
         return tuple(sorted(sample.key for sample in self.samples))
@@ -41,7 +42,7 @@ class Selection:
         """SHA-256 of the sorted keys, hex: equal for equal sets of samples."""
         return digest(self.keys)
 
-    @property
+    @cached_property
     def contents_sha256(self) -> str:
         """SHA-256 of key, label and bytes of each sample, in their order, hex."""
         return digest(
