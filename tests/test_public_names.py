@@ -24,8 +24,8 @@ PUBLIC = {
     "kinetics_bench.archs": "ARCHS Arch CHANNELS STREAMS Sampling build",
     "kinetics_bench.weights": "FINETUNES INITS InitWeights SCHEMES Weights load_init read",
     "kinetics_bench.data": (
-        "Batch BatchPlan ClipDataset Crops Item Reader Selection Step View eval_items eval_view "
-        "network_inputs select train_batches train_view whole_view"
+        "Batch BatchPlan ClipDataset ClipLoader Crops Item Reader Selection Step View eval_items "
+        "eval_view middle_view network_inputs select train_batches train_view whole_view"
     ),
     "kinetics_bench.protocols": "EvalProtocol Extent PROTOCOLS",
     "kinetics_bench.recipes": "MultiStep OneCycle RECIPES Recipe recipe_for",

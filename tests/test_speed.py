@@ -62,3 +62,32 @@ def test_the_cost_of_encodings_is_told_by_clip_and_for_all(shared_data: Path) ->
         assert min(row["ms_a_view"], row["bytes"], row["encode_s"], row["psnr"]) > 0
         assert 0.9 < row["ssim"] < 1
     assert 1 < cavlc["times_bytes"] < 1.25
+
+
+@pytest.mark.full
+def test_the_loader_is_told_beside_its_peers(shared_data: Path) -> None:
+    words = "benchmarks/speed/loader.py --views 1 --rounds 1"
+    done = subprocess.run(
+        [sys.executable, *words.split(), str(shared_data)],
+        env=environment(), cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    sides = {row["side"]: row for row in rows if "side" in row}
+    peers = {"spdl", "spdl crop", "decord", "torchcodec"}  # which may not be installed
+    ours = {"ours rgb", "ours flow", "ours joint"}
+    assert sides.keys() == peers | ours | {"libavcodec rgb", "flow codes", "pyav", "opencv"}
+    for name, row in sides.items():
+        if name in peers and "missing" in row:
+            continue
+        assert min(row["cpu_ms_a_clip"], row["wall_ms_a_clip"]) > 0
+        if name in ("pyav", "opencv", "decord", "spdl"):  # the others crop elsewhere, or nothing
+            assert row["mean_difference_to_ours"] < 0.1
+    parts = {row["part"]: row for row in rows if "part" in row}
+    ratios = {key: value for key, value in parts["ratios"].items() if key != "part"}
+    assert {"rgb_of_libavcodec", "flow_of_its_codes", "joint_of_both"} <= ratios.keys()
+    assert [row["num_processes"] for row in rows if row.get("part") == "processes"] == [1, 2]
+    first, memory = parts["first batch"], parts["memory"]
+    assert first["samples"] == 250_000
+    assert 0 < first["seconds_of_the_index"] <= first["seconds"]
+    assert len(memory["mib_after_epochs"]) == 10

@@ -77,7 +77,8 @@ class Machine:
         if self.num_processes == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
-        distributed.all_reduce(flat)
+        with _with_the_others():
+            distributed.all_reduce(flat)
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
@@ -87,13 +88,15 @@ class Machine:
         if self.num_processes == 1:
             return [value]
         values: list[Any] = [None] * self.num_processes
-        distributed.all_gather_object(values, value)
+        with _with_the_others():
+            distributed.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
         """Wait until all processes have called this."""
         if self.num_processes > 1:
-            distributed.barrier()
+            with _with_the_others():
+                distributed.barrier()
 
 
 @contextmanager
@@ -109,7 +112,8 @@ def open_machine(
         activation_checkpointing: see `Machine`.
 
     Raises:
-        EvaluationError: CUDA was asked for and torch finds no GPU.
+        EvaluationError: CUDA was asked for and torch finds no GPU, or the other processes cannot be
+            reached.
     """
     chosen = _device(device)
     bfloat16 = amp == "bfloat16" or (amp == "auto" and _has_bfloat16(chosen))
@@ -117,7 +121,8 @@ def open_machine(
     if num_processes == 1:
         yield Machine(chosen, bfloat16, activation_checkpointing=activation_checkpointing)
         return
-    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    with _with_the_others():
+        distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Machine(
             chosen,
@@ -128,6 +133,25 @@ def open_machine(
         )
     finally:
         distributed.destroy_process_group()
+
+
+@contextmanager
+def _with_the_others() -> Iterator[None]:
+    """A block in which the processes of a run talk to each other.
+
+    Raises:
+        EvaluationError: one of them does not answer. It says why itself, where it can.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if not isinstance(error, distributed.DistError) and "gloo/" not in text:
+            raise
+        raise EvaluationError(
+            "another process of this run has ended or cannot be reached: its own error says why "
+            f"(here: {text[:200]}); start all again, a training with --resume"
+        ) from error
 
 
 def _num_processes(environ: Mapping[str, str]) -> int:

@@ -118,7 +118,7 @@ def make_shards(data: Path, folder: Path) -> None:
             cut(data / name, clip, **ends, recipe=recipe, binary=binary)
     words = ["extract-flow", str(clips.parent), str(folder / "shards"), "--method", "tvl1"]
     code = "import sys; from kinetics_tools.extract.cli import main; sys.argv[:1] = []; main()"
-    subprocess.run([sys.executable, "-c", code, *words], check=True)
+    subprocess.run([sys.executable, "-c", code, *words], check=True, stdout=sys.stderr)
 
 
 def make_views(shards: ShardFolder, stream: str, folder: Path, num: int) -> list[Clip]:

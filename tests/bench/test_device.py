@@ -1,9 +1,14 @@
 """Which device is taken, and what torchrun said."""
 
+import socket
+import subprocess
+import sys
+
 import pytest
 
 from kinetics_bench.device import open_machine
 from kinetics_tools.core.errors import EvaluationError
+from support import environment
 
 
 @pytest.mark.parametrize(
@@ -41,3 +46,42 @@ def test_an_unknown_device_is_one_line(name: str) -> None:
     ):
         pass
     assert len(str(caught.value)) < 300
+
+
+TWO = """
+import os, sys
+from kinetics_bench.device import open_machine
+from kinetics_tools.core.errors import EvaluationError
+import torch
+try:
+    with open_machine("cpu", "none") as machine:
+        machine.barrier()
+        if machine.rank == 1:
+            os._exit(7)
+        {call}
+except EvaluationError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    "call", ["machine.barrier()", "machine.gather(1)", "machine.all_reduce_sum([torch.ones(9)])"]
+)
+def test_a_process_whose_other_has_ended_says_so_in_one_line(call: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO.format(call=call)],
+            env=environment() | own | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    (said, errors), _ = (each.communicate(timeout=120) for each in both)
+    assert both[0].returncode == 0, errors
+    assert said.startswith("another process of this run has ended") and said.count("\n") == 1
