@@ -27,7 +27,7 @@ PUBLIC = {
         "Batch BatchPlan ClipDataset ClipLoader Crops Item Reader Selection Step View eval_items "
         "eval_view middle_view network_inputs select train_batches train_view whole_view"
     ),
-    "kinetics_bench.protocols": "EvalProtocol Extent PROTOCOLS",
+    "kinetics_bench.protocols": "EvalProtocol Extent PROTOCOLS protocol_named",
     "kinetics_bench.recipes": "MultiStep OneCycle RECIPES Recipe recipe_for",
 }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from kinetics_bench.archs.registry import ARCHS, CHANNELS, STREAMS
-from kinetics_bench.protocols import PROTOCOLS
+from kinetics_bench.protocols import PROTOCOLS, protocol_named
 from kinetics_bench.recipes import RECIPES
 from kinetics_bench.weights.choices import FINETUNES, INITS, split_word
 from kinetics_tools.core import cli, console, system
@@ -521,9 +521,16 @@ def _add_data(parser: Parser, data: Path | None, test_split: str | None) -> None
     )
     parser.add_argument(
         "--protocol",
-        type=one_of("protocol", PROTOCOLS),
-        help=f"{_known(PROTOCOLS)} (default: the recipe's)",
+        type=_protocol,
+        help=f"{_known(PROTOCOLS)}, or another CLIPSxCROPS (default: the recipe's)",
     )
+
+
+def _protocol(name: str) -> str:
+    try:
+        return protocol_named(name).name
+    except UnknownNameError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _add_span(parser: Parser, default: str) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from kinetics_bench.archs.registry import ARCHS, Sampling
+from kinetics_tools.core.errors import lookup
 from kinetics_tools.core.files import digest
-from kinetics_tools.core.schema import NumFrames
+from kinetics_tools.core.schema import Count, NumFrames, Positive
 
-__all__ = ["PROTOCOLS", "EvalProtocol", "Extent"]
+__all__ = ["PROTOCOLS", "EvalProtocol", "Extent", "protocol_named"]
 
 if TYPE_CHECKING:
     from kinetics_bench.archs.network import InputSpec
@@ -38,20 +40,27 @@ Extents = Mapping[str, Extent]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalProtocol:
-    """One view per clip, centre crop; the logits are averaged over the network's time steps.
+    """Which views of a clip one prediction sees.
+
+    One view: centre crop, and the logits are averaged over the network's time steps. Several: the
+    mean of their softmax.
 
     Attributes:
         name: as given on the command line.
         title: one line for tables.
         source: the paper or code that it comes from.
-        whole: True: all frames of the clip at the training stride; False: the test column of the
-            paper's Table 1.
+        whole: of one view. True: all frames of the clip at the training stride; False: the test
+            column of the paper's Table 1.
+        clips: of several views: how many of the training's length, uniform in time; 0: one view.
+        crops: how many along the frame's longer side, of each of them.
     """
 
     name: str
     title: str
     source: str
     whole: bool
+    clips: Count = 0
+    crops: Positive = 1
 
     def extents(
         self, arch: str, specs: Sequence[InputSpec], trained: Mapping[str, Sampling]
@@ -66,6 +75,8 @@ class EvalProtocol:
         return {spec.stream: self._extent(arch, spec, trained[spec.stream]) for spec in specs}
 
     def _extent(self, arch: str, spec: InputSpec, trained: Sampling) -> Extent:
+        if self.clips:
+            return Extent(stride=trained.stride, num=trained.num)
         if self.whole:
             return Extent(
                 stride=trained.stride, num=None, least=trained.num, multiple=spec.multiple
@@ -80,11 +91,26 @@ class EvalProtocol:
     def hash(self) -> str:
         """SHA-256 of what changes a prediction, hex."""
         unhashed = {"name", "title", "source"}
+        if not self.clips:
+            unhashed |= {"clips", "crops"}  # the hash of one view is as it was without these
         return digest({k: v for k, v in asdict(self).items() if k not in unhashed})
 
     def as_json(self) -> dict[str, Any]:
         """The protocol and its hash as plain JSON values."""
         return asdict(self) | {"hash": self.hash}
+
+
+def _several(clips: int, crops: int, source: str) -> EvalProtocol:
+    """Views of the training's length, side by side in time and along the frame's longer side."""
+    return EvalProtocol(
+        name=f"{clips}x{crops}",
+        title=f"{clips} uniform in time, as long as in training, of each {crops} along the longer "
+        "side; the mean of their softmax",
+        source=source,
+        whole=False,
+        clips=clips,
+        crops=crops,
+    )
 
 
 PROTOCOLS: Final[Mapping[str, EvalProtocol]] = {
@@ -102,4 +128,25 @@ PROTOCOLS: Final[Mapping[str, EvalProtocol]] = {
         source="the paper's, for clips of any length",
         whole=True,
     ),
+    **{
+        f"{clips}x{crops}": _several(clips, crops, source)
+        for clips, crops, source in (
+            (10, 3, "SlowFast, arXiv 1812.03982, section 4.1"),
+            (5, 3, "VideoMAE, arXiv 2203.12602, section 4.1"),
+            (1, 1, "the middle of the clip: the lower bound of the others"),
+        )
+    },
 }
+_SEVERAL: Final = re.compile("([1-9][0-9]?)x([1-9])")
+
+
+def protocol_named(name: str) -> EvalProtocol:
+    """The protocol of that name: one of PROTOCOLS, or CLIPSxCROPS, up to 99x9.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    match = _SEVERAL.fullmatch(name)
+    if name in PROTOCOLS or match is None:
+        return lookup("protocol", name, PROTOCOLS)
+    return _several(int(match[1]), int(match[2]), "as 10x3")

@@ -30,7 +30,7 @@ from kinetics_bench.inference.networks import (
     networks_of_weights,
     read_request,
 )
-from kinetics_bench.protocols import PROTOCOLS
+from kinetics_bench.protocols import protocol_named
 from kinetics_bench.recipes import recipe_for
 from kinetics_bench.training.checkpoint import Checkpoint
 from kinetics_bench.training.occasions import EVERY_TEN_MINUTES, Saving
@@ -296,7 +296,7 @@ def _test(data: ShardFolder, request: Request, selection: Selection, protocol: s
         data=data,
         selection=selection,
         flow=_flow(data, request),
-        protocol=lookup("protocol", request.protocol or protocol, PROTOCOLS),
+        protocol=protocol_named(request.protocol or protocol),
         num_workers=request.num_workers,
     )
 

@@ -12,14 +12,18 @@ from kinetics_bench.archs.registry import ARCHS, Sampling, build
 from kinetics_bench.data import views
 from kinetics_bench.data.views import (
     View,
+    all_of,
     crop_of,
     eval_view,
     seeded_rng,
+    several_views,
     train_view,
     whole_view,
 )
-from kinetics_bench.protocols import PROTOCOLS, Extents
+from kinetics_bench.protocols import PROTOCOLS, Extents, protocol_named
 from kinetics_bench.recipes import RECIPES, Recipe
+from kinetics_tools.core.errors import UnknownNameError
+from tiny import tiny_recipe
 
 SMALL = RECIPES["small"]["i3d"]["rgb"]
 NUM, STRIDE = SMALL.sampling["rgb"].num, SMALL.sampling["rgb"].stride
@@ -216,3 +220,60 @@ def test_crops_reach_the_corners_and_the_centre() -> None:
         (1.0, 1.0): (slice(6, 10), slice(8, 12)),
         (0.5, 0.5): (slice(3, 7), slice(4, 8)),
     }
+
+
+# Several views
+
+
+FRAMING = tiny_recipe(sampling={"rgb": Sampling(9, 2), "flow": Sampling(9, 2)}, flip=1.0)
+
+
+@given(st.integers(2, 400), st.integers(1, 12), st.integers(1, 4))
+def test_several_views_are_uniform_in_time_and_none_counts_twice(
+    num_frames: int, clips: int, crops: int
+) -> None:
+    views = several_views(num_frames, FRAMING, clips, crops)
+    starts = [int(view.indices["rgb"][0]) for view in views[::crops]]
+    room = max(num_frames - 1 - 17, 0)
+    assert len(views) == min(clips, len(set(starts))) * crops
+    assert starts == sorted(set(starts))
+    if clips == 1:
+        assert starts == [room // 2]
+    else:
+        assert (starts[0], starts[-1]) == (0, room)
+        steps = np.diff(starts)
+        assert len(steps) == 0 or steps.max() - steps.min() <= 1
+    for at, view in enumerate(views):
+        assert view.along == (0.5 if crops == 1 else at % crops / (crops - 1))
+        assert not view.flip
+        assert np.array_equal(view.indices["rgb"], view.indices["flow"])
+    read = all_of(views).indices
+    for stream, numbers in read.items():
+        assert np.all(np.diff(numbers) > 0)
+        seen = {int(number) for view in views for number in view.indices[stream]}
+        assert set(numbers.tolist()) == seen
+
+
+def test_crops_are_along_the_longer_side_from_edge_to_edge() -> None:
+    views = several_views(30, FRAMING, 1, 3)
+    wide = [crop_of(view, 36, 48, 32) for view in views]
+    assert [(rows.start, columns.start) for rows, columns in wide] == [(2, 0), (2, 8), (2, 16)]
+    tall = [crop_of(view, 48, 36, 32) for view in views]
+    assert [(rows.start, columns.start) for rows, columns in tall] == [(0, 2), (8, 2), (16, 2)]
+    assert crop_of(all_of(views), 48, 36, 32) == (slice(0, 48), slice(0, 36))
+
+
+@pytest.mark.parametrize(
+    "name", ["0x3", "3x0", "100x3", "10x10", "10x", "x3", "10x3 ", "ten", "1_0x3"]
+)
+def test_what_is_no_number_of_views_is_refused(name: str) -> None:
+    with pytest.raises(UnknownNameError, match="protocol"):
+        protocol_named(name)
+
+
+def test_protocols_have_hashes_of_their_own_and_those_of_one_view_are_as_they_were() -> None:
+    names = (*PROTOCOLS, "4x3", "3x4", "12x1")
+    assert len({protocol_named(name).hash for name in names}) == len(names)
+    assert protocol_named("10x3") is PROTOCOLS["10x3"]
+    assert PROTOCOLS["paper"].hash[:12] == "219244840216"
+    assert PROTOCOLS["whole"].hash[:12] == "3ad898b9154d"

@@ -173,6 +173,20 @@ class Reader:
             torch.tensor([scale]).mul_(sample.bound / self.bound),
         )
 
+    def crop(self, whole: Crops, of: View, view: View) -> Crops:
+        """The crops of one view, out of the whole frames of a view that has all of its frames."""
+        streams = {}
+        for stream, pictures in whole.streams.items():
+            numbers = np.searchsorted(of.indices[stream], view.indices[stream])
+            found = pictures[:, torch.from_numpy(numbers)]
+            if stream == "rgb":
+                rows, columns = self._crop(view, *found.shape[2:4])
+                streams[stream] = found[:, :, rows, columns]
+            else:
+                rows, columns = self._crop(view, *found.shape[3:5])
+                streams[stream] = found[..., rows, columns]
+        return replace(whole, streams=streams)
+
     def _part(self, sample: Readable, stream: str, view: View) -> Decoded:
         """The crops of a view. Where nothing is resized, only they are copied."""
         read = sample.rgb if stream == "rgb" else sample.codes

@@ -8,7 +8,7 @@ from the T-1 fields: rgb and flow then show the same moments, also where a short
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,12 +56,17 @@ class View:
         indices: stream (rgb, flow) -> numbers of its frames or fields, int64 (T,).
         top, left: place of the crop, from 0 (at the top or left edge) to 1 (bottom or right).
         flip: whether the clip is flipped horizontally.
+        along: place of the crop along the longer side, in the middle of the other, in place of
+            `top` and `left`.
+        is_cropped: else the whole frame is taken.
     """
 
     indices: Mapping[str, IndexArray]
     top: float = 0.5
     left: float = 0.5
     flip: bool = False
+    along: float | None = None
+    is_cropped: bool = True
 
     @property
     def is_looped(self) -> bool:
@@ -105,6 +110,36 @@ def middle_view(num_frames: int, framing: Framing) -> View:
     """
     length, room = _room(num_frames, framing)
     return View(_indices(framing, max(room, 0) // 2, length))
+
+
+def several_views(num_frames: int, framing: Framing, clips: int, crops: int) -> list[View]:
+    """Views uniform in time, of each several crops along the longer side, from edge to edge.
+
+    They have as many frames as a training view. Views that would start at the same frame are one: a
+    short clip has fewer, and none counts twice. One clip is the middle one, and so is one crop.
+
+    Args:
+        num_frames: RGB frames of the clip.
+        framing: gives sampling; the crops are as large as it says.
+        clips: how many in time.
+        crops: how many of each.
+    """
+    length, room = _room(num_frames, framing)
+    room = max(room, 0)
+    starts = [room // 2] if clips == 1 else [round(room * n / (clips - 1)) for n in range(clips)]
+    places = [0.5] if crops == 1 else [n / (crops - 1) for n in range(crops)]
+    return [
+        View(_indices(framing, start, length), along=place)
+        for start in dict.fromkeys(starts)
+        for place in places
+    ]
+
+
+def all_of(views: Sequence[View]) -> View:
+    """The whole frames of all that views see, in their order; none is there twice."""
+    streams = views[0].indices
+    numbers = {s: np.unique(np.concatenate([v.indices[s] for v in views])) for s in streams}
+    return View(numbers, is_cropped=False)
 
 
 def _room(num_frames: int, framing: Framing) -> tuple[int, int]:
@@ -209,8 +244,13 @@ def _interpolated(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 def crop_of(view: View, height: int, width: int, crop_px: int) -> tuple[slice, slice]:
     """The rows and columns of a view's crop in pictures of this size."""
+    if not view.is_cropped:
+        return slice(0, height), slice(0, width)
+    shares = (view.top, view.left)
+    if view.along is not None:
+        shares = (view.along, 0.5) if height > width else (0.5, view.along)
     top, left = (
         min(int(share * (size - crop_px + 1)), size - crop_px)
-        for share, size in ((view.top, height), (view.left, width))
+        for share, size in zip(shares, (height, width), strict=True)
     )
     return slice(top, top + crop_px), slice(left, left + crop_px)

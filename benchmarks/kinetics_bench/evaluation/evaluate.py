@@ -18,7 +18,7 @@ from kinetics_bench.archs.table import count
 from kinetics_bench.data.inputs import Crops, network_inputs
 from kinetics_bench.data.loader import ClipDataset, Reader, eval_items, reading
 from kinetics_bench.data.splits import Selection
-from kinetics_bench.data.views import eval_view
+from kinetics_bench.data.views import View, all_of, eval_view, several_views
 from kinetics_bench.device import Machine
 from kinetics_bench.evaluation.results import (
     RESULT,
@@ -36,7 +36,7 @@ from kinetics_tools.core.console import progress
 from kinetics_tools.core.errors import EvaluationError, OutError
 from kinetics_tools.core.files import digest
 from kinetics_tools.core.system import num_processors
-from kinetics_tools.shards.reader import ShardFolder
+from kinetics_tools.shards.reader import Sample, ShardFolder
 from kinetics_tools.shards.records import RGB, StreamRecipe, flow_stream
 
 logger = logging.getLogger(__name__)
@@ -122,19 +122,20 @@ def predict_split(checkpoint: Checkpoint, test: Test, machine: Machine) -> Predi
     """
     net = machine.place(checkpoint.network())
     samples = test.selection.samples
-    reader = Reader(checkpoint.recipe, checkpoint.data.bound)
-    clips = ClipDataset.for_evaluation(samples, reader, extents_of(checkpoint, test.protocol))
+    viewing = Viewing.of(checkpoint, test.protocol)
+    clips = ClipDataset(samples, viewing.reader, viewing.read_view)
     num_workers = num_processors() if test.num_workers is None else test.num_workers
     mine = range(machine.rank, len(samples), machine.num_processes)
     rows, failed = {}, {}
     with reading(eval_items(clips, mine, num_workers=num_workers)) as items:
         if machine.is_main:
             items = progress(items, total=len(mine), what=f"evaluating {checkpoint.stream}")
-        for item in items:
+        for number, item in zip(mine, items, strict=True):
             if item.clips is None:
                 failed[item.key] = item.failure
             else:
-                rows[item.key] = (item.label_id, logits_of(net, item.clips, machine).numpy())
+                logits = viewing.logits(net, item.clips, samples[number].num_frames, machine)
+                rows[item.key] = (item.label_id, logits.numpy())
     gathered = machine.gather((rows, failed))
     return Predictions.of(
         {key: row for rows, _ in gathered for key, row in rows.items()},
@@ -149,11 +150,69 @@ def extents_of(checkpoint: Checkpoint, protocol: EvalProtocol) -> Extents:
     return protocol.extents(checkpoint.arch, specs, checkpoint.recipe.sampling)
 
 
-def logits_of(net: nn.Module, clip: Crops, machine: Machine) -> Tensor:
-    """Logits of one clip, float32 (K,), on the CPU."""
+@dataclass(frozen=True, slots=True)
+class Viewing:
+    """What a network sees of a clip under a protocol, and what it says of it.
+
+    Attributes:
+        reader: reads it.
+        protocol: decides which views.
+        extents: stream -> the frames of one of its views.
+    """
+
+    reader: Reader
+    protocol: EvalProtocol
+    extents: Extents
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, protocol: EvalProtocol) -> Viewing:
+        """How the network of a checkpoint sees clips."""
+        reader = Reader(checkpoint.recipe, checkpoint.data.bound)
+        return cls(reader, protocol, extents_of(checkpoint, protocol))
+
+    def views(self, num_frames: int) -> list[View]:
+        """The views of a clip of so many RGB frames."""
+        if not self.protocol.clips:
+            return [eval_view(num_frames, self.extents)]
+        chosen = self.protocol
+        return several_views(num_frames, self.reader.framing, chosen.clips, chosen.crops)
+
+    def read(self, num_frames: int) -> View:
+        """What is read of such a clip: its view, or the frames of all its views, each once."""
+        views = self.views(num_frames)
+        return all_of(views) if self.protocol.clips else views[0]
+
+    def read_view(self, _epoch: int, sample: Sample) -> View:
+        """`read` of a sample, for a ClipDataset."""
+        return self.read(sample.num_frames)
+
+    def logits(self, net: nn.Module, clip: Crops, num_frames: int, machine: Machine) -> Tensor:
+        """Logits of one clip, float32 (K,), on the CPU; of several views log(mean softmax).
+
+        Args:
+            net: the network.
+            clip: what was read of it.
+            num_frames: RGB frames of the whole clip.
+            machine: where to compute.
+        """
+        if not self.protocol.clips:
+            return _logits(net, clip, machine)[0]
+        views, read = self.views(num_frames), self.read(num_frames)
+        total: Tensor | None = None
+        for start in range(0, len(views), self.protocol.crops):  # those of one time at once
+            beside = views[start : start + self.protocol.crops]
+            crops = Crops.joined([self.reader.crop(clip, read, view) for view in beside])
+            part = torch.softmax(_logits(net, crops, machine).double(), dim=1).sum(dim=0)
+            total = part if total is None else total + part
+        assert total is not None
+        return (total / len(views)).clamp_min(torch.finfo(torch.float32).tiny).log().float()
+
+
+def _logits(net: nn.Module, clips: Crops, machine: Machine) -> Tensor:
+    """Logits of B clips, float32 (B, K), on the CPU."""
     with torch.inference_mode(), machine.autocast():
-        logits: Tensor = net(*network_inputs(clip, machine.device))
-    return logits[0].float().cpu()
+        logits: Tensor = net(*network_inputs(clips, machine.device))
+    return logits.float().cpu()
 
 
 def add_streams(rgb: Result, flow: Result, predictions: Predictions, num_overlap: int) -> Result:
@@ -251,16 +310,16 @@ def _data(
 def _cost(checkpoint: Checkpoint, test: Test, machine: Machine, *, seconds: float) -> Cost:
     recipe = checkpoint.recipe
     lengths = sorted(sample.num_frames for sample in test.selection.samples)
-    median_clip = eval_view(lengths[len(lengths) // 2], extents_of(checkpoint, test.protocol))
+    views = Viewing.of(checkpoint, test.protocol).views(lengths[len(lengths) // 2])
     shapes = [
-        (CHANNELS[stream], len(median_clip.indices[stream]), recipe.crop_px, recipe.crop_px)
+        (CHANNELS[stream], len(views[0].indices[stream]), recipe.crop_px, recipe.crop_px)
         for stream in recipe.streams
     ]
     parameters, flops = count(checkpoint.arch, checkpoint.stream, len(checkpoint.labels), shapes)
     device = machine.device
     return Cost(
         parameters=parameters,
-        flops=flops,
+        flops=flops * len(views),
         flops_shape=tuple(shapes),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         num_threads=torch.get_num_threads(),

@@ -8,14 +8,11 @@ from pathlib import Path
 
 import torch
 
-from kinetics_bench.data.loader import Reader
-from kinetics_bench.data.views import View, eval_view
 from kinetics_bench.device import Machine
-from kinetics_bench.evaluation.evaluate import extents_of, logits_of
-from kinetics_bench.inference.videos import Span, VideoClip, Videos, require_finite
-from kinetics_bench.protocols import PROTOCOLS
+from kinetics_bench.evaluation.evaluate import Viewing
+from kinetics_bench.inference.videos import Span, Videos, require_finite
+from kinetics_bench.protocols import protocol_named
 from kinetics_bench.training.checkpoint import Checkpoint
-from kinetics_tools.core.errors import lookup
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +34,11 @@ class Predictor:
             checkpoints: the networks of one run, or given weights.
             machine: where to compute.
             scratch: folder for scratch files.
-            protocol: a name in PROTOCOLS; None: that of the networks' recipe.
+            protocol: its name; None: that of the networks' recipe.
         """
         self.checkpoints = checkpoints
         name = protocol or checkpoints[0].recipe.protocol
-        self.protocol = lookup("protocol", name, PROTOCOLS)
+        self.viewings = [Viewing.of(each, protocol_named(name)) for each in checkpoints]
         self.machine = machine
         self.videos = Videos(checkpoints[-1], machine, scratch)
         self.nets = [machine.place(each.network()) for each in checkpoints]
@@ -55,22 +52,20 @@ class Predictor:
             MediaError: the video is damaged, or ends before the span does.
             EvaluationError: the logits are not finite.
         """
+        machine = self.machine
         with self.videos.clip(video, span) as clip:
-            views = [
-                eval_view(len(clip.frames), extents_of(checkpoint, self.protocol))
-                for checkpoint in self.checkpoints
-            ]
-            if any(view.is_looped for view in views):
+            num_frames = len(clip.frames)
+            if any(view.is_looped for each in self.viewings for view in each.views(num_frames)):
                 words = "%s: %d frames, looped as in the paper to fill the network's input"
                 logger.info(words, video, len(clip.frames))
-            each = [self._logits(number, clip, view) for number, view in enumerate(views)]
+            each = [
+                viewing.logits(
+                    net, viewing.reader.clips(clip, viewing.read(num_frames)), num_frames, machine
+                )
+                for net, viewing in zip(self.nets, self.viewings, strict=True)
+            ]
         for checkpoint, logits in zip(self.checkpoints, each, strict=True):
             require_finite(video, logits.numpy(), checkpoint)
         probabilities = torch.softmax(torch.stack(each).sum(dim=0), dim=0).tolist()
         named = zip(self.checkpoints[0].labels, probabilities, strict=True)
         return sorted(named, key=lambda pair: (-pair[1], pair[0]))
-
-    def _logits(self, number: int, clip: VideoClip, view: View) -> torch.Tensor:
-        checkpoint = self.checkpoints[number]
-        reader = Reader(checkpoint.recipe, checkpoint.data.bound)
-        return logits_of(self.nets[number], reader.clips(clip, view), self.machine)
