@@ -121,7 +121,8 @@ def open_machine(
     if num_processes == 1:
         yield Machine(chosen, bfloat16, activation_checkpointing=activation_checkpointing)
         return
-    with _with_the_others():
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    with _with_the_others(f"the processes of this run do not meet at {place}"):
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Machine(
@@ -136,11 +137,16 @@ def open_machine(
 
 
 @contextmanager
-def _with_the_others() -> Iterator[None]:
+def _with_the_others(
+    what: str = "the processes of this run lost each other: one has ended, or this one has a fault",
+) -> Iterator[None]:
     """A block in which the processes of a run talk to each other.
 
+    Args:
+        what: what it means that they cannot, for the message.
+
     Raises:
-        EvaluationError: one of them does not answer. It says why itself, where it can.
+        EvaluationError: they cannot.
     """
     try:
         yield
@@ -148,9 +154,10 @@ def _with_the_others() -> Iterator[None]:
         text = " ".join(str(error).split())
         if not isinstance(error, distributed.DistError) and "gloo/" not in text:
             raise
+        short = text if len(text) < 400 else f"{text[:200]} ... {text[-200:]}"
         raise EvaluationError(
-            "another process of this run has ended or cannot be reached: its own error says why "
-            f"(here: {text[:200]}); start all again, a training with --resume"
+            f"{what} ({short}); the first error of all of them says why; then start all again, a "
+            "training with --resume"
         ) from error
 
 

@@ -142,53 +142,67 @@ def read_table(path: Path | Address, labels: Sequence[str]) -> pa.Table:
             raise ValueError(f"it expands to more than {MAX_INDEX_BYTES} bytes")
         table = _columns(content)
         _check(table, labels)
+        return _compact(table)
     except (pa.ArrowException, OSError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk; the others are Arrow's
-        raise ValueError(" ".join(str(error).split())) from error
-    return table
+        raise ValueError(" ".join(str(error).split())[:300]) from error
 
 
-def streams_of(table: pa.Table) -> list[str]:
-    """The streams of an index."""
-    return [n.removesuffix("_shard") for n in table.column_names if n.endswith("_shard")]
+def streams_of(names: Iterable[str]) -> list[str]:
+    """The streams of an index, by the names of its columns."""
+    return [n.removesuffix("_shard") for n in names if n.endswith("_shard")]
 
 
 def _columns(content: Path | io.BytesIO) -> pa.Table:
-    """The columns of an index, each of its type.
+    """The columns of an index, their texts as dictionaries: one that repeats is there once.
 
-    A text that repeats is there once. None is long: a file may have one once that all rows repeat.
+    Other columns are not read: a few bytes of a file may be very many in memory.
 
     Raises:
-        ValueError: one is long, or a column is missing, twice there or of another type.
+        ValueError: a column is missing, twice there or of another type, or has a long text.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     schema = pq.read_schema(content)
-    texts = [each.name for each in schema if pa.types.is_string(each.type)]
-    texts += [each.name for each in schema if pa.types.is_large_string(each.type)]
-    table = pq.read_table(content, read_dictionary=texts)
-    columns = {}
-    for name in _columns_of(streams_of(table)):
-        if table.column_names.count(name) != 1:
-            raise ValueError(f"it has {'no' if name not in table.column_names else 'two'} {name}")
-        column = table[name]
-        if name in texts:
-            for chunk in column.chunks:
+    wanted = list(_columns_of(streams_of(schema.names)))
+    texts = [name for name in wanted if not _is_whole(name)]
+    for name in wanted:
+        if schema.names.count(name) != 1:
+            raise ValueError(f"it has {'no' if name not in schema.names else 'two'} {name}")
+        kind = schema.field(name).type
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        is_right = is_text if name in texts else pa.types.is_integer(kind)
+        if not is_right and not pa.types.is_null(kind):
+            raise ValueError(f"column {name} is {str(kind)!r:.80}")
+    table = pq.read_table(content, columns=wanted, read_dictionary=texts).unify_dictionaries()
+    for name in texts:
+        for chunk in table[name].chunks:
+            if isinstance(chunk, pa.DictionaryArray):  # else all are null
                 longest = pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0
                 if longest > MAX_TEXT_BYTES:
                     raise ValueError(f"column {name} has a text of {longest} bytes")
-        is_whole = name in ("label_id", "frames") or name.endswith(("_offset", "_size"))
-        if not (pa.types.is_integer(column.type) if is_whole else name in texts) and not (
-            pa.types.is_null(column.type)
-        ):
-            raise ValueError(f"column {name} is {schema.field(name).type}")
+    return table
+
+
+def _compact(table: pa.Table) -> pa.Table:
+    """A checked table, of which texts that are all different are no dictionaries."""
+    import pyarrow as pa
+
+    def kind(name: str) -> pa.DataType:
+        if _is_whole(name):
+            return pa.int64()
         is_shared = name == "label" or name.endswith("_shard")
-        text = pa.dictionary(pa.int32(), pa.string()) if is_shared else pa.string()
-        columns[name] = column.cast(pa.int64() if is_whole else text)
-    return pa.table(columns).combine_chunks()
+        return pa.dictionary(pa.int32(), pa.string()) if is_shared else pa.string()
+
+    cast = {name: table[name].cast(kind(name)) for name in table.column_names}
+    return pa.table(cast).combine_chunks()
+
+
+def _is_whole(name: str) -> bool:
+    return name in ("label_id", "frames") or name.endswith(("_offset", "_size"))
 
 
 def _columns_of(streams: Sequence[str]) -> dict[str, Any]:
@@ -204,7 +218,7 @@ def _check(table: pa.Table, labels: Sequence[str]) -> None:
     Raises:
         ValueError: a field is not what it may be.
     """
-    streams = streams_of(table)
+    streams = streams_of(table.column_names)
     for name, type_ in _columns_of(streams).items():
         values = table[name].unique()
         try:

@@ -56,6 +56,7 @@ import torch
 try:
     with open_machine("cpu", "none") as machine:
         machine.barrier()
+        print("met", flush=True)
         if machine.rank == 1:
             os._exit(7)
         {call}
@@ -84,4 +85,25 @@ def test_a_process_whose_other_has_ended_says_so_in_one_line(call: str) -> None:
     ]
     (said, errors), _ = (each.communicate(timeout=120) for each in both)
     assert both[0].returncode == 0, errors
-    assert said.startswith("another process of this run has ended") and said.count("\n") == 1
+    met, error = said.splitlines()
+    assert met == "met"
+    assert error.startswith("the processes of this run lost each other: one has ended")
+
+
+def test_a_port_that_is_taken_is_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        own = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        done = subprocess.run(
+            [sys.executable, "-c", TWO.format(call="pass")],
+            env=environment() | own | {"MASTER_PORT": place.partition(":")[2]},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"the processes of this run do not meet at {place} (")
+    assert done.stdout.count("\n") == 1

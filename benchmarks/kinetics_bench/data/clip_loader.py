@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import pairwise
 from typing import Any, Final
@@ -78,6 +78,9 @@ class _State:
     order: str
 
 
+_FIELDS: Final = tuple(each.name for each in fields(_State))
+
+
 class ClipLoader:
     """Batches of clips as dictionaries of tensors, each clip exactly once per epoch.
 
@@ -89,6 +92,10 @@ class ClipLoader:
     nothing is repeated and nothing is left out, so the last batch may be smaller. Where fewer clips
     than processes are left for it, they join the batch before. The order and each view depend on
     seed, epoch and key alone, not on workers.
+
+    A batch may have no clip (B = 0) where none of its videos can be decoded, or where a state is
+    loaded by more processes than clips were left. A loop with gradients of several processes must
+    not skip it, since the others wait: give the loss as a sum, which is then 0.
 
     A batch is a dictionary:
 
@@ -106,7 +113,7 @@ class ClipLoader:
         dataset: the map-style torch dataset of views that is read, indexed by (epoch, number).
         epoch: the epoch that is read now, from 0; each `iter` begins the next one.
         failed: key -> why its video could not be decoded. Such a clip is left out of its batch and
-            logged, so B is smaller there, and can be 0.
+            logged, so B is smaller there.
     """
 
     def __init__(  # noqa: PLR0913 - the options of a torch DataLoader, and of a view
@@ -152,6 +159,8 @@ class ClipLoader:
         Raises:
             ValueError: an argument is not what it may be.
         """
+        if (rank is None) != (num_processes is None):
+            raise ValueError("rank and num_processes are given together, or none of them")
         if rank is None or num_processes is None:
             rank, num_processes = _place()
         if not 0 <= rank < num_processes <= len(samples):
@@ -167,11 +176,18 @@ class ClipLoader:
         if not 0 < bound < math.inf:
             raise ValueError(f"bound {bound} is no number of pixels per frame")
         view_of = partial(random_view, framing, seed) if training else partial(_middle, framing)
+        known = [(s.key, s.label_id, _lacks(s, framing.streams)) for s in samples]
+        keys = [key for key, _, _ in known]
+        lacking = next((key for key, _, lacks in known if lacks), None)
+        if lacking is not None:
+            raise ValueError(f"sample {lacking} was read without {' or '.join(framing.streams)}")
+        if len(set(keys)) < len(keys):
+            raise ValueError("a key is there twice, of which the views would be the same")
         self.samples = samples
         self.dataset = ClipDataset(samples, Reader(framing, bound), view_of)
         self.epoch = 0
         self.failed: dict[str, str] = {}
-        self._has_labels = all(sample.label_id is not None for sample in samples)
+        self._has_labels = all(label_id is not None for _, label_id, _ in known)
         self._num_frames = num_frames
         self._batch_size = batch_size
         self._shuffled_by = seed if training else None
@@ -179,9 +195,10 @@ class ClipLoader:
         self._num_processes = num_processes
         self._num_workers = num_workers
         self._device = torch.device(device)
-        self._order = digest([[sample.key for sample in samples], self._shuffled_by])
+        self._order = digest([keys, self._shuffled_by])
         self._clips = 0  # of this epoch, given out by all processes
         self._begins_next_epoch = False
+        self._newest: object = None  # the iterator whose batches count
 
     def __len__(self) -> int:
         """Batches of a whole epoch, the same in each process."""
@@ -192,12 +209,14 @@ class ClipLoader:
 
         Raises:
             ShardError: a shard is not what the index says, or its store does not give it.
-            EvaluationError: a process that decodes was killed.
+            EvaluationError: a process that decodes was killed while a batch was waited for.
+            RuntimeError: it was killed while the loop did something else; torch says so there.
         """
         if self._begins_next_epoch or self._clips >= len(self.samples):
             self.epoch, self._clips = self.epoch + 1, 0
         self._begins_next_epoch = True
-        return self._read()
+        self._newest = mine = object()
+        return self._read(mine, self.epoch, self._clips)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is, after the batch that was given out last, in each process the same.
@@ -218,9 +237,14 @@ class ClipLoader:
         Raises:
             ValueError: it is not a state of a loader with these samples, seed and `training`.
         """
-        state = schema.parse(dict(state_dict), _State)
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(f"a state is a dictionary, not {type(state_dict).__name__}")
+        state = schema.parse({each: state_dict.get(each) for each in _FIELDS}, _State)
         if state.version != STATE_VERSION or state.clips > len(self.samples):
-            raise ValueError(f"not a state of this loader: {dict(state_dict)!r}")
+            raise ValueError(
+                f"a state of version {state.version} with {state.clips} clips is not one of this "
+                f"loader, of version {STATE_VERSION} with {len(self.samples)}"
+            )
         if state.order != self._order:
             raise ValueError("the state is of a loader of other samples, seed or training")
         self.epoch, self._clips = state.epoch, state.clips
@@ -234,8 +258,8 @@ class ClipLoader:
             del ends[-2]  # else a process had no clip
         return ends
 
-    def _read(self) -> Iterator[dict[str, Tensor]]:
-        epoch, ends = self.epoch, self._ends(self._clips)
+    def _read(self, mine: object, epoch: int, done: int) -> Iterator[dict[str, Tensor]]:
+        ends = self._ends(done)
         num = len(self.samples)
         if self._shuffled_by is None:
             order = list(range(num))
@@ -252,7 +276,8 @@ class ClipLoader:
         with reading(batches) as readable:
             for part, end, batch in zip(parts, ends[1:], readable, strict=True):
                 tensors = self._tensors(part, batch)
-                self._clips = end
+                if self._newest is mine:
+                    self._clips = end
                 yield tensors
 
     def _tensors(self, numbers: Sequence[int], batch: Batch) -> dict[str, Tensor]:
@@ -261,7 +286,8 @@ class ClipLoader:
                 logger.warning("left out: %s", item.failure)
             self.failed[item.key] = item.failure
         left_out = {item.key for item in batch.failed}
-        given = [number for number in numbers if self.samples[number].key not in left_out]
+        if left_out:
+            numbers = [n for n in numbers if self.samples[n].key not in left_out]
         framing = self.dataset.reader.framing
         crops = batch.clips or Crops.empty(
             0, dict.fromkeys(framing.streams, self._num_frames), framing.crop_px
@@ -270,7 +296,13 @@ class ClipLoader:
         tensors = dict(zip(crops.streams, inputs, strict=True))
         if self._has_labels:
             tensors["label_id"] = batch.label_ids.to(self._device)
-        return tensors | {"number": torch.tensor(given, dtype=torch.int64, device=self._device)}
+        return tensors | {"number": torch.tensor(numbers, dtype=torch.int64, device=self._device)}
+
+
+def _lacks(sample: Sample, streams: Sequence[str]) -> bool:
+    """Whether a sample was read without one of the streams."""
+    places = {"rgb": sample.rgb_at, "flow": sample.flow_at}
+    return any(places[stream] is None for stream in streams)
 
 
 def _place() -> tuple[int, int]:

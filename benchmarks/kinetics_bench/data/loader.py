@@ -415,7 +415,7 @@ def reading(views: Generator[T]) -> Iterator[Iterator[T]]:
         traceback.clear_frames(error.__traceback__)  # they hold the loader, and so its processes
         raise EvaluationError(
             f"a process that reads clips has ended ({said}): most likely the system killed it, "
-            "short of memory; use fewer of them (--workers) and start again, a training with "
+            "short of memory; use fewer (--workers, num_workers) and start again, a training with "
             "--resume"
         ) from error
 

@@ -138,8 +138,9 @@ def require_unseen(weights: str, trained_on: Collection[str], test: Selection) -
 
 def _stored(
     data: ShardFolder, names: Sequence[str], streams: Sequence[str], flow: str
-) -> tuple[list[Sample], dict[str, str]]:
-    samples = [s for name in names for s in data.samples(name, streams, flow=flow)]
+) -> tuple[Sequence[Sample], dict[str, str]]:
+    parts = [data.samples(name, streams, flow=flow) for name in names]
+    samples = parts[0] if len(parts) == 1 else [sample for part in parts for sample in part]
     missing = {key: why for name in names for key, why in data.missing(name).items()}
     return samples, missing
 
