@@ -231,7 +231,7 @@ def test_a_full_disk_is_not_an_error_of_the_video(
     )
     video = make_video(size="320x240")
     said = subprocess.run(
-        [sys.executable, "-c", code, video, tmp_path / "c.mp4", ffmpeg],
+        [sys.executable, "-B", "-c", code, video, tmp_path / "c.mp4", ffmpeg],
         capture_output=True,
         text=True,
         env=environment(),
