@@ -139,6 +139,7 @@ def test_running_again_reuses_what_is_there(trained: tuple[Path, str, str]) -> N
         assert f"{stream}: reused, evaluated already" in again.stderr
 
 
+@pytest.mark.full
 def test_training_clips_that_are_missing_are_counted_logged_and_shown(tmp_path: Path) -> None:
     names = [f"{label}/{subject}_{label}.avi" for subject in ("ann", "ben") for label in LABELS]
     names += ["left/#gone_left.avi", "left/gone_left.avi"]
@@ -227,6 +228,7 @@ def test_what_is_there_is_reused_only_if_labels_bytes_and_precision_are_the_same
     assert (work_dir / "rgb" / "checkpoint.pt").read_bytes() == weights
 
 
+@pytest.mark.full
 def test_an_evaluation_knows_the_weights_and_the_precision(
     trained: tuple[Path, str, str], tmp_path: Path
 ) -> None:

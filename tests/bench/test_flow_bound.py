@@ -102,6 +102,7 @@ def test_a_training_divides_flow_by_the_bound_of_its_weights(
     assert again.step == older.step
 
 
+@pytest.mark.full
 def test_the_commands_say_that_flow_is_clamped_too_early(
     weights: Path,
     narrow: Path,

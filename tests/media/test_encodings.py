@@ -146,6 +146,7 @@ def test_a_folder_of_clips_refuses_another_encoding(make_video: MakeVideo, tmp_p
     assert "unknown encoding 'fast'" in said.stderr
 
 
+@pytest.mark.full
 def test_shards_keep_clips_that_decode_fast_and_make_them_on_request(
     make_video: MakeVideo, ffmpeg: Path, recipe: ClipRecipe, tmp_path: Path
 ) -> None:
