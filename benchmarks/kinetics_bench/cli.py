@@ -655,8 +655,11 @@ def _add_saving(parser: Parser) -> None:
 
 def _steps_or_minutes(text: str) -> str:
     """The value of --checkpoint-every."""
-    if re.fullmatch(r"[1-9][0-9]{0,8}|[0-9]{1,6}(\.[0-9]{1,3})?min", text) is None:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of steps, or 10min")
+    number = re.fullmatch(r"[1-9][0-9]{0,8}|([0-9]{1,6}(\.[0-9]{1,3})?)min", text)
+    if number is None or float(number[1] or 1) == 0:
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is no number of steps, such as 500, or of minutes, such as 10min"
+        )
     return text
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from kinetics_bench.archs.registry import ARCHS, Sampling
-from kinetics_tools.core.errors import lookup
+from kinetics_tools.core.errors import UnknownNameError, unknown_name
 from kinetics_tools.core.files import digest
 from kinetics_tools.core.schema import Count, NumFrames, Positive
 
@@ -146,7 +146,10 @@ def protocol_named(name: str) -> EvalProtocol:
     Raises:
         UnknownNameError: there is none.
     """
+    if name in PROTOCOLS:
+        return PROTOCOLS[name]
     match = _SEVERAL.fullmatch(name)
-    if name in PROTOCOLS or match is None:
-        return lookup("protocol", name, PROTOCOLS)
+    if match is None:
+        said = unknown_name("protocol", name, PROTOCOLS)
+        raise UnknownNameError(f"{said} (and any other CLIPSxCROPS from 1x1 to 99x9)")
     return _several(int(match[1]), int(match[2]), "as 10x3")

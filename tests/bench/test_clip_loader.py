@@ -280,20 +280,62 @@ def test_samples_need_not_be_a_list(num_workers: int) -> None:
         {"rank": -1, "num_processes": 2},
         {"rank": 1},
         {"num_processes": 4},
+        {"num_frames": 1.5},
+        {"stride": float("nan")},
+        {"stride": 2**70},
+        {"batch_size": "2"},
+        {"num_workers": 1.5},
+        {"crop_px": None},
+        {"seed": "2"},
+        {"training": "no"},
+        {"flip": "x"},
+        {"streams": "rgb"},
+        {"streams": None},
         {"rank": 0, "num_processes": 9},
         {"rank": 0, "num_processes": 0},
     ],
 )
 def test_options_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
-    (name, *_) = change
-    with pytest.raises(ValueError, match="rank" if name == "num_processes" else name) as caught:
+    with pytest.raises(ValueError, match="|".join(change)) as caught:
         ClipLoader(many(8), **(SMALL | change))
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("given", [None, "shards", ["a"], ShardFolder, iter(())])
+def test_what_are_no_samples_is_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"samples are those of select\(\.\.\.\)\.samples or"):
+        ClipLoader(given, **SMALL)
+
+
 def test_no_clips_are_no_loader() -> None:
-    with pytest.raises(ValueError, match="0 clips"):
+    with pytest.raises(ValueError, match="0 clips for num_processes 1: each needs one or more"):
         ClipLoader([], **SMALL)
+
+
+LEFT_OPEN = """
+import sys
+from kinetics_bench.data import ClipLoader
+from kinetics_tools.shards import ShardFolder
+
+chosen = ShardFolder(sys.argv[1]).samples("all", ("rgb",))
+loader = ClipLoader(chosen, num_frames=9, short_side=36, crop_px=32, batch_size=1, num_workers=2)
+batches = iter(loader)
+next(batches)
+{end}
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("", 0), ("raise ValueError('mine')", 1)])
+def test_a_program_that_leaves_a_loader_open_ends(end: str, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_OPEN.format(end=end), tiny_shards()],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
 
 
 def test_samples_without_labels_give_no_labels() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -35,30 +34,50 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Framing:
-    """What a network sees of a clip; `views.Framing` says what each field is."""
+class _Options:
+    """The arguments of a loader, of their types; as a `views.Framing`, what is seen of a clip."""
 
-    sampling: Mapping[str, Sampling]
-    short_side: int
-    crop_px: int
-    flip: float
+    streams: tuple[Literal["rgb", "flow"], ...]
+    num_frames: schema.NumFrames
+    stride: schema.NumFrames
+    short_side: schema.Pixels
+    crop_px: schema.Pixels
+    batch_size: schema.Positive
+    training: bool
+    seed: int
+    flip: schema.Share
+    bound: schema.Amount
+    rank: schema.Count
+    num_processes: schema.Positive
+    num_workers: schema.Count
 
     @property
-    def streams(self) -> tuple[str, ...]:
-        """The network's inputs, in order."""
-        return tuple(stream for stream in CHANNELS if stream in self.sampling)
+    def sampling(self) -> Mapping[str, Sampling]:
+        """The frames of a view, by stream."""
+        return dict.fromkeys(self.streams, Sampling(self.num_frames, self.stride))
 
-    def __post_init__(self) -> None:
-        counts = [n for each in self.sampling.values() for n in (each.num, each.stride)]
-        if not self.sampling or not self.sampling.keys() <= CHANNELS.keys():
-            raise ValueError(f"streams are {', '.join(CHANNELS)}, not {', '.join(self.sampling)}")
-        if min(*counts, self.crop_px) < 1 or self.crop_px > self.short_side:
+    @classmethod
+    def of(cls, **given: Any) -> _Options:
+        """The options, checked.
+
+        Raises:
+            ValueError: one is not what it may be.
+        """
+        if not isinstance(given["streams"], (list, tuple)) or not given["streams"]:
             raise ValueError(
-                f"num_frames and stride must be 1 or more, and crop_px from 1 to short_side "
-                f"({self.short_side}), not {counts[0]}, {counts[1]} and {self.crop_px}"
+                f"streams is a list of rgb, flow or both, not {given['streams']!r:.80}"
             )
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip is a probability, not {self.flip}")
+        options = schema.parse(given, cls)
+        if options.crop_px > options.short_side:
+            raise ValueError(
+                f"crop_px {options.crop_px} is more than short_side {options.short_side}"
+            )
+        if options.bound == 0:
+            raise ValueError("bound is 0: it is a number of pixels per frame")
+        if options.rank >= options.num_processes:
+            raise ValueError(f"rank {options.rank} is not one of {options.num_processes} processes")
+        in_order = tuple(stream for stream in CHANNELS if stream in options.streams)
+        return replace(options, streams=in_order)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +164,7 @@ class ClipLoader:
             stride: every so many frames of the clip.
             short_side: the frame's shorter side after resizing, pixels.
             crop_px: height and width of the crop, pixels.
-            batch_size: clips per batch and process.
+            batch_size: clips per batch and process; the last batch of an epoch may have one more.
             training: random views in a random order; else the middle of each clip, cropped at the
                 centre, in the order of `samples`.
             seed: decides order and views, together with epoch and key.
@@ -163,37 +182,42 @@ class ClipLoader:
             raise ValueError("rank and num_processes are given together, or none of them")
         if rank is None or num_processes is None:
             rank, num_processes = _place()
-        if not 0 <= rank < num_processes <= len(samples):
-            raise ValueError(f"rank {rank} of {num_processes} processes, for {len(samples)} clips")
-        if batch_size < 1 or num_workers < 0:
-            raise ValueError(f"batch_size {batch_size}, num_workers {num_workers}")
-        framing = _Framing(
-            sampling=dict.fromkeys(streams, Sampling(num_frames, stride)),
+        options = _Options.of(
+            streams=streams,
+            num_frames=num_frames,
+            stride=stride,
             short_side=short_side,
             crop_px=crop_px,
+            batch_size=batch_size,
+            training=training,
+            seed=seed,
             flip=flip,
+            bound=bound,
+            rank=rank,
+            num_processes=num_processes,
+            num_workers=num_workers,
         )
-        if not 0 < bound < math.inf:
-            raise ValueError(f"bound {bound} is no number of pixels per frame")
-        view_of = partial(random_view, framing, seed) if training else partial(_middle, framing)
-        known = [(s.key, s.label_id, _lacks(s, framing.streams)) for s in samples]
+        if not isinstance(samples, Sequence) or any(not hasattr(s, "rgb_at") for s in samples[:1]):
+            raise ValueError("samples are those of select(...).samples or ShardFolder.samples(...)")
+        if len(samples) < num_processes:
+            raise ValueError(
+                f"{len(samples)} clips for num_processes {num_processes}: each needs one or more"
+            )
+        view_of = partial(random_view, options, seed) if training else partial(_middle, options)
+        known = [(s.key, s.label_id, _lacks(s, options.streams)) for s in samples]
         keys = [key for key, _, _ in known]
         lacking = next((key for key, _, lacks in known if lacks), None)
         if lacking is not None:
-            raise ValueError(f"sample {lacking} was read without {' or '.join(framing.streams)}")
+            raise ValueError(f"sample {lacking} was read without {' or '.join(options.streams)}")
         if len(set(keys)) < len(keys):
             raise ValueError("a key is there twice, of which the views would be the same")
         self.samples = samples
-        self.dataset = ClipDataset(samples, Reader(framing, bound), view_of)
+        self.dataset = ClipDataset(samples, Reader(options, bound), view_of)
         self.epoch = 0
         self.failed: dict[str, str] = {}
         self._has_labels = all(label_id is not None for _, label_id, _ in known)
-        self._num_frames = num_frames
-        self._batch_size = batch_size
+        self._options = options
         self._shuffled_by = seed if training else None
-        self._rank = rank
-        self._num_processes = num_processes
-        self._num_workers = num_workers
         self._device = torch.device(device)
         self._order = digest([keys, self._shuffled_by])
         self._clips = 0  # of this epoch, given out by all processes
@@ -239,11 +263,14 @@ class ClipLoader:
         """
         if not isinstance(state_dict, Mapping):
             raise ValueError(f"a state is a dictionary, not {type(state_dict).__name__}")
-        state = schema.parse({each: state_dict.get(each) for each in _FIELDS}, _State)
+        try:
+            state = schema.parse({each: state_dict.get(each) for each in _FIELDS}, _State)
+        except ValueError as error:
+            raise ValueError(f"it is not a state of a ClipLoader: {error}") from error
         if state.version != STATE_VERSION or state.clips > len(self.samples):
             raise ValueError(
-                f"a state of version {state.version} with {state.clips} clips is not one of this "
-                f"loader, of version {STATE_VERSION} with {len(self.samples)}"
+                f"a state of version {state.version} after {state.clips} clips is not one of this "
+                f"loader, of version {STATE_VERSION} and {len(self.samples)} clips"
             )
         if state.order != self._order:
             raise ValueError("the state is of a loader of other samples, seed or training")
@@ -253,8 +280,8 @@ class ClipLoader:
     def _ends(self, done: int) -> list[int]:
         """Where the batches of all processes end, the first number where the first one begins."""
         num = len(self.samples)
-        ends = [*range(done, num, self._batch_size * self._num_processes), num]
-        if len(ends) > 2 and ends[-1] - ends[-2] < self._num_processes:
+        ends = [*range(done, num, self._options.batch_size * self._options.num_processes), num]
+        if len(ends) > 2 and ends[-1] - ends[-2] < self._options.num_processes:
             del ends[-2]  # else a process had no clip
         return ends
 
@@ -265,13 +292,12 @@ class ClipLoader:
             order = list(range(num))
         else:
             order = epoch_order(num, seed=self._shuffled_by, epoch=epoch)
-        parts = [
-            order[start + self._rank : end : self._num_processes] for start, end in pairwise(ends)
-        ]
+        rank, every = self._options.rank, self._options.num_processes
+        parts = [order[start + rank : end : every] for start, end in pairwise(ends)]
         batches = read_batches(
             self.dataset,
             [[(epoch, number) for number in part] for part in parts],
-            num_workers=self._num_workers,
+            num_workers=self._options.num_workers,
         )
         with reading(batches) as readable:
             for part, end, batch in zip(parts, ends[1:], readable, strict=True):
@@ -288,9 +314,9 @@ class ClipLoader:
         left_out = {item.key for item in batch.failed}
         if left_out:
             numbers = [n for n in numbers if self.samples[n].key not in left_out]
-        framing = self.dataset.reader.framing
+        options = self._options
         crops = batch.clips or Crops.empty(
-            0, dict.fromkeys(framing.streams, self._num_frames), framing.crop_px
+            0, dict.fromkeys(options.streams, options.num_frames), options.crop_px
         )
         inputs = network_inputs(crops, self._device)
         tensors = dict(zip(crops.streams, inputs, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import traceback
@@ -415,7 +416,7 @@ def reading(views: Generator[T]) -> Iterator[Iterator[T]]:
         traceback.clear_frames(error.__traceback__)  # they hold the loader, and so its processes
         raise EvaluationError(
             f"a process that reads clips has ended ({said}): most likely the system killed it, "
-            "short of memory; use fewer (--workers, num_workers) and start again, a training with "
+            "short of memory; give fewer --workers (num_workers) and start again, a training with "
             "--resume"
         ) from error
 
@@ -497,13 +498,20 @@ def _read(dataset: ClipDataset, num_workers: int, **options: Any) -> Generator[A
         )
         values = iter(loader)
     workers = set(multiprocessing.active_children()) - before
-    try:
-        yield from map(unpack, values)
-    finally:
+
+    def end() -> None:
         # torch would wait five seconds for each that waits for a disk or a store.
         is_ending.value = 1
         for worker in workers:
             worker.terminate()
+
+    # Also where the program ends and nobody has closed this generator: before multiprocessing
+    # waits for its children, which else would not end.
+    end_once = multiprocessing.util.Finalize(None, end, exitpriority=1)
+    try:
+        yield from map(unpack, values)
+    finally:
+        end_once()
 
 
 def _leave_signals(is_ending: Any, _worker: int) -> None:
