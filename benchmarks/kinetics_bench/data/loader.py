@@ -521,6 +521,8 @@ def _leave_signals(is_ending: Any, _worker: int) -> None:
     """
     signals.ignore_in_worker()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if is_ending.value else None)
+    if is_ending.value:  # the signal may have come before this could hear it
+        os._exit(0)
 
 
 def _startable(num_workers: int) -> int:
