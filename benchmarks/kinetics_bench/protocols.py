@@ -96,8 +96,10 @@ class EvalProtocol:
         return digest({k: v for k, v in asdict(self).items() if k not in unhashed})
 
     def as_json(self) -> dict[str, Any]:
-        """The protocol and its hash as plain JSON values."""
-        return asdict(self) | {"hash": self.hash}
+        """The protocol and its hash as plain JSON values; of one view as 0.1 wrote them."""
+        unsaid = () if self.clips else ("clips", "crops")
+        values = {name: value for name, value in asdict(self).items() if name not in unsaid}
+        return values | {"hash": self.hash}
 
 
 def _several(clips: int, crops: int, source: str) -> EvalProtocol:
