@@ -673,8 +673,8 @@ def _saving(arguments: argparse.Namespace) -> Saving:
 
 
 def _data(text: str) -> Path | str:
-    """The value of --data: a path, or an address as it is."""
-    return text if is_address(text) else Path(text)
+    """The value of --data: a path, or an address, of which a slash at the end says nothing."""
+    return re.sub("(?<=[^:/])/+$", "", text) if is_address(text) else Path(text)
 
 
 def _absolute_data(data: Path | str) -> str:

@@ -17,6 +17,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from kinetics_bench.cli import train_parser
 from kinetics_bench.data.splits import select
 from kinetics_bench.evaluation.evaluate import Test as Evaluation
 from kinetics_bench.evaluation.evaluate import evaluate, predict_split
@@ -513,6 +514,20 @@ def test_a_command_without_its_store_is_one_line(server: MirrorServer, tmp_path:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {place} holds no shards (no dataset.json)")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("http://h/shards/", "http://h/shards"),
+        ("s3://bucket//", "s3://bucket"),
+        ("s3://", "s3://"),
+        ("shards/", Path("shards")),
+    ],
+)
+def test_a_slash_at_the_end_of_an_address_says_nothing(text: str, data: str | Path) -> None:
+    arguments = train_parser().parse_args(["--arch", "i3d", "--data", text])
+    assert arguments.data == data
 
 
 def test_a_cache_removes_nothing_that_it_did_not_make(tmp_path: Path) -> None:

@@ -217,9 +217,8 @@ class ClipLoader:
         self.failed: dict[str, str] = {}
         self._has_labels = all(label_id is not None for _, label_id, _ in known)
         self._options = options
-        self._shuffled_by = seed if training else None
         self._device = torch.device(device)
-        self._order = digest([keys, self._shuffled_by])
+        self._order = digest([keys, seed if training else None])
         self._clips = 0  # of this epoch, given out by all processes
         self._begins_next_epoch = False
         self._newest: object = None  # the iterator whose batches count
@@ -288,10 +287,10 @@ class ClipLoader:
     def _read(self, mine: object, epoch: int, done: int) -> Iterator[dict[str, Tensor]]:
         ends = self._ends(done)
         num = len(self.samples)
-        if self._shuffled_by is None:
-            order = list(range(num))
+        if self._options.training:
+            order = epoch_order(num, seed=self._options.seed, epoch=epoch)
         else:
-            order = epoch_order(num, seed=self._shuffled_by, epoch=epoch)
+            order = list(range(num))
         rank, every = self._options.rank, self._options.num_processes
         parts = [order[start + rank : end : every] for start, end in pairwise(ends)]
         batches = read_batches(
