@@ -21,6 +21,7 @@ import kinetics_tools
 from kinetics_bench import cli as run_benchmark
 from kinetics_bench.archs import ARCHS
 from kinetics_bench.archs.table import table
+from kinetics_bench.commands.train import parser as train_parser
 from kinetics_bench.evaluation.results import Score
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import RECIPES
@@ -57,7 +58,7 @@ DEMO = f"{TESTS} -e demo"
 PARSERS: Mapping[str, Callable[[], Parser]] = {
     "kinetics-download": kinetics_download.build_parser,
     "extract-flow": extract_flow.build_parser,
-    "run-benchmark": run_benchmark.train_parser,
+    "run-benchmark": train_parser,
     **{
         f"kinetics-download {verb}": parser for verb, (parser, _) in kinetics_download.VERBS.items()
     },
@@ -162,7 +163,7 @@ def test_a_training_on_a_small_set_has_a_recipe_for_small_sets() -> None:
         call = our_call(shlex.split(line))
         if call is None or call[0] != "run-benchmark" or call[1] in run_benchmark.VERBS:
             continue
-        options = run_benchmark.train_parser().parse_args(call[1:])
+        options = train_parser().parse_args(call[1:])
         if options.train_split != "train":
             checked += 1
             assert options.recipe != "paper", f"{page}: {line}"

@@ -15,6 +15,12 @@ MAX_KEY = 90
 MAX_STEM = 80
 MAX_FOLDER = 200
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
+# Keys of files may end with a hash of their path.
+_KINETICS = re.compile("(?P<video>[A-Za-z0-9_-]{11})_[0-9]{6}_[0-9]{6}")
+_UCF101 = re.compile(r"(?P<video>v_\w+_g[0-9]{2})_c[0-9]{2}(-[0-9a-f]{8})?")
+_HMDB51 = re.compile(
+    "(?P<video>.+)_[fhlu]_(cm|nm)_np[0-9]_(ba|fr|le|ri)_(bad|goo|med)_[0-9]+(-[0-9a-f]{8})?"
+)
 UNLABELLED = "unlabelled"
 _CONTAINERS = (
     "3g2 3gp asf avi divx f4v flv m2ts m4v mkv mov mp4 mpe mpeg mpg mts mxf nut ogv ts vob webm wmv"
@@ -78,6 +84,25 @@ def _hashed_key(path: PurePosixPath) -> str:
 
 def _short_hash(path: PurePosixPath) -> str:
     return hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def source_video(key: str, label: str | None = None) -> str:
+    """Which video a clip was cut from, as far as its key says; of other keys the key itself.
+
+    A YouTube id of Kinetics' keys; the group of UCF-101's (`v_Archery_g07`), whose clips are of one
+    video; the film of HMDB-51's, whose tags (body, camera, people, direction, quality, number)
+    follow the action.
+
+    Args:
+        key: of the clip.
+        label: its class, which is part of HMDB-51's names.
+    """
+    for form in (_KINETICS, _UCF101):
+        if match := form.fullmatch(key):
+            return match["video"]
+    if match := _HMDB51.fullmatch(key):
+        return match["video"].removesuffix(f"_{label_folder(label)}")
+    return key
 
 
 def label_folder(label: str | None) -> str:

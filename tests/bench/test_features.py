@@ -18,6 +18,7 @@ from conftest import MakeVideo
 from foreign import randomize_batch_norm
 from kinetics_bench import cli
 from kinetics_bench.archs.registry import ARCHS, build
+from kinetics_bench.commands.inference import _for_each
 from kinetics_bench.device import Machine
 from kinetics_bench.inference import features
 from kinetics_bench.inference.features import Extractor, keys_of, pieces
@@ -280,7 +281,7 @@ def test_a_video_that_may_not_be_read_costs_its_line_alone(
                 act(path)
 
         for act in acts:
-            assert cli._for_each([locked, inside, good], partial(act_as_nobody, act=act)) == 3
+            assert _for_each([locked, inside, good], partial(act_as_nobody, act=act)) == 3
             assert [
                 line for line in capsys.readouterr().err.splitlines() if line.startswith("error")
             ] == [f"error: {path}: cannot be read: Permission denied" for path in (locked, inside)]

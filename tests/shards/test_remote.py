@@ -17,7 +17,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from kinetics_bench.cli import train_parser
+from kinetics_bench.commands.train import parser as train_parser
 from kinetics_bench.data.splits import select
 from kinetics_bench.evaluation.evaluate import Test as Evaluation
 from kinetics_bench.evaluation.evaluate import evaluate, predict_split
