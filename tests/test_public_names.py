@@ -28,7 +28,11 @@ PUBLIC = {
         "eval_view middle_view network_inputs select train_batches train_view whole_view"
     ),
     "kinetics_bench.protocols": "EvalProtocol Extent PROTOCOLS protocol_named",
-    "kinetics_bench.recipes": "MultiStep OneCycle RECIPES Recipe recipe_for",
+    "kinetics_bench.recipes": (
+        "LENGTH MultiStep OneCycle Plateau RECIPES Recipe RecipeChoice Schedule as_toml "
+        "differing_fields parse_override "
+        "read_recipe_file recipe_for"
+    ),
 }
 
 

@@ -10,7 +10,7 @@ from kinetics_bench.archs.registry import ARCHS
 from kinetics_bench.data.splits import select
 from kinetics_bench.device import Machine
 from kinetics_bench.recipes import OneCycle, Recipe
-from kinetics_bench.training.trainer import TrainingJob
+from kinetics_bench.training.job import TrainingJob
 from kinetics_tools.shards.reader import ShardFolder
 from tiny import tiny_recipe, tiny_shards
 
@@ -35,3 +35,10 @@ def job(
         "folder": folder,
     }
     return TrainingJob(**(values | changes))
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Check that two state dicts are equal, bit for bit."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name

@@ -29,8 +29,10 @@ def run(argv: Sequence[str]) -> int:
 
 # Verb -> its parser, and what it does.
 VERBS: Final[Mapping[str, tuple[Any, Any]]] = {
+    "resume": (train.resume_parser, train.resume),
     "evaluate": (evaluate.parser, evaluate.act),
     "report": (report.parser, report.act),
+    "recipes": (train.recipes_parser, train.recipes),
     "archs": (archs.parser, archs.act),
     "predict": (inference.predict_parser, inference.predict),
     "features": (inference.features_parser, inference.features),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -27,6 +27,7 @@ class Machine:
     Attributes:
         device: the device of networks and clips.
         bfloat16: whether forward passes run under autocast to bfloat16.
+        float16: whether they run under autocast to float16; a training then scales its loss.
         rank: rank of this process, from 0.
         num_processes: number of processes, the world size.
         activation_checkpointing: whether `place` makes networks checkpoint their activations.
@@ -37,6 +38,12 @@ class Machine:
     rank: int = 0
     num_processes: int = 1
     activation_checkpointing: bool = False
+    float16: bool = False
+
+    @property
+    def amp(self) -> Literal["none", "bfloat16", "float16"]:
+        """What `open_machine` takes for this precision."""
+        return "float16" if self.float16 else "bfloat16" if self.bfloat16 else "none"
 
     @property
     def is_main(self) -> bool:
@@ -46,11 +53,12 @@ class Machine:
     @property
     def precision(self) -> str:
         """Precision of convolutions. Weights, statistics and logits are always float32."""
-        return "bfloat16" if self.bfloat16 else "float32"
+        return "bfloat16" if self.bfloat16 else "float16" if self.float16 else "float32"
 
     def autocast(self) -> torch.autocast:
         """The autocast context for forward passes."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+        half = torch.float16 if self.float16 else torch.bfloat16
+        return torch.autocast(self.device.type, half, enabled=self.precision != "float32")
 
     def place(self, net: nn.Module) -> nn.Module:
         """Move a network to the device, channels last, which bfloat16 needs to be faster."""
@@ -108,7 +116,7 @@ def open_machine(
     Args:
         device: `auto` (CUDA if there is a GPU), `cpu`, `cuda` (under torchrun one GPU per process)
             or `cuda:N`.
-        amp: `bfloat16`, `none`, or `auto`: bfloat16 if the hardware supports it.
+        amp: `bfloat16`, `float16`, `none`, or `auto`: bfloat16 if the hardware supports it.
         activation_checkpointing: see `Machine`.
 
     Raises:
@@ -119,7 +127,12 @@ def open_machine(
     bfloat16 = amp == "bfloat16" or (amp == "auto" and _has_bfloat16(chosen))
     num_processes = _num_processes(os.environ)
     if num_processes == 1:
-        yield Machine(chosen, bfloat16, activation_checkpointing=activation_checkpointing)
+        yield Machine(
+            chosen,
+            bfloat16,
+            activation_checkpointing=activation_checkpointing,
+            float16=amp == "float16",
+        )
         return
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     with _with_the_others(f"the processes of this run do not meet at {place}"):
@@ -131,6 +144,7 @@ def open_machine(
             distributed.get_rank(),
             num_processes,
             activation_checkpointing=activation_checkpointing,
+            float16=amp == "float16",
         )
     finally:
         distributed.destroy_process_group()

@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kinetics_bench.archs.registry import ARCHS
-from kinetics_bench.data.splits import Selection, require_disjoint, require_unseen, select
+from kinetics_bench.data.splits import (
+    Selection,
+    hold_out,
+    require_disjoint,
+    require_unseen,
+    select,
+)
 from kinetics_bench.device import Machine
 from kinetics_bench.evaluation.evaluate import Test, add_streams, evaluate, usable_recipes
 from kinetics_bench.evaluation.results import EVALUATION_PREFIX, Result
@@ -31,15 +37,12 @@ from kinetics_bench.inference.networks import (
     read_request,
 )
 from kinetics_bench.protocols import protocol_named
-from kinetics_bench.recipes import recipe_for
+from kinetics_bench.recipes import Plateau, Recipe
 from kinetics_bench.training.checkpoint import Checkpoint
-from kinetics_bench.training.occasions import EVERY_TEN_MINUTES, Saving
-from kinetics_bench.training.trainer import (
-    TrainingJob,
-    find_checkpoint,
-    require_usable_batches,
-    train,
-)
+from kinetics_bench.training.estimate import TrainingPlan
+from kinetics_bench.training.job import TrainingJob, find_checkpoint, require_usable_batches
+from kinetics_bench.training.occasions import saving_named
+from kinetics_bench.training.trainer import plan_training, train
 from kinetics_bench.weights.init import SCRATCH, load_init
 from kinetics_tools.core import system
 from kinetics_tools.core.errors import EvaluationError, KineticsError, lookup
@@ -58,7 +61,7 @@ def train_and_evaluate(
     machine: Machine,
     *,
     before: Before = "keep",
-    saving: Saving = EVERY_TEN_MINUTES,
+    extend: bool = False,
     cache: Path | None = None,
 ) -> list[Result]:
     """Train (or continue, or reuse) and evaluate what `request` asks for: one result per row.
@@ -71,26 +74,64 @@ def train_and_evaluate(
         machine: where to compute.
         before: what to do about trainings that are there: `resume` those that stopped, by `force`
             train all again, or `keep`: refuse those that stopped.
-        saving: how often a checkpoint is written within an epoch, and how many stay.
+        extend: whether a training of another length goes on to that of the request.
         cache: folder for downloaded weights and samples; None: the user's cache.
 
     Raises:
         KineticsError: the request cannot be fulfilled, or `work_dir` holds another run.
     """
+    resume, force = before == "resume", before == "force"
+    jobs, tests, request = _prepared(request, work_dir, machine, cache, is_new=force)
+    for job in jobs:
+        there = None if force else find_checkpoint(job, machine, resume=resume, extend=extend)
+        if there is None or not there.finished:
+            require_usable_batches(job, machine)
+    if machine.is_main:
+        write_json(work_dir / RUN, request.as_json())
+    options = {"resume": resume, "force": force, "extend": extend}
+    checkpoints = [train(job, machine, **options) for job in jobs]
+    return _rows(checkpoints, tests, work_dir, machine)
+
+
+def plan_run(
+    request: Request,
+    work_dir: Path,
+    machine: Machine,
+    *,
+    cache: Path | None = None,
+    extend: bool = False,
+) -> list[TrainingPlan]:
+    """What `train_and_evaluate` would train, and how long; nothing is written.
+
+    Raises:
+        KineticsError: as there.
+    """
+    jobs, _, _ = _prepared(request, work_dir, machine, cache)
+    return [plan_training(job, machine, extend=extend) for job in jobs]
+
+
+def _prepared(
+    request: Request,
+    work_dir: Path,
+    machine: Machine,
+    cache: Path | None,
+    *,
+    is_new: bool = False,
+) -> tuple[list[TrainingJob], dict[str, Test], Request]:
+    """The trainings of a request, their evaluations, and the request with absolute paths."""
     if request.finetune == "last" and request.init == SCRATCH:
         raise EvaluationError(
             "--finetune last trains only the last layer, on the features of given weights; "
             "give these with --init imagenet, kinetics or PATH"
         )
-    resume, force = before == "resume", before == "force"
-    if not force:
+    if not is_new:
         _require_same_kind(request, work_dir)
     data = _open(request, cache)
     request = _with_absolute_paths(request, data)
     jobs, tests = [], {}
     for stream in request.streams:
         job, tests[stream] = _job_and_test(data, request, stream, work_dir, cache)
-        jobs.append(replace(job, saving=saving))
+        jobs.append(job)
     if machine.is_main:
         # All streams have the same clips.
         _log_missing("training", jobs[0].train)
@@ -98,14 +139,7 @@ def train_and_evaluate(
         for job in jobs:
             if "flow" in job.clips:
                 _warn_of_clamped_flow(data, job.flow, job.bound)
-    for job in jobs:
-        there = None if force else find_checkpoint(job, machine, resume=resume)
-        if there is None or not there.finished:
-            require_usable_batches(job, machine)
-    if machine.is_main:
-        write_json(work_dir / RUN, request.as_json())
-    checkpoints = [train(job, machine, resume=resume, force=force) for job in jobs]
-    return _rows(checkpoints, tests, work_dir, machine)
+    return jobs, tests, request
 
 
 def _open(request: Request, cache: Path | None) -> ShardFolder:
@@ -121,17 +155,17 @@ def _job_and_test(
     data: ShardFolder, request: Request, stream: str, work_dir: Path, cache: Path | None
 ) -> tuple[TrainingJob, Test]:
     """The training of one network, and its evaluation."""
-    recipe = recipe_for(request.recipe, request.arch, stream)
-    recipe = recipe.with_batch_size(request.batch_size).with_epochs(request.epochs)
+    recipe = request.choice.recipe(request.arch, stream)
     selected = _select(data, request, stream)
     require_disjoint(selected["train"], selected["test"])
+    training, held_out = _with_held_out(data, request, stream, recipe, selected["train"])
     job = TrainingJob(
         arch=request.arch,
         stream=stream,
         recipe=recipe,
         data=data,
         flow=_flow(data, request),
-        train=selected["train"],
+        train=training,
         seed=request.seed,
         folder=work_dir / stream,
         init=load_init(
@@ -143,10 +177,37 @@ def _job_and_test(
         ),
         finetune=request.finetune,
         num_workers=request.num_workers,
+        held_out=held_out,
+        check_every=request.check_every,
+        saving=saving_named(request.checkpoint_every, request.keep_checkpoints),
     )
     if job.init is not None:
         _require_unseen(job.init.source, job.init.trained_on, selected["test"])
     return job, _test(data, request, selected["test"], recipe.protocol)
+
+
+def _with_held_out(
+    data: ShardFolder, request: Request, stream: str, recipe: Recipe, train: Selection
+) -> tuple[Selection, Selection | None]:
+    """What is trained on, and whose loss is looked at; None: nothing's.
+
+    Raises:
+        EvaluationError: the held-out clips are needed, and there are none.
+    """
+    if request.val_split is not None:
+        chosen = replace(request, test_split=request.val_split)
+        validation = _select(data, chosen, stream, roles=("test",))["test"]
+        require_disjoint(train, validation, role="val")
+        return train, validation
+    if recipe.held_out:
+        return hold_out(train, recipe.held_out, seed=request.seed)
+    if isinstance(recipe.schedule, Plateau) or request.check_every:
+        why = "--eval-every looks at" if request.check_every else "a plateau schedule needs"
+        raise EvaluationError(
+            f"{why} the loss of held-out clips, and recipe {recipe.name} holds out none: give "
+            "--val-split SPLIT or --set held_out=0.1"
+        )
+    return train, None
 
 
 def evaluate_again(
@@ -311,6 +372,7 @@ def _with_absolute_paths(request: Request, data: ShardFolder) -> Request:
     return replace(
         request,
         train_split=request.train_split and absolute(request.train_split),
+        val_split=request.val_split and absolute(request.val_split),
         test_split=absolute(request.test_split),
     )
 

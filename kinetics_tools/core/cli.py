@@ -111,10 +111,16 @@ class Parser(argparse.ArgumentParser):
             help="clips at once",
         )
 
-    def add_common(self) -> None:
-        """Add the options that every command has."""
+    def add_common(self, *, seed: Callable[[str], Any] = int) -> None:
+        """Add the options that every command has; `seed`: the type of --seed."""
         common = self.add_argument_group("common options")
-        common.add_argument("--seed", type=int, default=0, help="seed of all random choices")
+        common.add_argument(
+            "--seed",
+            type=seed,
+            default="0",
+            help="seed of all random choices"
+            + ("" if seed is int else "; 0,1,2: train with each, and print their mean"),
+        )
         common.add_argument(
             "--tmp-dir", type=Path, help="folder for temporary files (default: beside the output)"
         )

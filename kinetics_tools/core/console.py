@@ -29,7 +29,12 @@ def tell(*lines: str) -> None:
 
 
 def progress(
-    items: Iterable[T], *, total: int, what: str, size: Callable[[T], int] = lambda _: 1
+    items: Iterable[T],
+    *,
+    total: int,
+    what: str,
+    size: Callable[[T], int] = lambda _: 1,
+    status: Callable[[], str] = str,
 ) -> Iterator[T]:
     """Yield `items` and show progress: a bar on a terminal, else a log line every 30 s.
 
@@ -38,6 +43,7 @@ def progress(
         total: the sum of all items' sizes.
         what: what is counted, in the plural, such as "clips".
         size: how many of these an item is.
+        status: what else to show.
     """
     if sys.stderr.isatty():
         from tqdm import tqdm  # only here, to keep --help fast
@@ -45,12 +51,19 @@ def progress(
         with tqdm(total=total, desc=what, unit="", dynamic_ncols=True) as bar:
             for item in items:
                 yield item
+                bar.set_postfix_str(status(), refresh=False)
                 bar.update(size(item))
         return
-    yield from _logged(items, total, what, size)
+    yield from _logged(items, total, what, size, status)
 
 
-def _logged(items: Iterable[T], total: int, what: str, size: Callable[[T], int]) -> Iterator[T]:
+def _logged(
+    items: Iterable[T],
+    total: int,
+    what: str,
+    size: Callable[[T], int],
+    status: Callable[[], str],
+) -> Iterator[T]:
     """Yield `items`; a thread logs progress, also while no item is finished."""
     start = time.monotonic()
     done = 0
@@ -60,6 +73,7 @@ def _logged(items: Iterable[T], total: int, what: str, size: Callable[[T], int])
         while not finished.wait(LOG_EVERY_S):
             spent_s = time.monotonic() - start
             rest = f"about {time_text(spent_s / done * (total - done))} left" if done else "working"
+            rest = ", ".join(filter(None, (rest, status())))
             logger.info("%s: %d of %d after %s, %s", what, done, total, time_text(spent_s), rest)
 
     thread = threading.Thread(target=log, daemon=True, name="progress")

@@ -39,6 +39,7 @@ NumBytes = Annotated[int, Meta(ge=0, le=2**50)]
 Bound = Annotated[float, Meta(gt=0, le=10_000)]  # pixels per frame; not NaN
 Pixels = Annotated[int, Meta(ge=1, le=2**14)]  # of one side
 Share = Annotated[float, Meta(ge=0, le=1)]
+Every = Annotated[str, Meta(pattern=r"\A([1-9][0-9]{0,8}|[0-9]{1,6}(\.[0-9]{1,3})?min)\Z")]
 Amount = Annotated[float, Meta(ge=0, le=1e300)]  # of seconds, of a loss; finite
 
 

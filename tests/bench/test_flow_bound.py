@@ -16,7 +16,8 @@ from kinetics_bench.data.views import View
 from kinetics_bench.inference.networks import networks_of_weights
 from kinetics_bench.recipes import OneCycle
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint
-from kinetics_bench.training.trainer import TrainingJob, train
+from kinetics_bench.training.job import TrainingJob
+from kinetics_bench.training.trainer import train
 from kinetics_bench.weights.init import InitWeights, load_init
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.shards.reader import ShardFolder

@@ -4,15 +4,29 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kinetics_bench.archs.registry import ARCHS, Sampling
 from kinetics_bench.protocols import PROTOCOLS
-from kinetics_bench.recipes import RECIPES, MultiStep, OneCycle, Recipe, recipe_for
+from kinetics_bench.recipes import (
+    RECIPES,
+    MultiStep,
+    OneCycle,
+    Plateau,
+    Recipe,
+    RecipeChoice,
+    as_toml,
+    parse_override,
+    read_recipe_file,
+    recipe_for,
+)
 from kinetics_bench.training.checkpoint import Checkpoint
-from kinetics_tools.core.errors import EvaluationError, UnknownNameError
+from kinetics_tools.core.errors import EvaluationError, KineticsError, UnknownNameError
 from support import unpack_written_by_0_1
 
 ALL = [
@@ -106,7 +120,7 @@ def test_a_checkpoint_of_version_0_1_holds_a_recipe_that_reads(tmp_path: Path) -
     stored = torch.load(tmp_path / name, weights_only=True)["recipe"]
     assert stored["pass_size"] == 4
     recipe = Checkpoint.read(tmp_path / name).recipe
-    assert recipe == SMALL_FLOW.with_batch_size(4).with_epochs(1)
+    assert recipe == choice(batch_size=4, **{"schedule.epochs": 1}).recipe("i3d", "flow")
     assert recipe.as_json() == stored
 
 
@@ -115,28 +129,165 @@ def test_json_tells_the_whole_recipe(arch: str, stream: str, recipe: Recipe) -> 
     assert recipe.streams == ARCHS[arch].clips_of(stream)
     assert Recipe.from_json(json.loads(json.dumps(recipe.as_json()))) == recipe
     assert recipe.protocol in PROTOCOLS
-    assert isinstance(recipe.schedule, OneCycle | MultiStep)
+    assert isinstance(recipe.schedule, OneCycle | MultiStep | Plateau)
+
+
+def choice(**overrides: Any) -> RecipeChoice:
+    return RecipeChoice(name="small", overrides=overrides)
 
 
 def test_another_batch_size_is_told_by_the_name() -> None:
-    recipe = SMALL
-    changed = recipe.with_batch_size(4)
+    changed = choice(batch_size=4).recipe("i3d", "rgb")
     assert (changed.name, changed.batch_size, changed.micro_batch_size) == ("small+batch-4", 4, 4)
-    assert changed.hash != recipe.hash
-    assert recipe.with_batch_size(None) is recipe
-    assert PAPER["rgb"].with_batch_size(12).micro_batch_size == 6
+    assert changed.hash != SMALL.hash
+    assert choice(batch_size=6).recipe("i3d", "rgb") == choice().recipe("i3d", "rgb") == SMALL
+    paper = RecipeChoice(name="paper", overrides={"batch_size": 12}).recipe("i3d", "rgb")
+    assert paper.micro_batch_size == 6
 
 
-def test_another_number_of_epochs_is_told_by_the_name() -> None:
-    changed = SMALL.with_batch_size(4).with_epochs(2)
+def test_another_length_is_told_by_the_name() -> None:
+    changed = choice(batch_size=4, **{"schedule.epochs": 2}).recipe("i3d", "rgb")
     assert changed.name == "small+batch-4+epochs-2"
     assert isinstance(changed.schedule, OneCycle)
     assert (changed.schedule.epochs, changed.schedule.num_steps(9)) == (2, 18)
-    assert changed.hash != SMALL.with_batch_size(4).hash
-    assert SMALL.with_epochs(None) is SMALL.with_epochs(40) is SMALL
-    with pytest.raises(EvaluationError, match="recipe paper counts steps: leave it out, or take"):
-        PAPER["rgb"].with_epochs(2)
-    assert PAPER["rgb"].with_epochs(None) is PAPER["rgb"]
+    with pytest.raises(EvaluationError, match="recipe small: it counts epochs: give --epochs N"):
+        choice(**{"schedule.steps": 2}).recipe("i3d", "rgb")
+    paper = RecipeChoice(name="paper", overrides={"schedule.steps": 1150}).recipe("i3d", "rgb")
+    assert paper.schedule == MultiStep(milestones=((970, 0.1), (1080, 0.01), (1150, 0.001)))
+    assert paper.name == "paper+steps-1150"
+    for overrides, words in (
+        ({"schedule.epochs": 2}, "it counts steps: give --steps N"),
+        ({"schedule.steps": 2}, "2 steps are too few for 3 milestones"),
+    ):
+        with pytest.raises(EvaluationError, match=words):
+            RecipeChoice(name="paper", overrides=overrides).recipe("i3d", "rgb")
+
+
+def test_a_learning_rate_moves_all_rates_in_proportion() -> None:
+    given = RecipeChoice(name="paper", overrides={"optimizer.lr": 0.2}).recipe("i3d", "rgb")
+    assert [lr for _, lr in given.schedule.milestones] == [0.2, 0.02, 0.002]  # type: ignore[attr-defined]
+    assert given.name == "paper+lr-0.2"
+    half = RecipeChoice(name="paper", overrides={"batch_size": 192}, scale_lr=True)
+    scaled = half.recipe("i3d", "rgb")
+    assert (scaled.schedule.base_lr, scaled.name) == (0.05, "paper+batch-192+scaled-lr")
+    both = replace(half, overrides={"batch_size": 192, "optimizer.lr": 0.2})
+    with pytest.raises(EvaluationError, match="--scale-lr and --lr each decide the rate"):
+        both.recipe("i3d", "rgb")
+
+
+def test_any_field_is_overridden_by_its_name_and_read_back() -> None:
+    overrides = {
+        "schedule.kind": "plateau",
+        "schedule.steps": 50,
+        "held_out": 0.2,
+        "flip": 0,
+        "optimizer.name": "sgd",
+        "sampling.flow.num": 8,
+        "protocol": "4x3",
+    }
+    rgb, flow = (choice(**overrides).recipe("i3d", stream) for stream in ("rgb", "flow"))
+    assert rgb.schedule == Plateau(steps=50, start_lr=1e-3)
+    assert (rgb.held_out, rgb.flip, rgb.optimizer, rgb.protocol) == (0.2, 0.0, "sgd", "4x3")
+    assert (rgb.sampling["rgb"].num, flow.sampling["flow"].num) == (16, 8)
+    assert flow.name.endswith("+sampling.flow.num-8+protocol-4x3")
+    assert Recipe.from_json(json.loads(json.dumps(rgb.as_json()))) == rgb
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"optimizer.lrr": 1}, "unknown field of a recipe 'optimizer.lrr'. Did you mean 'optimi"),
+        ({"optimizer.lr": "x"}, "recipe small: Expected float, got str at optimizer.lr"),
+        ({"optimizer.lr": float("nan")}, "at optimizer.lr"),
+        ({"optimizer.lr": -1}, ">= 0.0 at optimizer.lr"),
+        ({"crop_px": 300}, "crop_px 300 exceeds short_side 128"),
+        ({"dropout": 2}, "Expected float <= 1.0 at dropout"),
+        ({"schedule": 3}, "unknown field of a recipe 'schedule'"),
+        ({"batch_size": True}, "Expected int, got bool at batch_size"),
+        ({"optimizer.name": "adam"}, "adam"),
+        ({"schedule.kind": "plateau"}, "missing required field steps"),
+        ({"schedule.kind": "plato"}, "Did you mean 'plateau'"),
+        ({"sampling.flow.num": 8}, "c3d takes rgb only"),
+        ({"protocol": "hole"}, "Did you mean 'whole'"),
+        ({"a.b.c": 1}, "unknown field"),
+    ],
+)
+def test_a_field_that_cannot_be_is_one_line(overrides: dict[str, Any], words: str) -> None:
+    with pytest.raises(KineticsError) as caught:
+        RecipeChoice(name="small", overrides=overrides).recipe("c3d", "rgb")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("arch", "stream", "recipe"), ALL)
+def test_a_recipe_as_toml_is_read_as_itself(
+    arch: str, stream: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(as_toml(recipe))
+    read = RecipeChoice(name=str(path), table=read_recipe_file(path)).recipe(arch, stream)
+    assert read == recipe
+    assert read.hash == recipe.hash
+
+
+def test_a_file_says_what_differs_from_its_base(tmp_path: Path) -> None:
+    path = tmp_path / "more epochs.toml"
+    path.write_text('base = "small"\n[schedule]\nepochs = 60\n[optimizer]\nlr = 2e-3\n')
+    made = RecipeChoice(name=str(path), table=read_recipe_file(path))
+    flow = made.recipe("i3d", "flow")
+    assert flow.schedule == OneCycle(epochs=60, peak_lr=2e-3)
+    assert (flow.name, flow.source) == ("more-epochs", "more epochs.toml")
+    assert flow.sampling == SMALL_FLOW.sampling
+    assert made.recipe("c3d", "rgb").sampling == RECIPES["small"]["c3d"]["rgb"].sampling
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("batch_size = ", "is not TOML"),
+        ("batch_sizes = 4", "Did you mean 'batch_size'"),
+        ('base = "smal"', "Did you mean 'small'"),
+        ("batch_size = 4", "[sampling.rgb] is missing, which i3d needs"),
+        ('base = "small"\ndropout = "a"', "got str at dropout"),
+        ('base = "small"\noptimizer = 3', "unknown field of a recipe 'optimizer'"),
+        ('base = "small"\n[schedule]\nepoch = 3', "Did you mean 'schedule.epochs'"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_one_line(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    with pytest.raises(KineticsError) as caught:
+        RecipeChoice(name=str(path), table=read_recipe_file(path)).recipe("i3d", "rgb")
+    assert str(path) in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_overrides_are_written_as_in_toml() -> None:
+    assert parse_override("optimizer.lr=1e-4") == ("optimizer.lr", 1e-4)
+    assert parse_override(" optimizer.name = adamw ") == ("optimizer.name", "adamw")
+    assert parse_override("schedule.milestones=[[3, 1.0]]") == (
+        "schedule.milestones",
+        [[3, 1.0]],
+    )
+    for text in ("lr", "=3", "lr=", "lr=[1", "lr=1\nx=2"):
+        with pytest.raises(ValueError, match="is not"):
+            parse_override(text)
+
+
+@given(st.lists(st.floats(0.01, 10), max_size=60), st.integers(1, 4), st.integers(0, 3))
+def test_a_plateau_is_torchs(losses: list[float], patience: int, drops: int) -> None:
+    ours = Plateau(steps=100, start_lr=0.1, drops=drops, patience=patience)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, patience=patience - 1, threshold=0.01, eps=0
+    )
+    for num in range(len(losses)):
+        assert not ours.is_over(losses[:num])
+        assert ours.lr(num, 100, losses[:num]) == pytest.approx(optimizer.param_groups[0]["lr"])
+        theirs.step(losses[num])
+        if optimizer.param_groups[0]["lr"] < 0.1 * 0.1**drops * 0.99:
+            assert ours.is_over(losses[: num + 1])
+            return
 
 
 def test_unknown_recipes_are_told_the_nearest() -> None:
@@ -156,6 +307,7 @@ def test_every_network_has_the_papers_and_a_small_recipe() -> None:
 
 
 def test_a_recipe_of_other_architectures_is_one_line_that_names_them() -> None:
-    words = "recipe sample is for i3d, not for c3d; take --recipe paper or small"
+    words = "recipe sample is for i3d, not for c3d; take --recipe paper or "
+    words += "ucf101 or hmdb51 or small"
     with pytest.raises(EvaluationError, match=words):
         recipe_for("sample", "c3d", "rgb")

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +31,15 @@ from kinetics_bench.evaluation.evaluate import predict_split
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import MultiStep, OneCycle, Recipe
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint, TrainingData
+from kinetics_bench.training.job import TrainingJob, require_usable_batches
 from kinetics_bench.training.log import EVENTS, LOG
 from kinetics_bench.training.occasions import Saving
-from kinetics_bench.training.trainer import (
-    TrainingJob,
-    _Epoch,
-    _Training,
-    require_usable_batches,
-    train,
-)
+from kinetics_bench.training.trainer import _Epoch, _Training, train
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.files import FULL_ERRNOS
 from support import command, environment
 from tiny import copy_of_shards, damage, key_file, tiny_recipe, tiny_shards
-from trainings import CPU, RECIPE, job
-
-
-def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
+from trainings import CPU, RECIPE, assert_same, job
 
 
 class Killed(Exception):
@@ -72,7 +61,7 @@ def test_a_resumed_training_gives_the_same_weights(tmp_path: Path) -> None:
     assert [row.loss for row in whole.history] == [row.loss for row in resumed.history]
     lines = [json.loads(line) for line in (part / LOG).read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
-    assert lines == [asdict(row) for row in resumed.history]
+    assert lines == [row.as_json() for row in resumed.history]
 
 
 def epochs_of(folder: Path) -> tuple[list[int], list[int]]:
@@ -106,7 +95,7 @@ def test_the_log_has_each_epoch_once_whatever_a_killed_process_left(
     done = train(given, CPU, resume=True)
     assert epochs_of(tmp_path) == ([1, 2, 3], [1, 2, 3])
     lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
-    assert lines == [asdict(row) for row in done.history]
+    assert lines == [row.as_json() for row in done.history]
     assert len(list((tmp_path / EVENTS).iterdir())) == 2  # of two processes, for three epochs
 
 

@@ -18,7 +18,7 @@ from kinetics_tools.core.file_cache import CACHE_BYTES
 from kinetics_tools.core.store import is_address
 
 if TYPE_CHECKING:
-    from kinetics_bench.training.occasions import Saving
+    pass
 
 PROG: Final = "run-benchmark"
 RUNS: Final = Path("runs")
@@ -133,7 +133,7 @@ def add_span(parser: Parser, default: str) -> None:
     )
 
 
-def add_machine(parser: Parser, *, workers: bool = True) -> None:
+def add_machine(parser: Parser, *, workers: bool = True, training: bool = False) -> None:
     """Add the options that `open_machine` takes, and --workers."""
     if workers:
         parser.add_argument(
@@ -147,8 +147,9 @@ def add_machine(parser: Parser, *, workers: bool = True) -> None:
     parser.add_argument(
         "--amp",
         default="auto",
-        choices=("auto", "none", "bfloat16"),
-        help="mixed precision; auto: bfloat16 if the hardware supports it",
+        choices=("auto", "none", "bfloat16", *(["float16"] if training else [])),
+        help="mixed precision; auto: bfloat16 if the hardware supports it"
+        + ("; float16, with loss scaling, is for GPUs without it (V100, T4)" if training else ""),
     )
 
 
@@ -242,16 +243,6 @@ def _steps_or_minutes(text: str) -> str:
             f"{text[:40]!r} is no number of steps, such as 500, or of minutes, such as 10min"
         )
     return text
-
-
-def saving_of(arguments: argparse.Namespace) -> Saving:
-    """What the options of `add_saving` say."""
-    from kinetics_bench.training.occasions import Saving
-
-    text, keep = arguments.checkpoint_every, arguments.keep_checkpoints
-    if text.endswith("min"):
-        return Saving(seconds=60 * float(text.removesuffix("min")), keep=keep)
-    return Saving(steps=int(text), keep=keep)
 
 
 def _data(text: str) -> Path | str:

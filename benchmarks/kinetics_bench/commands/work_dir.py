@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 from kinetics_bench.commands.options import REPORT
@@ -40,3 +41,27 @@ def print_results(results: Sequence[Result], folder: Path) -> int:
     print(console.text_table([cells(result) for result in results]))
     print(f"report: {report}")
     return Exit.COMPLETE
+
+
+def print_mean(runs: Sequence[Sequence[Result]]) -> None:
+    """Print mean and deviation of the rows of several runs that differ in their seed."""
+    print(f"mean and standard deviation of {len(runs)} seeds:")
+    rows = []
+    for results in zip(*runs, strict=True):
+        scores = [result.score for result in results]
+        rows.append(
+            {
+                "stream": results[0].stream,
+                "top-1 %": _mean([each.top1 for each in scores]),
+                "top-5 %": _mean([each.top5 for each in scores if each.top5 is not None]),
+                "mean-class %": _mean([each.mean_class for each in scores]),
+            }
+        )
+    print(console.text_table(rows))
+
+
+def _mean(shares: Sequence[float]) -> str:
+    """Mean and sample standard deviation, in percent."""
+    if not shares:
+        return "-"
+    return f"{100 * mean(shares):.1f} +- {100 * stdev(shares):.1f}"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from kinetics_bench.data.views import seeded_rng
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.files import digest
-from kinetics_tools.core.keys import candidate_keys, file_keys
+from kinetics_tools.core.keys import candidate_keys, file_keys, source_video
 from kinetics_tools.core.text import read_text
 from kinetics_tools.shards.reader import Sample, ShardFolder
 
@@ -108,12 +110,49 @@ def select(
     return chosen
 
 
-def require_disjoint(train: Selection, test: Selection) -> None:
-    """Raise EvaluationError if a key is in both."""
+def hold_out(selection: Selection, share: float, *, seed: int) -> tuple[Selection, Selection]:
+    """What is left of a selection, and what is held out of it: whole videos, of every class some.
+
+    Of each class with several videos about `share` of the clips are held out, of at least one
+    video, and never all. The choice depends on the seed and the keys alone.
+
+    Raises:
+        EvaluationError: no class has two videos.
+    """
+    videos: dict[str, list[Sample]] = {}
+    for sample in selection.samples:
+        videos.setdefault(source_video(sample.key, sample.label), []).append(sample)
+    left = Counter(sample.label for sample in selection.samples)
+    wanted = {label: max(1, round(share * num)) for label, num in left.items()}
+    names = sorted(videos)
+    held: set[str] = set()
+    for number in seeded_rng(seed, 0, "held-out videos").permutation(len(names)).tolist():
+        clips = Counter(sample.label for sample in videos[names[number]])
+        is_wanted = any(wanted[label] > 0 for label in clips)
+        if is_wanted and all(left[label] > num for label, num in clips.items()):
+            held.add(names[number])
+            left -= clips
+            for label, num in clips.items():
+                wanted[label] -= num
+    if not held:
+        raise EvaluationError(
+            f"of split {selection.name} no clips can be held out: no class has two videos"
+        )
+    keys = {sample.key for name in held for sample in videos[name]}
+    return (
+        replace(selection, samples=[s for s in selection.samples if s.key not in keys]),
+        Selection(
+            f"held out of {selection.name}", [s for s in selection.samples if s.key in keys], {}
+        ),
+    )
+
+
+def require_disjoint(train: Selection, test: Selection, *, role: str = "test") -> None:
+    """Raise EvaluationError if a key is in both; `role`: the second one's."""
     shared = sorted(set(train.keys) & set(test.keys))
     if shared:
         raise EvaluationError(
-            f"--train-split {train.name} and --test-split {test.name} share {len(shared)} keys, "
+            f"--train-split {train.name} and --{role}-split {test.name} share {len(shared)} keys, "
             f"such as {shared[0]}: an accuracy on training clips would be meaningless"
         )
 

@@ -338,7 +338,7 @@ class Result:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         del values["extents"], values["training"]
         extents = {stream: asdict(extent) for stream, extent in self.extents.items()}
-        history = {stream: [asdict(row) for row in rows] for stream, rows in self.history.items()}
+        history = {stream: [row.as_json() for row in rows] for stream, rows in self.history.items()}
         values |= {
             "protocol": self.protocol.as_json() | {"extents": extents},
             "recipes": self.recipes_as_json(),

@@ -6,12 +6,12 @@ run.json    Request: what a run was asked for
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from kinetics_bench.archs.registry import ARCHS, build, check_network
-from kinetics_bench.recipes import recipe_for
+from kinetics_bench.recipes import RecipeChoice, recipe_for
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint, InitRecord, TrainingData
 from kinetics_bench.weights.choices import split_word
 from kinetics_bench.weights.init import SCRATCH, InitWeights, load_init, state_shapes
@@ -26,6 +26,7 @@ from kinetics_tools.media.recipe import ClipRecipe
 from kinetics_tools.shards.records import RGB, StreamRecipe, flow_stream
 
 RUN: Final = "run.json"
+_LATER: Final = {"batch_size": "batch_size", "epochs": "schedule.epochs"}
 METHOD: Final = "tvl1"  # computes the flow of videos for published weights
 
 
@@ -36,20 +37,27 @@ class Request:
     Attributes:
         arch: a name in ARCHS.
         stream: `rgb`, `flow` or `joint`.
-        recipe: a name in RECIPES.
+        recipe: a name in RECIPES, or the path of a recipe's file.
         data: folder of shards: its absolute path, or its address in a store elsewhere.
         train_split: None: nothing is trained, the weights are those of `init`.
         test_split: the split that is evaluated.
         flow: name of the flow; None: the only one in `data`.
         protocol: a name in PROTOCOLS; None: that of the recipe.
-        batch_size: None: that of the recipe.
-        epochs: None: those of the recipe.
+        recipe_file: what that file held.
+        overrides: of fields of the recipe: dotted name -> value.
+        scale_lr: whether the rate is in proportion to the batch size.
+        val_split: the split whose loss is looked at in training; None: what the recipe holds out.
+        check_every: epochs from one look at it to the next; 0: only as the schedule needs it.
         splits: folder with the official lists of UCF-101 and HMDB-51.
         seed: every random choice follows from it.
         num_workers: processes that read clips; None: the default.
         init: `scratch`, `imagenet`, `kinetics`, or the path of weights.
         finetune: `all`, or `last`: only the last layer.
         cache_bytes: of samples that are read from an address, kept on disk.
+        amp: precision of a training, as `open_machine` takes it.
+        checkpoint_every: steps, or minutes as `10min`, between checkpoints.
+        keep_checkpoints: how many of them stay.
+        checkpoint_activations: as `open_machine` takes it.
     """
 
     arch: str
@@ -60,14 +68,31 @@ class Request:
     test_split: str
     flow: str | None = None
     protocol: str | None = None
-    batch_size: schema.Positive | None = None
-    epochs: schema.Count | None = None
+    recipe_file: Mapping[str, Any] | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    scale_lr: bool = False
+    val_split: str | None = None
+    check_every: schema.Count = 0
     splits: Path | None = None
     seed: int = 0
     num_workers: schema.Count | None = None
     init: str = SCRATCH
     finetune: str = "all"
     cache_bytes: schema.NumBytes = CACHE_BYTES
+    amp: Literal["auto", "none", "bfloat16", "float16"] = "auto"
+    checkpoint_every: schema.Every = "10min"
+    keep_checkpoints: schema.Positive = 1
+    checkpoint_activations: bool = False
+
+    @property
+    def choice(self) -> RecipeChoice:
+        """The recipe of any network of the run."""
+        return RecipeChoice(
+            name=self.recipe,
+            table=self.recipe_file,
+            overrides=self.overrides,
+            scale_lr=self.scale_lr,
+        )
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -94,6 +119,13 @@ class Request:
             ValueError: a field is missing, unknown, or is not what it may be.
             UnknownNameError: so is the architecture or the stream.
         """
+        values = dict(schema.parse(values, dict[str, Any]))
+        # Before there were overrides of any field.
+        given = {_LATER[name]: values.pop(name) for name in _LATER if name in values}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given:
+            values["overrides"] = {**given, **values.get("overrides", {})}
+        schema.check_plain(values)
         request = schema.parse_exactly(values, cls)
         if not request.data or "\0" in request.data:
             raise ValueError("data is no path and no address")

@@ -31,6 +31,7 @@ FORMAT: Final = 2
 # predictions, so that a result of the older code is never taken for one of this code.
 NUMERICS: Final = 3
 CHECKPOINT = "checkpoint.pt"
+BEST = "best.pt"
 STATISTIC: Final = ".running_"  # in the names of batch norm's moving statistics
 _TENSORS: Final = ("net", "optimizer", "statistics")  # fields with tensors
 AGAIN: Final = "copy it again, or train again with --force"
@@ -121,6 +122,7 @@ class EpochRecord:
         failed: number of training clips that could not be decoded, since the training began.
         seconds: duration.
         waiting: share of that time in which the network waited for clips.
+        val_loss, val_top1: of the held-out clips, at its end; None where these were not looked at.
     """
 
     epoch: schema.Count
@@ -132,6 +134,26 @@ class EpochRecord:
     failed: schema.Count
     seconds: schema.Amount
     waiting: schema.Amount
+    val_loss: schema.Amount | None = None
+    val_top1: schema.Share | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The plain values that are stored; those of held-out clips only where there are any."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extension:
+    """A training was made longer.
+
+    Attributes:
+        step, epoch: finished ones until then.
+        recipe: whose schedule they followed.
+    """
+
+    step: schema.Count
+    epoch: schema.Count
+    recipe: Recipe
 
 
 def keep_earlier(folder: Path, num: int, step: int) -> None:
@@ -217,6 +239,10 @@ class Checkpoint:
         trained_on: keys of all clips that the weights were trained on here, by this training and by
             that of its initial weights, sorted; None: an older version did not record them.
         format: version of the file format.
+        extended: the schedules that it followed before it was made longer.
+        scaler: state dict of the scale of the loss, in float16.
+        num_held_out: clips that were held out of the training split.
+        val_split: the split whose loss was looked at; empty: the clips that were held out.
     """
 
     arch: str
@@ -238,6 +264,23 @@ class Checkpoint:
     format: int = FORMAT
     begun: BegunEpoch | None = None
     statistics: list[dict[str, Any]] = field(default_factory=list)
+    extended: list[Extension] = field(default_factory=list)
+    scaler: dict[str, schema.Amount] = field(default_factory=dict)
+    num_held_out: schema.Count = 0
+    val_split: str = ""
+
+    @property
+    def losses(self) -> list[float]:
+        """Of the held-out clips, at each look at them."""
+        return [each.val_loss for each in self.history if each.val_loss is not None]
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch with the highest top-1 of the held-out clips; of equal ones the lowest loss."""
+        seen = [each for each in self.history if each.val_loss is not None]
+        if not seen:
+            return None
+        return max(seen, key=lambda each: (each.val_top1 or 0.0, -(each.val_loss or 0.0))).epoch
 
     def write(self, path: Path) -> None:
         """Write it; a reader sees the old file or the new one."""
@@ -246,7 +289,11 @@ class Checkpoint:
             "identity": dict(self.identity),
             "recipe": self.recipe.as_json(),
             "data": self.data.as_json(),
-            "history": [asdict(record) for record in self.history],
+            "history": [record.as_json() for record in self.history],
+            "extended": [
+                {"step": each.step, "epoch": each.epoch, "recipe": each.recipe.as_json()}
+                for each in self.extended
+            ],
             "init": asdict(self.init),
             "begun": None if self.begun is None else asdict(self.begun),
             "trained_on": None if self.trained_on is None else list(self.trained_on),
@@ -295,7 +342,12 @@ class Checkpoint:
             raise ValueError(f"it has format {values.get('format')!r}, not {FORMAT}"[:300])
         data = TrainingData.from_json(schema.parse(values.get("data"), dict[str, Any]))
         recipe = Recipe.from_json(schema.parse(values.get("recipe"), dict[str, Any]))
-        found = schema.parse({**values, "data": data, "recipe": recipe}, cls)
+        extended = [
+            schema.parse({**each, "recipe": Recipe.from_json(each.get("recipe", {}))}, Extension)
+            for each in schema.parse(values.get("extended", []), list[dict[str, Any]])
+        ]
+        parts = {"data": data, "recipe": recipe, "extended": extended}
+        found = schema.parse({**values, **parts}, cls)
         check_network(found.arch, found.stream)
         if recipe.streams != ARCHS[found.arch].clips_of(found.stream):
             raise ValueError(f"a recipe of {', '.join(recipe.streams)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -13,12 +14,55 @@ from kinetics_bench.data.inputs import Crops
 from kinetics_bench.data.loader import BatchPlan, ClipDataset
 from kinetics_bench.device import Machine
 from kinetics_bench.recipes import RECIPES, MultiStep, OneCycle, Recipe
+from kinetics_tools.core.console import time_text
 
 MIN_PASSES: Final = 200  # of a process, for a measurement of two passes to cost one in a hundred
 MANY_EPOCHS: Final = 1000  # the recipes `paper` are 180 to 470 epochs of Kinetics' 240,000 clips
 SMALL: Final = "small"
 SLOW_S: Final = 5.0  # after a pass of such a duration another would tell no more
 NUM_READ: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPlan:
+    """What a training will do and take.
+
+    Attributes:
+        stream: of the network.
+        recipe: its name and the start of its hash.
+        num_clips: that it is trained on, each once per epoch.
+        num_held_out: that it is not trained on, and checked with.
+        num_steps: of all, at most.
+        steps_done: of them.
+        num_epochs: of all, at most.
+        seconds: that the steps ahead take, by a measured rate; None: not measured.
+        clips_per_second: that rate, of all processes.
+    """
+
+    stream: str
+    recipe: str
+    num_clips: int
+    num_held_out: int
+    num_steps: int
+    steps_done: int
+    num_epochs: float
+    seconds: float | None
+    clips_per_second: float | None
+
+    def cells(self) -> dict[str, str]:
+        """The plan as a row of a table."""
+        rate = self.clips_per_second
+        return {
+            "stream": self.stream,
+            "recipe": self.recipe,
+            "clips": f"{self.num_clips:,}",
+            "held out": f"{self.num_held_out:,}",
+            "epochs": f"{self.num_epochs:,.{0 if self.num_epochs >= 10 else 1}f}",
+            "steps": f"{self.num_steps:,}",
+            "done": f"{self.steps_done:,}",
+            "clips/s": "-" if rate is None else f"{rate:.3g}",
+            "takes about": "-" if self.seconds is None else time_text(self.seconds),
+        }
 
 
 def length_text(plan: BatchPlan, num_steps: int, step: int) -> str:
@@ -44,6 +88,22 @@ def better_recipe(plan: BatchPlan, num_steps: int, arch: str, stream: str) -> st
         f"recipe {plan.recipe.name} counts steps, for a set as large as Kinetics, and is "
         f"{epochs:,.0f} epochs of these {plan.num_clips:,} clips; --recipe {SMALL} "
         f"({small.schedule.epochs} epochs) fits a small set"
+    )
+
+
+def enlarged(recipe: Recipe, short_side: int | None) -> str:
+    """Why the frames of the shards are too small for a recipe; empty if they are not.
+
+    Args:
+        recipe: of the training.
+        short_side: of the frames in the shards, pixels; None: as the videos had it.
+    """
+    if short_side is None or short_side >= recipe.crop_px:
+        return ""
+    return (
+        f"frames in the shards have a short side of {short_side} px and are enlarged to "
+        f"{recipe.short_side} px, as recipe {recipe.name} crops {recipe.crop_px} px; make shards "
+        f"with --short-side {recipe.short_side}, or take a recipe of smaller crops"
     )
 
 

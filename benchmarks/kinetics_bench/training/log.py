@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 LOG: Final = "log.jsonl"
 EVENTS: Final = "tensorboard"
-SCALARS: Final = ("loss", "top1", "lr", "seconds", "waiting")
+SCALARS: Final = ("loss", "top1", "lr", "seconds", "waiting", "val_loss", "val_top1")
 
 
 class TrainingLog:
@@ -42,7 +41,9 @@ class TrainingLog:
         with name_in_errors(self._path), open_own(self._path, "a") as file:
             file.write(_line(record))
         for name in SCALARS:
-            self._events.add_scalar(name, getattr(record, name), record.epoch)
+            value = getattr(record, name)
+            if value is not None:
+                self._events.add_scalar(name, value, record.epoch)
         self._events.flush()
 
     def _restore(self, history: Sequence[EpochRecord]) -> None:
@@ -69,4 +70,4 @@ class TrainingLog:
 
 
 def _line(record: EpochRecord) -> str:
-    return json.dumps(asdict(record), allow_nan=False) + "\n"
+    return json.dumps(record.as_json(), allow_nan=False) + "\n"

@@ -32,6 +32,13 @@ class Saving:
     keep: int = 1
 
 
+def saving_named(every: str, keep: int) -> Saving:
+    """The saving of `--checkpoint-every` (steps, or minutes as `10min`) and how many stay."""
+    if every.endswith("min"):
+        return Saving(seconds=60 * float(every.removesuffix("min")), keep=keep)
+    return Saving(steps=int(every), keep=keep)
+
+
 EVERY_TEN_MINUTES: Final = Saving(seconds=600.0)
 
 

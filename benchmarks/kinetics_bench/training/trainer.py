@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NoReturn
@@ -18,28 +19,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kinetics_bench.archs.layers import BatchNormSingleSampleError
-from kinetics_bench.archs.network import Network
-from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
+from kinetics_bench.archs.registry import ARCHS
 from kinetics_bench.data.inputs import Crops, network_inputs
 from kinetics_bench.data.loader import (
     CACHE_BYTES,
     Batch,
-    BatchPlan,
     ClipDataset,
     Reader,
     Step,
+    read_batches,
     reading,
     train_batches,
 )
-from kinetics_bench.data.splits import Selection
-from kinetics_bench.data.views import seeded_rng
+from kinetics_bench.data.views import View, middle_view, seeded_rng
 from kinetics_bench.device import Machine
-from kinetics_bench.recipes import Recipe
+from kinetics_bench.recipes import Plateau, Recipe
 from kinetics_bench.training import estimate
 from kinetics_bench.training.checkpoint import (
     AGAIN,
+    BEST,
     CHECKPOINT,
-    NUMERICS,
     STATISTIC,
     BegunEpoch,
     Checkpoint,
@@ -48,114 +47,43 @@ from kinetics_bench.training.checkpoint import (
     TrainingData,
     keep_earlier,
 )
+from kinetics_bench.training.estimate import TrainingPlan
+from kinetics_bench.training.job import (
+    TrainingJob,
+    find_checkpoint,
+    new_network,
+    plan_of,
+    require_usable_batches,
+    trainable,
+    warn_of_older_version,
+)
 from kinetics_bench.training.log import TrainingLog
-from kinetics_bench.training.occasions import EVERY_TEN_MINUTES, Occasions, Saving
-from kinetics_bench.weights.init import SCRATCH, InitWeights
+from kinetics_bench.training.occasions import Occasions
 from kinetics_tools.core.console import progress, time_text
 from kinetics_tools.core.errors import EvaluationError
-from kinetics_tools.core.files import digest
 from kinetics_tools.core.system import num_processors
-from kinetics_tools.shards.reader import ShardFolder
+from kinetics_tools.shards.reader import Sample
 from kinetics_tools.shards.records import RGB, flow_stream
 
 MAX_NAMED = 8  # clips in a message
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingJob:
-    """One training: which network, which clips, which recipe.
-
-    Attributes:
-        arch: a name in ARCHS.
-        stream: `rgb`, `flow` or `joint`.
-        recipe: how it is trained.
-        data: the shards.
-        flow: name of the flow among the shards; empty if the network sees none.
-        train: the training clips.
-        seed: every random choice follows from it.
-        folder: for the checkpoint and the log of this network.
-        init: the weights that it starts from; None: random ones.
-        finetune: `all`, or `last`: only the last layer, on fixed features.
-        num_workers: processes that read clips; None: none if the decoded clips fit in memory, else
-            one per processor.
-        saving: how often the checkpoint is written within an epoch, and how many stay.
-    """
-
-    arch: str
-    stream: str
-    recipe: Recipe
-    data: ShardFolder
-    flow: str
-    train: Selection
-    seed: int
-    folder: Path
-    init: InitWeights | None = None
-    finetune: str = "all"
-    num_workers: int | None = None
-    saving: Saving = EVERY_TEN_MINUTES
-
-    @property
-    def clips(self) -> tuple[str, ...]:
-        """The inputs of the network: `rgb`, `flow` or both."""
-        return ARCHS[self.arch].clips_of(self.stream)
-
-    @property
-    def data_hash(self) -> str:
-        """Hash of the recipes of the shards that the network reads."""
-        names = {"rgb": RGB, "flow": flow_stream(self.flow)}
-        hashes = [self.data.recipes[names[stream]].hash for stream in self.clips]
-        return hashes[0] if len(hashes) == 1 else digest(hashes)
-
-    @property
-    def bound(self) -> float:
-        """Pixels per frame that are 1 in the network's input; 1 if it sees no flow.
-
-        Weights that were trained on flow decide it: they expect the scale that they know.
-        """
-        if "flow" not in self.clips:
-            return 1.0
-        of_weights = None if self.init is None else self.init.bound
-        return of_weights or self.data.flow_bound(self.flow)
-
-    @property
-    def trained_on(self) -> tuple[str, ...]:
-        """Keys of the clips that its weights are trained on, those of `init` included, sorted."""
-        before = () if self.init is None else self.init.trained_on or ()
-        return tuple(sorted({*self.train.keys, *before}))
-
-    def identity(self, precision: str) -> dict[str, str | float]:
-        """What decides the weights: jobs of equal identity train the same network.
-
-        Args:
-            precision: of the machine that trains.
-        """
-        return {
-            "arch": self.arch,
-            "stream": self.stream,
-            "recipe": self.recipe.hash,
-            "seed": self.seed,
-            "labels": digest(list(self.data.labels)),
-            "data recipe": self.data_hash,
-            "training clips": self.train.keys_sha256,
-            "order, labels or bytes of the training clips": self.train.contents_sha256,
-            "init": SCRATCH if self.init is None else self.init.sha256,
-            "finetune": self.finetune,
-            "flow bound": self.bound,
-            "precision": precision,
-            "numerics of the code": NUMERICS,
-        }
-
-
 def train(
-    job: TrainingJob, machine: Machine, *, resume: bool = False, force: bool = False
+    job: TrainingJob,
+    machine: Machine,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    extend: bool = False,
 ) -> Checkpoint:
     """The finished checkpoint of `job`: trained, continued, or reused if it is finished already.
 
     The weights follow from the job's identity (on one kind of machine, with one number of
     processes); a training that was stopped after any step and resumed gives the same weights. Files
-    in `job.folder`: checkpoint.pt, at the end of each epoch and as `job.saving` says; log.jsonl;
-    tensorboard/.
+    in `job.folder`: checkpoint.pt, at the end of each epoch and as `job.saving` says; best.pt, that
+    of the epoch that was best on the held-out clips; log.jsonl; tensorboard/. With `extend` a
+    training of another length goes on to that of `job`.
 
     Raises:
         EvaluationError: the folder holds another training, or this one unfinished and `resume` is
@@ -165,9 +93,9 @@ def train(
     if force and machine.is_main:
         shutil.rmtree(job.folder, ignore_errors=True)
     machine.barrier()
-    before = find_checkpoint(job, machine, resume=resume)
+    before = find_checkpoint(job, machine, resume=resume or extend, extend=extend)
     if before is not None and machine.is_main:
-        _warn_of_older_version(before, job.identity(machine.precision), job.folder / CHECKPOINT)
+        warn_of_older_version(before, job.identity(machine.precision), job.folder / CHECKPOINT)
     if before is not None and before.finished:
         logger.info("%s: reused, trained already (%s)", job.stream, job.folder / CHECKPOINT)
         return before
@@ -175,104 +103,16 @@ def train(
     return _Training(job, machine, before).run()
 
 
-def require_usable_batches(job: TrainingJob, machine: Machine) -> None:
-    """Raise EvaluationError if a micro-batch has one clip and the network cannot train on one."""
-    plan = _plan(job, machine)
-    if plan.smallest_micro_batch > 1:
-        return
-    with torch.device("meta"):  # shapes only
-        net = _trainable(_network(job), job.finetune)
-        crop = job.recipe.crop_px
-        clips = [
-            torch.empty(1, CHANNELS[stream], job.recipe.sampling[stream].num, crop, crop)
-            for stream in job.clips
-        ]
-    try:
-        net(*clips)
-    except BatchNormSingleSampleError as error:
-        usable = (size for size in range(2, plan.num_clips + 1) if _is_usable(plan, size))
-        size = next(usable, None)
-        advice = "train on more clips" if size is None else f"give --batch-size {size}"
-        raise EvaluationError(
-            f"{job.stream}: of {plan.num_clips} training clips in batches of "
-            f"{job.recipe.batch_size}, a micro-batch has one clip, on which {job.arch} cannot be "
-            f"trained ({error}); {advice}"
-        ) from error
-
-
-def _is_usable(plan: BatchPlan, batch_size: int) -> bool:
-    """Whether all micro-batches have several clips with another batch size."""
-    micro = plan.recipe.micro_batch_size
-    if micro == plan.recipe.batch_size:  # the batch size may have cut the recipe's own
-        micro = batch_size
-    recipe = replace(plan.recipe, batch_size=batch_size, micro_batch_size=min(micro, batch_size))
-    return replace(plan, recipe=recipe).smallest_micro_batch > 1
-
-
-def _plan(job: TrainingJob, machine: Machine) -> BatchPlan:
-    num_clips = len(job.train.samples)
-    return BatchPlan(num_clips, job.recipe, job.seed, machine.rank, machine.num_processes)
-
-
-def _network(job: TrainingJob) -> Network:
-    recipe = job.recipe
-    return build(
-        job.arch,
-        job.stream,
-        len(job.data.labels),
-        dropout=recipe.dropout,
-        bn_momentum=recipe.bn_momentum,
-    )
-
-
-def find_checkpoint(job: TrainingJob, machine: Machine, *, resume: bool) -> Checkpoint | None:
-    """The checkpoint of `job` to reuse or to continue; None if there is none.
-
-    What an older version did not record is not compared.
+def plan_training(job: TrainingJob, machine: Machine, *, extend: bool = False) -> TrainingPlan:
+    """What `train` would do, and how long; nothing is written.
 
     Raises:
-        EvaluationError: as `train` says.
+        EvaluationError: as `train`.
     """
-    path = job.folder / CHECKPOINT
-    if not path.exists():
-        return None
-    before = Checkpoint.read(path)
-    there, here = _recorded_identity(before), job.identity(machine.precision)
-    other = [_difference(what, there[what], here[what]) for what in here if what in there]
-    if any(other):
-        raise EvaluationError(
-            f"{job.folder} holds another training, not the same {', '.join(filter(None, other))}; "
-            "choose another --work-dir, or give --force to train again there"
-        )
-    if not before.finished and not resume:
-        raise EvaluationError(
-            f"{job.folder} holds a training that stopped after {before.epoch} epochs; "
-            "give --resume to continue it, or --force to start over"
-        )
-    return before
-
-
-def _recorded_identity(before: Checkpoint) -> dict[str, str | float]:
-    return {"precision": before.precision, "flow bound": before.data.bound, **before.identity}
-
-
-def _difference(what: str, there: str | float, here: str | float) -> str:
-    """What differs, with both values where these say something; empty if they are equal."""
-    if there == here:
-        return ""
-    is_readable = max(len(str(there)), len(str(here))) < 64  # else it is a hash
-    return f"{what} ({there} there, {here} now)" if is_readable else what
-
-
-def _warn_of_older_version(before: Checkpoint, here: Mapping[str, str | float], path: Path) -> None:
-    unknown = [what for what in here if what not in _recorded_identity(before)]
-    if unknown:
-        logger.warning(
-            "%s is of an older version, which did not record: %s; if one of them differs, train "
-            "again with --force",
-            path,
-            ", ".join(unknown),
-        )
+    before = find_checkpoint(job, machine, resume=True, extend=extend)
+    if before is None or not before.finished:
+        require_usable_batches(job, machine)
+    return _Training(job, machine, before).plan_ahead()
 
 
 class _Training:
@@ -285,18 +125,23 @@ class _Training:
         assert recipe.streams == job.clips, (recipe.streams, job.clips)
         reader = Reader(recipe, job.bound)
         self.clips = ClipDataset.for_training(job.train.samples, reader, seed=job.seed)
-        self.plan = _plan(job, machine)
+        held_out = () if job.held_out is None else job.held_out.samples
+        self.checked = ClipDataset(held_out, reader, partial(_middle, recipe))
+        self.plan = plan_of(job, machine)
         self.num_steps = recipe.schedule.num_steps(self.plan.steps_per_epoch)
         torch.manual_seed(_seed(job.seed, 0, "weights"))
-        net = _network(job)
+        net = new_network(job)
         if job.init is not None:
             job.init.load(net)
         machine.place(net)
-        self.net = _trainable(net, job.finetune)
+        self.net = trainable(net, job.finetune)
         self.optimizer = _optimizer(self.net, recipe)
+        self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.float16)
         self.state = before or self._begin()
         self.state.trained_on = job.trained_on
+        self._reopen_epoch()
         self._written = self.state.step  # of the checkpoint that is there
+        self._status, self._clips_done, self._started_s = "", 0, 0.0
         self.done = self.state.step - self.state.epoch * self.plan.steps_per_epoch  # of its epoch
         is_begun = self.state.begun is not None
         if self.done not in range(self.plan.steps_per_epoch) or is_begun != (self.done > 0):
@@ -307,9 +152,26 @@ class _Training:
         if before is not None:
             _restore(self.net, self.optimizer, before, job.folder / CHECKPOINT)
             self._restore_statistics(before)
+            if before.scaler:
+                self.scaler.load_state_dict(before.scaler)
             logger.info(
                 "%s: continued after step %d of %d", job.stream, before.step, self.num_steps
             )
+
+    def _reopen_epoch(self) -> None:
+        """Where a training that ended within an epoch was extended, that epoch has not ended."""
+        state, whole = self.state, self.state.step // self.plan.steps_per_epoch
+        if state.finished or whole >= state.epoch or not state.history:
+            return
+        last = state.history.pop()
+        state.epoch = whole
+        state.begun = BegunEpoch(
+            loss=last.loss * last.clips,
+            correct=round(last.top1 * last.clips),
+            clips=last.clips,
+            seconds=last.seconds,
+            waited_s=last.waiting * last.seconds,
+        )
 
     def _restore_statistics(self, before: Checkpoint) -> None:
         """Batch norm's moving statistics as this process had them, in an epoch that was begun."""
@@ -348,6 +210,8 @@ class _Training:
             ),
             seed=job.seed,
             precision=self.machine.precision,
+            num_held_out=0 if job.held_out is None else len(job.held_out.samples),
+            val_split="" if job.held_out is None else job.held_out.name,
             net={},
             optimizer={},
             init=init,
@@ -355,15 +219,20 @@ class _Training:
 
     def run(self) -> Checkpoint:
         self._tell_length()
-        cached = self.clips.cache_in_memory(CACHE_BYTES // self.machine.num_processes)
+        limit = CACHE_BYTES // self.machine.num_processes
+        cached = self.clips.cache_in_memory(limit)
+        if cached:
+            self.checked.cache_in_memory(limit)
         first = self.state.epoch
         epochs = range(first, -(-self.num_steps // self.plan.steps_per_epoch))
         num_workers = self._num_workers(cached=cached)
         self._tell_hours(num_workers)
+        self._started_s = time.monotonic()
         steps: Iterator[tuple[int, Step]] = self._steps(epochs, self.done)
         if self.machine.is_main:
             total = self.num_steps - self.state.step
-            steps = progress(steps, total=total, what=f"training {self.job.stream}")
+            what = f"training {self.job.stream}"
+            steps = progress(steps, total=total, what=what, status=lambda: self._status)
         log = TrainingLog(self.job.folder)
         views = train_batches(self.clips, self.plan, epochs, self.done, num_workers=num_workers)
         epoch = _Epoch() if self.state.begun is None else _Epoch.begun(first, self.state.begun)
@@ -374,6 +243,8 @@ class _Training:
                     if epoch.number >= 0:
                         self._close(epoch, log)
                         occasions.saved()
+                        if self.state.finished:  # before its last step: the loss has saturated
+                            return self.state
                     epoch = _Epoch(number)
                 if stopping:  # its checkpoint is written
                     occasions.stop()
@@ -381,7 +252,7 @@ class _Training:
                 if asked and self.state.step % self.plan.steps_per_epoch:  # not at its end
                     self._save_within(epoch)
                     occasions.saved()
-            self._close(epoch, log, finished=True)
+            self._close(epoch, log)
         return self.state
 
     def _tell_length(self) -> None:
@@ -390,24 +261,37 @@ class _Training:
         job, plan = self.job, self.plan
         text = estimate.length_text(plan, self.num_steps, self.state.step)
         logger.info("%s: %s", job.stream, text)
+        if self.state.num_held_out:
+            logger.info("%s: %d clips are held out", job.stream, self.state.num_held_out)
         better = estimate.better_recipe(plan, self.num_steps, job.arch, job.stream)
-        if better:
-            logger.warning("%s: %s", job.stream, better)
+        enlarged = estimate.enlarged(job.recipe, self.state.data.clip_recipe.short_side)
+        for warning in filter(None, (better, enlarged)):
+            logger.warning("%s: %s", job.stream, warning)
+
+    def plan_ahead(self) -> TrainingPlan:
+        """What the training will take; its rate is measured."""
+        self._tell_length()
+        seconds = self._seconds_per_clip(self._num_workers(cached=False))
+        plan, recipe = self.plan, self.job.recipe
+        steps_left = self.num_steps - self.state.step
+        return TrainingPlan(
+            stream=self.job.stream,
+            recipe=f"{recipe.name} {recipe.hash[:8]}",
+            num_clips=plan.num_clips,
+            num_held_out=self.state.num_held_out,
+            num_steps=self.num_steps,
+            steps_done=self.state.step,
+            num_epochs=self.num_steps / plan.steps_per_epoch,
+            seconds=steps_left / plan.steps_per_epoch * plan.num_clips * seconds,
+            clips_per_second=1 / seconds,
+        )
 
     def _tell_hours(self, num_workers: int) -> None:
         """Measure and log the duration of a training that is long enough for it."""
         steps_left = self.num_steps - self.state.step
         if estimate.num_passes(self.plan, steps_left) < estimate.MIN_PASSES:
             return
-        seconds = estimate.seconds_per_clip(
-            self.net,
-            lambda clips, label_ids: self._forward_backward(clips, label_ids, _Epoch()),
-            self.clips,
-            self.job.recipe,
-            self.machine,
-            num_workers=num_workers,
-        )
-        seconds /= self.machine.num_processes
+        seconds = self._seconds_per_clip(num_workers)
         clips_left = steps_left / self.plan.steps_per_epoch * self.plan.num_clips
         if self.machine.is_main:
             logger.info(
@@ -416,6 +300,18 @@ class _Training:
                 time_text(clips_left * seconds),
                 1 / seconds,
             )
+
+    def _seconds_per_clip(self, num_workers: int) -> float:
+        """Measured, of all processes together."""
+        seconds = estimate.seconds_per_clip(
+            self.net,
+            lambda clips, label_ids: self._forward_backward(clips, label_ids, _Epoch()),
+            self.clips,
+            self.job.recipe,
+            self.machine,
+            num_workers=num_workers,
+        )
+        return seconds / self.machine.num_processes
 
     def _num_workers(self, *, cached: bool) -> int:
         if self.job.num_workers is not None:
@@ -435,7 +331,8 @@ class _Training:
         self, step: Step, batches: Iterator[Batch], epoch: _Epoch, occasions: Occasions
     ) -> tuple[bool, bool]:
         """One step; whether a process asks for a checkpoint, and whether one asks to stop."""
-        lr = self.job.recipe.schedule.lr(self.state.step, self.num_steps)
+        schedule = self.job.recipe.schedule
+        lr = schedule.lr(self.state.step, self.num_steps, self.state.losses)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
@@ -459,15 +356,21 @@ class _Training:
         asks = torch.tensor(occasions.after_step(is_main=self.machine.is_main)).to(sums)
         self.machine.all_reduce_sum([*gradients, sums, asks])
         loss, _, num_clips = sums.tolist()
-        # A gradient can overflow where the loss does not.
-        if not math.isfinite(loss + float(nn.utils.get_total_norm(gradients))):
+        self.scaler.unscale_(self.optimizer)
+        # A gradient can overflow where the loss does not. In float16 it then may be the scale's
+        # fault: such a step is left out, and the next scale is lower.
+        is_finite = math.isfinite(float(nn.utils.get_total_norm(gradients)))
+        if not math.isfinite(loss) or not (is_finite or self.scaler.get_scale() > 1):
             self._stop_diverged(step, parts, epoch)
         if num_clips > 0:
             for gradient in gradients:
                 gradient.div_(num_clips)
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
         epoch.add(sums, lr)
         self.state.step += 1
+        if num_clips:
+            self._tell(epoch, int(num_clips))
         asked, stopping = asks.tolist()
         return asked > 0, stopping > 0
 
@@ -498,7 +401,7 @@ class _Training:
             else "there is no checkpoint yet"
         )
         other = "another --recipe or --batch-size"
-        if self.machine.bfloat16:
+        if self.machine.precision != "float32":
             other = f"--amp none, {other}"
         return EvaluationError(
             f"{self.job.stream}: {what}: the training diverged and stopped ({kept}); train with "
@@ -523,7 +426,7 @@ class _Training:
             reduction="sum",
             label_smoothing=self.job.recipe.label_smoothing,
         ).div(num_steps)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         correct = (logits[:, :, -1].argmax(dim=1) == label_ids).sum()
         num_clips = torch.tensor(len(label_ids), device=loss.device)
         return torch.stack([loss.detach(), correct, num_clips])
@@ -535,7 +438,60 @@ class _Training:
         logits: Tensor = self.net(*clips)
         return logits[:, :, None]
 
-    def _close(self, epoch: _Epoch, log: TrainingLog, *, finished: bool = False) -> None:
+    def _tell(self, epoch: _Epoch, num_clips: int) -> None:
+        """What the progress shows beside the number of steps."""
+        if not self.machine.is_main or epoch.sums is None:
+            return
+        self._clips_done += num_clips
+        loss, correct, clips = epoch.sums.tolist()
+        rate = self._clips_done / max(time.monotonic() - self._started_s, 1e-9)
+        self._status = (
+            f"loss {loss / clips:.3f}, top-1 {100 * correct / clips:.1f} %, lr {epoch.lr:.2g}, "
+            f"{rate:.3g} clips/s"
+        )
+
+    def _check(self) -> tuple[float, float]:
+        """Loss and top-1 of the held-out clips: of the middle of each, by moving statistics."""
+        size, machine = self.job.recipe.micro_batch_size, self.machine
+        numbers = [(0, number) for number in range(len(self.checked))]
+        batches = [numbers[at : at + size] for at in range(0, len(numbers), size)]
+        mine = batches[machine.rank :: machine.num_processes]
+        num_workers = 0 if self.checked.cache else self._num_workers(cached=False)
+        sums = torch.zeros(3, device=machine.device)
+        self.net.eval()
+        with (
+            torch.no_grad(),
+            reading(read_batches(self.checked, mine, num_workers=num_workers)) as read,
+        ):
+            for batch in read:
+                if batch.clips is None:
+                    continue
+                with machine.autocast():
+                    logits = self.net(*network_inputs(batch.clips, machine.device))
+                label_ids = batch.label_ids.to(machine.device)
+                loss = functional.cross_entropy(logits, label_ids, reduction="sum")
+                right = (logits.argmax(dim=1) == label_ids).sum()
+                num = torch.tensor(len(label_ids), device=machine.device)
+                sums += torch.stack([loss, right, num])
+        trainable(self.net, self.job.finetune)
+        machine.all_reduce_sum([sums])
+        loss_sum, num_right, num_clips = sums.tolist()
+        if not num_clips:
+            raise EvaluationError(f"{self.job.stream}: no held-out clip could be decoded")
+        if not math.isfinite(loss_sum):
+            raise self._diverged(f"the loss of the held-out clips is {loss_sum:g}")
+        return loss_sum / num_clips, num_right / num_clips
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether the held-out clips are looked at, at the end of the epoch that just ended."""
+        if not len(self.checked):
+            return False
+        every = 1 if isinstance(self.job.recipe.schedule, Plateau) else self.job.check_every
+        is_last = self.state.step == self.num_steps
+        return every > 0 and (self.state.epoch % every == 0 or is_last)
+
+    def _close(self, epoch: _Epoch, log: TrainingLog) -> None:
         """End an epoch: average the statistics over the processes, write checkpoint and log."""
         if epoch.skipped:
             logger.warning(
@@ -549,9 +505,19 @@ class _Training:
         if bad is not None:  # by the last step: a step before it would have had another loss
             raise self._diverged(f"{bad} is not finite after step {self.state.step}")
         self._gather_failed(epoch)
-        self.state.history.append(epoch.record(self.state.step, len(self.state.failed)))
         self.state.epoch = epoch.number + 1
-        self.state.finished = finished
+        record = epoch.record(self.state.step, len(self.state.failed))
+        if self._is_due:
+            val_loss, val_top1 = self._check()
+            record = replace(record, val_loss=val_loss, val_top1=val_top1)
+            if self.machine.is_main:
+                logger.info(
+                    "%s: epoch %d: held-out clips: loss %.4g, top-1 %.1f %%",
+                    *(self.job.stream, self.state.epoch, val_loss, 100 * val_top1),
+                )
+        self.state.history.append(record)
+        is_over = self.job.recipe.schedule.is_over(self.state.losses)
+        self.state.finished = is_over or self.state.step == self.num_steps
         self.state.begun, self.state.statistics = None, []
         if self.machine.is_main:
             # First, as who is killed between them does this epoch, and its line, again.
@@ -584,7 +550,11 @@ class _Training:
         """Write the checkpoint; of those before, as many stay as the job says."""
         self.state.net = self.net.state_dict()
         self.state.optimizer = self.optimizer.state_dict()
+        self.state.scaler = self.scaler.state_dict()
+        is_best = self.state.begun is None and self.state.best_epoch == self.state.epoch
         if self.machine.is_main:
+            if is_best:  # first: who is killed between them does this epoch again
+                self.state.write(self.job.folder / BEST)
             keep_earlier(self.job.folder, self.job.saving.keep - 1, self._written)
             self.state.write(self.job.folder / CHECKPOINT)
             self._written = self.state.step
@@ -651,26 +621,16 @@ class _Epoch:
         )
 
 
+def _middle(recipe: Recipe, _epoch: int, sample: Sample) -> View:
+    """The middle of a clip, for a ClipDataset."""
+    return middle_view(sample.num_frames, recipe)
+
+
 def _gradient(weight: nn.Parameter) -> Tensor:
     # A process without a micro-batch in this step adds zeros to the others' gradients.
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
     return weight.grad
-
-
-def _trainable(net: Network, finetune: str) -> Network:
-    """The network in training mode; for `last`, earlier layers in evaluation mode.
-
-    These then give fixed features: their weights are frozen, and their batch norms use their moving
-    statistics and do not update them. Dropout is active.
-    """
-    net.train()
-    if finetune == "last":
-        for name, weight in net.named_parameters():
-            weight.requires_grad_(name.rpartition(".")[0] in net.last_layers)
-        for module in net.modules():
-            module.training = isinstance(module, nn.Dropout)
-    return net
 
 
 def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

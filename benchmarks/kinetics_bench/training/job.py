@@ -1,0 +1,268 @@
+"""A training to do: what decides its weights, what of it is there, whether it can be done."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kinetics_bench.archs.layers import BatchNormSingleSampleError
+from kinetics_bench.archs.network import Network
+from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
+from kinetics_bench.data.loader import BatchPlan
+from kinetics_bench.data.splits import Selection
+from kinetics_bench.device import Machine
+from kinetics_bench.recipes import Plateau, Recipe, differing_fields
+from kinetics_bench.training.checkpoint import CHECKPOINT, NUMERICS, Checkpoint, Extension
+from kinetics_bench.training.occasions import EVERY_TEN_MINUTES, Saving
+from kinetics_bench.weights.init import SCRATCH, InitWeights
+from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.core.files import digest
+from kinetics_tools.shards.reader import ShardFolder
+from kinetics_tools.shards.records import RGB, flow_stream
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingJob:
+    """One training: which network, which clips, which recipe.
+
+    Attributes:
+        arch: a name in ARCHS.
+        stream: `rgb`, `flow` or `joint`.
+        recipe: how it is trained.
+        data: the shards.
+        flow: name of the flow among the shards; empty if the network sees none.
+        train: the training clips.
+        seed: every random choice follows from it.
+        folder: for the checkpoint and the log of this network.
+        init: the weights that it starts from; None: random ones.
+        finetune: `all`, or `last`: only the last layer, on fixed features.
+        num_workers: processes that read clips; None: none if the decoded clips fit in memory, else
+            one per processor.
+        saving: how often the checkpoint is written within an epoch, and how many stay.
+        held_out: clips that are not trained on: their loss decides the rate of a Plateau schedule,
+            and which checkpoint is the best.
+        check_every: epochs from one look at them to the next; 0: none, unless the schedule needs
+            each.
+    """
+
+    arch: str
+    stream: str
+    recipe: Recipe
+    data: ShardFolder
+    flow: str
+    train: Selection
+    seed: int
+    folder: Path
+    init: InitWeights | None = None
+    finetune: str = "all"
+    num_workers: int | None = None
+    saving: Saving = EVERY_TEN_MINUTES
+    held_out: Selection | None = None
+    check_every: int = 0
+
+    @property
+    def clips(self) -> tuple[str, ...]:
+        """The inputs of the network: `rgb`, `flow` or both."""
+        return ARCHS[self.arch].clips_of(self.stream)
+
+    @property
+    def data_hash(self) -> str:
+        """Hash of the recipes of the shards that the network reads."""
+        names = {"rgb": RGB, "flow": flow_stream(self.flow)}
+        hashes = [self.data.recipes[names[stream]].hash for stream in self.clips]
+        return hashes[0] if len(hashes) == 1 else digest(hashes)
+
+    @property
+    def bound(self) -> float:
+        """Pixels per frame that are 1 in the network's input; 1 if it sees no flow.
+
+        Weights that were trained on flow decide it: they expect the scale that they know.
+        """
+        if "flow" not in self.clips:
+            return 1.0
+        of_weights = None if self.init is None else self.init.bound
+        return of_weights or self.data.flow_bound(self.flow)
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Keys of the clips that its weights are trained on, those of `init` included, sorted."""
+        before = () if self.init is None else self.init.trained_on or ()
+        return tuple(sorted({*self.train.keys, *before}))
+
+    def identity(self, precision: str) -> dict[str, str | float]:
+        """What decides the weights: jobs of equal identity train the same network.
+
+        Args:
+            precision: of the machine that trains.
+        """
+        return {
+            "arch": self.arch,
+            "stream": self.stream,
+            "recipe": self.recipe.hash,
+            "seed": self.seed,
+            "labels": digest(list(self.data.labels)),
+            "data recipe": self.data_hash,
+            "training clips": self.train.keys_sha256,
+            "order, labels or bytes of the training clips": self.train.contents_sha256,
+            "init": SCRATCH if self.init is None else self.init.sha256,
+            "finetune": self.finetune,
+            "flow bound": self.bound,
+            "precision": precision,
+            "numerics of the code": NUMERICS,
+            **self._validation,
+        }
+
+    @property
+    def _validation(self) -> dict[str, str]:
+        """The held-out clips as a part of the identity, where they decide the rate."""
+        if self.held_out is None or not isinstance(self.recipe.schedule, Plateau):
+            return {}
+        return {"held-out clips": self.held_out.contents_sha256}
+
+
+def require_usable_batches(job: TrainingJob, machine: Machine) -> None:
+    """Raise EvaluationError if a micro-batch has one clip and the network cannot train on one."""
+    plan = plan_of(job, machine)
+    if plan.smallest_micro_batch > 1:
+        return
+    with torch.device("meta"):  # shapes only
+        net = trainable(new_network(job), job.finetune)
+        crop = job.recipe.crop_px
+        clips = [
+            torch.empty(1, CHANNELS[stream], job.recipe.sampling[stream].num, crop, crop)
+            for stream in job.clips
+        ]
+    try:
+        net(*clips)
+    except BatchNormSingleSampleError as error:
+        usable = (size for size in range(2, plan.num_clips + 1) if _is_usable(plan, size))
+        size = next(usable, None)
+        advice = "train on more clips" if size is None else f"give --batch-size {size}"
+        raise EvaluationError(
+            f"{job.stream}: of {plan.num_clips} training clips in batches of "
+            f"{job.recipe.batch_size}, a micro-batch has one clip, on which {job.arch} cannot be "
+            f"trained ({error}); {advice}"
+        ) from error
+
+
+def _is_usable(plan: BatchPlan, batch_size: int) -> bool:
+    """Whether all micro-batches have several clips with another batch size."""
+    micro = plan.recipe.micro_batch_size
+    if micro == plan.recipe.batch_size:  # the batch size may have cut the recipe's own
+        micro = batch_size
+    recipe = replace(plan.recipe, batch_size=batch_size, micro_batch_size=min(micro, batch_size))
+    return replace(plan, recipe=recipe).smallest_micro_batch > 1
+
+
+def plan_of(job: TrainingJob, machine: Machine) -> BatchPlan:
+    """Which clips each step reads, on this process."""
+    num_clips = len(job.train.samples)
+    return BatchPlan(num_clips, job.recipe, job.seed, machine.rank, machine.num_processes)
+
+
+def new_network(job: TrainingJob) -> Network:
+    """The network of a job with random weights."""
+    recipe = job.recipe
+    return build(
+        job.arch,
+        job.stream,
+        len(job.data.labels),
+        dropout=recipe.dropout,
+        bn_momentum=recipe.bn_momentum,
+    )
+
+
+def find_checkpoint(
+    job: TrainingJob, machine: Machine, *, resume: bool, extend: bool = False
+) -> Checkpoint | None:
+    """The checkpoint of `job` to reuse or to continue; None if there is none.
+
+    What an older version did not record is not compared. With `extend` the training may be one of
+    another length: it then goes on by the schedule of the job's length, and says so.
+
+    Raises:
+        EvaluationError: as `train` says.
+    """
+    path = job.folder / CHECKPOINT
+    if not path.exists():
+        return None
+    before = Checkpoint.read(path)
+    if extend:
+        _extend(before, job)
+    there, here = _recorded_identity(before), job.identity(machine.precision)
+    other = [_difference(what, there[what], here[what]) for what in here if what in there]
+    if there["recipe"] != here["recipe"]:
+        fields = ", ".join(differing_fields(before.recipe, job.recipe))
+        other = [f"{what} ({fields})" if what == "recipe" else what for what in other]
+    if any(other):
+        raise EvaluationError(
+            f"{job.folder} holds another training, not the same {', '.join(filter(None, other))}; "
+            "choose another --work-dir, or give --force to train again there"
+        )
+    if not before.finished and not resume:
+        raise EvaluationError(
+            f"{job.folder} holds a training that stopped after {before.epoch} epochs; "
+            "give --resume to continue it, or --force to start over"
+        )
+    return before
+
+
+def _extend(before: Checkpoint, job: TrainingJob) -> None:
+    """Give a checkpoint the longer schedule of `job`, if nothing else of the recipe differs."""
+    fields = differing_fields(before.recipe, job.recipe)
+    if not fields or not all(each.startswith(("epochs ", "steps ")) for each in fields):
+        return
+    before.extended.append(Extension(step=before.step, epoch=before.epoch, recipe=before.recipe))
+    before.recipe = job.recipe
+    before.identity = {
+        **before.identity,
+        "recipe": job.recipe.hash,
+        "extended": digest([[each.step, each.recipe.hash] for each in before.extended]),
+    }
+    before.finished = False
+
+
+def _recorded_identity(before: Checkpoint) -> dict[str, str | float]:
+    return {"precision": before.precision, "flow bound": before.data.bound, **before.identity}
+
+
+def _difference(what: str, there: str | float, here: str | float) -> str:
+    """What differs, with both values where these say something; empty if they are equal."""
+    if there == here:
+        return ""
+    is_readable = max(len(str(there)), len(str(here))) < 64  # else it is a hash
+    return f"{what} ({there} there, {here} now)" if is_readable else what
+
+
+def warn_of_older_version(before: Checkpoint, here: Mapping[str, str | float], path: Path) -> None:
+    """Say what of an identity a checkpoint did not record, and so was not compared."""
+    unknown = [what for what in here if what not in _recorded_identity(before)]
+    if unknown:
+        logger.warning(
+            "%s is of an older version, which did not record: %s; if one of them differs, train "
+            "again with --force",
+            path,
+            ", ".join(unknown),
+        )
+
+
+def trainable(net: Network, finetune: str) -> Network:
+    """The network in training mode; for `last`, earlier layers in evaluation mode.
+
+    These then give fixed features: their weights are frozen, and their batch norms use their moving
+    statistics and do not update them. Dropout is active.
+    """
+    net.train()
+    if finetune == "last":
+        for name, weight in net.named_parameters():
+            weight.requires_grad_(name.rpartition(".")[0] in net.last_layers)
+        for module in net.modules():
+            module.training = isinstance(module, nn.Dropout)
+    return net

@@ -1,0 +1,134 @@
+"""Held-out clips: which they are, what they decide, and trainings that stop, go on, or grow."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinetics_bench import cli
+from kinetics_bench.data.splits import Selection, hold_out
+from kinetics_bench.recipes import OneCycle, Plateau
+from kinetics_bench.training.checkpoint import BEST, Checkpoint
+from kinetics_bench.training.job import TrainingJob
+from kinetics_bench.training.trainer import train
+from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.shards.reader import Sample
+from tiny import tiny_recipe
+from trainings import CPU, RECIPE, assert_same, job
+
+
+def sample(key: str, label: str) -> Any:
+    made = object.__new__(Sample)
+    for name, value in {"key": key, "label": label}.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+CLIPS = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(1, 6), st.integers(1, 9)), unique=True, max_size=60
+)
+
+
+@given(CLIPS, st.floats(0.01, 0.99), st.integers(0, 9))
+def test_whole_videos_are_held_out_of_every_class_that_has_two(
+    clips: list[tuple[int, int, int]], share: float, seed: int
+) -> None:
+    names = [(f"v_{label}_g{video:02d}_c{clip:02d}", str(label)) for label, video, clip in clips]
+    whole = Selection("train", [sample(*name) for name in names], {})
+    videos = {label: {v for other, v, _ in clips if other == label} for label, _, _ in clips}
+    several = {str(label) for label, found in videos.items() if len(found) > 1}
+    if not several:
+        with pytest.raises(EvaluationError, match="no class has two videos"):
+            hold_out(whole, share, seed=seed)
+        return
+    rest, held = hold_out(whole, share, seed=seed)
+    assert sorted((*rest.keys, *held.keys)) == sorted(whole.keys)
+    assert {key[:-4] for key in rest.keys}.isdisjoint(key[:-4] for key in held.keys)
+    assert {each.label for each in held.samples} == several
+    assert Counter(each.label for each in rest.samples).keys() == {label for _, label in names}
+    shuffled = replace(whole, samples=whole.samples[::-1])
+    assert hold_out(shuffled, share, seed=seed)[1].keys == held.keys
+
+
+def checked(folder: Path, recipe: Any = RECIPE, **changes: Any) -> TrainingJob:
+    """A training on half of the tiny clips, with the others held out."""
+    whole = job(folder, recipe)
+    half = len(whole.train.samples) // 2
+    parts = [
+        replace(whole.train, samples=whole.train.samples[part])
+        for part in (slice(half), slice(half, None))
+    ]
+    return replace(whole, train=parts[0], held_out=parts[1], **changes)
+
+
+def test_a_look_at_held_out_clips_changes_no_weight(tmp_path: Path) -> None:
+    plain = train(replace(checked(tmp_path / "a"), held_out=None), CPU)
+    looked = train(checked(tmp_path / "b", check_every=2), CPU)
+    assert_same(plain.net, looked.net)
+    assert plain.identity == looked.identity
+    assert [each.val_loss is None for each in looked.history] == [True, False, False]
+    assert not (tmp_path / "a" / BEST).exists()
+    best = Checkpoint.read(tmp_path / "b" / BEST)
+    assert best.epoch == looked.best_epoch
+    assert best.history == looked.history[: best.epoch]
+
+
+def test_a_plateau_ends_a_training_and_a_resumed_one_is_the_same(tmp_path: Path) -> None:
+    plateau = Plateau(steps=30, start_lr=1e-3, drops=1, patience=1, min_change=0.9)
+    recipe = tiny_recipe(schedule=plateau)
+    whole = train(checked(tmp_path / "whole", recipe), CPU)
+    # The first look is an improvement; the second and third are not.
+    assert (whole.epoch, whole.finished) == (3, True)
+    assert [each.lr for each in whole.history] == [1e-3, 1e-3, 1e-4]
+    stopped = checked(tmp_path / "part", recipe)
+    first = Checkpoint.write
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def write(state: Checkpoint, path: Path) -> None:
+            first(state, path)
+            if state.epoch == 2 and path.name != BEST:
+                raise KeyboardInterrupt
+
+        patch.setattr(Checkpoint, "write", write)
+        train(stopped, CPU)
+    resumed = train(stopped, CPU, resume=True)
+    assert_same(whole.net, resumed.net)
+    assert resumed.losses == whole.losses
+    other = replace(stopped, held_out=replace(stopped.train))
+    with pytest.raises(EvaluationError, match="not the same held-out clips"):
+        train(other, CPU, resume=True)
+
+
+def test_a_finished_training_is_made_longer(tmp_path: Path) -> None:
+    short = job(tmp_path, replace(RECIPE, schedule=OneCycle(epochs=1, peak_lr=1e-3)))
+    done = train(short, CPU)
+    longer = replace(short, recipe=RECIPE)
+    with pytest.raises(EvaluationError, match=r"not the same recipe \(epochs 1 there, 3 now\)"):
+        train(longer, CPU, resume=True)
+    grown = train(longer, CPU, extend=True)
+    assert (grown.epoch, grown.finished, len(grown.history)) == (3, True, 3)
+    assert grown.history[0] == done.history[0]
+    (extension,) = Checkpoint.read(tmp_path / "checkpoint.pt").extended
+    assert (extension.epoch, extension.recipe) == (1, short.recipe)
+    assert train(longer, CPU).step == grown.step  # reused
+    other = replace(longer, recipe=replace(RECIPE, dropout=0.1))
+    with pytest.raises(EvaluationError, match="not the same recipe"):
+        train(other, CPU, extend=True)
+
+
+@pytest.mark.parametrize("text", ["a", "1,", "0.5", ""])
+def test_seeds_are_whole_numbers(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run(["--arch", "i3d", "--seed", text])
+    assert "is no whole number, or several as 0,1,2" in capsys.readouterr().err
+
+
+def test_recipes_are_printed_as_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["recipes"]) == 0
+    assert "hmdb51" in capsys.readouterr().out
+    assert cli.run(["recipes", "small", "--arch", "c3d", "--lr", "0.01"]) == 0
+    assert 'name = "small+lr-0.01"' in capsys.readouterr().out
