@@ -161,7 +161,8 @@ class _Training:
     def _reopen_epoch(self) -> None:
         """Where a training that ended within an epoch was extended, that epoch has not ended."""
         state, whole = self.state, self.state.step // self.plan.steps_per_epoch
-        if state.finished or whole >= state.epoch or not state.history:
+        was_extended = bool(state.extended) and state.extended[-1].step == state.step
+        if not was_extended or whole >= state.epoch or not state.history:
             return
         last = state.history.pop()
         state.epoch = whole
