@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn
 
-from kinetics_bench.commands import archs, evaluate, inference, report, train, weights
+from kinetics_bench.commands import archs, evaluate, inference, recipes, report, train, weights
 from kinetics_tools.core import cli
 
 
@@ -32,7 +32,7 @@ VERBS: Final[Mapping[str, tuple[Any, Any]]] = {
     "resume": (train.resume_parser, train.resume),
     "evaluate": (evaluate.parser, evaluate.act),
     "report": (report.parser, report.act),
-    "recipes": (train.recipes_parser, train.recipes),
+    "recipes": (recipes.parser, recipes.act),
     "archs": (archs.parser, archs.act),
     "predict": (inference.predict_parser, inference.predict),
     "features": (inference.features_parser, inference.features),

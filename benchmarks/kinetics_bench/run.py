@@ -136,6 +136,7 @@ def _prepared(
         # All streams have the same clips.
         _log_missing("training", jobs[0].train)
         _log_missing("test", tests[jobs[0].stream].selection)
+        _warn_of_chosen_on_test(jobs[0].held_out, tests[jobs[0].stream].selection)
         for job in jobs:
             if "flow" in job.clips:
                 _warn_of_clamped_flow(data, job.flow, job.bound)
@@ -233,7 +234,7 @@ def evaluate_again(
         those of the run, a folder of their own in it, so that no result is overwritten.
     """
     request = replace(read_request(work_dir), **changes)
-    checkpoints = networks_of_run(work_dir, request.stream, cache=cache)
+    checkpoints = networks_of_run(work_dir, request.stream, cache=cache, best=request.best)
     data = _open(request, cache)
     return _evaluated(checkpoints, data, request, work_dir, machine, allow_overlap=allow_overlap)
 
@@ -289,6 +290,8 @@ def _evaluated(
                 _warn_of_clamped_flow(data, tests[checkpoint.stream].flow, checkpoint.data.bound)
     deciding = ("data", "test_split", "protocol", "splits", "flow")
     asked, own = ({n: r.as_json()[n] for n in deciding} for r in (request, original or request))
+    if request.best:
+        asked["best"] = True
     folder = work_dir if asked == own else work_dir / f"{EVALUATION_PREFIX}{digest(asked)[:8]}"
     rows = _rows(checkpoints, tests, folder, machine)
     # Written last: weights or shards that cannot be used leave no run behind.
@@ -306,6 +309,16 @@ def _log_missing(what: str, selection: Selection) -> None:
             "%s: %d of %d %s clips are not there, such as %s: %s",
             *(selection.name, len(missing), len(missing) + len(selection.samples)),
             *(what, min(missing), reasons),
+        )
+
+
+def _warn_of_chosen_on_test(held_out: Selection | None, test: Selection) -> None:
+    shared = set(() if held_out is None else held_out.keys) & set(test.keys)
+    if shared:
+        logger.warning(
+            "%d of the %d clips of the test decide which checkpoint is the best, or when the rate "
+            "falls: an accuracy there is of clips that chose the weights",
+            *(len(shared), len(test.keys)),
         )
 
 

@@ -328,7 +328,7 @@ def test_a_work_dir_belongs_to_one_training(trained: tuple[Path, str, str]) -> N
         *("run-benchmark", *SHORT, "--data", tiny_shards()),
         *(*splits(work_dir.parent), "--work-dir", work_dir, "--batch-size", "2"),
     )
-    assert_one_line(other, "holds another training, not the same recipe;", "--force")
+    assert_one_line(other, "not the same recipe (batch_size 6 there, 2 now", "--force")
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -377,7 +377,7 @@ FOLDS = ("--arch", "i3d", "--train-split", "train.txt", "--test-split", "test.tx
         (["--arch", "i3d", "--device", "cuda"], "finds no CUDA device"),
         ([*FOLDS, "--init", "nowhere.pt"], "nowhere.pt is missing"),
         ([*FOLDS, "--finetune", "last"], "give these with --init"),
-        ([*FOLDS, "--epochs", "2"], "recipe paper counts steps"),
+        ([*FOLDS, "--epochs", "2"], "recipe paper: it counts steps: give --steps N"),
         ([*FOLDS, "--epochs", "0"], "not a whole number from 1"),
         (["--arch", "i3d", "--finetune", "some"], "invalid choice: 'some'"),
         (["verify-weights", "nowhere.pt"], "give the arrays of the example: --rgb NPY"),

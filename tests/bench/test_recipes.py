@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from kinetics_bench.recipes import (
     read_recipe_file,
     recipe_for,
 )
+from kinetics_bench.recipes.text import from_table
 from kinetics_bench.training.checkpoint import Checkpoint
 from kinetics_tools.core.errors import EvaluationError, KineticsError, UnknownNameError
 from support import unpack_written_by_0_1
@@ -311,3 +313,15 @@ def test_a_recipe_of_other_architectures_is_one_line_that_names_them() -> None:
     words += "ucf101 or hmdb51 or small"
     with pytest.raises(EvaluationError, match=words):
         recipe_for("sample", "c3d", "rgb")
+
+
+RATES = st.lists(st.decimals("0.0001", "9", places=4).map(float), min_size=1, max_size=4)
+
+
+@given(RATES)
+def test_any_rates_are_written_and_read_as_they_are(rates: list[float]) -> None:
+    stones = tuple(enumerate(rates, start=1))
+    recipe = replace(PAPER["rgb"], schedule=MultiStep(milestones=stones))
+    assert from_table(tomllib.loads(as_toml(recipe))) == recipe
+    other = RecipeChoice(name="paper", overrides={"name": "mine"}).recipe("i3d", "rgb")
+    assert (other.name, other.hash) == ("mine", PAPER["rgb"].hash)

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +252,7 @@ def test_a_micro_batch_that_cannot_be_used_is_told_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
-def _train_one_epoch(stopped: TrainingJob) -> None:
+def _train_one_epoch(stopped: TrainingJob, machine: Machine = CPU) -> None:
     """Write what a training of `stopped` has written after its first epoch."""
 
     class StopAfterOne(Machine):
@@ -260,7 +261,7 @@ def _train_one_epoch(stopped: TrainingJob) -> None:
                 raise Killed
 
     with pytest.raises(Killed):
-        train(stopped, StopAfterOne(torch.device("cpu")))
+        train(stopped, StopAfterOne(machine.device, float16=machine.float16))
     assert Checkpoint.read(stopped.folder / CHECKPOINT).epoch == 1
 
 
@@ -772,3 +773,33 @@ def test_two_processes_train_and_score_each_clip_once(tmp_path: Path) -> None:
     assert result["cost"]["num_processes"] == 2
     assert [row["clips"] for row in result["history"]["rgb"]] == [6] * len(result["history"]["rgb"])
     assert done.stdout.count("report: ") == 1
+
+
+HALF = replace(CPU, float16=True)
+
+
+def test_float16_scales_its_loss_and_a_resumed_training_knows_the_scale(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"arch": "two-stream", "stream": "rgb"}
+    whole = train(job(tmp_path / "whole", **options), HALF)
+    assert whole.precision == "float16"
+    assert whole.loss_scale is not None
+    assert 1 < whole.loss_scale.scale <= 2.0**16
+    stopped = job(tmp_path / "part", **options)
+    _train_one_epoch(stopped, HALF)
+    resumed = train(stopped, HALF, resume=True)
+    assert_same(whole.net, resumed.net)
+    assert resumed.loss_scale == whole.loss_scale
+    single = train(job(tmp_path / "single", **options), CPU)
+    assert single.loss_scale is None
+    assert whole.history[0].loss == pytest.approx(single.history[0].loss, rel=0.1)
+
+
+def test_a_step_that_overflows_in_float16_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    high = partial(torch.amp.GradScaler, init_scale=2.0**40)
+    monkeypatch.setattr(torch.amp, "GradScaler", high)
+    done = train(job(tmp_path, arch="two-stream", stream="rgb"), HALF)
+    assert all(each.isfinite().all() for each in done.net.values())
+    assert done.loss_scale is not None
+    assert done.loss_scale.scale < 2.0**40

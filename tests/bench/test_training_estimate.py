@@ -31,7 +31,7 @@ def test_the_papers_recipe_on_ucf101_is_told_in_epochs_with_the_recipe_that_fits
     length, better = told("i3d", "rgb", "paper", UCF101)
     assert length == "115,000 steps of 384 clips: 4,600 epochs of 9,537 clips"
     assert better == (
-        "recipe paper counts steps, for a set as large as Kinetics, and is 4,600 epochs of these "
+        "recipe paper counts steps, for a larger set, and is 4,600 epochs of these "
         "9,537 clips; --recipe small (40 epochs) fits a small set"
     )
     assert told("i3d", "flow", "paper", 60)[0] == (

@@ -24,6 +24,7 @@ from kinetics_bench.commands.options import (
 )
 from kinetics_bench.commands.work_dir import locked, print_results
 from kinetics_tools.core.cli import Exit, Parser
+from kinetics_tools.core.errors import KineticsError
 
 
 def parser() -> Parser:
@@ -43,6 +44,12 @@ def parser() -> Parser:
         "given as WORK_DIR",
     )
     add_data(parser, None, None)
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="of a run: best.pt of each network, that of the epoch with the highest top-1 of the "
+        "held-out clips (--eval-every), not the last checkpoint",
+    )
     parser.add_argument(
         "--allow-overlap",
         action="store_true",
@@ -73,6 +80,10 @@ def act(arguments: argparse.Namespace) -> int:
         "cache_bytes": arguments.cache_bytes,
     }
     changes = {name: value for name, value in given.items() if value is not None}
+    if arguments.best:
+        if arguments.init:
+            raise KineticsError("--best is for a run; give best.pt itself to --init")
+        changes["best"] = True
     work_dir, evaluate = arguments.run, partial(evaluate_again, arguments.run, changes)
     if arguments.init:
         arch, stream = network_of(arguments)

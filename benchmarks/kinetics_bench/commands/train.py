@@ -7,11 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kinetics_bench.archs.registry import ARCHS, STREAMS
 from kinetics_bench.commands.options import (
-    ARCH,
     DATA,
     PROG,
     RUNS,
@@ -27,19 +26,16 @@ from kinetics_bench.commands.options import (
     short_init,
     stream_of,
 )
+from kinetics_bench.commands.recipes import add_length, add_overrides, choice_of
 from kinetics_bench.commands.work_dir import locked, print_mean, print_results
 from kinetics_bench.recipes import (
     LENGTH,
     RECIPES,
-    RecipeChoice,
-    as_toml,
-    parse_override,
-    read_recipe_file,
 )
 from kinetics_bench.weights.choices import INITS
 from kinetics_tools.core import cli, console
-from kinetics_tools.core.cli import Exit, Parser, one_of, positive, whole
-from kinetics_tools.core.errors import KineticsError, UnknownNameError, unknown_name
+from kinetics_tools.core.cli import Exit, Parser, one_of, whole
+from kinetics_tools.core.errors import KineticsError
 
 if TYPE_CHECKING:
     from kinetics_bench.inference.networks import Request
@@ -93,7 +89,7 @@ def parser() -> Parser:
         "as best.pt",
     )
     add_start(parser)
-    _add_overrides(parser)
+    add_overrides(parser)
     parser.add_argument(
         "--work-dir",
         type=Path,
@@ -129,30 +125,12 @@ def resume_parser() -> Parser:
         "its checkpoint records this.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the --work-dir of a training")
-    _add_length(parser)
+    add_length(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="print what is left and its hours, and train nothing"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     cli.add_cache_dir(parser)
-    parser.add_common()
-    return parser
-
-
-def recipes_parser() -> Parser:
-    """The options of the verb `recipes`."""
-    parser = Parser(
-        f"{PROG} recipes",
-        "List the recipes; or print one as TOML, which --recipe FILE.toml reads.",
-    )
-    parser.add_argument("name", nargs="?", metavar="NAME|FILE.toml", help="the recipe to print")
-    parser.add_argument(
-        "--arch", default=ARCH, type=one_of("architecture", ARCHS), help=known(ARCHS)
-    )
-    parser.add_argument(
-        "--stream", type=one_of("stream", STREAMS), help="default: the first network of --arch"
-    )
-    _add_overrides(parser)
     parser.add_common()
     return parser
 
@@ -163,7 +141,7 @@ def act(arguments: argparse.Namespace) -> int:
     require_shards(arguments.data)
     from kinetics_bench.inference.networks import Request
 
-    choice = _choice(arguments)
+    choice = choice_of(arguments)
     request = Request(
         arch=arguments.arch,
         stream=stream,
@@ -218,24 +196,8 @@ def resume(arguments: argparse.Namespace) -> int:
     if overrides:
         request = replace(request, overrides={**request.overrides, **overrides})
     runs = {arguments.run: request}
-    return _run(runs, arguments, before="resume", extend=bool(overrides))
-
-
-def recipes(arguments: argparse.Namespace) -> int:
-    """Print the recipes, or one of them."""
-    if arguments.name is None:
-        rows = [
-            {"recipe": name, "for": ", ".join(archs), "source": next(iter(first.values())).source}
-            for name, archs in RECIPES.items()
-            for first in [next(iter(archs.values()))]
-        ]
-        print(console.text_table(rows, left_aligned=("for", "source")))
-        return Exit.COMPLETE
-    arguments.recipe = arguments.name
-    networks = ARCHS[arguments.arch].networks
-    stream = arguments.stream or next(iter(networks))
-    print(as_toml(_choice(arguments).recipe(arguments.arch, stream)), end="")
-    return Exit.COMPLETE
+    # Also without a length: the run may have been made longer and stopped before its first step.
+    return _run(runs, arguments, before="resume", extend=True)
 
 
 def _run(
@@ -272,76 +234,12 @@ def _run(
                     request, folder, machine, before=before, extend=extend, cache=cache
                 )
                 if machine.is_main:
+                    if len(runs) > 1:
+                        print(f"seed {request.seed}, {folder}:")
                     print_results(rows[folder], folder)
         if machine.is_main and len(rows) > 1:
             print_mean(list(rows.values()))
     return Exit.COMPLETE
-
-
-def _add_overrides(parser: Parser) -> None:
-    """Add the options that `_choice` reads besides the recipe's name."""
-    group = parser.add_argument_group(
-        "overrides of the recipe", "each is part of its name and of its hash"
-    )
-    group.add_argument("--batch-size", type=positive, help="clips per step, of all processes")
-    _add_length(group)
-    group.add_argument("--lr", type=float, metavar="RATE", help="the highest learning rate")
-    group.add_argument(
-        "--set",
-        type=_override,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="any field, by its name in `run-benchmark recipes`, such as optimizer.lr=1e-4",
-    )
-    group.add_argument(
-        "--scale-lr",
-        action="store_true",
-        help="learning rate in proportion to --batch-size (linear scaling)",
-    )
-
-
-def _add_length(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--epochs", type=positive, metavar="N", help="length of recipes that count epochs"
-    )
-    parser.add_argument(
-        "--steps",
-        type=positive,
-        metavar="N",
-        help="length of recipes that count steps; their milestones move in proportion",
-    )
-
-
-def _choice(arguments: argparse.Namespace) -> RecipeChoice:
-    """The recipe that the options choose."""
-    name, table = arguments.recipe, None
-    if name not in RECIPES:
-        if not name.endswith(".toml") and not Path(name).is_file():
-            raise UnknownNameError(
-                f"{unknown_name('recipe', name, RECIPES)} (or a FILE.toml that is there)"
-            )
-        path = Path(name).absolute()
-        name, table = str(path), read_recipe_file(path)
-    short = {
-        "batch_size": arguments.batch_size,
-        LENGTH["epochs"]: arguments.epochs,
-        LENGTH["steps"]: arguments.steps,
-        "optimizer.lr": arguments.lr,
-    }
-    overrides = {name: value for name, value in short.items() if value is not None}
-    for field, value in arguments.set:
-        if field in overrides:
-            raise KineticsError(f"{field} is given twice; leave one of them out")
-        overrides[field] = value
-    return RecipeChoice(name=name, table=table, overrides=overrides, scale_lr=arguments.scale_lr)
-
-
-def _override(text: str) -> tuple[str, Any]:
-    try:
-        return parse_override(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _seeds(text: str) -> tuple[int, ...]:

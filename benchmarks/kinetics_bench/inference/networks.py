@@ -12,7 +12,13 @@ from typing import Any, Final, Literal
 
 from kinetics_bench.archs.registry import ARCHS, build, check_network
 from kinetics_bench.recipes import RecipeChoice, recipe_for
-from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint, InitRecord, TrainingData
+from kinetics_bench.training.checkpoint import (
+    BEST,
+    CHECKPOINT,
+    Checkpoint,
+    InitRecord,
+    TrainingData,
+)
 from kinetics_bench.weights.choices import split_word
 from kinetics_bench.weights.init import SCRATCH, InitWeights, load_init, state_shapes
 from kinetics_tools.core import schema, system
@@ -54,6 +60,7 @@ class Request:
         init: `scratch`, `imagenet`, `kinetics`, or the path of weights.
         finetune: `all`, or `last`: only the last layer.
         cache_bytes: of samples that are read from an address, kept on disk.
+        best: the checkpoints that were best on the held-out clips are evaluated, not the last ones.
         amp: precision of a training, as `open_machine` takes it.
         checkpoint_every: steps, or minutes as `10min`, between checkpoints.
         keep_checkpoints: how many of them stay.
@@ -79,6 +86,7 @@ class Request:
     init: str = SCRATCH
     finetune: str = "all"
     cache_bytes: schema.NumBytes = CACHE_BYTES
+    best: bool = False
     amp: Literal["auto", "none", "bfloat16", "float16"] = "auto"
     checkpoint_every: schema.Every = "10min"
     keep_checkpoints: schema.Positive = 1
@@ -154,7 +162,7 @@ def read_request(work_dir: Path) -> Request:
 
 
 def networks_of_run(
-    work_dir: Path, stream: str | None = None, *, cache: Path | None = None
+    work_dir: Path, stream: str | None = None, *, cache: Path | None = None, best: bool = False
 ) -> list[Checkpoint]:
     """The networks of a run.
 
@@ -162,9 +170,10 @@ def networks_of_run(
         work_dir: of the run.
         stream: one of its streams; None: that of its request.
         cache: as in `networks_of_weights`, for a run that trained nothing.
+        best: those of best.pt, not the last ones.
 
     Raises:
-        KineticsError: the run is not finished, or has no network of that stream.
+        KineticsError: the run is not finished, has no best.pt, or has no network of that stream.
     """
     request = read_request(work_dir)
     asked = replace(request, stream=stream or request.stream)
@@ -173,15 +182,21 @@ def networks_of_run(
         raise EvaluationError(f"{work_dir} holds {request.arch} {request.stream}, not {stream}")
     if request.as_given:
         return networks_of_weights(request.init, request.arch, asked.stream, cache=cache)
-    checkpoints = [Checkpoint.read(work_dir / each / CHECKPOINT) for each in asked.streams]
+    name = BEST if best else CHECKPOINT
+    paths = [work_dir / each / name for each in asked.streams]
+    if best and not all(path.exists() for path in paths):
+        raise EvaluationError(
+            f"{work_dir} has no {BEST}: train with --eval-every N, which looks at held-out clips"
+        )
+    checkpoints = [Checkpoint.read(path) for path in paths]
     for checkpoint, stream_there in zip(checkpoints, asked.streams, strict=True):
         told = (checkpoint.arch, checkpoint.stream, checkpoint.labels)
         if told != (request.arch, stream_there, checkpoints[0].labels):
             raise EvaluationError(
-                f"{work_dir / stream_there / CHECKPOINT} is not of this run: it holds "
+                f"{work_dir / stream_there / name} is not of this run: it holds "
                 f"{checkpoint.arch} {checkpoint.stream} with {len(checkpoint.labels)} labels"
             )
-        if not checkpoint.finished:
+        if not checkpoint.finished and not best:
             raise EvaluationError(
                 f"{work_dir / checkpoint.stream} stopped after {checkpoint.epoch} epochs; "
                 "continue it with the training's command and --resume"

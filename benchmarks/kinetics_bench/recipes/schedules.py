@@ -32,6 +32,11 @@ class Schedule(ABC):
     def with_base_lr(self, lr: float) -> Schedule:
         """The same schedule with all rates in proportion to another highest one."""
 
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Its length, in `unit`."""
+
     @abstractmethod
     def with_length(self, length: int) -> Schedule:
         """The same schedule with another length, in `unit`.
@@ -39,6 +44,10 @@ class Schedule(ABC):
         Raises:
             ValueError: it is too short.
         """
+
+    def differs_only_in_length(self, other: Schedule) -> bool:
+        """Whether `other` is this schedule with another length."""
+        return type(self) is type(other) and self.with_length(other.length) == other
 
     @abstractmethod
     def num_steps(self, steps_per_epoch: int) -> int:
@@ -86,6 +95,11 @@ class OneCycle(Schedule):
         """With another peak."""
         return replace(self, peak_lr=lr)
 
+    @property
+    def length(self) -> int:
+        """Its epochs."""
+        return self.epochs
+
     def with_length(self, length: int) -> OneCycle:
         """With so many epochs."""
         return replace(self, epochs=length)
@@ -128,10 +142,20 @@ class MultiStep(Schedule):
         scaled = ((step, in_proportion(rate / base, lr)) for step, rate in self.milestones)
         return replace(self, milestones=tuple(scaled))
 
+    @property
+    def length(self) -> int:
+        """The last milestone."""
+        return self.milestones[-1][0]
+
+    def differs_only_in_length(self, other: Schedule) -> bool:
+        """Whether `other` has the same rates; milestones in proportion are rounded to steps."""
+        if not isinstance(other, MultiStep):
+            return False
+        return [lr for _, lr in self.milestones] == [lr for _, lr in other.milestones]
+
     def with_length(self, length: int) -> MultiStep:
         """With all milestones in proportion."""
-        last = self.milestones[-1][0]
-        steps = [round(step * length / last) for step, _ in self.milestones]
+        steps = [round(step * length / self.length) for step, _ in self.milestones]
         if steps[0] < 1 or len(set(steps)) < len(steps):
             raise ValueError(f"{length} steps are too few for {len(steps)} milestones")
         rates = (rate for _, rate in self.milestones)
@@ -139,7 +163,7 @@ class MultiStep(Schedule):
 
     def num_steps(self, steps_per_epoch: int) -> int:  # noqa: ARG002 - milestones are steps
         """The last milestone."""
-        return self.milestones[-1][0]
+        return self.length
 
     def lr(self, step: int, num_steps: int, losses: Losses = ()) -> float:  # noqa: ARG002
         """Constant until the next milestone."""
@@ -180,6 +204,11 @@ class Plateau(Schedule):
     def with_base_lr(self, lr: float) -> Plateau:
         """With another first rate."""
         return replace(self, start_lr=lr)
+
+    @property
+    def length(self) -> int:
+        """Its steps, at most."""
+        return self.steps
 
     def with_length(self, length: int) -> Plateau:
         """With at most so many steps."""

@@ -147,8 +147,7 @@ def as_table(recipe: Recipe) -> dict[str, Any]:
     schedule = {name: v for name, v in values.pop("schedule").items() if name not in _RATES}
     if isinstance(recipe.schedule, MultiStep):
         schedule["milestones"] = [
-            [step, in_proportion(1 / lr, rate) if lr else 1.0]
-            for step, rate in recipe.schedule.milestones
+            [step, _factor(rate, lr)] for step, rate in recipe.schedule.milestones
         ]
     kind = next(name for name, each in SCHEDULES.items() if type(recipe.schedule) is each)
     optimizer, decay = values.pop("optimizer"), values.pop("weight_decay")
@@ -161,14 +160,17 @@ def as_table(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _factor(rate: float, lr: float) -> float:
+    """What `lr` is multiplied with for `rate`: a short number, if that gives it exactly."""
+    if not lr:
+        return 1.0
+    short = in_proportion(1 / lr, rate)
+    return short if in_proportion(short, lr) == rate else rate / lr
+
+
 def differing_fields(one: Recipe, other: Recipe) -> list[str]:
     """The fields that change a weight and differ: `epochs 40 there, 60 now`."""
     mine, its = (dict(_flat(as_table(each))) for each in (one, other))
-    for each, recipe in ((mine, one), (its, other)):
-        if isinstance(recipe.schedule, MultiStep):
-            each[LENGTH["steps"]] = recipe.schedule.milestones[-1][0]
-            stones = each.pop("schedule.milestones")
-            each["schedule.milestones"] = [[round(at / stones[-1][0], 3), lr] for at, lr in stones]
     names = [name for name in {**mine, **its} if name not in ("name", "source", "protocol")]
     return [
         f"{name.removeprefix('schedule.')} {mine.get(name)} there, {its.get(name)} now"
@@ -298,7 +300,7 @@ def _overridden(recipe: Recipe, overrides: Table) -> Recipe:
         part, _, inner = name.rpartition(".")
         if part.startswith("sampling.") and part.split(".")[1] not in recipe.sampling:
             continue  # of the other network of this architecture
-        if _value(before, name) != value:
+        if name not in ("name", "source") and _value(before, name) != value:
             words.append(_word(name, value))
         if name == LENGTH["steps"] and kind == "multi-step":
             steps = schema.parse(value, schema.Positive)

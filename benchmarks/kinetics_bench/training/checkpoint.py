@@ -156,6 +156,19 @@ class Extension:
     recipe: Recipe
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossScale:
+    """What the loss is multiplied with before the backward pass, as torch's GradScaler has it.
+
+    Attributes:
+        scale: the factor.
+        steps: without an overflow, since it was changed.
+    """
+
+    scale: schema.Amount
+    steps: schema.Count
+
+
 def keep_earlier(folder: Path, num: int, step: int) -> None:
     """Keep checkpoint.pt, which will be replaced, and others before it: `num` in all.
 
@@ -240,7 +253,7 @@ class Checkpoint:
             that of its initial weights, sorted; None: an older version did not record them.
         format: version of the file format.
         extended: the schedules that it followed before it was made longer.
-        scaler: state dict of the scale of the loss, in float16.
+        loss_scale: of a training in float16.
         num_held_out: clips that were held out of the training split.
         val_split: the split whose loss was looked at; empty: the clips that were held out.
     """
@@ -265,7 +278,7 @@ class Checkpoint:
     begun: BegunEpoch | None = None
     statistics: list[dict[str, Any]] = field(default_factory=list)
     extended: list[Extension] = field(default_factory=list)
-    scaler: dict[str, schema.Amount] = field(default_factory=dict)
+    loss_scale: LossScale | None = None
     num_held_out: schema.Count = 0
     val_split: str = ""
 
@@ -297,7 +310,12 @@ class Checkpoint:
             "init": asdict(self.init),
             "begun": None if self.begun is None else asdict(self.begun),
             "trained_on": None if self.trained_on is None else list(self.trained_on),
+            "loss_scale": None if self.loss_scale is None else asdict(self.loss_scale),
         }
+        # They came later, and are written where they say something.
+        for name in ("extended", "loss_scale", "num_held_out", "val_split"):
+            if not values[name]:
+                del values[name]
         with publish(path) as scratch, scratch.open("wb") as file:
             noting = _Noting(file)
             try:

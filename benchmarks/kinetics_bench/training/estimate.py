@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kinetics_bench.data.inputs import Crops
 from kinetics_bench.data.loader import BatchPlan, ClipDataset
 from kinetics_bench.device import Machine
-from kinetics_bench.recipes import RECIPES, MultiStep, OneCycle, Recipe
+from kinetics_bench.recipes import RECIPES, OneCycle, Recipe
 from kinetics_tools.core.console import time_text
 
 MIN_PASSES: Final = 200  # of a process, for a measurement of two passes to cost one in a hundred
@@ -35,8 +35,8 @@ class TrainingPlan:
         num_steps: of all, at most.
         steps_done: of them.
         num_epochs: of all, at most.
-        seconds: that the steps ahead take, by a measured rate; None: not measured.
-        clips_per_second: that rate, of all processes.
+        seconds: that the steps ahead take, by a measured rate; 0 where none are.
+        clips_per_second: that rate, of all processes; 0: not measured.
     """
 
     stream: str
@@ -46,12 +46,11 @@ class TrainingPlan:
     num_steps: int
     steps_done: int
     num_epochs: float
-    seconds: float | None
-    clips_per_second: float | None
+    seconds: float = 0.0
+    clips_per_second: float = 0.0
 
     def cells(self) -> dict[str, str]:
         """The plan as a row of a table."""
-        rate = self.clips_per_second
         return {
             "stream": self.stream,
             "recipe": self.recipe,
@@ -60,8 +59,8 @@ class TrainingPlan:
             "epochs": f"{self.num_epochs:,.{0 if self.num_epochs >= 10 else 1}f}",
             "steps": f"{self.num_steps:,}",
             "done": f"{self.steps_done:,}",
-            "clips/s": "-" if rate is None else f"{rate:.3g}",
-            "takes about": "-" if self.seconds is None else time_text(self.seconds),
+            "clips/s": f"{self.clips_per_second:.3g}" if self.clips_per_second else "-",
+            "takes about": time_text(self.seconds),
         }
 
 
@@ -80,12 +79,12 @@ def better_recipe(plan: BatchPlan, num_steps: int, arch: str, stream: str) -> st
     """Why another recipe suits the training set better, and which; empty if none does."""
     epochs = num_steps / plan.steps_per_epoch
     small = RECIPES[SMALL].get(arch, {}).get(stream)
-    counts_steps = isinstance(plan.recipe.schedule, MultiStep)
+    counts_steps = plan.recipe.schedule.unit == "steps"
     if small is None or not counts_steps or epochs <= MANY_EPOCHS:
         return ""
     assert isinstance(small.schedule, OneCycle)
     return (
-        f"recipe {plan.recipe.name} counts steps, for a set as large as Kinetics, and is "
+        f"recipe {plan.recipe.name} counts steps, for a larger set, and is "
         f"{epochs:,.0f} epochs of these {plan.num_clips:,} clips; --recipe {SMALL} "
         f"({small.schedule.epochs} epochs) fits a small set"
     )

@@ -216,9 +216,15 @@ def find_checkpoint(
 
 def _extend(before: Checkpoint, job: TrainingJob) -> None:
     """Give a checkpoint the longer schedule of `job`, if nothing else of the recipe differs."""
-    fields = differing_fields(before.recipe, job.recipe)
-    if not fields or not all(each.startswith(("epochs ", "steps ")) for each in fields):
+    there, here = before.recipe.schedule, job.recipe.schedule
+    is_same = replace(before.recipe, schedule=here).hash == job.recipe.hash
+    if there == here or not is_same or not there.differs_only_in_length(here):
         return
+    if here.length < there.length:
+        raise EvaluationError(
+            f"{job.folder} holds a training of {there.length} {there.unit}, which is longer than "
+            f"{here.length}: a training can be made longer, not shorter"
+        )
     before.extended.append(Extension(step=before.step, epoch=before.epoch, recipe=before.recipe))
     before.recipe = job.recipe
     before.identity = {

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -44,6 +44,7 @@ from kinetics_bench.training.checkpoint import (
     Checkpoint,
     EpochRecord,
     InitRecord,
+    LossScale,
     TrainingData,
     keep_earlier,
 )
@@ -60,7 +61,7 @@ from kinetics_bench.training.job import (
 from kinetics_bench.training.log import TrainingLog
 from kinetics_bench.training.occasions import Occasions
 from kinetics_tools.core.console import progress, time_text
-from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.core.errors import EvaluationError, ShardError
 from kinetics_tools.core.system import num_processors
 from kinetics_tools.shards.reader import Sample
 from kinetics_tools.shards.records import RGB, flow_stream
@@ -110,9 +111,23 @@ def plan_training(job: TrainingJob, machine: Machine, *, extend: bool = False) -
         EvaluationError: as `train`.
     """
     before = find_checkpoint(job, machine, resume=True, extend=extend)
-    if before is None or not before.finished:
-        require_usable_batches(job, machine)
-    return _Training(job, machine, before).plan_ahead()
+    plan = plan_of(job, machine)
+    num_steps = job.recipe.schedule.num_steps(plan.steps_per_epoch)
+    ahead = TrainingPlan(
+        stream=job.stream,
+        recipe=f"{job.recipe.name} {job.recipe.hash[:8]}",
+        num_clips=plan.num_clips,
+        num_held_out=0 if job.held_out is None else len(job.held_out.samples),
+        num_steps=num_steps,
+        steps_done=0 if before is None else before.step,
+        num_epochs=num_steps / plan.steps_per_epoch,
+    )
+    if before is not None and before.finished:
+        return ahead
+    require_usable_batches(job, machine)
+    seconds = _Training(job, machine, before).seconds_per_clip()
+    clips_left = (num_steps - ahead.steps_done) / plan.steps_per_epoch * plan.num_clips
+    return replace(ahead, seconds=clips_left * seconds, clips_per_second=1 / seconds)
 
 
 class _Training:
@@ -152,8 +167,10 @@ class _Training:
         if before is not None:
             _restore(self.net, self.optimizer, before, job.folder / CHECKPOINT)
             self._restore_statistics(before)
-            if before.scaler:
-                self.scaler.load_state_dict(before.scaler)
+            if before.loss_scale is not None:
+                scale = before.loss_scale
+                known = {"scale": scale.scale, "_growth_tracker": scale.steps}
+                self.scaler.load_state_dict(self.scaler.state_dict() | known)
             logger.info(
                 "%s: continued after step %d of %d", job.stream, before.step, self.num_steps
             )
@@ -265,27 +282,25 @@ class _Training:
         if self.state.num_held_out:
             logger.info("%s: %d clips are held out", job.stream, self.state.num_held_out)
         better = estimate.better_recipe(plan, self.num_steps, job.arch, job.stream)
-        enlarged = estimate.enlarged(job.recipe, self.state.data.clip_recipe.short_side)
+        enlarged = estimate.enlarged(job.recipe, self._stored_short_side())
         for warning in filter(None, (better, enlarged)):
             logger.warning("%s: %s", job.stream, warning)
 
-    def plan_ahead(self) -> TrainingPlan:
-        """What the training will take; its rate is measured."""
+    def _stored_short_side(self) -> int | None:
+        """Of the frames in the shards, pixels; None: the first clip cannot be decoded."""
+        short_side = self.state.data.clip_recipe.short_side
+        if short_side is None:  # that of each video: the first one stands for all
+            with suppress(ShardError):
+                first = self.job.train.samples[0]
+                read = first.rgb if "rgb" in self.job.clips else first.codes
+                height, width = read([0]).shape[1:3]
+                return int(min(height, width))
+        return short_side
+
+    def seconds_per_clip(self) -> float:
+        """Measured, of all processes together, with clips that are not cached."""
         self._tell_length()
-        seconds = self._seconds_per_clip(self._num_workers(cached=False))
-        plan, recipe = self.plan, self.job.recipe
-        steps_left = self.num_steps - self.state.step
-        return TrainingPlan(
-            stream=self.job.stream,
-            recipe=f"{recipe.name} {recipe.hash[:8]}",
-            num_clips=plan.num_clips,
-            num_held_out=self.state.num_held_out,
-            num_steps=self.num_steps,
-            steps_done=self.state.step,
-            num_epochs=self.num_steps / plan.steps_per_epoch,
-            seconds=steps_left / plan.steps_per_epoch * plan.num_clips * seconds,
-            clips_per_second=1 / seconds,
-        )
+        return self._seconds_per_clip(self._num_workers(cached=False))
 
     def _tell_hours(self, num_workers: int) -> None:
         """Measure and log the duration of a training that is long enough for it."""
@@ -458,13 +473,14 @@ class _Training:
         batches = [numbers[at : at + size] for at in range(0, len(numbers), size)]
         mine = batches[machine.rank :: machine.num_processes]
         num_workers = 0 if self.checked.cache else self._num_workers(cached=False)
-        sums = torch.zeros(3, device=machine.device)
+        sums, failed = torch.zeros(3, device=machine.device), dict[str, str]()
         self.net.eval()
         with (
             torch.no_grad(),
             reading(read_batches(self.checked, mine, num_workers=num_workers)) as read,
         ):
             for batch in read:
+                failed.update({item.key: item.failure for item in batch.failed})
                 if batch.clips is None:
                     continue
                 with machine.autocast():
@@ -477,6 +493,12 @@ class _Training:
         trainable(self.net, self.job.finetune)
         machine.all_reduce_sum([sums])
         loss_sum, num_right, num_clips = sums.tolist()
+        failed = {key: why for part in machine.gather(failed) for key, why in part.items()}
+        if failed and machine.is_main:
+            logger.warning(
+                "%s: %d of %d held-out clips could not be decoded and do not count, such as %s",
+                *(self.job.stream, len(failed), len(self.checked), next(iter(failed.values()))),
+            )
         if not num_clips:
             raise EvaluationError(f"{self.job.stream}: no held-out clip could be decoded")
         if not math.isfinite(loss_sum):
@@ -551,7 +573,10 @@ class _Training:
         """Write the checkpoint; of those before, as many stay as the job says."""
         self.state.net = self.net.state_dict()
         self.state.optimizer = self.optimizer.state_dict()
-        self.state.scaler = self.scaler.state_dict()
+        if self.scaler.is_enabled():
+            values = self.scaler.state_dict()
+            scale = LossScale(scale=values["scale"], steps=values["_growth_tracker"])
+            self.state.loss_scale = scale
         is_best = self.state.begun is None and self.state.best_epoch == self.state.epoch
         if self.machine.is_main:
             if is_best:  # first: who is killed between them does this epoch again

@@ -94,11 +94,18 @@ class Weights:
         return hashed.hexdigest()
 
 
+def _is_beside_last(file: Path) -> bool:
+    """Whether a file is the best or an earlier checkpoint of a training, whose last one counts."""
+    is_other = re.fullmatch(r"(best|checkpoint-[0-9]+)\.pt", file.name) is not None
+    return is_other and file.with_name("checkpoint.pt").is_file()
+
+
 def find_weights(path: Path, stream: str) -> Path:
     """The file with the weights of a stream: `path` itself, or a file in the folder `path`.
 
     In a folder it is the file, at most two levels deep, whose path from there has the name of the
-    stream as a word: `rgb/checkpoint.pt`, `flow_imagenet.pt`, `rgb_imagenet/model.ckpt.index`. Of
+    stream as a word: `rgb/checkpoint.pt`, `flow_imagenet.pt`, `rgb_imagenet/model.ckpt.index`. A
+    training's best.pt and earlier checkpoints are not among them. Of
     several it is the only one with the word `imagenet`, as in the authors' folder. If there is none
     and the folder's own name has the word, it is the only file in the folder.
 
@@ -115,7 +122,7 @@ def find_weights(path: Path, stream: str) -> Path:
         file: _words(file.relative_to(path))
         for pattern in ("*", "*/*")
         for file in sorted(path.glob(pattern))
-        if file.suffix.lower() in SUFFIXES and file.is_file()
+        if file.suffix.lower() in SUFFIXES and file.is_file() and not _is_beside_last(file)
     }
     found = [file for file in words if stream in words[file]]
     if not found and stream in _words(path.absolute().name):

@@ -1,0 +1,156 @@
+"""Trainings that go on: after a stop, to a greater length, with several seeds; and their plans."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kinetics_bench import cli
+from kinetics_bench.recipes import MultiStep, OneCycle
+from kinetics_bench.training.checkpoint import BEST, CHECKPOINT, Checkpoint
+from kinetics_bench.training.log import LOG
+from kinetics_bench.training.trainer import plan_training, train
+from kinetics_tools.core.errors import EvaluationError
+from support import tree
+from tiny import key_file, tiny_shards
+from trainings import CPU, RECIPE, assert_same, job
+
+Call = Callable[..., str]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run the command line in this process: its stdout."""
+
+    def run(*words: object) -> str:
+        capsys.readouterr()
+        assert cli.run([str(word) for word in words]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def asked(folder: Path, *more: object) -> tuple[object, ...]:
+    """A training of one epoch on small frames."""
+    small = [f"--set={field}" for field in ("short_side=36", "crop_px=32", "held_out=0.4")]
+    return (
+        *("--arch", "two-stream", "--stream", "rgb", "--recipe", "small", "--epochs", 1, *small),
+        *("--data", tiny_shards(), "--amp", "none", "--batch-size", 2, "--eval-every", 1),
+        *("--train-split", key_file(folder, "train.txt", "ann_*", "ben_*", "cyd_*")),
+        *("--test-split", key_file(folder, "test.txt", "dan_*"), *more),
+    )
+
+
+def test_a_finished_training_is_made_longer(tmp_path: Path) -> None:
+    short = job(tmp_path, replace(RECIPE, schedule=OneCycle(epochs=1, peak_lr=1e-3)))
+    done = train(short, CPU)
+    longer = replace(short, recipe=RECIPE)
+    with pytest.raises(EvaluationError, match=r"not the same recipe \(epochs 1 there, 3 now\)"):
+        train(longer, CPU, resume=True)
+    grown = train(longer, CPU, extend=True)
+    assert (grown.epoch, grown.finished, len(grown.history)) == (3, True, 3)
+    assert grown.history[0] == done.history[0]
+    (extension,) = Checkpoint.read(tmp_path / "checkpoint.pt").extended
+    assert (extension.epoch, extension.recipe) == (1, short.recipe)
+    assert train(longer, CPU).step == grown.step  # reused
+    with pytest.raises(EvaluationError, match="3 epochs, which is longer than 1"):
+        train(short, CPU, extend=True)
+    other = replace(longer, recipe=replace(RECIPE, dropout=0.1))
+    with pytest.raises(EvaluationError, match="not the same recipe"):
+        train(other, CPU, extend=True)
+
+
+def test_a_training_that_ended_within_an_epoch_is_made_longer(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, batch_size=4, micro_batch_size=2)  # two steps per epoch
+    stones = MultiStep(milestones=((2, 1e-3), (3, 1e-4)))
+    short = job(tmp_path, replace(recipe, schedule=stones))
+    assert train(short, CPU).epoch == 2
+    longer = replace(short, recipe=replace(recipe, schedule=stones.with_length(5)))
+    grown = train(longer, CPU, extend=True)
+    assert (grown.step, grown.epoch, grown.finished) == (5, 3, True)
+    lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert [(line["epoch"], line["step"], line["clips"]) for line in lines] == [
+        *((1, 2, 8), (2, 4, 8), (3, 5, 4))
+    ]
+    for each in (short, longer):  # the plan of what is finished, within an epoch too
+        folder = tmp_path / f"{each.recipe.schedule.length}"
+        train(replace(each, folder=folder), CPU)
+        plan = plan_training(replace(each, folder=folder), CPU)
+        assert (plan.steps_done, plan.seconds) == (plan.num_steps, 0.0)
+
+
+def test_a_run_is_resumed_by_its_name_and_made_longer(tmp_path: Path, call: Call) -> None:
+    work_dir = tmp_path / "run"
+    told = call(*asked(tmp_path, "--work-dir", work_dir))
+    assert call("resume", work_dir) == told
+    call("resume", work_dir, "--epochs", 2)
+    grown = Checkpoint.read(work_dir / "rgb" / CHECKPOINT)
+    assert (grown.epoch, len(grown.extended), grown.num_held_out) == (2, 1, 2)
+    overrides = json.loads((work_dir / "run.json").read_text())["overrides"]
+    assert overrides["schedule.epochs"] == 2
+    # A run that stopped between run.json and its first step: run.json says where it goes.
+    whole = call(*asked(tmp_path, "--work-dir", tmp_path / "other"))
+    assert whole
+    request = json.loads((tmp_path / "other" / "run.json").read_text())
+    request["overrides"]["schedule.epochs"] = 2
+    (tmp_path / "other" / "run.json").write_text(json.dumps(request))
+    call("resume", tmp_path / "other")
+    again = Checkpoint.read(tmp_path / "other" / "rgb" / CHECKPOINT)
+    assert_same(again.net, grown.net)
+
+
+def test_the_best_checkpoint_is_evaluated_apart(tmp_path: Path, call: Call) -> None:
+    work_dir = tmp_path / "run"
+    call(*asked(tmp_path, "--work-dir", work_dir))
+    (rgb := work_dir / "rgb").joinpath(BEST).rename(rgb / "away")
+    with pytest.raises(EvaluationError, match=r"has no best\.pt: train with --eval-every"):
+        call("evaluate", work_dir, "--best")
+    (rgb / "away").rename(rgb / BEST)
+    before = (rgb / "result.json").read_bytes()
+    call("evaluate", work_dir, "--best")
+    assert (rgb / "result.json").read_bytes() == before
+    (other,) = work_dir.glob("evaluate-*/rgb/result.json")
+    there, here = (json.loads(path.read_text())["score"] for path in (other, rgb / "result.json"))
+    assert there == here  # of one epoch, which is the best one
+    call(*asked(tmp_path, "--work-dir", tmp_path / "next", "--init", work_dir))  # the last one
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, call: Call) -> None:
+    words = asked(tmp_path, "--work-dir", tmp_path / "run", "--dry-run")
+    before = tree(tmp_path)
+    table = call(*words)
+    assert tree(tmp_path) == before
+    title, row = table.splitlines()
+    assert title.split()[:3] == ["stream", "recipe", "clips"]
+    assert "small+batch-2+epochs-1+short_side-36+crop_px-32+held_out-0.4" in row
+
+
+def test_several_seeds_are_runs_of_their_own_with_a_mean(tmp_path: Path, call: Call) -> None:
+    table = call(*asked(tmp_path, "--work-dir", tmp_path / "run", "--seed", "3,5"))
+    seeds = {
+        path.name: Checkpoint.read(path / "rgb" / CHECKPOINT).seed
+        for path in tmp_path.glob("run+*")
+    }
+    assert seeds == {"run+seed-3": 3, "run+seed-5": 5}
+    tops = [
+        json.loads((tmp_path / name / "rgb" / "result.json").read_text())["score"]["top1"]
+        for name in seeds
+    ]
+    assert "mean and standard deviation of 2 seeds" in table
+    assert table.splitlines()[-1].split()[1] == f"{100 * sum(tops) / 2:.1f}"
+
+
+@pytest.mark.parametrize("text", ["a", "1,", "0.5", ""])
+def test_seeds_are_whole_numbers(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run(["--arch", "i3d", "--seed", text])
+    assert "is no whole number, or several as 0,1,2" in capsys.readouterr().err
+
+
+def test_recipes_are_printed_as_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["recipes"]) == 0
+    assert "hmdb51" in capsys.readouterr().out
+    assert cli.run(["recipes", "small", "--arch", "c3d", "--lr", "0.01"]) == 0
+    assert 'name = "small+lr-0.01"' in capsys.readouterr().out
