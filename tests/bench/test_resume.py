@@ -117,6 +117,17 @@ def test_the_best_checkpoint_is_evaluated_apart(tmp_path: Path, call: Call) -> N
     call(*asked(tmp_path, "--work-dir", tmp_path / "next", "--init", work_dir))  # the last one
 
 
+def test_a_validation_on_clips_of_the_test_is_told(
+    tmp_path: Path, call: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    val = key_file(tmp_path, "val.txt", "dan_left")
+    call(*asked(tmp_path, "--work-dir", tmp_path / "run", "--val-split", val, "--dry-run"))
+    assert "1 of the 2 clips of the test decide which checkpoint is the best" in caplog.text
+    caplog.clear()
+    call(*asked(tmp_path, "--work-dir", tmp_path / "run", "--dry-run"))
+    assert "of the test decide" not in caplog.text
+
+
 def test_a_dry_run_writes_nothing(tmp_path: Path, call: Call) -> None:
     words = asked(tmp_path, "--work-dir", tmp_path / "run", "--dry-run")
     before = tree(tmp_path)
