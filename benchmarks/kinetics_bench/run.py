@@ -40,7 +40,7 @@ from kinetics_bench.protocols import protocol_named
 from kinetics_bench.recipes import Plateau, Recipe
 from kinetics_bench.training.checkpoint import Checkpoint
 from kinetics_bench.training.estimate import TrainingPlan
-from kinetics_bench.training.job import TrainingJob, find_checkpoint, require_usable_batches
+from kinetics_bench.training.job import TrainingJob, find_checkpoint, require_usable
 from kinetics_bench.training.occasions import saving_named
 from kinetics_bench.training.trainer import plan_training, train
 from kinetics_bench.weights.init import SCRATCH, load_init
@@ -85,7 +85,7 @@ def train_and_evaluate(
     for job in jobs:
         there = None if force else find_checkpoint(job, machine, resume=resume, extend=extend)
         if there is None or not there.finished:
-            require_usable_batches(job, machine)
+            require_usable(job, machine)
     if machine.is_main:
         write_json(work_dir / RUN, request.as_json())
     options = {"resume": resume, "force": force, "extend": extend}
@@ -196,8 +196,7 @@ def _with_held_out(
         EvaluationError: the held-out clips are needed, and there are none.
     """
     if request.val_split is not None:
-        chosen = replace(request, test_split=request.val_split)
-        validation = _select(data, chosen, stream, roles=("test",))["test"]
+        validation = _select(data, request, stream, roles=("val",))["val"]
         require_disjoint(train, validation, role="val")
         return train, validation
     if recipe.held_out:
@@ -409,7 +408,11 @@ def _flow(data: ShardFolder, request: Request) -> str:
 def _select(
     data: ShardFolder, request: Request, stream: str, roles: tuple[str, ...] = ("train", "test")
 ) -> dict[str, Selection]:
-    names = {"train": request.train_split or "", "test": request.test_split}
+    names = {
+        "train": request.train_split or "",
+        "test": request.test_split,
+        "val": request.val_split or "",
+    }
     flow = _flow(data, request)
     streams = ARCHS[request.arch].clips_of(stream)
     return {

@@ -271,6 +271,8 @@ def test_overrides_are_written_as_in_toml() -> None:
         "schedule.milestones",
         [[3, 1.0]],
     )
+    assert parse_override("protocol=10x3") == ("protocol", "10x3")
+    assert parse_override("name='a b'") == ("name", "a b")
     for text in ("lr", "=3", "lr=", "lr=[1", "lr=1\nx=2"):
         with pytest.raises(ValueError, match="is not"):
             parse_override(text)

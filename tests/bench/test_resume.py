@@ -12,7 +12,7 @@ from kinetics_bench.recipes import MultiStep, OneCycle
 from kinetics_bench.training.checkpoint import BEST, CHECKPOINT, Checkpoint
 from kinetics_bench.training.log import LOG
 from kinetics_bench.training.trainer import plan_training, train
-from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.core.errors import EvaluationError, KineticsError
 from support import tree
 from tiny import key_file, tiny_shards
 from trainings import CPU, RECIPE, assert_same, job
@@ -32,9 +32,10 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
     return run
 
 
-def asked(folder: Path, *more: object) -> tuple[object, ...]:
-    """A training of one epoch on small frames."""
-    small = [f"--set={field}" for field in ("short_side=36", "crop_px=32", "held_out=0.4")]
+def asked(folder: Path, *more: object, **fields: object) -> tuple[object, ...]:
+    """A training of one epoch on small frames; `fields` of its recipe are others."""
+    chosen = {"short_side": 36, "crop_px": 32, "held_out": 0.4, **fields}
+    small = [f"--set={name}={value}" for name, value in chosen.items()]
     return (
         *("--arch", "two-stream", "--stream", "rgb", "--recipe", "small", "--epochs", 1, *small),
         *("--data", tiny_shards(), "--amp", "none", "--batch-size", 2, "--eval-every", 1),
@@ -126,6 +127,26 @@ def test_a_validation_on_clips_of_the_test_is_told(
     caplog.clear()
     call(*asked(tmp_path, "--work-dir", tmp_path / "run", "--dry-run"))
     assert "of the test decide" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "fields", "said"),
+    [
+        ((), {"crop_px": 16}, "needs at least 1 frames of 32x32 pixels, got 1 of 16x16"),
+        ((), {"crop_pix": 32}, "Did you mean 'crop_px'"),
+        ((), {"held_out": 0}, "--eval-every looks at the loss of held-out clips"),
+        (("--val-split", "val"), {}, "no split 'val' for --val-split"),
+        (("--steps", "3"), {}, "it counts epochs: give --epochs N"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_line(
+    words: tuple[str, ...], fields: dict[str, int], said: str, tmp_path: Path, call: Call
+) -> None:
+    given = asked(tmp_path, "--work-dir", tmp_path / "run", "--dry-run", *words, **fields)
+    with pytest.raises(KineticsError) as caught:
+        call(*given)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, call: Call) -> None:

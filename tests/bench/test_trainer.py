@@ -32,7 +32,7 @@ from kinetics_bench.evaluation.evaluate import predict_split
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import MultiStep, OneCycle, Recipe
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint, TrainingData
-from kinetics_bench.training.job import TrainingJob, require_usable_batches
+from kinetics_bench.training.job import TrainingJob, require_usable
 from kinetics_bench.training.log import EVENTS, LOG
 from kinetics_bench.training.occasions import Saving
 from kinetics_bench.training.trainer import _Epoch, _Training, train
@@ -238,7 +238,7 @@ def test_a_micro_batch_that_cannot_be_used_is_told_before_the_first_step(
     few = replace(given.train, samples=given.train.samples[:num_clips])
     given = replace(given, train=few)
     if is_usable:
-        require_usable_batches(given, CPU)
+        require_usable(given, CPU)
         return
     with pytest.raises(EvaluationError) as caught:
         train(given, CPU)
@@ -248,7 +248,7 @@ def test_a_micro_batch_that_cannot_be_used_is_told_before_the_first_step(
     assert line.endswith("on more clips" if size is None else f"give --batch-size {size}")
     if size is not None:
         larger = tiny_recipe(arch, stream, batch_size=size, micro_batch_size=min(size, 4))
-        require_usable_batches(replace(given, recipe=larger), CPU)
+        require_usable(replace(given, recipe=larger), CPU)
     assert not (tmp_path / "run").exists()
 
 

@@ -142,6 +142,8 @@ def act(arguments: argparse.Namespace) -> int:
     from kinetics_bench.inference.networks import Request
 
     choice = choice_of(arguments)
+    for network in ARCHS[arguments.arch].networks_of(stream):  # before there is any folder
+        choice.recipe(arguments.arch, network)
     request = Request(
         arch=arguments.arch,
         stream=stream,

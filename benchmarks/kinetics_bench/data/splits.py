@@ -71,7 +71,7 @@ def select(
         data: the shards.
         split: a split stored there; `ucf101/1` to `/3` or `hmdb51/1` to `/3`; or the path of a file
             of keys: one per line, `*` and `?` allowed, empty lines and lines from `#` ignored.
-        role: `train` or `test`: which list of an official split.
+        role: `train`, `test` or `val`: which list of an official split; `val` takes the test list.
         streams: `rgb`, `flow` or both: the shards to read.
         flow: name of the flow, one of `data.flows`.
         splits: folder of the official lists under their published file names, or the folder above
@@ -240,7 +240,7 @@ def _official(
     chosen = {"ucf101": _ucf101, "hmdb51": _hmdb51}[dataset](folder, number)
     everything = [path for paths in chosen.values() for path in paths]
     keys = file_keys(everything)
-    return {keys[path]: path for path in chosen[role]}
+    return {keys[path]: path for path in chosen["train" if role == "train" else "test"]}
 
 
 def _ucf101(folder: Path, number: int) -> dict[str, list[PurePosixPath]]:

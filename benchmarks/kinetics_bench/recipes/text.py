@@ -120,11 +120,11 @@ def parse_override(text: str) -> tuple[str, Any]:
     name, value = name.strip(), value.strip()
     if not equals or not name or not value or "\n" in value:
         raise ValueError(f"{text[:80]!r} is not NAME=VALUE, such as optimizer.lr=1e-4")
-    if re.fullmatch(r"[A-Za-z][\w-]*", value) and value not in ("true", "false", "inf", "nan"):
-        return name, value
     try:
         return name, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError as error:
+        if re.fullmatch(r"\w[\w.-]*", value):
+            return name, value
         raise ValueError(
             f"{value[:80]!r} is not a value of TOML, such as 1e-4 or [1, 2]"
         ) from error

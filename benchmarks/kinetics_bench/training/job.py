@@ -127,11 +127,12 @@ class TrainingJob:
         return {"held-out clips": self.held_out.contents_sha256}
 
 
-def require_usable_batches(job: TrainingJob, machine: Machine) -> None:
-    """Raise EvaluationError if a micro-batch has one clip and the network cannot train on one."""
+def require_usable(job: TrainingJob, machine: Machine) -> None:
+    """Raise EvaluationError if the network does not take the recipe's views or micro-batches.
+
+    A micro-batch may have one clip, on which some networks cannot be trained.
+    """
     plan = plan_of(job, machine)
-    if plan.smallest_micro_batch > 1:
-        return
     with torch.device("meta"):  # shapes only
         net = trainable(new_network(job), job.finetune)
         crop = job.recipe.crop_px
@@ -139,6 +140,12 @@ def require_usable_batches(job: TrainingJob, machine: Machine) -> None:
             torch.empty(1, CHANNELS[stream], job.recipe.sampling[stream].num, crop, crop)
             for stream in job.clips
         ]
+    try:
+        net.check(*clips)
+    except ValueError as error:
+        raise EvaluationError(f"{job.stream}: recipe {job.recipe.name}: {error}") from error
+    if plan.smallest_micro_batch > 1:
+        return
     try:
         net(*clips)
     except BatchNormSingleSampleError as error:

@@ -54,7 +54,7 @@ from kinetics_bench.training.job import (
     find_checkpoint,
     new_network,
     plan_of,
-    require_usable_batches,
+    require_usable,
     trainable,
     warn_of_older_version,
 )
@@ -100,7 +100,7 @@ def train(
     if before is not None and before.finished:
         logger.info("%s: reused, trained already (%s)", job.stream, job.folder / CHECKPOINT)
         return before
-    require_usable_batches(job, machine)
+    require_usable(job, machine)
     return _Training(job, machine, before).run()
 
 
@@ -124,7 +124,7 @@ def plan_training(job: TrainingJob, machine: Machine, *, extend: bool = False) -
     )
     if before is not None and before.finished:
         return ahead
-    require_usable_batches(job, machine)
+    require_usable(job, machine)
     seconds = _Training(job, machine, before).seconds_per_clip()
     clips_left = (num_steps - ahead.steps_done) / plan.steps_per_epoch * plan.num_clips
     return replace(ahead, seconds=clips_left * seconds, clips_per_second=1 / seconds)
