@@ -145,8 +145,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             for position in range(start, end, step):
                 time.sleep(served.drips_s)
                 piece = content[position : min(position + step, end)]
-                self.wfile.write(piece)
+                # Counted first: a reader who has it may look at the count at once.
                 self.server.known.bytes_sent[self.path] += len(piece)
+                self.wfile.write(piece)
         if stop is not None and served.resets:
             # As a cable that is pulled; what was sent arrives first.
             time.sleep(0.05)
