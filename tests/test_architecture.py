@@ -59,6 +59,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "tensorflow": ("kinetics_bench.weights.files",),
     "safetensors": ("kinetics_bench.weights.files",),
     "skimage": ("speed.flow",),
+    "scipy": ("kinetics_bench.evaluation.compare",),
 }
 LINUX_ONLY = (
     *("sched_getaffinity", "sched_setaffinity", "eventfd", "memfd_create", "pidfd_open"),
@@ -205,3 +206,9 @@ def test_what_brings_tensorflow_in_is_imported_where_it_is_used() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True
     )
     assert (said.stdout, said.stderr) == ("[]\n", "")
+
+
+def test_every_file_of_tests_has_a_name_of_its_own() -> None:
+    """Folders of tests are no packages: pytest refuses two modules of one name in one run."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))

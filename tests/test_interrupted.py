@@ -271,6 +271,31 @@ def test_a_training_whose_readers_are_signalled_too_says_one_line(
     assert not re.search("Traceback|Exception|Error", said), said
 
 
+def test_a_signal_in_a_finalizer_is_not_lost() -> None:
+    """Python prints and drops what a finalizer raises."""
+    code = (
+        "import signal, time; from kinetics_tools.core import cli\n"
+        "class Thing:\n"
+        "    def __del__(self):\n"
+        "        signal.raise_signal(signal.SIGQUIT)\n"
+        "def main():\n"
+        "    Thing()\n"
+        "    time.sleep(60)\n"
+        "    return 0\n"
+        "cli.run(main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(),
+        check=False,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=default_signals,
+    )
+    assert done.returncode == 131
+    assert done.stderr == "quit; the same command continues where this one stopped\n"
+
+
 def test_a_command_that_ignores_a_closed_terminal_goes_on() -> None:
     """As nohup asks."""
     code = (

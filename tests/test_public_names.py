@@ -30,7 +30,7 @@ PUBLIC = {
     "kinetics_bench.protocols": "EvalProtocol Extent PROTOCOLS protocol_named",
     "kinetics_bench.recipes": (
         "LENGTH MultiStep OneCycle Plateau RECIPES Recipe RecipeChoice Schedule as_toml "
-        "differing_fields parse_override "
+        "differing_fields override_text parse_override "
         "read_recipe_file recipe_for"
     ),
 }

@@ -6,7 +6,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn
 
-from kinetics_bench.commands import archs, evaluate, inference, recipes, report, train, weights
+from kinetics_bench.commands import (
+    archs,
+    attrition,
+    compare,
+    evaluate,
+    fuse,
+    inference,
+    recipes,
+    report,
+    train,
+    weights,
+)
 from kinetics_tools.core import cli
 
 
@@ -31,6 +42,9 @@ def run(argv: Sequence[str]) -> int:
 VERBS: Final[Mapping[str, tuple[Any, Any]]] = {
     "resume": (train.resume_parser, train.resume),
     "evaluate": (evaluate.parser, evaluate.act),
+    "compare": (compare.parser, compare.act),
+    "fuse": (fuse.parser, fuse.act),
+    "attrition": (attrition.parser, attrition.act),
     "report": (report.parser, report.act),
     "recipes": (recipes.parser, recipes.act),
     "archs": (archs.parser, archs.act),

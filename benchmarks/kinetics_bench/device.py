@@ -6,12 +6,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, Final, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
+from kinetics_bench.archs.batch_norm import BatchNorm
 from kinetics_bench.archs.network import Network
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.system import cpu_flags
@@ -31,6 +33,8 @@ class Machine:
         rank: rank of this process, from 0.
         num_processes: number of processes, the world size.
         activation_checkpointing: whether `place` makes networks checkpoint their activations.
+        sync_batch_norm: whether batch norms of a placed network, in training, normalise by the
+            clips of all processes.
     """
 
     device: torch.device
@@ -39,6 +43,12 @@ class Machine:
     num_processes: int = 1
     activation_checkpointing: bool = False
     float16: bool = False
+    sync_batch_norm: bool = False
+
+    @property
+    def syncs(self) -> bool:
+        """Whether a forward pass in training is one of all processes together."""
+        return self.sync_batch_norm and self.num_processes > 1
 
     @property
     def amp(self) -> Literal["none", "bfloat16", "float16"]:
@@ -64,6 +74,10 @@ class Machine:
         """Move a network to the device, channels last, which bfloat16 needs to be faster."""
         if self.activation_checkpointing and isinstance(net, Network):
             net.checkpoint_activations()
+        if self.syncs:
+            for module in net.modules():
+                if isinstance(module, BatchNorm):
+                    module.processes = self
         net.to(self.device)
         for weight in net.parameters():
             if weight.ndim in CHANNELS_LAST:
@@ -84,12 +98,20 @@ class Machine:
         """Replace each tensor, in place, by its sum over all processes; one all-reduce for all."""
         if self.num_processes == 1 or not tensors:
             return
-        flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+        wide = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+        flat = torch.cat([tensor.reshape(-1).to(wide) for tensor in tensors])
         with _with_the_others():
             distributed.all_reduce(flat)
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
+
+    def all_gather(self, values: Tensor) -> Tensor:
+        """The values (n,) of all P processes in the order of their ranks: (P, n)."""
+        rows = [torch.empty_like(values) for _ in range(self.num_processes)]
+        with _with_the_others():
+            distributed.all_gather(rows, values.contiguous())
+        return torch.stack(rows)
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes in the order of their ranks, on every process."""
@@ -109,7 +131,7 @@ class Machine:
 
 @contextmanager
 def open_machine(
-    device: str, amp: str, *, activation_checkpointing: bool = False
+    device: str, amp: str, *, activation_checkpointing: bool = False, sync_batch_norm: bool = False
 ) -> Iterator[Machine]:
     """The machine to compute on. Under torchrun, its process group exists inside the context.
 
@@ -118,6 +140,7 @@ def open_machine(
             or `cuda:N`.
         amp: `bfloat16`, `float16`, `none`, or `auto`: bfloat16 if the hardware supports it.
         activation_checkpointing: see `Machine`.
+        sync_batch_norm: see `Machine`.
 
     Raises:
         EvaluationError: CUDA was asked for and torch finds no GPU, or the other processes cannot be
@@ -126,26 +149,21 @@ def open_machine(
     chosen = _device(device)
     bfloat16 = amp == "bfloat16" or (amp == "auto" and _has_bfloat16(chosen))
     num_processes = _num_processes(os.environ)
+    machine = Machine(
+        chosen,
+        bfloat16,
+        activation_checkpointing=activation_checkpointing,
+        float16=amp == "float16",
+        sync_batch_norm=sync_batch_norm,
+    )
     if num_processes == 1:
-        yield Machine(
-            chosen,
-            bfloat16,
-            activation_checkpointing=activation_checkpointing,
-            float16=amp == "float16",
-        )
+        yield machine
         return
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     with _with_the_others(f"the processes of this run do not meet at {place}"):
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Machine(
-            chosen,
-            bfloat16,
-            distributed.get_rank(),
-            num_processes,
-            activation_checkpointing=activation_checkpointing,
-            float16=amp == "float16",
-        )
+        yield replace(machine, rank=distributed.get_rank(), num_processes=num_processes)
     finally:
         distributed.destroy_process_group()
 

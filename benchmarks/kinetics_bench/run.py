@@ -22,13 +22,18 @@ from kinetics_bench.archs.registry import ARCHS
 from kinetics_bench.data.splits import (
     Selection,
     hold_out,
+    require_coverage,
     require_disjoint,
     require_unseen,
     select,
 )
+from kinetics_bench.data.video_lists import VideoList, read_video_list
 from kinetics_bench.device import Machine
-from kinetics_bench.evaluation.evaluate import Test, add_streams, evaluate, usable_recipes
-from kinetics_bench.evaluation.results import EVALUATION_PREFIX, Result
+from kinetics_bench.evaluation.evaluate import Test, contents_of, covered, evaluate, find_result
+from kinetics_bench.evaluation.events import write_events
+from kinetics_bench.evaluation.folders import evaluation_folder
+from kinetics_bench.evaluation.fusion import add_predictions, joint_row
+from kinetics_bench.evaluation.results import RESULT, Result
 from kinetics_bench.inference.networks import (
     RUN,
     Request,
@@ -47,7 +52,8 @@ from kinetics_bench.weights.init import SCRATCH, load_init
 from kinetics_tools.core import system
 from kinetics_tools.core.errors import EvaluationError, KineticsError, lookup
 from kinetics_tools.core.file_cache import FileCache
-from kinetics_tools.core.files import digest, write_json
+from kinetics_tools.core.files import write_json
+from kinetics_tools.core.keys import name_part
 from kinetics_tools.core.store import is_address
 from kinetics_tools.shards.reader import ShardFolder
 
@@ -88,6 +94,8 @@ def train_and_evaluate(
             require_usable(job, machine)
     if machine.is_main:
         write_json(work_dir / RUN, request.as_json())
+        if force and len(ARCHS[request.arch].networks_of("joint")) > 1:
+            (work_dir / "joint" / RESULT).unlink(missing_ok=True)  # the sum with the old weights
     options = {"resume": resume, "force": force, "extend": extend}
     checkpoints = [train(job, machine, **options) for job in jobs]
     return _rows(checkpoints, tests, work_dir, machine)
@@ -119,23 +127,30 @@ def _prepared(
     is_new: bool = False,
 ) -> tuple[list[TrainingJob], dict[str, Test], Request]:
     """The trainings of a request, their evaluations, and the request with absolute paths."""
+    recipes = [request.choice.recipe(request.arch, stream) for stream in request.streams]
+    fixed = next((recipe.name for recipe in recipes if recipe.fixed_features), None)
+    if fixed is not None:
+        request = replace(request, finetune="last")
     if request.finetune == "last" and request.init == SCRATCH:
+        what = "--finetune last" if fixed is None else f"recipe {fixed}"
         raise EvaluationError(
-            "--finetune last trains only the last layer, on the features of given weights; "
+            f"{what} trains only the last layer, on the features of given weights; "
             "give these with --init imagenet, kinetics or PATH"
         )
     if not is_new:
         _require_same_kind(request, work_dir)
     data = _open(request, cache)
     request = _with_absolute_paths(request, data)
+    lists = _lists(request, cache)
     jobs, tests = [], {}
     for stream in request.streams:
-        job, tests[stream] = _job_and_test(data, request, stream, work_dir, cache)
+        job, test = _job_and_test(data, request, stream, work_dir, cache)
         jobs.append(job)
+        tests[stream] = replace(test, lists=lists)
     if machine.is_main:
         # All streams have the same clips.
-        _log_missing("training", jobs[0].train)
-        _log_missing("test", tests[jobs[0].stream].selection)
+        _log_clips("training", jobs[0].train)
+        _log_clips("test", tests[jobs[0].stream].selection)
         _warn_of_chosen_on_test(jobs[0].held_out, tests[jobs[0].stream].selection)
         for job in jobs:
             if "flow" in job.clips:
@@ -158,7 +173,8 @@ def _job_and_test(
     """The training of one network, and its evaluation."""
     recipe = request.choice.recipe(request.arch, stream)
     selected = _select(data, request, stream)
-    require_disjoint(selected["train"], selected["test"])
+    require_disjoint(selected["train"], selected["test"], allow_videos=request.allow_overlap)
+    require_coverage(selected["test"], request.min_coverage)
     training, held_out = _with_held_out(data, request, stream, recipe, selected["train"])
     job = TrainingJob(
         arch=request.arch,
@@ -173,7 +189,7 @@ def _job_and_test(
             request.init,
             arch=request.arch,
             stream=stream,
-            num_classes=len(data.labels),
+            num_classes=len(selected["train"].labels),
             cache=system.cache_dir(cache),
         ),
         finetune=request.finetune,
@@ -181,8 +197,9 @@ def _job_and_test(
         held_out=held_out,
         check_every=request.check_every,
         saving=saving_named(request.checkpoint_every, request.keep_checkpoints),
+        features=system.cache_dir(cache) / "features",
     )
-    if job.init is not None:
+    if job.init is not None and not request.allow_overlap:
         _require_unseen(job.init.source, job.init.trained_on, selected["test"])
     return job, _test(data, request, selected["test"], recipe.protocol)
 
@@ -216,7 +233,6 @@ def evaluate_again(
     machine: Machine,
     *,
     cache: Path | None = None,
-    allow_overlap: bool = False,
 ) -> tuple[list[Result], Path]:
     """Evaluate a finished run again; `changes` replace fields of its request.
 
@@ -225,26 +241,18 @@ def evaluate_again(
         changes: name of a field -> value.
         machine: where to compute.
         cache: folder for downloaded weights; None: the user's cache.
-        allow_overlap: evaluate clips that the weights were trained on too; their number marks the
-            result.
 
     Returns:
-        One result per row, and their folder: `work_dir`, or, if data, split or protocol differ from
-        those of the run, a folder of their own in it, so that no result is overwritten.
+        One result per row, and their folder: `work_dir`, or, if clips or protocol differ from those
+        of the run, a folder of their own in it, so that no result is overwritten.
     """
     request = replace(read_request(work_dir), **changes)
     checkpoints = networks_of_run(work_dir, request.stream, cache=cache, best=request.best)
-    data = _open(request, cache)
-    return _evaluated(checkpoints, data, request, work_dir, machine, allow_overlap=allow_overlap)
+    return _evaluated(checkpoints, request, work_dir, machine, cache=cache)
 
 
 def evaluate_weights(
-    request: Request,
-    work_dir: Path,
-    machine: Machine,
-    *,
-    cache: Path | None = None,
-    allow_overlap: bool = False,
+    request: Request, work_dir: Path, machine: Machine, *, cache: Path | None = None
 ) -> tuple[list[Result], Path]:
     """Evaluate the weights `request.init` without training: `request.as_given` is not None.
 
@@ -255,52 +263,119 @@ def evaluate_weights(
     """
     _require_same_kind(request, work_dir)
     checkpoints = networks_of_weights(request.init, request.arch, request.stream, cache=cache)
-    data = _open(request, cache)
-    return _evaluated(checkpoints, data, request, work_dir, machine, allow_overlap=allow_overlap)
+    return _evaluated(checkpoints, request, work_dir, machine, cache=cache)
 
 
 def _evaluated(
     checkpoints: list[Checkpoint],
-    data: ShardFolder,
     request: Request,
     work_dir: Path,
     machine: Machine,
     *,
-    allow_overlap: bool,
+    cache: Path | None,
 ) -> tuple[list[Result], Path]:
     """The rows of `request`: in `work_dir`, or in a folder of it if its run asked for others."""
     original = read_request(work_dir) if (work_dir / RUN).exists() else None
+    data = _open(request, cache)
     request = _with_absolute_paths(request, data)
-    tests = {}
+    lists = _lists(request, cache)
+    tests, selected = {}, {}
     for checkpoint in checkpoints:
-        selection = _select(data, request, checkpoint.stream, roles=("test",))["test"]
+        stream = checkpoint.stream
+        selection = selected[stream] = _select(data, request, stream, roles=("test",))["test"]
+        require_coverage(selection, request.min_coverage)
         checkpoint.trained_on = _training_clips(checkpoint, data, request)
-        if not allow_overlap:
-            is_given = checkpoint.data.train_split is None
-            weights = checkpoint.init.source if is_given else str(work_dir / checkpoint.stream)
+        is_given = checkpoint.data.train_split is None
+        weights = checkpoint.init.source if is_given else str(work_dir / stream)
+        if not request.allow_overlap:
             _require_unseen(weights, checkpoint.trained_on, selection)
-        tests[checkpoint.stream] = _test(data, request, selection, checkpoint.recipe.protocol)
-    for checkpoint in checkpoints:
-        usable_recipes(checkpoint, tests[checkpoint.stream])  # before any warning
+        selection = selection.in_labels(checkpoint.labels, weights)
+        test = _test(data, request, selection, checkpoint.recipe.protocol)
+        tests[stream] = replace(test, lists=lists)
+    # Before any warning: flow that cannot be used is an error.
+    contents = {each.stream: contents_of(each, tests[each.stream]) for each in checkpoints}
     if machine.is_main:
-        _log_missing("test", tests[checkpoints[0].stream].selection)
-        for checkpoint in checkpoints:
-            if "flow" in checkpoint.recipe.streams:
-                _warn_of_clamped_flow(data, tests[checkpoint.stream].flow, checkpoint.data.bound)
-    deciding = ("data", "test_split", "protocol", "splits", "flow")
-    asked, own = ({n: r.as_json()[n] for n in deciding} for r in (request, original or request))
-    if request.best:
-        asked["best"] = True
-    folder = work_dir if asked == own else work_dir / f"{EVALUATION_PREFIX}{digest(asked)[:8]}"
+        _log_tests(checkpoints, tests, selected)
+    folder = work_dir
+    words = () if original is None else _differing(request, original)
+    if original is not None and (request.best or words):
+        protocol = tests[checkpoints[0].stream].protocol
+        folder = evaluation_folder(work_dir, words, contents, protocol, best=request.best)
     rows = _rows(checkpoints, tests, folder, machine)
+    if folder != work_dir and machine.is_main:
+        write_json(folder / RUN, request.as_json())
     # Written last: weights or shards that cannot be used leave no run behind.
     if original is None and machine.is_main:
         write_json(work_dir / RUN, request.as_json())
     return rows, folder
 
 
-def _log_missing(what: str, selection: Selection) -> None:
-    """Say how many clips of a split are not in the shards, and why."""
+def _differing(request: Request, original: Request) -> tuple[str, ...]:
+    """What decides an evaluation and differs from the run's own: each as part of a name."""
+    names = {
+        "test_split": Path(request.test_split).stem
+        if Path(request.test_split).is_absolute()
+        else request.test_split,
+        "protocol": request.protocol or "",
+        "data": request.data.rstrip("/").rpartition("/")[2],
+        "splits": request.splits.name if request.splits else "",
+        "classes": request.classes_name,
+        "flow": request.flow or "",
+    }
+    return tuple(
+        name_part(word)
+        for name, word in names.items()
+        if getattr(request, name) != getattr(original, name)
+    )
+
+
+def _lists(request: Request, cache: Path | None) -> tuple[VideoList, ...]:
+    """The lists of videos that the weights were trained on elsewhere."""
+    return tuple(read_video_list(each, system.cache_dir(cache)) for each in request.pretrained_on)
+
+
+def _log_tests(
+    checkpoints: list[Checkpoint], tests: Mapping[str, Test], selected: Mapping[str, Selection]
+) -> None:
+    """Say what of a test is missing, and what networks see other than they were trained on."""
+    first = checkpoints[0]
+    _log_clips("test", selected[first.stream])
+    _log_other_classes(selected[first.stream], len(first.labels))
+    for checkpoint in checkpoints:
+        if "flow" in checkpoint.recipe.streams:
+            test = tests[checkpoint.stream]
+            _warn_of_clamped_flow(test.data, test.flow, checkpoint.data.bound)
+
+
+def _log_other_classes(selection: Selection, num_labels: int) -> None:
+    """Say it if a network chooses among more classes than the clips of a test are of."""
+    if len(selection.labels) < num_labels:
+        logger.info(
+            "%s: clips of %d of the network's %d classes, scored against all of these",
+            *(selection.name, len(selection.labels), num_labels),
+        )
+
+
+def _log_clips(what: str, selection: Selection) -> None:
+    """Say how many clips of a split are not in the shards, and why, and which classes have none."""
+    if selection.out_of_scope:
+        logger.info(
+            "%s: %d %s clips are out of scope, of %d classes that the shards do not have, such as "
+            "%s",
+            *(selection.name, sum(selection.out_of_scope.values()), what),
+            *(len(selection.out_of_scope), min(selection.out_of_scope)),
+        )
+    if selection.num_unclassed:
+        logger.warning(
+            "%s: %d %s clips are missing of which these shards do not say the class; whether they "
+            "are of --classes is not known, and they are not counted",
+            *(selection.name, selection.num_unclassed, what),
+        )
+    if empty := selection.empty_classes:
+        logger.warning(
+            "%s: %d of %d classes have no %s clip, such as %s",
+            *(selection.name, len(empty), len(selection.labels), what, empty[0]),
+        )
     missing = selection.missing
     if missing:
         reasons = ", ".join(f"{why} {num}" for why, num in Counter(missing.values()).most_common())
@@ -415,12 +490,15 @@ def _select(
     }
     flow = _flow(data, request)
     streams = ARCHS[request.arch].clips_of(stream)
-    return {
+    found = {
         role: select(
             data, names[role], role=role, streams=streams, flow=flow, splits=request.splits
         )
         for role in roles
     }
+    if request.classes is None:
+        return found
+    return {role: selection.only(request.classes) for role, selection in found.items()}
 
 
 def _rows(
@@ -431,10 +509,17 @@ def _rows(
     ]
     if len(results) == 1:
         return results
-    rgb, flow = (result.predictions(folder / result.stream) for result in results)
-    predictions = rgb + flow
+    rgb, flow = results
+    predictions = add_predictions(
+        {each.stream: each.predictions(folder / each.stream) for each in results}
+    )
     seen = {key for checkpoint in checkpoints for key in checkpoint.trained_on or ()}
-    joint = add_streams(results[0], results[1], predictions, len(seen & set(predictions.keys)))
+    joint = joint_row(rgb, flow, predictions)
+    joint = covered(joint, predictions, tests[checkpoints[0].stream], seen)
     if machine.is_main:
-        joint.write(folder / "joint", predictions)
+        before = find_result(folder / joint.stream)
+        joint.write(folder / joint.stream, predictions)
+        if before is None or before.data.identity != joint.data.identity:
+            epoch = max(checkpoint.epoch for checkpoint in checkpoints)
+            write_events(folder / joint.stream, joint, predictions, epoch)
     return [*results, joint]

@@ -11,6 +11,8 @@ import re
 import select
 import signal
 import sys
+import textwrap
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from enum import IntEnum
@@ -50,7 +52,11 @@ class Exit(IntEnum):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser: no abbreviations, help shows defaults, an error is one line."""
+    """An argparse parser: no abbreviations, an error is one line, and `--help` is one screen.
+
+    Of a help text `--help` shows the first line, `--help-all` shows all. Of the options in the
+    group `more` it shows the names.
+    """
 
     def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
         super().__init__(
@@ -59,7 +65,49 @@ class Parser(argparse.ArgumentParser):
             epilog=epilog,
             allow_abbrev=False,
             formatter_class=_Formatter,
+            add_help=False,
         )
+        self.more = self.add_argument_group("more options")
+        self._action_groups.remove(self.more)  # it comes last
+        self.add_argument("-h", "--help", action="help", help="show this help and exit")
+        self.more.add_argument("--help-all", action=_HelpAll, help="explain every option, and exit")
+        self.more.add_argument("--version", action="version", version=kinetics_tools.__version__)
+
+    def format_help(self) -> str:
+        """The help of one screen."""
+        hidden = [name for each in self.more._group_actions for name in each.option_strings]
+        names = ", ".join(name for name in hidden if name != "--help-all")
+        return self._help(brief=True, end=f"more, explained by --help-all: {names}")
+
+    def format_full_help(self) -> str:
+        """The help with every option and all that is said of it."""
+        return self._help(brief=False)
+
+    def _help(self, *, brief: bool, end: str | None = None) -> str:
+        formatter = _Formatter(self.prog, brief=brief)
+        formatter.add_text(self._usage())
+        formatter.add_text(self.description)
+        for group in (*self._action_groups, *(() if brief else (self.more,))):
+            formatter.start_section(group.title)
+            formatter.add_text(group.description)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+        formatter.add_text(end)
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
+
+    def _usage(self) -> str:
+        """What must be given, on one line."""
+        groups = [each for each in self._mutually_exclusive_groups if each.required]
+        chosen = [action for each in groups for action in each._group_actions]
+        needed = [
+            action
+            for action in self._actions
+            if action in chosen or action.required or not action.option_strings
+        ]
+        formatter = argparse.HelpFormatter(self.prog, width=1000)
+        formatter.add_usage(None, needed, groups)
+        return f"{formatter.format_help().strip()} [options]"
 
     def error(self, message: str) -> NoReturn:
         """Exit with one line in place of argparse's usage block."""
@@ -89,8 +137,10 @@ class Parser(argparse.ArgumentParser):
             "--engine",
             type=one_of("engine", ENGINES),
             default="local",
-            help="where work runs: local, in processes on this machine; ray, on the Ray cluster "
-            "that RAY_ADDRESS names, else on a local Ray",
+            metavar="NAME",
+            help=f"where work runs: {', '.join(ENGINES)}\n"
+            "local: in processes on this machine; ray: on the Ray cluster that RAY_ADDRESS "
+            "names, else on a local Ray",
         )
         run.add_argument(
             "--task",
@@ -113,26 +163,52 @@ class Parser(argparse.ArgumentParser):
 
     def add_common(self, *, seed: Callable[[str], Any] = int) -> None:
         """Add the options that every command has; `seed`: the type of --seed."""
-        common = self.add_argument_group("common options")
-        common.add_argument(
+        where = self.more if seed is int else self
+        where.add_argument(
             "--seed",
             type=seed,
             default="0",
             help="seed of all random choices"
-            + ("" if seed is int else "; 0,1,2: train with each, and print their mean"),
+            + ("" if seed is int else "\n0,1,2: train with each, and print their mean"),
         )
-        common.add_argument(
-            "--tmp-dir", type=Path, help="folder for temporary files (default: beside the output)"
+        self.more.add_argument(
+            "--tmp-dir",
+            type=Path,
+            metavar="DIR",
+            help="folder for temporary files (default: beside the output)",
         )
-        common.add_argument("--version", action="version", version=kinetics_tools.__version__)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    def __init__(self, prog: str, *, brief: bool = False) -> None:
+        super().__init__(prog, max_help_position=28)
+        self._brief = brief
+
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, _, details = (action.help or "").partition("\n")
+        if details and not self._brief:
+            text = f"{text}; {details}"
         # "(default: None)" and "(default: False)" would say nothing.
-        if action.default in (None, False, (), [], argparse.SUPPRESS) or action.help is None:
-            return action.help
-        return super()._get_help_string(action)
+        if action.default in (None, False, (), [], argparse.SUPPRESS) or "(default" in text:
+            return text
+        return f"{text} (default: %(default)s)"
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return textwrap.indent("\n".join(self._split_lines(text, width)), indent)
+
+
+class _HelpAll(argparse.Action):
+    def __init__(self, option_strings: list[str], **options: Any) -> None:
+        options |= {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "nargs": 0}
+        super().__init__(option_strings, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        assert isinstance(parser, Parser)
+        print(parser.format_full_help(), end="")
+        parser.exit()
 
 
 def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
@@ -208,7 +284,7 @@ def add_short_side(group: argparse._ActionsContainer) -> None:
         type=pixels_or_keep,
         default=256,
         metavar="N|keep",
-        help="shorter side in pixels, smaller clips are enlarged; keep: the size of each clip",
+        help="shorter side in pixels, or the size of each clip\nsmaller clips are enlarged",
     )
 
 
@@ -219,7 +295,8 @@ def add_scaler(group: argparse._ActionsContainer, scalers: Mapping[str, str]) ->
         "--scaler",
         type=one_of("scaler", scalers),
         default=next(iter(scalers)),
-        help=f"how pictures are scaled: {meanings}",
+        metavar="NAME",
+        help=f"how pictures are scaled: {', '.join(scalers)}\n{meanings}",
     )
 
 
@@ -230,7 +307,8 @@ def add_encoding(group: argparse._ActionsContainer, encodings: Mapping[str, str]
         "--encoding",
         type=one_of("encoding", encodings),
         default=next(iter(encodings)),
-        help=f"how clips are encoded: {meanings}",
+        metavar="NAME",
+        help=f"how clips are encoded: {', '.join(encodings)}\n{meanings}",
     )
 
 
@@ -380,10 +458,27 @@ class _StoppedError(SystemExit):
         sys.exit(self.exit)
 
 
+RESEND_S = 0.05
+
+
 def _stop_at_signals() -> None:
     def stop(number: int, _: FrameType | None) -> NoReturn:
         raise _StoppedError(number)
 
+    report = sys.unraisablehook
+
+    def stop_again(unraisable: "sys.UnraisableHookArgs") -> None:
+        # What a finalizer raises is printed and dropped, a signal that comes there as well. It is
+        # sent again after this hook, whose exceptions are dropped too.
+        if isinstance(unraisable.exc_value, _StoppedError):
+            number = unraisable.exc_value.exit - 128
+            again = threading.Timer(RESEND_S, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+        else:
+            report(unraisable)
+
+    sys.unraisablehook = stop_again
     for number in signals.STOPPING:
         # A shell or nohup may have asked to ignore Ctrl-C or the end of the terminal.
         if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+MAX_KNOWN = 30  # names in a message; Kinetics-700 has 700 classes
 
 
 class Reason(StrEnum):
@@ -137,9 +138,15 @@ def _media_error(path: Path, detail: str, reason: Reason) -> MediaError:
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The one-line message for an unknown name, with the nearest known one."""
     names = sorted(known)
-    close = get_close_matches(name, names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"unknown {kind} {name[:80]!r}.{hint} Known: {', '.join(names)}"
+    near = nearest(name, names)
+    hint = f" Did you mean {near!r}?" if near else ""
+    more = f" and {len(names) - MAX_KNOWN} more" if len(names) > MAX_KNOWN else ""
+    return f"unknown {kind} {name[:80]!r}.{hint} Known: {', '.join(names[:MAX_KNOWN])}{more}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like `name`; None if none is."""
+    return next(iter(get_close_matches(name, known, n=1)), None)
 
 
 def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:

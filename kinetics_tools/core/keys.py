@@ -105,6 +105,11 @@ def source_video(key: str, label: str | None = None) -> str:
     return key
 
 
+def name_part(text: str) -> str:
+    """A text as a readable part of a folder's name, at most 40 characters."""
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-.")[:40]
+
+
 def label_folder(label: str | None) -> str:
     """The name of a label's folder of clips: the label with underscores for spaces."""
     return UNLABELLED if label is None else label.replace(" ", "_")

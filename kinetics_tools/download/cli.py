@@ -48,8 +48,8 @@ def build_parser() -> Parser:
     parser.add_argument(
         "manifest",
         metavar="MANIFEST",
-        help="CSV with label,youtube_id,time_start,time_end,split; or an official list by name: "
-        "kinetics400, kinetics600, kinetics700, kinetics700-2020; or one split of it: "
+        help="CSV with label,youtube_id,time_start,time_end,split; or a list's name\nan official "
+        "list: kinetics400, kinetics600, kinetics700, kinetics700-2020; or one split of it: "
         "kinetics400/val",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to fill")
@@ -65,16 +65,16 @@ def build_parser() -> Parser:
         type=_retry,
         default="identity,tool,transient",
         metavar="TOKENS",
-        help="sources that failed before with these reasons, or classes of reasons "
-        f"({', '.join(REASON_CLASSES)}), are tried again; none: no source is",
+        help="try again what failed so\nsources that failed before with these reasons, or "
+        f"classes of reasons ({', '.join(REASON_CLASSES)}); none: no source is",
     )
     run.add_argument(
         "--check",
         action="store_true",
-        help="only check that nothing a long job needs is missing or outdated: programs, options, "
-        "folders, disk space",
+        help="only check that nothing a long job needs is missing or outdated\n"
+        "programs, options, folders, disk space",
     )
-    cli.add_cache_dir(run)
+    cli.add_cache_dir(parser.more)
     parser.add_common()
     return parser
 
@@ -89,16 +89,16 @@ def _add_selection(parser: Parser) -> None:
     what.add_argument(
         "--labels",
         metavar="NAME|FILE",
-        help="the dataset's full label list: kinetics400, or a file with one label per line; "
+        help="the dataset's full label list: kinetics400, or a file\nwith one label per line; "
         "needed when the manifest has only some of a known dataset's labels",
     )
     what.add_argument(
         "--skip-bad-rows", action="store_true", help="skip bad rows of MANIFEST and list them"
     )
-    what.add_argument(
+    parser.more.add_argument(
         "--manifest-address",
         metavar="ADDRESS",
-        help="download a list given by name from here: a .tar.gz like the official one, or a CSV",
+        help="where to download a list given by name\na .tar.gz like the official one, or a CSV",
     )
 
 
@@ -108,25 +108,27 @@ def _add_sources(parser: Parser) -> None:
         "--source",
         action="append",
         metavar="SOURCE",
-        help="youtube (default); cvdf, the mirror of ready clips; url:TEMPLATE, an http address "
-        "with {youtube_id}; dir:PATH, where <key>.* is a clip and <youtube_id>.* a video. Several: "
-        "repeat the option; for each clip they are tried in the order given",
+        help="youtube (default), cvdf, url:TEMPLATE, dir:PATH; repeat it for several\n"
+        "cvdf: the mirror of ready clips; url: an http address with {youtube_id}; dir: a folder "
+        "where <key>.* is a clip and <youtube_id>.* a video. For each clip they are tried in the "
+        "order given",
     )
     where.add_argument(
         "--fetch",
         type=cli.one_of("way to fetch", FETCHES),
         default="auto",
-        help="; ".join(f"{name}: {what}" for name, what in FETCHES.items()),
+        help=f"how videos are fetched: {', '.join(FETCHES)}\n"
+        + "; ".join(f"{name}: {what}" for name, what in FETCHES.items()),
     )
     where.add_argument(
         "--keep-videos",
         action="store_true",
         help="download whole videos, and keep them in OUT/videos",
     )
-    where.add_argument(
+    parser.more.add_argument(
         "--cvdf-base", metavar="ADDRESS", default=OFFICIAL, help="address of the mirror"
     )
-    where.add_argument(
+    parser.more.add_argument(
         "--cvdf-list",
         type=_split_address,
         action="append",
@@ -138,22 +140,23 @@ def _add_sources(parser: Parser) -> None:
 
 
 def _add_youtube(parser: Parser) -> None:
-    youtube = parser.add_argument_group("YouTube, and options passed to yt-dlp")
-    youtube.add_argument(
+    parser.add_argument(
         "--videos-per-hour",
         type=cli.positive,
         default=240,
         metavar="N",
-        help="rate limit of requests to YouTube, for all workers on this host that share cookies, "
+        help="rate limit of requests to YouTube\nfor all workers on this host that share cookies, "
         "proxy and source address",
     )
     for name, takes in PASSED_THROUGH.items():
         if takes is None:
-            youtube.add_argument(f"--{name}", action="store_true", help="as in yt-dlp")
+            parser.more.add_argument(f"--{name}", action="store_true", help="as in yt-dlp")
         else:
             repeated = "append" if name in YTDLP_REPEATED else "store"
-            youtube.add_argument(f"--{name}", action=repeated, metavar=takes, help="as in yt-dlp")
-    youtube.add_argument(
+            parser.more.add_argument(
+                f"--{name}", action=repeated, metavar=takes, help="as in yt-dlp"
+            )
+    parser.more.add_argument(
         "--ytdlp-option",
         action="append",
         default=[],
@@ -170,15 +173,16 @@ def _add_format(parser: Parser) -> None:
         "--short-side",
         type=cli.whole(1, cli.MAX_PX),
         default=256,
+        metavar="N",
         help="pixels of the shorter side; smaller videos keep their size",
     )
-    cli.add_scaler(clips, SCALERS)
-    cli.add_encoding(clips, {name: each.meaning for name, each in ENCODINGS.items()})
+    cli.add_scaler(parser.more, SCALERS)
+    cli.add_encoding(parser.more, {name: each.meaning for name, each in ENCODINGS.items()})
     clips.add_argument(
         "--keep-original", action="store_true", help="keep size, frame rate and times"
     )
-    clips.add_argument("--keep-audio", action="store_true", help="keep the sound, as AAC")
-    clips.add_argument(
+    parser.more.add_argument("--keep-audio", action="store_true", help="keep the sound, as AAC")
+    parser.more.add_argument(
         "--ffmpeg", type=Path, metavar="PATH", help="use this ffmpeg instead of the included one"
     )
 

@@ -276,8 +276,8 @@ def _fetch(
             http_client.fetch(address, fetched, pauses_s=pauses_s)
         except SourceError as error:
             raise ManifestError(
-                f"{dataset} cannot be downloaded ({error.reason}: {error.detail}); try "
-                "again, give another --manifest-address, or give a CSV by its path"
+                f"{dataset} cannot be downloaded ({error.reason}: {error.detail}); try again, or "
+                "give a CSV by its path (kinetics-download: or another --manifest-address)"
             ) from error
         new.mkdir()
         cached = _unpack(dataset, address, fetched, new, split)

@@ -54,8 +54,8 @@ def build_parser() -> Parser:
         "clips",
         metavar="CLIPS",
         type=Path,
-        help="folder that kinetics-download filled, or one with a folder of videos per class, or "
-        "one with folders train, val and test of such folders",
+        help="folder that kinetics-download filled, or one folder of videos per class\nor one with "
+        "folders train, val and test of such folders",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of shards to fill")
     flow = parser.add_argument_group("flow options")
@@ -63,14 +63,15 @@ def build_parser() -> Parser:
         "--method",
         type=cli.one_of("flow method", METHODS),
         default="tvl1",
+        metavar="NAME",
         help=f"one of {', '.join(METHODS)}",
     )
     flow.add_argument("--name", type=_name, help="name of the flow in OUT (default: the method's)")
     flow.add_argument(
         "--device",
         default="auto",
-        help="auto (all GPUs, else the CPU), cpu, cuda (all GPUs), cuda:0,1 (some); one process "
-        "per GPU. With --engine ray auto, cpu or cuda: the cluster's devices, one GPU per shard",
+        help="auto (all GPUs, else the CPU), cpu, cuda, cuda:0,1\none process per GPU. With "
+        "--engine ray auto, cpu or cuda: the cluster's devices, one GPU per shard",
     )
     flow.add_argument(
         "--bound", type=cli.pixels, default=BOUND_PX, metavar="PX", help="clamp flow to +-PX pixels"
@@ -79,8 +80,9 @@ def build_parser() -> Parser:
         "--codec",
         type=cli.one_of("flow codec", CODECS),
         default=DEFAULT_CODEC,
-        help="how flow is stored: h264, small, some codes off by one; ffv1, lossless; jpeg, as the "
-        "authors of I3D store it",
+        metavar="NAME",
+        help=f"how flow is stored: {', '.join(CODECS)}\nh264: small, some codes off by one; ffv1: "
+        "lossless; jpeg: as the authors of I3D store it",
     )
     samples = parser.add_argument_group("sample options")
     samples.add_argument(
@@ -93,7 +95,7 @@ def build_parser() -> Parser:
         "--samples-per-shard", type=cli.positive, default=64, metavar="N", help="samples in one tar"
     )
     parser.add_run(
-        jobs="clips at once on this machine (default: one per processor): processes on a CPU, "
+        jobs="clips at once on this machine (default: one per processor)\nprocesses on a CPU, "
         "threads of the GPU's process on a GPU. With --engine ray shards at once (default: as many "
         "as the cluster has room for)",
         made="shard",

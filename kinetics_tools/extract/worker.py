@@ -109,7 +109,7 @@ def _make_rgb(
         inputs=unit.rgb_inputs(plan),
         keys=tuple(clip.key for clip in unit.clips),
         failed={
-            clip.key: result
+            clip.key: replace(result, label=clip.label)
             for clip, result in zip(unit.clips, results, strict=True)
             if isinstance(result, Failure)
         },

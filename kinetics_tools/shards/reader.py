@@ -316,6 +316,16 @@ class ShardFolder:
         """
         return lookup("split", split, self._contents).gaps
 
+    def missing_labels(self, split: str) -> Mapping[str, str]:
+        """The labels of the keys in `missing`, as far as they are known.
+
+        Shards that version 0.1 made do not say them.
+
+        Raises:
+            UnknownNameError: there is no such split.
+        """
+        return lookup("split", split, self._contents).gap_labels
+
     def samples(
         self, split: str, streams: Sequence[str] = (RGB, "flow"), *, flow: str = "tvl1"
     ) -> Sequence[Sample]:

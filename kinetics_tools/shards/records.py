@@ -111,6 +111,11 @@ def _write(path: Path, value: Mapping[str, Any]) -> None:
     write_json(path, {"schema_version": SCHEMA_VERSION, **value})
 
 
+def _without(values: Mapping[str, Any], **unsaid: Any) -> dict[str, Any]:
+    """Fields without those that say nothing, so that files without gaps are as they always were."""
+    return {name: each for name, each in values.items() if unsaid.get(name, ...) != each}
+
+
 # One shard
 
 
@@ -240,10 +245,16 @@ class Failure:
     Attributes:
         reason: a word of `core.errors.Reason`, or "missing".
         detail: the last words of the tool that failed.
+        label: class of the clip, so that it can be counted; None: it has none, or the sidecar was
+            written before this was noted.
     """
 
     reason: str
     detail: str
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        check_label(self.label)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,7 +309,8 @@ class Sidecar:
 
     def write(self, folder: Path) -> None:
         """Write it beside its tar."""
-        _write(self.shard(folder).with_suffix(".json"), asdict(self))
+        failed = {key: _without(asdict(why), label=None) for key, why in self.failed.items()}
+        _write(self.shard(folder).with_suffix(".json"), asdict(self) | {"failed": failed})
 
 
 def _parse_sidecar(value: dict[str, Any], shard: Path) -> Sidecar:
@@ -445,11 +457,13 @@ class SplitContents:
         expected: samples, if none were missing.
         present: samples of each stream.
         gaps: by key, the reason why a sample is missing.
+        gap_labels: by key, the class of such a sample, where it is known.
     """
 
     expected: Count
     present: Mapping[Stream, Count]
     gaps: Mapping[Key, str]
+    gap_labels: Mapping[Key, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -490,7 +504,9 @@ class Dataset:
 
     def write(self, folder: Path) -> None:
         """Write the folder's dataset.json."""
-        splits = {name: asdict(split) for name, split in self.splits.items()}
+        splits = {
+            name: _without(asdict(split), gap_labels={}) for name, split in self.splits.items()
+        }
         _write(folder / "dataset.json", _common(self) | {"splits": splits})
 
 
@@ -499,6 +515,9 @@ def _check_folder(record: FolderRecipe | Dataset) -> None:
     unknown = {s for split in record.splits.values() for s in getattr(split, "present", {})}
     if not unknown <= record.recipes.keys():
         raise ValueError("a stream has no recipe")
+    gaps = (getattr(split, "gap_labels", {}) for split in record.splits.values())
+    if not {label for labels in gaps for label in labels.values()} <= {*record.labels}:
+        raise ValueError("a gap has a label that is not one of the labels")
 
 
 def _parse_folder(value: dict[str, Any], record: type[T]) -> T:

@@ -25,6 +25,7 @@ from kinetics_tools.shards.records import (
     DamagedRecordError,
     Dataset,
     ExpectedSplit,
+    Failure,
     FolderRecipe,
     FolderRecords,
     ShardMember,
@@ -295,8 +296,12 @@ def write_index(records: FolderRecords) -> Dataset:
         for split, expected in recipe.splits.items():
             rows, gaps = _index_split(records, recipe, split, streams)
             write_rows(folder / split / "index.parquet", rows, streams)
-            present = {s: sum(s in row.places for row in rows) for s in sorted(streams)}
-            splits[split] = SplitContents(expected=expected.expected, present=present, gaps=gaps)
+            splits[split] = SplitContents(
+                expected=expected.expected,
+                present={s: sum(s in row.places for row in rows) for s in sorted(streams)},
+                gaps={key: failure.reason for key, failure in gaps.items()},
+                gap_labels={key: each.label for key, each in gaps.items() if each.label},
+            )
         dataset = Dataset(
             labels=recipe.labels, layout=recipe.layout, recipes=recipe.recipes, splits=splits
         )
@@ -306,12 +311,12 @@ def write_index(records: FolderRecords) -> Dataset:
 
 def _index_split(
     records: FolderRecords, recipe: FolderRecipe, split: str, streams: Sequence[str]
-) -> tuple[list[IndexRow], dict[str, str]]:
-    """The rows of a split's index, and the reason of each gap by key."""
+) -> tuple[list[IndexRow], dict[str, Failure]]:
+    """The rows of a split's index, and its gaps by key."""
     folder = records.folder
     label_ids = {label: number for number, label in enumerate(recipe.labels)}
     rows: dict[str, IndexRow] = {}
-    gaps: dict[str, str] = {}
+    gaps: dict[str, Failure] = {}
     absent: list[str] = []
     for number in range(recipe.splits[split].shards):
         present = {}
@@ -328,7 +333,7 @@ def _index_split(
             present[stream] = sidecar
         rgb = present.pop(RGB, None)
         if rgb is not None:
-            gaps |= {key: failure.reason for key, failure in rgb.failed.items()}
+            gaps |= rgb.failed
             own = {member.key: _row(rgb, member, label_ids) for member in rgb.members}
             for flow in present.values():
                 _join(own, rgb, flow)

@@ -66,10 +66,14 @@ def test_a_run_ends_with_a_table_and_the_reports_path(trained: tuple[Path, str, 
     assert re.split(r"\s{2,}", lines[0]) == [
         *(
             "stream",
+            "protocol",
+            "seed",
             "top-1 %",
             "95 % interval",
             "top-5 %",
             "mean-class %",
+            "bounds %",
+            "reweighted %",
             "evaluated / in the list",
         )
     ]
@@ -165,7 +169,7 @@ def test_training_clips_that_are_missing_are_counted_logged_and_shown(tmp_path: 
     )
     page = (tmp_path / "work" / "report.html").read_text()
     assert "ucf101/1: 4 / 6 clips (2 not in the shards)" in page
-    again = run_command("run-benchmark", "evaluate", tmp_path / "work", "--protocol", "whole")
+    again = run_command("run-benchmark", "evaluate", tmp_path / "work", "--protocol", "1x1")
     assert again.returncode == 0, again.stderr
     assert "ucf101/1: 1 of 2 test clips are not there" in again.stderr
     (other,) = (tmp_path / "work").glob("*/rgb/result.json")
@@ -372,7 +376,7 @@ FOLDS = ("--arch", "i3d", "--train-split", "train.txt", "--test-split", "test.tx
         (["--arch", "i3d", "--protocol", "papers"], "Did you mean 'paper'?"),
         (["--arch", "i3d", "--batch-size", "0"], "not a whole number from 1"),
         (["--arch", "i3d", "--flow", "opencv-tvl2"], "Did you mean 'opencv-tvl1'?"),
-        (["--arch", "i3d"], "no split 'train' for --train-split"),
+        (["--arch", "i3d"], "no train split 'train'"),
         (["--arch", "i3d", "--train-split", "all", "--test-split", "all"], "share 8 keys"),
         (["--arch", "i3d", "--device", "cuda"], "finds no CUDA device"),
         ([*FOLDS, "--init", "nowhere.pt"], "nowhere.pt is missing"),
@@ -392,6 +396,9 @@ FOLDS = ("--arch", "i3d", "--train-split", "train.txt", "--test-split", "test.tx
         (["predict", "x.mp4", "--init", "x", "--stream", "both"], "unknown stream 'both'"),
         (["evaluate"], "one of the arguments WORK_DIR --init is required"),
         (["evaluate", "--init", "nowhere.pt"], "shards holds no shards"),
+        (["compare", "nowhere", "x"], "nowhere holds no result"),
+        (["fuse", "nowhere", "x", "--out", "y"], "nowhere holds no result"),
+        (["fuse", "x", "y", "--out", "z", "--weights", "1,two"], "'1,two' is not numbers"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -429,7 +436,7 @@ def test_storage_that_cannot_be_read_is_one_line_with_workers_and_without(
     for num_workers in (0, 2):
         done = run_command(
             *("run-benchmark", "evaluate", trained[0], "--data", shards, "--stream", "rgb"),
-            *("--workers", num_workers),
+            *("--workers", num_workers, "--protocol", "1x1"),  # else there is nothing to read
             is_root=False,
         )
         assert (done.returncode, done.stdout) == (2, "")
@@ -498,6 +505,24 @@ def read_predictions(folder: Path) -> Predictions:
     return Predictions.read(folder / "predictions.parquet", {})
 
 
+def test_predictions_are_dumped_as_a_csv(trained: tuple[Path, str, str], tmp_path: Path) -> None:
+    work_dir = Path(shutil.copytree(trained[0], tmp_path / "copy"))
+    done = run_command("run-benchmark", "evaluate", work_dir, "--dump", "csv")
+    assert done.returncode == 0, done.stderr
+    assert "evaluated already" in done.stderr
+    for stream in ("rgb", "flow", "joint"):
+        table = pd.read_csv(work_dir / stream / "predictions.csv")
+        assert list(table.columns) == ["key", "label", "prediction", *LABELS]
+        assert table["label"].tolist() == ["left", "right"]
+        shares = read_predictions(work_dir / stream).softmax()
+        np.testing.assert_allclose(table[[*LABELS]], shares, rtol=1e-8)
+    fused = tmp_path / "fused"
+    words = (work_dir / "rgb", work_dir / "flow", "--out", fused)
+    assert run_command("run-benchmark", "fuse", *words).returncode == 0
+    joint = work_dir / "joint" / "predictions.parquet"
+    assert (fused / "predictions.parquet").read_bytes() == joint.read_bytes()
+
+
 def test_evaluating_again_writes_a_damaged_result_again(
     trained: tuple[Path, str, str], tmp_path: Path
 ) -> None:
@@ -512,6 +537,13 @@ def test_evaluating_again_writes_a_damaged_result_again(
     assert done.stdout.splitlines()[:4] == trained[1].splitlines()[:4]
     again = Predictions.read(work_dir / "rgb" / "predictions.parquet", {}).logits
     np.testing.assert_allclose(again, logits, atol=1e-5)
+    # Another evaluation that is damaged does not keep the table back.
+    shutil.copytree(work_dir / "rgb", work_dir / "evaluate-other" / "rgb")
+    damage_file(work_dir / "evaluate-other" / "rgb" / "result.json", "zeros")
+    done = run_command("run-benchmark", "evaluate", work_dir)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:4] == trained[1].splitlines()[:4]
+    assert "no page was written" in done.stderr
 
 
 def test_archs_is_a_table_of_what_each_network_costs() -> None:
@@ -654,6 +686,9 @@ def test_help_of_every_verb_is_light() -> None:
     for verb in (
         [],
         ["evaluate"],
+        ["compare"],
+        ["fuse"],
+        ["attrition"],
         ["report"],
         ["archs"],
         ["predict"],
@@ -665,10 +700,11 @@ def test_help_of_every_verb_is_light() -> None:
         words[2] = f"import atexit, json, sys; atexit.register({tell}); {words[2]}"
         done = subprocess.run(words, capture_output=True, text=True, env=environment(), check=True)
         loaded = {name.partition(".")[0] for name in json.loads(done.stderr)}
-        assert loaded.isdisjoint({"torch", "numpy", "pandas", "cv2", "av", "matplotlib"})
+        assert loaded.isdisjoint({"torch", "numpy", "scipy", "pandas", "cv2", "av", "matplotlib"})
         assert done.stdout.startswith("usage: run-benchmark")
 
 
+@pytest.mark.full
 def test_clips_that_were_trained_on_are_refused_or_mark_the_result(
     trained: tuple[Path, str, str], tmp_path: Path
 ) -> None:
@@ -681,9 +717,14 @@ def test_clips_that_were_trained_on_are_refused_or_mark_the_result(
     assert list(work_dir.glob("evaluate-*")) == []
     allowed = run_command("run-benchmark", *asked, "--allow-overlap")
     assert allowed.returncode == 0, allowed.stderr
-    assert allowed.stdout.splitlines()[1].endswith("5 / 5, 3 TRAINED ON")
+    told = re.search(r"5 / 5, 3 TRAINED ON \((.+) % without\)$", allowed.stdout.splitlines()[1])
+    assert told is not None
     (folder,) = work_dir.glob("evaluate-*")
-    assert json.loads((folder / "rgb" / "result.json").read_text())["data"]["num_overlap"] == 3
+    assert folder.name == "evaluate-mixed"
+    data = json.loads((folder / "rgb" / "result.json").read_text())["data"]
+    assert data["num_overlap"] == 3
+    assert data["overlaps"][0]["without"]["num_scored"] == 2
+    assert told[1] == f"{100 * data['overlaps'][0]['without']['top1']:.1f}"
     assert "trained on 3 of these clips" in (folder / "report.html").read_text()
     assert "5 / 5, 3 TRAINED ON" in (folder / "report.html").read_text()
     # What is there is marked, and still refused without the option.

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from kinetics_bench.data.splits import Selection, hold_out
 from kinetics_bench.recipes import Plateau
+from kinetics_bench.training import examples
 from kinetics_bench.training.checkpoint import BEST, Checkpoint
-from kinetics_bench.training.job import TrainingJob
+from kinetics_bench.training.examples import ClipExamples
+from kinetics_bench.training.job import TrainingJob, new_network
 from kinetics_bench.training.trainer import train
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.shards.reader import Sample
@@ -37,7 +39,9 @@ def test_whole_videos_are_held_out_of_every_class_that_has_two(
     clips: list[tuple[int, int, int]], share: float, seed: int
 ) -> None:
     names = [(f"v_{label}_g{video:02d}_c{clip:02d}", str(label)) for label, video, clip in clips]
-    whole = Selection("train", [sample(*name) for name in names], {})
+    whole = Selection(
+        name="train", samples=[sample(*name) for name in names], missing={}, labels=()
+    )
     videos = {label: {v for other, v, _ in clips if other == label} for label, _, _ in clips}
     several = {str(label) for label, found in videos.items() if len(found) > 1}
     if not several:
@@ -115,3 +119,25 @@ def test_a_held_out_clip_that_cannot_be_decoded_is_told(
     assert "1 of 4 held-out clips could not be decoded and do not count" in caplog.text
     assert done.best_epoch == 3
     assert not done.failed
+
+
+@pytest.mark.parametrize("share", [0.5, 1.5, 2.5])
+def test_held_out_clips_are_kept_in_the_memory_that_training_clips_leave(
+    share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for a part of the training clips, for them and a part of the others, for all."""
+    given = checked(tmp_path)
+    assert given.held_out is not None
+    found = ClipExamples(given, CPU, new_network(given))
+    found.prepare()
+    training, held_out = found._clips, found._held_out
+    assert held_out.cached_bytes > 0
+    kept = training.cached_bytes + held_out.cached_bytes * (share - 1)
+    room = training.cached_bytes * share if share < 1 else kept
+    for clips in (training, held_out):
+        clips.cache.clear()
+    monkeypatch.setattr(examples, "CACHE_BYTES", int(room))
+    found.prepare()
+    assert len(training.cache) == (len(given.train.samples) if share > 1 else 0)
+    assert len(held_out.cache) == (len(given.held_out.samples) if share > 2 else 0)
+    assert training.cached_bytes + held_out.cached_bytes <= room

@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,12 @@ def test_an_epoch_is_every_clip_once_over_all_processes(
     parts = [part for steps in epochs for step in steps for part in step.micro_batches]
     assert sorted(number for part in parts for number in part) == list(range(num_clips))
     assert min(map(len, parts)) == plans[0].smallest_micro_batch
+    rounds = []  # of each the clips of all processes
+    for steps in zip(*epochs, strict=True):
+        of_processes = [step.micro_batches for step in steps]
+        assert {step.num_rounds for step in steps} == {max(map(len, of_processes))}
+        rounds += [sum(map(len, each)) for each in zip_longest(*of_processes, fillvalue=())]
+    assert min(rounds) == plans[0].smallest_round
     if num_clips > 1 and batch_size > 1 and micro_batch_size > 2:
         assert all(len(part) > 1 for part in parts)  # batch norm cannot train on one clip
     assert all(len(part) <= micro_batch_size for part in parts)

@@ -312,7 +312,7 @@ def test_every_network_has_the_papers_and_a_small_recipe() -> None:
 
 def test_a_recipe_of_other_architectures_is_one_line_that_names_them() -> None:
     words = "recipe sample is for i3d, not for c3d; take --recipe paper or "
-    words += "ucf101 or hmdb51 or small"
+    words += "ucf101 or hmdb51 or fixed or small"
     with pytest.raises(EvaluationError, match=words):
         recipe_for("sample", "c3d", "rgb")
 

@@ -3,98 +3,30 @@
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from kinetics_bench.archs.registry import STREAMS
-from kinetics_bench.evaluation.report import find_rows, softmax, write_report
+from kinetics_bench.commands.repeat import asked_of
+from kinetics_bench.evaluation import figures
+from kinetics_bench.evaluation.fusion import fuse, joint_row
+from kinetics_bench.evaluation.groups import Group, groups
+from kinetics_bench.evaluation.page_tables import Asked
+from kinetics_bench.evaluation.report import write_report
 from kinetics_bench.evaluation.results import (
-    Cost,
-    DataRecord,
     Predictions,
     Result,
     cells,
-    find_origin,
     score,
 )
-from kinetics_bench.protocols import PROTOCOLS, Extent
-from kinetics_bench.recipes import RECIPES
-from kinetics_bench.training.checkpoint import EpochRecord, InitRecord
+from kinetics_bench.evaluation.rows import Row, find_rows
+from kinetics_bench.training.checkpoint import InitRecord
 from kinetics_tools.core.errors import EvaluationError
-from kinetics_tools.shards.records import StreamRecipe
-
-FAILED = {"gone_clip": "rgb-000000.tar, sample gone_clip: <b>damaged</b>"}
-
-
-def row(stream: str, labels: list[str], num_clips: int = 12) -> tuple[Result, Predictions]:
-    random = np.random.default_rng(0)
-    rows = {
-        f"clip_{at:02d}": (at % len(labels), random.normal(size=len(labels)).astype(np.float32))
-        for at in range(num_clips)
-    }
-    predictions = Predictions.of(rows, FAILED)
-    recipe = RECIPES["small"]["i3d"]["rgb"]
-    history = [
-        EpochRecord(
-            epoch=at,
-            step=at,
-            loss=1 / at,
-            top1=0.5,
-            lr=1e-3,
-            clips=60,
-            failed=1,
-            seconds=2.0,
-            waiting=0,
-        )
-        for at in (1, 2, 3)
-    ]
-    streams = ("rgb", "flow") if stream == "joint" else (stream,)
-    result = Result(
-        arch="i3d",
-        stream=stream,
-        protocol=PROTOCOLS["whole"],
-        extents={"rgb": Extent(stride=2, num=None, least=16)},
-        score=score(predictions),
-        training=dict.fromkeys(streams, recipe),
-        recipes={"rgb": StreamRecipe.of({"fps": 25})},
-        data=DataRecord(
-            folder="some/shards",
-            identity="0",
-            labels=tuple(labels),
-            flow="tvl1",
-            train_split="train",
-            num_train=60,
-            failed_train={"bad": "damaged"},
-            missing_train={"lost": "missing", "other": "not in the shards"},
-            test_split="val",
-            init=InitRecord(source="weights.pt", sha256="0123456789abcdef", finetune="last"),
-        ),
-        cost=Cost(
-            parameters=12_689_984,
-            flops=10**11,
-            flops_shape=((3, 64, 224, 224),),
-            device="cpu",
-            num_threads=2,
-            num_processes=1,
-            precision="bfloat16",
-            seconds_training=400.0,
-            seconds_evaluation=3.0,
-        ),
-        origin=find_origin(),
-        failed=FAILED,
-        history={} if stream == "joint" else {stream: history},
-    )
-    return result, predictions
-
-
-def make_run(folder: Path, labels: list[str], streams: tuple[str, ...] = STREAMS) -> Path:
-    for stream in streams:
-        result, predictions = row(stream, labels)
-        (folder / stream).mkdir(parents=True)
-        result.write(folder / stream, predictions)
-    return folder
+from results import make_run, row
+from tiny import LABELS, SUBJECTS, tiny_shards
 
 
 def test_a_page_tells_everything_and_needs_no_other_file(tmp_path: Path) -> None:
@@ -104,11 +36,17 @@ def test_a_page_tells_everything_and_needs_no_other_file(tmp_path: Path) -> None
         assert words in page
     assert "train: 59 / 62 clips (1 could not be decoded, 2 not in the shards)" in page
     assert "weights.pt (0123456789ab); last layer trained" in page
-    assert page.count("<img ") == 4  # two curves, confusion matrix, accuracy by class
+    assert page.count("<img ") == 4  # curves, confusion matrix, accuracy by class, gain of flow
     assert set(re.findall(r'src="([^;]*);', page)) == {"data:image/svg+xml"}
-    assert not re.search(r'(href|src)="(?!data:)', page)
-    assert "<script>" not in page
+    assert all(re.findall(r'<img alt="([^"]*)"', page))
+    assert set(re.findall(r'(?:href|src)="(?!data:)([^"]*)', page)) == {"#run-1"}
+    assert page.count("<script>") == 1  # ours
+    assert "&lt;script&gt;alert(1)" in page
     assert "<b>damaged" not in page
+    assert "No frames are shown: some/shards holds no finished shards" in page
+    levels = [int(level) for level in re.findall(r"<h([1-6])", page)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
 def test_clips_that_were_trained_on_mark_the_row_the_table_and_the_page(tmp_path: Path) -> None:
@@ -121,7 +59,7 @@ def test_clips_that_were_trained_on_mark_the_row_the_table_and_the_page(tmp_path
         assert ("TRAINED ON" in cells(marked)["evaluated / in the list"]) == bool(num_overlap)
         page = write_report([tmp_path / "run"], tmp_path / "r.html").read_text()
         assert ("The weights were trained on 7 of these clips" in page) == bool(num_overlap)
-        assert page.count("7 TRAINED ON") == page.count("(7 clips TRAINED ON)") == bool(num_overlap)
+        assert page.count("7 TRAINED ON") == 2 * bool(num_overlap)  # with the row, and in detail
     assert cells(marked)["evaluated / in the list"] == "12 / 13, 7 TRAINED ON"
 
 
@@ -158,11 +96,50 @@ def test_the_same_results_give_the_same_page(tmp_path: Path) -> None:
     assert write_report([run], tmp_path / "2.html").read_bytes() == first
 
 
-def test_many_classes_have_bars_and_no_matrix(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", [f"class {at}" for at in range(60)], ("rgb",))
+def test_of_many_classes_the_most_confused_are_drawn(tmp_path: Path) -> None:
+    labels = [f"class {at:02d}" for at in range(60)]
+    run = make_run(tmp_path / "run", labels, ("rgb",))
     page = write_report([run], tmp_path / "r.html").read_text()
-    assert page.count("<img ") == 3
-    assert "Confusion" not in page
+    assert page.count("<img ") == 3  # curves, heat map, bars
+    assert "The most confused classes, rgb" in page
+    assert "Numbers of the 60 classes" in page
+    assert page.count("<td>class 59</td>") >= 1
+    _, predictions = row("rgb", labels)
+    assert len(figures.most_confused(predictions)) == 20
+    right = replace(predictions, logits=np.eye(60, dtype=np.float32)[predictions.label_ids])
+    assert figures.confusion(right, labels) is None
+
+
+def test_a_class_is_a_row_with_its_numbers(tmp_path: Path) -> None:
+    """Two classes: rgb has 1 of 2 and 2 of 2 right, flow 2 of 2 and 1 of 2."""
+    logits = {
+        "rgb": [[1, 0], [0, 1], [0, 1], [0, 1]],
+        "flow": [[1, 0], [1, 0], [0, 1], [1, 0]],
+    }
+    for stream, values in logits.items():
+        result, _ = row(stream, ["a", "b"])
+        clips = {f"k{at}": (at // 2, np.array(own, np.float32)) for at, own in enumerate(values)}
+        predictions = Predictions.of(clips, {})
+        folder = tmp_path / "run" / stream
+        replace(result, score=score(predictions), failed={}).write(folder, predictions)
+    page = write_report([tmp_path / "run"], tmp_path / "r.html").read_text()
+    text = re.sub(r"<[^>]*>", "|", page)
+    cells = [re.sub(r"\|+", "|", line) for line in text.splitlines()]
+    assert "|a|2|50.0|100.0|+50.0|b (1)|" in cells
+    assert "|b|2|100.0|50.0|-50.0|-|" in cells
+    assert "Gain of flow over rgb per class: 1 classes gain, 1 lose" in page
+
+
+def test_a_curve_of_one_epoch_and_held_out_clips_are_drawn() -> None:
+    result, _ = row("rgb", ["a", "b"])
+    one = result.history["rgb"][:1]
+    axes = figures.curves({"rgb": one}).axes
+    assert [[line.get_marker() for line in each.lines] for each in axes] == [["o"]] * 3
+    held_out = [replace(each, val_loss=2.0, val_top1=0.25) for each in [*one, *one]]
+    loss, top1, rate = figures.curves({"rgb": held_out}).axes
+    assert [np.array(line.get_ydata()).tolist() for line in top1.lines] == [[50, 50], [25, 25]]
+    assert [line.get_linestyle() for line in loss.lines] == ["-", "--"]
+    assert len(rate.lines) == 1
 
 
 def test_several_runs_share_a_page_and_evaluations_stand_beside(tmp_path: Path) -> None:
@@ -176,7 +153,7 @@ def test_several_runs_share_a_page_and_evaluations_stand_beside(tmp_path: Path) 
         ["flow"],
     ]
     page = write_report([one, two], tmp_path / "r.html").read_text()
-    assert page.count("<section>") == 3
+    assert page.count("<section ") == 3
 
 
 def test_no_result_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
@@ -197,6 +174,252 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
     assert Result.read(tmp_path) == replace(result, recipes=Result.read(tmp_path).recipes)
 
 
-def test_softmax_sums_to_one_for_large_logits() -> None:
-    shares = softmax(np.array([[1000, 1000, -1000]], np.float32))
-    assert shares.tolist() == [[0.5, 0.5, 0.0]]
+def with_seeds(tmp_path: Path, changes: dict[str, dict[str, Any]]) -> list[Path]:
+    """Runs of the same training but for what changes, each right on so many of ten clips."""
+    runs = []
+    for name, change in changes.items():
+        result, _ = row("rgb", ["a", "b"])
+        hits = change.pop("hits")
+        clips = {f"k{at}": (0, np.array([at < hits, at >= hits], np.float32)) for at in range(10)}
+        predictions = Predictions.of(clips, {})
+        data = replace(result.data, **change.pop("data", {}))
+        whole = replace(result, score=score(predictions), failed={}, data=data, **change)
+        whole.write(tmp_path / name / "rgb", predictions)
+        runs.append(tmp_path / name)
+    return runs
+
+
+def assert_mean(group: Group, mean: float, deviation: float) -> None:
+    found = group.mean("top1")
+    assert found is not None
+    np.testing.assert_allclose(found, (mean, deviation))
+
+
+def test_seeds_are_a_mean_with_its_deviation(tmp_path: Path) -> None:
+    runs = with_seeds(
+        tmp_path,
+        {
+            **{f"seed-{at}": {"seed": at, "hits": 8 + at} for at in range(3)},
+            "other-arch": {"seed": 5, "hits": 2, "arch": "c3d"},
+            "other-split": {"seed": 6, "hits": 2, "data": {"train_split": "half"}},
+            "no-seed": {"hits": 2},
+        },
+    )
+    rows = [each for own in find_rows(runs).values() for each in own]
+    (group,) = groups(rows)
+    assert group.what == "3 seeds"
+    assert_mean(group, 0.9, 0.1)  # of 0.8, 0.9 and 1
+    assert group.mean("top5") is None  # of two classes
+    page = write_report(runs, tmp_path / "r.html").read_text()
+    assert "<td>3 seeds</td>" in page
+    assert "90.0 ± 10.0" in page
+    assert page.count(">seed-1</a>") == 1
+
+
+def joint(rgb: InitRecord, flow: InitRecord) -> InitRecord:
+    """The initial weights of the joint row of two networks."""
+    result, predictions = row("rgb", ["a", "b"])
+    parts = [
+        replace(result, stream=stream, data=replace(result.data, init=init))
+        for stream, init in (("rgb", rgb), ("flow", flow))
+    ]
+    return joint_row(parts[0], parts[1], predictions).data.init
+
+
+def test_only_rows_of_the_same_weights_and_clips_are_a_mean(tmp_path: Path) -> None:
+    scratch = InitRecord()
+    tuned = joint(InitRecord(source="a/rgb", sha256="1"), InitRecord(source="a/flow", sha256="2"))
+    again = joint(InitRecord(source="a/rgb", sha256="3"), InitRecord(source="a/flow", sha256="2"))
+    assert joint(scratch, scratch) == scratch
+    assert tuned.source == again.source == "its two streams"
+    runs = with_seeds(
+        tmp_path,
+        {
+            "first": {"seed": 0, "hits": 8, "data": {"init": scratch}},
+            "other-weights": {"seed": 1, "hits": 2, "data": {"init": tuned}},
+            "other-bytes-of-weights": {"seed": 2, "hits": 2, "data": {"init": again}},
+            "fewer-trained-on": {"seed": 3, "hits": 2, "data": {"init": scratch, "num_train": 3}},
+            "second": {"seed": 4, "hits": 9, "data": {"init": scratch}},
+        },
+    )
+    rows = [each for own in find_rows(runs).values() for each in own]
+    (group,) = groups(rows)
+    assert list(group.rows) == [0, 4]
+    assert ">scratch</td>" in write_report(runs, tmp_path / "r.html").read_text()
+
+
+def test_one_split_with_other_clips_is_not_averaged(tmp_path: Path) -> None:
+    data = {"test_split": "ucf101/1", "train_split": "ucf101/1"}
+    runs = with_seeds(
+        tmp_path, {f"seed-{at}": {"seed": at, "hits": 4, "data": data} for at in range(3)}
+    )
+    rows = [each for own in find_rows(runs).values() for each in own]
+    assert [each.what for each in groups(rows)] == ["3 seeds"]
+    score = replace(rows[1].result.score, keys_sha256="of other clips")
+    rows[1] = replace(rows[1], result=replace(rows[1].result, score=score))
+    (group,) = groups(rows)
+    assert list(group.rows) == [0, 2]
+
+
+def test_older_joint_rows_have_the_initial_weights_of_the_rows_beside_them(tmp_path: Path) -> None:
+    rows = []
+    for seed, source in enumerate(("scratch", "other.pt", "scratch")):
+        own = InitRecord(source=source, sha256="" if source == "scratch" else "1")
+        old = InitRecord(source="its two streams")
+        for stream, init in (("rgb", own), ("joint", old)):
+            result, predictions = row(stream, ["a", "b"])
+            data = replace(result.data, init=init)
+            result = replace(result, seed=seed, data=data)
+            rows.append(Row(tmp_path / str(seed) / stream, result, predictions))
+    assert [list(each.rows) for each in groups(rows)] == [[0, 2], [0, 2]]
+
+
+def test_splits_are_a_mean_for_each_seed(tmp_path: Path) -> None:
+    def run(split: int, seed: int, hits: int) -> dict[str, Any]:
+        data = {"test_split": f"ucf101/{split}", "train_split": f"ucf101/{split}"}
+        return {"seed": seed, "hits": hits, "data": data}
+
+    # Means of the seeds 0.5 and 0.7: their deviation is 0.2 / sqrt(2).
+    hits = {(1, 0): 4, (2, 0): 5, (3, 0): 6, (1, 1): 6, (2, 1): 7, (3, 1): 8}
+    runs = with_seeds(
+        tmp_path, {f"{split}-{seed}": run(split, seed, n) for (split, seed), n in hits.items()}
+    )
+    rows = [each for own in find_rows(runs).values() for each in own]
+    (group,) = groups(rows)
+    assert group.what == "3 splits x 2 seeds"
+    assert_mean(group, 0.6, 0.2 / 2**0.5)
+    # Without one of the six, each split is alone: a seed's mean would be of other splits.
+    fewer = [each for each in rows if each.folder.parent.name != "3-1"]
+    assert [(each.what, each.splits) for each in groups(fewer)] == [
+        ("2 seeds", (1,)),
+        ("2 seeds", (2,)),
+    ]
+    one_seed = [each for each in rows if each.result.seed == 0]
+    (group,) = groups(one_seed)
+    assert group.what == "3 splits"
+    assert_mean(group, 0.5, 0.1)
+
+
+def test_each_run_stands_beside_the_first_with_the_paired_test(tmp_path: Path) -> None:
+    runs = with_seeds(tmp_path, {"first": {"hits": 4}, "second": {"hits": 10}})
+    runs.append(make_run(tmp_path / "other", ["b", "c"], ("rgb",)))
+    page = write_report(runs, tmp_path / "r.html").read_text()
+    # Six clips are right in one of them only: 2 * 0.5 ** 6.
+    for text in ("second, rgb", "10 of 10 videos", "+60.0", "6, the first 0", "0.031"):
+        assert f">{text}</td>" in page, text
+    assert "<li>other: cannot be compared with first: " in page
+    assert "<li>second: 10 videos are few" in page
+    assert "Run against run" not in write_report(runs[:1], tmp_path / "r.html").read_text()
+
+
+def test_a_fused_row_has_a_page_of_its_own(tmp_path: Path) -> None:
+    runs = with_seeds(tmp_path, {"a": {"hits": 4, "seed": 1}, "b": {"hits": 10, "seed": 1}})
+    rows = [each for own in find_rows(runs).values() for each in own]
+    result, predictions = fuse(rows, (1, 2))
+    result.write(tmp_path / "fused", predictions)
+    page = write_report([tmp_path / "fused", *runs], tmp_path / "r.html", asked_of).read_text()
+    assert f"run-benchmark fuse {rows[0].folder} {rows[1].folder} --weights 1,2" in page
+    assert page.count("<section ") == 3
+    assert "2 seeds" not in page
+
+
+def asked(init: str, finetune: str = "all") -> Asked:
+    return Asked(commands=("run-benchmark --arch i3d",), seed=4, init=init, finetune=finetune)
+
+
+@pytest.mark.parametrize(
+    ("init", "finetune", "split", "beside"),
+    [
+        ("imagenet", "all", 1, [("2, ucf101, imagenet, original", "84.5", "-34.5")]),
+        ("kinetics", "last", 1, []),  # the paper has it for joint only
+        ("scratch", "all", 1, []),
+        ("imagenet", "all", 2, []),  # the paper has no number of split 2 alone
+        ("some/weights.pt", "all", 1, []),
+    ],
+)
+def test_a_row_stands_beside_the_papers_number(
+    init: str, finetune: str, split: int, beside: list[tuple[str, str, str]], tmp_path: Path
+) -> None:
+    data = {"test_split": f"ucf101/{split}"}
+    runs = with_seeds(tmp_path, {"run": {"hits": 5, "data": data}})
+    page = write_report(runs, tmp_path / "r.html", lambda _: asked(init, finetune)).read_text()
+    assert ("Against the paper" in page) == bool(beside)
+    for cells_ in beside:
+        assert all(f">{text}</td>" in page for text in cells_)
+    assert "run-benchmark --arch i3d</pre>" in page
+    assert "; seed 4." in page  # of the request: the result does not have it
+
+
+def test_the_mean_of_three_splits_stands_beside_table_5(tmp_path: Path) -> None:
+    names = {at: f"hmdb51/{at}" for at in (1, 2, 3)}
+    splits = {
+        f"run-{at}": {
+            "seed": 0,
+            "hits": 6 + at,
+            "data": {"test_split": name, "train_split": name},
+        }
+        for at, name in names.items()
+    }
+    runs = with_seeds(tmp_path, splits)
+    page = write_report(runs, tmp_path / "r.html", lambda _: asked("kinetics")).read_text()
+    for text in ("mean of 3 splits", "5, hmdb51, imagenet, full-ft", "74.8", "80.0", "+5.2"):
+        assert f"{text}</td>" in page
+
+
+def test_a_number_of_the_paper_that_is_not_confirmed_is_not_printed(tmp_path: Path) -> None:
+    splits = {"run": {"hits": 5, "arch": "convnet-lstm", "data": {"test_split": "ucf101/1"}}}
+    runs = with_seeds(tmp_path, splits)
+    page = write_report(runs, tmp_path / "r.html", lambda _: asked("scratch")).read_text()
+    assert "4, ucf101, scratch, original</td>" in page
+    assert "not confirmed</td>" in page
+
+
+def test_the_seed_is_in_the_file_and_an_older_file_stays_as_it_was(tmp_path: Path) -> None:
+    result, predictions = row("rgb", ["a", "b"])
+    result.write(tmp_path / "old", predictions)
+    assert "seed" not in json.loads((tmp_path / "old" / "result.json").read_text())
+    replace(result, seed=3).write(tmp_path / "new", predictions)
+    assert Result.read(tmp_path / "new").seed == 3
+    assert cells(Result.read(tmp_path / "new"))["seed"] == "3"
+
+
+def test_a_page_about_many_runs_is_not_too_large(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result, _ = row("rgb", ["left", "right"])
+    clips = {
+        f"{subject}_{label}": (at, np.array([1, 0], np.float32))
+        for subject in SUBJECTS
+        for at, label in enumerate(LABELS)
+    }
+    predictions = Predictions.of(clips, {})
+    data = replace(result.data, folder=str(tiny_shards()), flow="opencv-tvl1")
+    whole = replace(result, data=data, score=score(predictions), failed={})
+    whole.write(run / "rgb", predictions)
+    page = write_report([run], tmp_path / "r.html").read_text()
+    assert page.count("data:image/jpeg") == 5  # four mistakes, and one class has hits
+    assert "full colour is" in page
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("kinetics_bench.evaluation.report.MAX_PAGE", 1)
+    page = write_report([run], tmp_path / "r.html").read_text()
+    monkeypatch.undo()
+    assert "data:image/jpeg" not in page
+    assert "report this run alone" in page
+
+
+@pytest.mark.parametrize(
+    ("val_split", "words"),
+    [
+        (
+            "held out of train",
+            "train: 59 / 68 clips (1 could not be decoded, 2 not in the shards, ",
+        ),
+        ("other.txt", "train: 59 / 62 clips (1 could not be decoded, 2 not in the shards)"),
+    ],
+)
+def test_clips_that_were_held_out_are_told(tmp_path: Path, val_split: str, words: str) -> None:
+    result, predictions = row("rgb", ["a", "b"])
+    data = replace(result.data, num_held_out=6, val_split=val_split)
+    replace(result, data=data).write(tmp_path / "run" / "rgb", predictions)
+    page = write_report([tmp_path / "run"], tmp_path / "r.html").read_text()
+    assert words in page
+    assert f"{val_split}: 6 clips" in page

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kinetics_bench.evaluation.fusion import add_predictions
 from kinetics_bench.evaluation.results import (
     NORMAL_95,
     Predictions,
@@ -80,11 +82,15 @@ def test_no_clip_is_no_number() -> None:
 def test_joint_adds_logits_of_the_clips_that_both_scored() -> None:
     rgb = predictions([[2, 0], [0, 1], [1, 0]], [0, 0, 1])
     flow = predictions([[0, 1], [3, 0]], [0, 0], {"k2": "damaged"})
-    joint = rgb + flow
+    joint = add_predictions({"rgb": rgb, "flow": flow})
     assert joint.keys == ("k0", "k1")
     assert joint.logits.tolist() == [[2, 1], [3, 1]]
     assert score(joint).top1 == 1
     assert joint.failed == {"k2": "damaged"}
+
+
+def test_softmax_sums_to_one_for_large_logits() -> None:
+    assert predictions([[1000, 1000, -1000]], [0]).softmax().tolist() == [[0.5, 0.5, 0.0]]
 
 
 def test_predictions_survive_the_file(tmp_path: Path) -> None:
@@ -97,6 +103,37 @@ def test_predictions_survive_the_file(tmp_path: Path) -> None:
     (tmp_path / "predictions.parquet").write_bytes(b"PAR1 torn")
     with pytest.raises(EvaluationError, match="evaluate again"):
         Predictions.read(tmp_path / "predictions.parquet", {})
+
+
+def test_a_csv_has_labels_and_probabilities_under_the_names_of_the_classes(tmp_path: Path) -> None:
+    labels = ['say "hi", wave', "run,\twalk", "=1+1", "ünï"]
+    made = predictions([[3, 1, 0, -2], [0, 1, 2, 80]], [1, 3], {"gone": "damaged"})
+    made.write_csv(tmp_path / "predictions.csv", labels)
+    table = pd.read_csv(tmp_path / "predictions.csv", index_col="key")
+    assert list(table.columns) == ["label", "prediction", *labels]
+    assert table["label"].tolist() == [labels[1], labels[3]]
+    assert table["prediction"].tolist() == [labels[0], labels[3]]
+    assert table.index.tolist() == ["k0", "k1"]
+    shares = table[labels].to_numpy()
+    assert shares == pytest.approx(made.softmax(), rel=1e-8)
+    assert shares.sum(axis=1) == pytest.approx([1, 1])
+
+
+def test_predictions_whose_keys_are_not_sorted_are_refused(tmp_path: Path) -> None:
+    made = predictions([[2, 1], [0, 1]], [0, 1])
+    for keys in (("k1", "k0"), ("k0", "k0")):
+        Predictions(keys, made.label_ids, made.logits, {}).write(tmp_path / "predictions.parquet")
+        with pytest.raises(EvaluationError, match="its keys are not sorted, each once"):
+            Predictions.read(tmp_path / "predictions.parquet", {})
+
+
+def test_a_part_of_predictions_is_theirs() -> None:
+    made = predictions([[2, 1], [0, 1], [5, 4]], [0, 1, 1], {"gone": "damaged", "lost": "torn"})
+    part = made.subset({"k2", "k0", "lost", "other"})
+    assert part.keys == ("k0", "k2")
+    assert part.label_ids.tolist() == [0, 1]
+    assert part.logits.tolist() == [[2, 1], [5, 4]]
+    assert part.failed == {"lost": "torn"}
 
 
 def test_tables_are_aligned() -> None:

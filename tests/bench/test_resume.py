@@ -1,6 +1,7 @@
 """Trainings that go on: after a stop, to a greater length, with several seeds; and their plans."""
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,7 @@ def test_a_finished_training_is_made_longer(tmp_path: Path) -> None:
         train(other, CPU, extend=True)
 
 
+@pytest.mark.full
 def test_a_training_that_ended_within_an_epoch_is_made_longer(tmp_path: Path) -> None:
     recipe = replace(RECIPE, batch_size=4, micro_batch_size=2)  # two steps per epoch
     stones = MultiStep(milestones=((2, 1e-3), (3, 1e-4)))
@@ -82,10 +84,18 @@ def test_a_training_that_ended_within_an_epoch_is_made_longer(tmp_path: Path) ->
         assert (plan.steps_done, plan.seconds) == (plan.num_steps, 0.0)
 
 
-def test_a_run_is_resumed_by_its_name_and_made_longer(tmp_path: Path, call: Call) -> None:
+@pytest.mark.full
+def test_a_run_is_resumed_by_its_name_and_made_longer(
+    tmp_path: Path, call: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kinetics_bench")
     work_dir = tmp_path / "run"
-    told = call(*asked(tmp_path, "--work-dir", work_dir))
-    assert call("resume", work_dir) == told
+    told = call(*asked(tmp_path, "--sync-bn", "--work-dir", work_dir))
+    assert call("resume", work_dir) == told  # without --sync-bn it would be another training
+    assert "--sync-bn changes nothing: this is one process" in caplog.text
+    with pytest.raises(KineticsError, match="was begun with --seed 0 and goes on with it: leave"):
+        call("resume", work_dir, "--seed", 1)
+    assert call("resume", work_dir, "--seed", 0) == told
     call("resume", work_dir, "--epochs", 2)
     grown = Checkpoint.read(work_dir / "rgb" / CHECKPOINT)
     assert (grown.epoch, len(grown.extended), grown.num_held_out) == (2, 1, 2)
@@ -112,9 +122,10 @@ def test_the_best_checkpoint_is_evaluated_apart(tmp_path: Path, call: Call) -> N
     before = (rgb / "result.json").read_bytes()
     call("evaluate", work_dir, "--best")
     assert (rgb / "result.json").read_bytes() == before
-    (other,) = work_dir.glob("evaluate-*/rgb/result.json")
-    there, here = (json.loads(path.read_text())["score"] for path in (other, rgb / "result.json"))
-    assert there == here  # of one epoch, which is the best one
+    other = work_dir / "evaluate-best" / "rgb" / "result.json"
+    there, here = (json.loads(path.read_text()) for path in (other, rgb / "result.json"))
+    assert there["score"] == here["score"]  # of one epoch, which is the best one
+    assert (here["data"]["num_held_out"], here["data"]["val_split"]) == (2, "held out of train.txt")
     call(*asked(tmp_path, "--work-dir", tmp_path / "next", "--init", work_dir))  # the last one
 
 
@@ -135,7 +146,7 @@ def test_a_validation_on_clips_of_the_test_is_told(
         ((), {"crop_px": 16}, "needs at least 1 frames of 32x32 pixels, got 1 of 16x16"),
         ((), {"crop_pix": 32}, "Did you mean 'crop_px'"),
         ((), {"held_out": 0}, "--eval-every looks at the loss of held-out clips"),
-        (("--val-split", "val"), {}, "no split 'val' for --val-split"),
+        (("--val-split", "val"), {}, "no val split 'val': "),
         (("--steps", "3"), {}, "it counts epochs: give --epochs N"),
     ],
 )
@@ -170,8 +181,8 @@ def test_several_seeds_are_runs_of_their_own_with_a_mean(tmp_path: Path, call: C
         json.loads((tmp_path / name / "rgb" / "result.json").read_text())["score"]["top1"]
         for name in seeds
     ]
-    assert "mean and standard deviation of 2 seeds" in table
-    assert table.splitlines()[-1].split()[1] == f"{100 * sum(tops) / 2:.1f}"
+    assert "mean and standard deviation:" in table
+    assert f" 2 seeds  {100 * sum(tops) / 2:.1f} ± " in table.splitlines()[-1]
 
 
 @pytest.mark.parametrize("text", ["a", "1,", "0.5", ""])

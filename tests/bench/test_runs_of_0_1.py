@@ -50,7 +50,19 @@ def test_a_result_is_written_as_it_was_read(written: Path, tmp_path: Path) -> No
     there, here = (json.loads((at / "result.json").read_text()) for at in (folder, tmp_path))
     assert there["score"].pop("standard_error") == 0.25  # 2 of 4
     assert here["score"].pop("interval") == pytest.approx([0.150039, 0.849961], abs=1e-6)
-    assert here["data"] == there.pop("data") | {"missing_train": {}, "num_overlap": 0}
+    assert here["score"].pop("bounds") == [0.5, 0.5]
+    assert here["score"].pop("reweighted") == 0.5
+    assert {here["score"].pop(f"num_unscored_{what}") for what in ("classes", "clips")} == {0}
+    assert here["data"] == there.pop("data") | {
+        "missing_train": {},
+        "num_overlap": 0,
+        "classes": None,
+        "out_of_scope": {},
+        "num_unclassed": 0,
+        "overlaps": [],
+        "num_held_out": 0,
+        "val_split": "",
+    }
     del here["data"]
     assert here == there
 
@@ -70,6 +82,7 @@ def test_a_checkpoint_is_written_as_it_was_read(written: Path, tmp_path: Path) -
     assert here.keys() == there.keys()
 
 
+@pytest.mark.full
 def test_a_finished_training_is_reused(written: Path, tmp_path: Path) -> None:
     run = copy_of_run(written, tmp_path)
     before = (run / "flow" / "checkpoint.pt").stat().st_mtime_ns

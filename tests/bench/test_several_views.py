@@ -92,6 +92,7 @@ def test_views_do_not_depend_on_workers_or_processes(checkpoints: dict[str, Chec
     assert np.array_equal(here.logits, workers.logits)
 
 
+@pytest.mark.full
 def test_results_of_other_views_do_not_mix(
     checkpoints: dict[str, Checkpoint], tmp_path: Path
 ) -> None:
@@ -103,6 +104,7 @@ def test_results_of_other_views_do_not_mix(
     assert first.cost.flops == 6 * one.cost.flops
 
 
+@pytest.mark.full
 def test_the_commands_take_any_number_of_views(tmp_path: Path) -> None:
     work_dir = tmp_path / "run"
     words = (

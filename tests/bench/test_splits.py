@@ -57,7 +57,7 @@ def test_a_line_that_matches_nothing_is_named(tmp_path: Path) -> None:
 
 
 def test_the_message_for_an_unknown_split_lists_the_known() -> None:
-    with pytest.raises(EvaluationError, match=r"no split 'val' for --test-split: .* holds all;"):
+    with pytest.raises(EvaluationError, match=r"no test split 'val': .* holds all;"):
         chosen("val")
 
 
@@ -186,7 +186,7 @@ def test_all_names_of_hmdb51_are_found_with_another_suffix(suffix: str, shared_d
 
 
 def test_official_lists_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="give --splits DIR"):
+    with pytest.raises(EvaluationError, match=r"give their folder \(--splits DIR\)"):
         chosen("ucf101/1")
     with pytest.raises(EvaluationError, match=r"trainlist01\.txt is missing"):
         chosen("ucf101/1", splits=tmp_path)

@@ -130,8 +130,8 @@ load_init(str(prefix), arch="i3d", stream="rgb", num_classes=5, cache=prefix.par
 """
 LOG = """
 from pathlib import Path
-from kinetics_bench.training.log import TrainingLog
-TrainingLog(Path(sys.argv[1]).parent)._open(1)
+from kinetics_bench.training.log import open_events
+open_events(Path(sys.argv[1]).parent / "events", 1)
 """
 STEP = """
 import torch

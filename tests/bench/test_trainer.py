@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -24,27 +23,22 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional
 
 from kinetics_bench.archs.registry import ARCHS
-from kinetics_bench.data.inputs import network_inputs
-from kinetics_bench.data.loader import train_batches
-from kinetics_bench.device import Machine, open_machine
+from kinetics_bench.device import Machine
 from kinetics_bench.evaluation.evaluate import Test as Evaluation
 from kinetics_bench.evaluation.evaluate import predict_split
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import MultiStep, OneCycle, Recipe
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint, TrainingData
+from kinetics_bench.training.epochs import Epoch
 from kinetics_bench.training.job import TrainingJob, require_usable
 from kinetics_bench.training.log import EVENTS, LOG
 from kinetics_bench.training.occasions import Saving
-from kinetics_bench.training.trainer import _Epoch, _Training, train
+from kinetics_bench.training.trainer import _Training, train
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.files import FULL_ERRNOS
 from support import command, environment
 from tiny import copy_of_shards, damage, key_file, tiny_recipe, tiny_shards
-from trainings import CPU, RECIPE, assert_same, job
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
+from trainings import CPU, RECIPE, Killed, StopsAt, assert_same, job, run_processes
 
 
 def test_a_resumed_training_gives_the_same_weights(tmp_path: Path) -> None:
@@ -170,19 +164,13 @@ def test_the_loss_is_of_all_steps_of_the_recurrent_network_and_of_the_average_of
 ) -> None:
     recipe = tiny_recipe(arch, stream, dropout=0.0, label_smoothing=0.1)
     training = _Training(job(tmp_path, recipe, arch=arch, stream=stream), CPU, None)
-    batch = next(train_batches(training.clips, training.plan, range(1), num_workers=0))
-    assert batch.clips is not None
-    # Of two time steps or more each.
-    crops = replace(
-        batch.clips,
-        streams={s: torch.cat([each, each.flip(1)], 1) for s, each in batch.clips.streams.items()},
-    )
-    clips = network_inputs(crops, CPU.device)
+    batch = next(training.examples.training(range(1), 0))
+    clips = [torch.cat([each, each.flip(2)], 2) for each in batch.inputs]  # of two steps or more
     with torch.no_grad():  # so that the steps' losses are far apart
         for layer in training.net.last_layers:
             training.net.get_parameter(f"{layer}.weight").mul_(50)
     other = copy.deepcopy(training.net)
-    sums = training._forward_backward(crops, batch.label_ids, _Epoch())
+    sums = training._forward_backward(clips, batch.label_ids, Epoch())
     step_logits = other.step_logits(*clips)
     steps = step_logits.unbind(dim=2) if arch == "convnet-lstm" else [step_logits.mean(dim=2)]
     assert step_logits.shape[2] > 1
@@ -265,21 +253,6 @@ def _train_one_epoch(stopped: TrainingJob, machine: Machine = CPU) -> None:
     assert Checkpoint.read(stopped.folder / CHECKPOINT).epoch == 1
 
 
-class StopsAt:
-    """Stands for the end of the process, once the checkpoint of a step is written."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.step = -1
-        write = Checkpoint.write
-
-        def writing(checkpoint: Checkpoint, path: Path) -> None:
-            write(checkpoint, path)
-            if checkpoint.step == self.step:
-                raise Killed
-
-        monkeypatch.setattr(Checkpoint, "write", writing)
-
-
 @pytest.mark.parametrize("stream", ["rgb", "flow"])
 def test_a_training_that_is_stopped_after_any_step_gives_the_same_weights(
     stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -337,42 +310,6 @@ def test_a_signal_asks_for_a_checkpoint_after_the_step(
     if told == signal.SIGUSR1:  # that of the step is there before the next step
         assert seen == [0, 0, 2, 3, 4, 4]
     assert_same(whole.net, done.net)
-
-
-def train_as(rank: int, num: int, port: int, given: TrainingJob) -> None:
-    """One of `num` processes of a training, in a process of its own."""
-    torch.set_num_threads(1)  # all of them share this machine's cores
-    if num > 1:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(num)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with open_machine("cpu", "none") as machine:
-        train(given, machine, resume=True)
-
-
-def run_processes(given: TrainingJob, num: int, seconds: float | None = None) -> bool:
-    """Train in `num` processes, killed `seconds` after the next checkpoint; whether it ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # Not forks of this process: threads of torch that ran in it are missing in a fork, which hangs.
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["kinetics_bench.training.trainer"])
-    path = given.folder / CHECKPOINT
-    before = path.stat().st_mtime_ns if path.exists() else 0
-    processes = [server.Process(target=train_as, args=(n, num, port, given)) for n in range(num)]
-    for process in processes:
-        process.start()
-    if seconds is not None:
-        while not path.exists() or path.stat().st_mtime_ns == before:
-            if not any(process.is_alive() for process in processes):
-                break
-            time.sleep(0.01)
-        time.sleep(seconds)
-        for process in processes:
-            process.kill()
-    for process in processes:
-        process.join()
-    return all(process.exitcode == 0 for process in processes)
 
 
 @pytest.mark.full

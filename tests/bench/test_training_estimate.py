@@ -12,7 +12,7 @@ from kinetics_bench.data.loader import BatchPlan
 from kinetics_bench.device import Machine
 from kinetics_bench.recipes import RECIPES
 from kinetics_bench.training import estimate
-from kinetics_bench.training.trainer import train
+from kinetics_bench.training.trainer import plan_training, train
 from tiny import tiny_recipe
 from trainings import CPU, job
 
@@ -84,3 +84,33 @@ def test_a_training_that_is_continued_tells_what_is_done() -> None:
     assert estimate.num_passes(plan, 10) == 640
     eight = BatchPlan(9_537, RECIPES["paper"]["i3d"]["rgb"], 0, 3, 8)
     assert estimate.num_passes(eight, 10) == 80
+
+
+@pytest.mark.parametrize(
+    ("short_side", "crop_px", "is_told"), [(128, 224, True), (223, 224, True), (224, 224, False)]
+)
+def test_shards_smaller_than_the_crop_are_told(
+    short_side: int, crop_px: int, is_told: bool
+) -> None:
+    recipe = RECIPES["paper"]["i3d"]["rgb"]
+    assert recipe.crop_px == crop_px
+    text = estimate.enlarged(recipe, short_side)
+    assert bool(text) == is_told
+    assert "\n" not in text
+    assert estimate.enlarged(recipe, None) == ""
+    if is_told:
+        assert f"short side of {short_side} px and are enlarged to 256 px" in text
+        assert "make shards with --short-side 256" in text
+
+
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+def test_a_training_tells_that_it_enlarges_frames(
+    stream: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The shards keep the size of each video, 48x40 px."""
+    for crop_px, times in ((40, 0), (42, 1)):
+        caplog.clear()
+        recipe = tiny_recipe(stream=stream, crop_px=crop_px, short_side=44)
+        plan_training(job(tmp_path, recipe, stream=stream), CPU)
+        told = [text for text in caplog.messages if "short side of 40 px" in text]
+        assert len(told) == times

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from hostile import hostile_values, places, replaced
 from kinetics_bench.evaluation.evaluate import extents_of
-from kinetics_bench.evaluation.report import find_rows, write_report
+from kinetics_bench.evaluation.fusion import fuse
+from kinetics_bench.evaluation.report import write_report
 from kinetics_bench.evaluation.results import PREDICTIONS, RESULT
+from kinetics_bench.evaluation.rows import find_row, find_rows
 from kinetics_bench.inference.features import FeatureRecord, NetworkRecord, read_record
 from kinetics_bench.inference.networks import RUN, networks_of_run, read_request
 from kinetics_bench.inference.videos import Span
@@ -64,6 +66,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
     unpack_written_by_0_1(folder)
     FEATURES.write(folder / "run" / "features.json")
+    flow = find_row(folder / "run" / "flow")
+    result, predictions = fuse([flow, flow], (1, 2))
+    result.write(folder / "run" / "fused", predictions)
     return folder
 
 
@@ -95,6 +100,7 @@ FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "request": (RUN, read_run),
     "result": (f"flow/{RESULT}", lambda run: find_rows([run])),
     "result on a page": (f"flow/{RESULT}", lambda run: write_report([run], run / "page.html")),
+    "fused result": (f"fused/{RESULT}", lambda run: find_rows([run / "fused"])),
     "features": ("features.json", read_features),
 }
 TENSORS = st.sampled_from([torch.zeros(2), torch.zeros(0), torch.tensor(float("nan"))])

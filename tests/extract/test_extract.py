@@ -520,6 +520,9 @@ def test_downloaded_clips_keep_their_splits_labels_and_gaps(clips: Path, tmp_pat
     )
     gaps = {"gone1_000000_000010": "gone", "-net_000000_000010": "missing"}
     assert data.missing("train") == gaps
+    assert data.missing_labels("train") == dict.fromkeys(gaps, "running")
+    assert data.missing_labels("val") == {}
+    assert "gap_labels" not in json.loads((out / "dataset.json").read_text())["splits"]["val"]
     assert {s.label_id for s in data.samples("train")} == {0, 1}
 
 

@@ -73,7 +73,7 @@ class C3D(Network):
         for axis, size in enumerate(FC6_SIZE, 2):
             feature_map = adaptive_pool(feature_map, axis, size)
         features = self.fc7(self.dropout(self.fc6(feature_map.flatten(1))))
-        return batch_to_time(full_precision(features), rgb.shape[0])
+        return batch_to_time(full_precision(features), rgb.shape[0], rgb.shape[2] // WINDOW)
 
     def step_frames(self, *num_frames: int) -> list[tuple[int, int]]:
         """The 16 frames [start, end) of each window."""

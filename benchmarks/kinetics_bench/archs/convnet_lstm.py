@@ -22,8 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kinetics_bench.archs.batch_norm import (
+    BatchNorm,
+    Moments,
+    count_values,
+    normalise,
+    require_multiple_samples,
+)
 from kinetics_bench.archs.inception import NUM_FEATURES, backbone
-from kinetics_bench.archs.layers import is_symbolic, linear, require_multiple_samples
+from kinetics_bench.archs.layers import is_symbolic, linear
 from kinetics_bench.archs.network import (
     InputSpec,
     Network,
@@ -41,7 +48,7 @@ INITIAL_SCALE: Final = 0.1
 EPSILON: Final = 1e-5
 
 
-class StepBatchNorm(nn.Module):
+class StepBatchNorm(BatchNorm):
     """Batch norm of (B, F) with separate running statistics for the first `num_steps` time steps.
 
     Later time steps use those of the last. A training on fewer steps copies the statistics of its
@@ -64,13 +71,20 @@ class StepBatchNorm(nn.Module):
         """Normalise the values (B, F) of time step `step`, counted from 0.
 
         Raises:
-            BatchNormSingleSampleError: in training, B is 1.
+            BatchNormSingleSampleError: in training, B is 1, in all processes that share statistics.
         """
         at = min(step, self.num_steps - 1)
         mean, var = self.running_mean[at], self.running_var[at]
         if not self.training:
             return functional.batch_norm(values, mean, var, self.scale, self.bias, eps=EPSILON)
-        require_multiple_samples(values)
+        if self.processes is not None:
+            moments = Moments(values, self.processes)
+            if not moments.is_empty:
+                mean.lerp_(moments.mean, self.momentum)
+                var.lerp_(moments.var, self.momentum)
+            weights = (self.scale, self.bias)
+            return normalise(values, moments, weights, EPSILON)
+        require_multiple_samples(count_values(values))
         # batch_norm would save the row of the running statistics for the backward pass, and raise
         # there since the next time step changes the tensor in place. So they are updated here.
         found = torch.var_mean(values.detach(), 0, correction=0)
@@ -155,12 +169,12 @@ class ConvNetLSTM(Network):
         means = torch.cat([feature_map.mean(dim=(2, 3)) for feature_map in maps])
         # The cell sums small values over many steps: bfloat16 would round them away.
         with no_autocast(means):
-            states: Tensor = self.lstm(batch_to_time(means, rgb.shape[0]))
+            states: Tensor = self.lstm(batch_to_time(means, rgb.shape[0], rgb.shape[2]))
         return states
 
-    def forward(self, *clips: Tensor) -> Tensor:
-        """Logits of the last time step, whose state depends on all frames: (B, K)."""
-        return self.step_logits(*clips)[:, :, -1]
+    def clip_logits(self, step_logits: Tensor) -> Tensor:
+        """The logits of the last time step, whose state depends on all frames: (B, K)."""
+        return step_logits[:, :, -1]
 
     def step_frames(self, *num_frames: int) -> list[tuple[int, int]]:
         """The frame [start, end) of each time step. Its state depends on all frames before too."""

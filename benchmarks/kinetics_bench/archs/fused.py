@@ -74,7 +74,8 @@ class Fused(Network):
         # (B 5 n, 2048, h, w) to (B n, 2048, 5, h, w)
         both = both.reshape(-1, NUM_FRAMES, *both.shape[1:]).transpose(1, 2)
         fused = self.pool(self.fusion(both))
-        return batch_to_time(full_precision(fused).mean(dim=(2, 3, 4)), rgb.shape[0])
+        means = full_precision(fused).mean(dim=(2, 3, 4))
+        return batch_to_time(means, rgb.shape[0], rgb.shape[2] // NUM_FRAMES)
 
     def step_frames(self, *num_frames: int) -> list[tuple[int, int]]:
         """The 50 fields [start, end) of each window."""

@@ -18,6 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
+from kinetics_bench.archs.batch_norm import (
+    BatchNorm,
+    Moments,
+    Processes,
+    count_values,
+    normalise,
+    require_multiple_samples,
+)
 from kinetics_bench.archs.network import is_recomputing
 
 Size = tuple[int, ...]
@@ -166,7 +174,7 @@ class SameMaxPool(nn.Module):
         return pooled
 
 
-class OffsetBatchNorm(nn.Module):
+class OffsetBatchNorm(BatchNorm):
     """Batch norm as in Sonnet 1: with an offset (beta), without a scale (gamma), epsilon 1e-3.
 
     The moving variance is that of the values of a batch, as in TensorFlow. torch's own batch norms
@@ -212,13 +220,15 @@ class OffsetBatchNorm(nn.Module):
         Raises:
             BatchNormSingleSampleError: in training, there is one value per channel.
         """
-        mean, var = self.running_mean, self.running_var
-        if self.training:
-            require_multiple_samples(input)
-            mean, var = mean.clone(), var.clone()  # torch saves what it updates, for the gradient
         # On CUDA torch cannot compute the gradient of an offset without a scale: the backward pass
         # raises (seen with 2.11).
         scale = torch.ones_like(self.bias) if self.scale is None else self.scale
+        if self.training and self.processes is not None:
+            return self._normalised_with_others(input, scale, self.processes)
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            require_multiple_samples(count_values(input))
+            mean, var = mean.clone(), var.clone()  # torch saves what it updates, for the gradient
         normalised = functional.batch_norm(
             input, mean, var, scale, self.bias, self.training, self.momentum, EPSILON
         )
@@ -227,10 +237,17 @@ class OffsetBatchNorm(nn.Module):
             self.num_batches_tracked.add_(1)
             self.running_mean.copy_(mean)
             # torch gives the unbiased variance, n / (n - 1) of the one that it normalises with.
-            num_values = input.shape[0] * math.prod(input.shape[2:])
-            excess = (var - self.running_var * (1 - self.momentum)) / num_values
+            excess = (var - self.running_var * (1 - self.momentum)) / count_values(input)
             self.running_var.copy_(var - excess)
         return normalised
+
+    def _normalised_with_others(self, input: Tensor, scale: Tensor, processes: Processes) -> Tensor:
+        moments = Moments(input, processes)
+        if not moments.is_empty and not is_recomputing():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(moments.mean, self.momentum)
+            self.running_var.lerp_(moments.var, self.momentum)
+        return normalise(input, moments, (scale, self.bias), EPSILON)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         if prefix + "scale" in state_dict:
@@ -239,19 +256,6 @@ class OffsetBatchNorm(nn.Module):
         elif prefix + "running_mean" in state_dict:
             self.scale = None
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-class BatchNormSingleSampleError(ValueError):
-    """Batch norm got one value per channel in training: the variance of one value is 0."""
-
-
-def require_multiple_samples(values: Tensor) -> None:
-    """Raise BatchNormSingleSampleError if (B, C, ...) has one value per channel."""
-    if values.shape[0] * math.prod(values.shape[2:]) == 1:
-        raise BatchNormSingleSampleError(
-            "batch norm cannot train on one clip with one value per channel; "
-            "use micro-batches of at least 2 clips"
-        )
 
 
 def named_sequential(modules: Mapping[str, nn.Module]) -> nn.Sequential:

@@ -134,13 +134,20 @@ class Network(nn.Module, ABC):
 
     def step_logits(self, *clips: Tensor) -> Tensor:
         """Logits of each time step: (B, K, T'). Arguments and errors as in `features`."""
-        features = self.features(*clips)
-        with no_autocast(features):
-            return self.classify(self.dropout(features))
+        return self.head(self.features(*clips))
 
     def forward(self, *clips: Tensor) -> Tensor:
         """Logits averaged over time steps: (B, K). Arguments and errors as in `features`."""
-        return self.step_logits(*clips).mean(dim=2)
+        return self.clip_logits(self.step_logits(*clips))
+
+    def head(self, features: Tensor) -> Tensor:
+        """Dropout and the last layer: `features` (B, F, T') to logits of each step (B, K, T')."""
+        with no_autocast(features):
+            return self.classify(self.dropout(features))
+
+    def clip_logits(self, step_logits: Tensor) -> Tensor:
+        """The logits of clips, (B, K), from those of their time steps, (B, K, T')."""
+        return step_logits.mean(dim=2)
 
     @abstractmethod
     def step_frames(self, *num_frames: int) -> list[tuple[int, int]]:
@@ -162,6 +169,25 @@ class Network(nn.Module, ABC):
         """Map features (B, F, T') to logits (B, K, T')."""
         logits: Tensor = self.get_submodule("last")(features.transpose(1, 2))
         return logits.transpose(1, 2)
+
+
+class Head(nn.Module):
+    """The last layer of a network as a network of its own, which takes its features.
+
+    Its weights are those of the network, and so is its mode.
+    """
+
+    def __init__(self, net: Network) -> None:
+        super().__init__()
+        self.net = net
+
+    def step_logits(self, features: Tensor) -> Tensor:
+        """Logits of each time step: (B, F, T') to (B, K, T')."""
+        return self.net.head(features)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of clips: (B, F, T') to (B, K)."""
+        return self.net.clip_logits(self.step_logits(features))
 
 
 class Joint(Network):
@@ -202,6 +228,11 @@ class Joint(Network):
         self.check(*clips)
         logits: Tensor = self.weight * (self.rgb(clips[0]) + self.flow(clips[1]))
         return logits
+
+    def head(self, features: Tensor) -> Tensor:
+        """The sum of both networks' logits, times `weight`: (B, 2 F, T') to (B, K, T')."""
+        rgb, flow = features.chunk(2, dim=1)
+        return self.weight * (self.rgb.head(rgb) + self.flow.head(flow))
 
     def step_frames(self, *num_frames: int) -> list[tuple[int, int]]:
         """The flow fields [start, end) of each time step."""
@@ -252,9 +283,10 @@ def split_windows(clips: Tensor, length: int) -> Tensor:
     return parts.transpose(1, 2).flatten(0, 1)
 
 
-def batch_to_time(features: Tensor, batch: int) -> Tensor:
+def batch_to_time(features: Tensor, num_clips: int, num_steps: int) -> Tensor:
     """Move windows or frames from the batch axis back to time: (B n, F) to (B, F, n)."""
-    return features.reshape(batch, -1, features.shape[1]).transpose(1, 2)
+    # Both numbers are given: a size that torch infers ties an export to several clips.
+    return features.reshape(num_clips, num_steps, features.shape[1]).transpose(1, 2)
 
 
 def require_matching_lengths(

@@ -54,8 +54,10 @@ class SnapshotNet(InceptionNet):
 
     def pool_features(self, *clips: Tensor) -> Tensor:
         """The last feature map of each time step, averaged over height and width: (B, 1024, n)."""
+        num_clips, num_steps = clips[0].shape[0], clips[0].shape[2] // self.stack
         feature_map = self.feature_map(stack_frames(clips[0], self.stack))
-        return batch_to_time(full_precision(feature_map).mean(dim=(2, 3)), clips[0].shape[0])
+        means = full_precision(feature_map).mean(dim=(2, 3))
+        return batch_to_time(means, num_clips, num_steps)
 
     def step_frames(self, *num_frames: int) -> list[tuple[int, int]]:
         """The frame, or the ten fields, [start, end) of each time step."""

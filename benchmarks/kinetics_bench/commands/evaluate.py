@@ -15,11 +15,14 @@ from kinetics_bench.commands.options import (
     absolute_data,
     absolute_init,
     add_data,
+    add_dump,
     add_machine,
     add_networks,
+    add_scope,
     network_of,
     require_init,
     require_shards,
+    scope_of,
     short_init,
 )
 from kinetics_bench.commands.work_dir import locked, print_results
@@ -40,21 +43,19 @@ def parser() -> Parser:
     parser.add_argument(
         "--work-dir",
         type=Path,
-        help="folder for the results of --init (default: runs/ARCH-STREAM-INIT); later it can be "
-        "given as WORK_DIR",
+        metavar="DIR",
+        help="results of --init (default: runs/ARCH-STREAM-WEIGHTS)\nlater it can be given as "
+        "WORK_DIR",
     )
     add_data(parser, None, None)
     parser.add_argument(
         "--best",
         action="store_true",
-        help="of a run: best.pt of each network, that of the epoch with the highest top-1 of the "
-        "held-out clips (--eval-every), not the last checkpoint",
+        help="of a run: best.pt of each network, not the last checkpoint\nit is that of the epoch "
+        "with the highest top-1 of the held-out clips (--eval-every)",
     )
-    parser.add_argument(
-        "--allow-overlap",
-        action="store_true",
-        help="evaluate clips that the weights were trained on too; the result says how many",
-    )
+    add_dump(parser)
+    add_scope(parser)
     add_machine(parser)
     parser.add_common()
     return parser
@@ -84,6 +85,7 @@ def act(arguments: argparse.Namespace) -> int:
         if arguments.init:
             raise KineticsError("--best is for a run; give best.pt itself to --init")
         changes["best"] = True
+    changes |= scope_of(arguments)
     work_dir, evaluate = arguments.run, partial(evaluate_again, arguments.run, changes)
     if arguments.init:
         arch, stream = network_of(arguments)
@@ -99,7 +101,7 @@ def act(arguments: argparse.Namespace) -> int:
         work_dir = arguments.work_dir or RUNS / "-".join((arch, stream, short_init(arguments.init)))
         evaluate = partial(evaluate_weights, replace(request, **changes), work_dir)
     with locked(work_dir), open_machine(arguments.device, arguments.amp) as machine:
-        results, folder = evaluate(
-            machine, cache=arguments.cache_dir, allow_overlap=arguments.allow_overlap
-        )
-        return print_results(results, folder) if machine.is_main else Exit.COMPLETE
+        results, folder = evaluate(machine, cache=arguments.cache_dir)
+        if not machine.is_main:
+            return Exit.COMPLETE
+        return print_results(results, folder, dump=arguments.dump)

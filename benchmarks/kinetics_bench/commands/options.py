@@ -6,7 +6,7 @@ import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from kinetics_bench.archs.registry import ARCHS, STREAMS
 from kinetics_bench.protocols import PROTOCOLS, protocol_named
@@ -16,9 +16,7 @@ from kinetics_tools.core.cli import MAX_PROCESSES, Parser, one_of, whole
 from kinetics_tools.core.errors import KineticsError, UnknownNameError, unknown_name
 from kinetics_tools.core.file_cache import CACHE_BYTES
 from kinetics_tools.core.store import is_address
-
-if TYPE_CHECKING:
-    pass
+from kinetics_tools.core.text import read_text
 
 PROG: Final = "run-benchmark"
 RUNS: Final = Path("runs")
@@ -34,19 +32,20 @@ def add_start(parser: Parser) -> None:
     parser.add_argument(
         "--init",
         default=INITS[0],
-        metavar="|".join((*INITS, "PATH")),
-        help="initial weights: scratch, random; imagenet, torchvision's GoogLeNet (downloaded "
-        "once), inflated for i3d; kinetics, the authors' i3d trained on ImageNet and Kinetics-400 "
-        "(downloaded once, read with TensorFlow); or a file: a checkpoint of this command, the "
-        "authors' model.ckpt, a state dict of piergiaj, hassony2 or ours (torch.save or "
-        "safetensors); or a folder with one such file that has the stream's name in its name. "
-        "PATH:WORD chooses one of several networks in a file, such as PATH:ema",
+        metavar="WEIGHTS",
+        help=f"initial weights: {', '.join(INITS)}, or a path\n"
+        "imagenet: torchvision's GoogLeNet (downloaded once), inflated for i3d; kinetics: the "
+        "authors' i3d trained on ImageNet and Kinetics-400 (downloaded once, read with "
+        "TensorFlow); a file: a checkpoint of this command, the authors' model.ckpt, a state dict "
+        "of piergiaj, hassony2 or ours (torch.save or safetensors); a folder with one such file "
+        "that has the stream's name in its name. PATH:WORD chooses one of several networks in a "
+        "file, such as PATH:ema",
     )
     parser.add_argument(
         "--finetune",
         default=FINETUNES[0],
         choices=FINETUNES,
-        help="what is trained: all layers, or only the last one on the fixed features of --init",
+        help="what is trained: all layers, or only the last one\non the fixed features of --init",
     )
 
 
@@ -56,9 +55,9 @@ def add_networks(parser: Parser, run: str, **options: Any) -> None:
     whose.add_argument(run, type=Path, **options)
     whose.add_argument(
         "--init",
-        metavar="|".join((*INITS[1:], "PATH")),
-        help="weights as for training, used without training, with --arch; input as in its recipe "
-        "paper, classes of Kinetics-400",
+        metavar="WEIGHTS",
+        help=f"weights without training: {', '.join(INITS[1:])}, or a path\nas for training, with "
+        "--arch; input as in its recipe paper, classes of Kinetics-400",
     )
     parser.add_argument(
         "--arch",
@@ -68,9 +67,9 @@ def add_networks(parser: Parser, run: str, **options: Any) -> None:
     parser.add_argument(
         "--stream",
         type=one_of("stream", STREAMS),
-        help="default: that of the run; with --init the first one of the architecture",
+        help="rgb, flow or joint (default: the run's)\nwith --init the architecture's first one",
     )
-    cli.add_cache_dir(parser)
+    cli.add_cache_dir(parser.more)
 
 
 def add_data(parser: Parser, data: Path | None, test_split: str | None) -> None:
@@ -80,10 +79,10 @@ def add_data(parser: Parser, data: Path | None, test_split: str | None) -> None:
         type=_data,
         default=data,
         metavar="DIR|ADDRESS",
-        help="folder of shards that extract-flow wrote, or the address of a copy: s3://, gs://, "
+        help="shards that extract-flow wrote, a folder or an address\nof a copy: s3://, gs://, "
         "hf://, https:// or another that fsspec reads",
     )
-    parser.add_argument(
+    parser.more.add_argument(
         "--cache-bytes",
         type=cli.num_bytes,
         default=None if data is None else CACHE_BYTES,
@@ -94,23 +93,94 @@ def add_data(parser: Parser, data: Path | None, test_split: str | None) -> None:
         "--test-split",
         default=test_split,
         metavar="SPLIT",
-        help="a split in the shards, an official one (ucf101/1 to 3, hmdb51/1 to 3), or a file of "
-        "keys, one per line, with * and ?",
+        help="a split of the shards, ucf101/1 (to 3), hmdb51/1, or a file\nof keys, one per "
+        "line, with * and ?",
     )
     parser.add_argument(
         "--splits",
         type=Path,
         metavar="DIR",
-        help="folder that holds the folders ucf101 and hmdb51 with the official lists",
+        help="folder of the official lists of UCF-101 and HMDB-51\nas they are published, or the "
+        "folder above the folders ucf101 and hmdb51",
     )
-    parser.add_argument(
+    parser.more.add_argument(
         "--flow", metavar="NAME", help="name of the flow (default: the only one in the shards)"
     )
     parser.add_argument(
         "--protocol",
         type=_protocol,
-        help=f"{known(PROTOCOLS)}, or another CLIPSxCROPS (default: the recipe's)",
+        metavar="NAME",
+        help=f"{', '.join(PROTOCOLS)} or CLIPSxCROPS (default: the recipe's)",
     )
+
+
+def add_scope(parser: Parser) -> None:
+    """Add the options that `scope_of` reads: which clips count, and what a number covers."""
+    parser.add_argument(
+        "--classes",
+        metavar="A,B|FILE",
+        help="only these classes, by name, or a file with a name per line",
+    )
+    parser.more.add_argument(
+        "--min-coverage",
+        type=_share,
+        metavar="SHARE",
+        help="refuse a test split of which fewer clips are there, such as 0.95 or 95%%",
+    )
+    parser.more.add_argument(
+        "--pretrained-on",
+        action="append",
+        metavar="LIST",
+        help="videos that the weights were trained on before: an official list, such as "
+        "kinetics700/train, or the path or address of a list; the result says how many test clips "
+        "are of these, and the accuracy without them",
+    )
+    parser.more.add_argument(
+        "--allow-overlap",
+        action="store_true",
+        help="go on if test clips are of videos that the weights were trained on (evaluate: or are "
+        "these clips); the result says how many, and the accuracy without them",
+    )
+
+
+def scope_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a request that the options of `add_scope` give."""
+    given = {
+        "classes": arguments.classes and _classes(arguments.classes),
+        "min_coverage": arguments.min_coverage,
+        "pretrained_on": arguments.pretrained_on
+        and tuple(_absolute_list(each) for each in arguments.pretrained_on),
+        "allow_overlap": arguments.allow_overlap or None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _classes(text: str) -> tuple[str, ...]:
+    """The value of --classes."""
+    path = Path(text)
+    lines = read_text(path).splitlines() if path.is_file() else text.split(",")
+    stripped = (line.strip() for line in lines if not line.startswith("#"))
+    names = tuple(dict.fromkeys(filter(None, stripped)))
+    if not names:
+        raise KineticsError(f"--classes {text}: no class is named there")
+    return names
+
+
+def _absolute_list(text: str) -> str:
+    """A value of --pretrained-on with an absolute path."""
+    from kinetics_tools.download.official_lists import is_name
+
+    return text if is_name(text) or is_address(text) else str(Path(text).absolute())
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no share, such as 0.95 or 95%")
+    return share
 
 
 def _protocol(name: str) -> str:
@@ -140,16 +210,28 @@ def add_machine(parser: Parser, *, workers: bool = True, training: bool = False)
             "--workers",
             type=whole(0, MAX_PROCESSES),
             metavar="N",
-            help="processes that read clips (default: one per processor; in training none if all "
-            "decoded clips fit in memory)",
+            help="processes that read clips (default: one per processor)\nin training none if all "
+            "decoded clips fit in memory",
         )
+    precisions = ("auto", "none", "bfloat16", *(["float16"] if training else []))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument(
         "--amp",
         default="auto",
-        choices=("auto", "none", "bfloat16", *(["float16"] if training else [])),
-        help="mixed precision; auto: bfloat16 if the hardware supports it"
+        choices=precisions,
+        metavar="TYPE",
+        help=f"mixed precision: {', '.join(precisions)}\nauto: bfloat16 if the hardware supports it"
         + ("; float16, with loss scaling, is for GPUs without it (V100, T4)" if training else ""),
+    )
+
+
+def add_dump(parser: Parser) -> None:
+    """Add the option that `print_results` takes."""
+    parser.add_argument(
+        "--dump",
+        choices=("csv",),
+        help="also write predictions.csv beside each predictions.parquet\nof key, label, "
+        "prediction, and the probability of each class",
     )
 
 
@@ -217,7 +299,7 @@ def require_init(arguments: argparse.Namespace, *names: str) -> None:
 
 def add_saving(parser: Parser) -> None:
     """Add the options that `saving_of` reads."""
-    parser.add_argument(
+    parser.more.add_argument(
         "--checkpoint-every",
         type=_steps_or_minutes,
         default="10min",
@@ -225,7 +307,7 @@ def add_saving(parser: Parser) -> None:
         help="steps or minutes between checkpoints, besides those at the end of epochs; "
         "SIGUSR1 asks for one now, SIGTERM for one before the run ends",
     )
-    parser.add_argument(
+    parser.more.add_argument(
         "--keep-checkpoints",
         type=whole(1, 1000),
         default=1,

@@ -61,7 +61,9 @@ def add_overrides(parser: Parser) -> None:
     group = parser.add_argument_group(
         "overrides of the recipe", "each is part of its name and of its hash"
     )
-    group.add_argument("--batch-size", type=positive, help="clips per step, of all processes")
+    group.add_argument(
+        "--batch-size", type=positive, metavar="N", help="clips per step, of all processes"
+    )
     add_length(group)
     group.add_argument("--lr", type=float, metavar="RATE", help="the highest learning rate")
     group.add_argument(
@@ -70,7 +72,8 @@ def add_overrides(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any field, by its name in `run-benchmark recipes`, such as optimizer.lr=1e-4",
+        help="any field of the recipe, such as optimizer.lr=1e-4\nby its name in `run-benchmark "
+        "recipes`",
     )
     group.add_argument(
         "--scale-lr",
@@ -88,7 +91,7 @@ def add_length(parser: argparse._ActionsContainer) -> None:
         "--steps",
         type=positive,
         metavar="N",
-        help="length of recipes that count steps; their milestones move in proportion",
+        help="length of recipes that count steps\ntheir milestones move in proportion",
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from kinetics_bench.commands.options import PROG, REPORT, RUNS
+from kinetics_bench.commands.repeat import asked_of
 from kinetics_tools.core.cli import Exit, Parser
 from kinetics_tools.core.files import remove_leftovers
 
@@ -28,5 +29,5 @@ def act(arguments: argparse.Namespace) -> int:
     # A mistyped command leaves a folder with only a lock in it.
     remove_leftovers(arguments.out.parent, deep=False)
     runs = arguments.runs or sorted({path.parent for path in RUNS.glob("*/[!.]*")})
-    print(write_report(runs, arguments.out))
+    print(write_report(runs, arguments.out, asked_of))
     return Exit.COMPLETE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,14 +21,16 @@ from kinetics_bench.commands.options import (
     add_data,
     add_machine,
     add_saving,
+    add_scope,
     add_start,
     known,
     require_shards,
+    scope_of,
     short_init,
     stream_of,
 )
 from kinetics_bench.commands.recipes import add_length, add_overrides, choice_of
-from kinetics_bench.commands.work_dir import locked, print_mean, print_results
+from kinetics_bench.commands.work_dir import locked, print_means, print_results
 from kinetics_bench.recipes import (
     LENGTH,
     RECIPES,
@@ -41,14 +44,16 @@ if TYPE_CHECKING:
     from kinetics_bench.inference.networks import Request
     from kinetics_bench.run import Before
 
+logger = logging.getLogger(__name__)
+
 
 def parser() -> Parser:
     """The options of the command without a verb: training and evaluation."""
     parser = Parser(
         PROG,
         "Train and evaluate an architecture on shards that extract-flow wrote.",
-        "verbs: run-benchmark resume | evaluate | report | recipes | archs | predict | features | "
-        "verify-weights (each has --help). "
+        "verbs: run-benchmark resume | evaluate | compare | fuse | attrition | report | recipes | "
+        "archs | predict | features | verify-weights (each has --help). "
         "Many processes: torchrun --no-python --nproc-per-node N run-benchmark ... "
         "exit codes: 0 complete; 2 unusable input, or a training that diverged or lost a process; "
         "130 interrupted; 143 terminated (--resume continues)",
@@ -62,30 +67,31 @@ def parser() -> Parser:
     parser.add_argument(
         "--stream",
         type=one_of("stream", STREAMS),
-        help=f"rgb, flow, or joint. joint of {added}: both streams are trained separately (or "
-        "reused) and their logits are added; for other architectures: one network that takes both "
-        "streams (default: joint; rgb for architectures without flow)",
+        help="rgb, flow or joint (default: joint; rgb if there is no flow)\n"
+        f"joint of {added}: both streams are trained separately (or reused) and their logits are "
+        "added; of other architectures: one network that takes both streams",
     )
     parser.add_argument(
         "--recipe",
         default="paper",
         metavar="NAME|FILE.toml",
-        help=f"{known(RECIPES)}, or a file as `run-benchmark recipes NAME` prints it",
+        help=f"{', '.join(RECIPES)}, or a file\nas `run-benchmark recipes NAME` prints it",
     )
     add_data(parser, DATA, TEST_SPLIT)
     parser.add_argument("--train-split", default="train", metavar="SPLIT", help="as --test-split")
+    add_scope(parser)
     parser.add_argument(
         "--val-split",
         metavar="SPLIT",
-        help="as --test-split: clips whose loss --eval-every and plateau schedules look at "
-        "(default: those that the recipe holds out of the training split)",
+        help="held-out clips (default: the recipe's share of --train-split)\nas --test-split: "
+        "clips whose loss --eval-every and plateau schedules look at",
     )
     parser.add_argument(
         "--eval-every",
         type=whole(0, 10_000),
         default=0,
         metavar="N",
-        help="epochs between looks at the held-out clips; the checkpoint that is best there stays "
+        help="look at the held-out clips every N epochs\nthe checkpoint that is best there stays "
         "as best.pt",
     )
     add_start(parser)
@@ -93,19 +99,25 @@ def parser() -> Parser:
     parser.add_argument(
         "--work-dir",
         type=Path,
-        help="folder for checkpoints and results (default: runs/ARCH-STREAM-RECIPE); of several "
-        "seeds WORK_DIR+seed-N",
+        metavar="DIR",
+        help="folder of the run (default: runs/ARCH-STREAM-RECIPE)\nof several seeds DIR+seed-N",
     )
     there = parser.add_mutually_exclusive_group()
     there.add_argument("--resume", action="store_true", help="continue a training that stopped")
     there.add_argument("--force", action="store_true", help="retrain what is finished")
     add_saving(parser)
-    cli.add_cache_dir(parser)
-    parser.add_argument(
+    cli.add_cache_dir(parser.more)
+    parser.more.add_argument(
         "--checkpoint-activations",
         action="store_true",
         help="less memory for a third more operations: activations are computed again in the "
         "backward pass; the weights are the same",
+    )
+    parser.more.add_argument(
+        "--sync-bn",
+        action="store_true",
+        help="batch norm over the clips of all processes: the mean and variance in training are "
+        "those of the micro-batches of all of them together",
     )
     add_machine(parser, training=True)
     parser.add_argument(
@@ -130,8 +142,9 @@ def resume_parser() -> Parser:
         "--dry-run", action="store_true", help="print what is left and its hours, and train nothing"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    cli.add_cache_dir(parser)
+    cli.add_cache_dir(parser.more)
     parser.add_common()
+    parser.set_defaults(seed=None)  # that of the run
     return parser
 
 
@@ -167,9 +180,12 @@ def act(arguments: argparse.Namespace) -> int:
         checkpoint_every=arguments.checkpoint_every,
         keep_checkpoints=arguments.keep_checkpoints,
         checkpoint_activations=arguments.checkpoint_activations,
+        sync_bn=arguments.sync_bn,
+        **scope_of(arguments),
     )
     words = [] if arguments.init == INITS[0] else [short_init(arguments.init)]
     words += ["last"] if arguments.finetune == "last" else []
+    words += filter(None, [request.classes_name])
     name = "-".join((arguments.arch, stream, choice.title))
     folder = arguments.work_dir or RUNS / "+".join((name, *choice.words, *words))
     several = len(arguments.seed) > 1
@@ -192,6 +208,11 @@ def resume(arguments: argparse.Namespace) -> int:
         raise KineticsError(
             f"{arguments.run} is an evaluation of given weights, not a training: give "
             f"`{PROG} evaluate {arguments.run}`"
+        )
+    if arguments.seed not in (None, request.seed):
+        raise KineticsError(
+            f"{arguments.run} was begun with --seed {request.seed} and goes on with it: leave out "
+            f"--seed, or train another run with --seed {arguments.seed}"
         )
     given = {name: getattr(arguments, name) for name in LENGTH}
     overrides = {LENGTH[name]: value for name, value in given.items() if value is not None}
@@ -216,10 +237,14 @@ def _run(
     cache = arguments.cache_dir
     first = next(iter(runs.values()))
     placed = open_machine(
-        arguments.device, first.amp, activation_checkpointing=first.checkpoint_activations
+        arguments.device,
+        first.amp,
+        activation_checkpointing=first.checkpoint_activations,
+        sync_batch_norm=first.sync_bn,
     )
-    rows = {}
     with placed as machine:
+        if first.sync_bn and machine.num_processes == 1:
+            logger.info("--sync-bn changes nothing: this is one process")
         runs = {folder: replace(each, amp=machine.amp) for folder, each in runs.items()}
         if arguments.dry_run:
             plans = [
@@ -232,15 +257,13 @@ def _run(
             return Exit.COMPLETE
         for folder, request in runs.items():
             with locked(folder):
-                rows[folder] = train_and_evaluate(
+                results = train_and_evaluate(
                     request, folder, machine, before=before, extend=extend, cache=cache
                 )
                 if machine.is_main:
-                    if len(runs) > 1:
-                        print(f"seed {request.seed}, {folder}:")
-                    print_results(rows[folder], folder)
-        if machine.is_main and len(rows) > 1:
-            print_mean(list(rows.values()))
+                    print_results(results, folder)
+        if machine.is_main and len(runs) > 1:
+            print_means(list(runs))
     return Exit.COMPLETE
 
 

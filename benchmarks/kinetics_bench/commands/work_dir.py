@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 from kinetics_bench.commands.options import REPORT
+from kinetics_bench.commands.repeat import asked_of
 from kinetics_tools.core import console
 from kinetics_tools.core.cli import Exit
+from kinetics_tools.core.errors import EvaluationError, OutError
 from kinetics_tools.core.files import hold_lock, remove_leftovers
 
 if TYPE_CHECKING:
     from kinetics_bench.evaluation.results import Result
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -32,36 +36,30 @@ def locked(work_dir: Path) -> Iterator[None]:
         yield
 
 
-def print_results(results: Sequence[Result], folder: Path) -> int:
-    """Write the page of a run, and print its rows."""
+def print_results(results: Sequence[Result], folder: Path, *, dump: str | None = None) -> int:
+    """Write the page of a run, and print its rows; `dump` is the value of --dump."""
     from kinetics_bench.evaluation.report import write_report
-    from kinetics_bench.evaluation.results import cells
+    from kinetics_bench.evaluation.results import PREDICTIONS_CSV, cells
+    from kinetics_bench.evaluation.rows import find_row
 
-    report = write_report([folder], folder / REPORT)
+    if dump:
+        for result in results:
+            row = find_row(folder, result.stream)
+            row.predictions.write_csv(row.folder / PREDICTIONS_CSV, row.labels)
     print(console.text_table([cells(result) for result in results]))
-    print(f"report: {report}")
+    try:
+        print(f"report: {write_report([folder], folder / REPORT, asked_of)}")
+    except (EvaluationError, OutError) as error:  # another evaluation in the folder is damaged
+        logger.warning("no page was written: %s", error)
     return Exit.COMPLETE
 
 
-def print_mean(runs: Sequence[Sequence[Result]]) -> None:
-    """Print mean and deviation of the rows of several runs that differ in their seed."""
-    print(f"mean and standard deviation of {len(runs)} seeds:")
-    rows = []
-    for results in zip(*runs, strict=True):
-        scores = [result.score for result in results]
-        rows.append(
-            {
-                "stream": results[0].stream,
-                "top-1 %": _mean([each.top1 for each in scores]),
-                "top-5 %": _mean([each.top5 for each in scores if each.top5 is not None]),
-                "mean-class %": _mean([each.mean_class for each in scores]),
-            }
-        )
+def print_means(folders: Sequence[Path]) -> None:
+    """Print mean and deviation of the rows of runs that differ in their seed."""
+    from kinetics_bench.evaluation.groups import groups
+    from kinetics_bench.evaluation.rows import find_rows
+
+    found = groups([row for rows in find_rows(folders).values() for row in rows])
+    rows = [{"stream": group.one.result.stream, **group.cells()} for group in found]
+    print("mean and standard deviation:")
     print(console.text_table(rows))
-
-
-def _mean(shares: Sequence[float]) -> str:
-    """Mean and sample standard deviation, in percent."""
-    if not shares:
-        return "-"
-    return f"{100 * mean(shares):.1f} +- {100 * stdev(shares):.1f}"

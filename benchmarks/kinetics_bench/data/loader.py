@@ -261,6 +261,12 @@ class ClipDataset(Dataset[Item]):
             self.cache[sample.key] = self._decode(sample)
         return True
 
+    @property
+    def cached_bytes(self) -> int:
+        """The size of what is kept in memory."""
+        kept = (each for each in self.cache.values() if not isinstance(each, str))
+        return sum(stream.pictures.nbytes for streams in kept for stream in streams.values())
+
     def _decode(self, sample: Sample) -> Streams | str:
         try:
             return {stream: self.reader.decode(sample, stream) for stream in self.reader.streams}
@@ -317,10 +323,12 @@ class Step:
     Attributes:
         num_clips: clips of the batch, over all processes.
         micro_batches: of this process: for each forward pass the numbers of its samples.
+        num_rounds: how many the process with most of them has.
     """
 
     num_clips: int
     micro_batches: tuple[tuple[int, ...], ...]
+    num_rounds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,8 +366,18 @@ class BatchPlan:
     @property
     def smallest_micro_batch(self) -> int:
         """The smallest number of clips in a micro-batch, in every epoch."""
+        return self._smallest_of(1)
+
+    @property
+    def smallest_round(self) -> int:
+        """The smallest number of clips that all processes together have in a forward pass."""
+        return self._smallest_of(self.num_processes)
+
+    def _smallest_of(self, num: int) -> int:
+        """The smallest number of clips in `num` micro-batches, counted from a step's first."""
         sizes = {end - start for start, end in pairwise(self._cuts)}
-        return min(size // self._num_micro_batches(size) for size in sizes)
+        cuts = [self._micro_cuts(size) for size in sizes]
+        return min(b - a for each in cuts for a, b in pairwise([*each[:-1:num], each[-1]]))
 
     @property
     def _cuts(self) -> list[int]:
@@ -367,22 +385,24 @@ class BatchPlan:
         size = self.recipe.batch_size
         return [*(size * number for number in range(self.steps_per_epoch)), self.num_clips]
 
-    def _num_micro_batches(self, batch_size: int) -> int:
+    def _micro_cuts(self, batch_size: int) -> list[int]:
+        """Where the micro-batches of a batch begin, and where the last one ends."""
         fewest = -(-batch_size // self.recipe.micro_batch_size)
-        return max(fewest, min(self.num_processes, batch_size // 2))
+        num = max(fewest, min(self.num_processes, batch_size // 2))
+        return [batch_size * number // num for number in range(num + 1)]
 
     def steps(self, epoch: int) -> Iterator[Step]:
         """The steps of an epoch, in order."""
         order = epoch_order(self.num_clips, seed=self.seed, epoch=epoch)
         for start, end in pairwise(self._cuts):
             batch = order[start:end]
-            num = self._num_micro_batches(len(batch))
-            ends = [len(batch) * number // num for number in range(num + 1)]
-            micro_batches = [tuple(batch[first:last]) for first, last in pairwise(ends)]
-            yield Step(len(batch), tuple(micro_batches[self.rank :: self.num_processes]))
+            cuts = self._micro_cuts(len(batch))
+            micro_batches = [tuple(batch[first:last]) for first, last in pairwise(cuts)]
+            own = tuple(micro_batches[self.rank :: self.num_processes])
+            yield Step(len(batch), own, -(-len(micro_batches) // self.num_processes))
 
 
-class _MicroBatchSampler(Sampler[list[tuple[int, int]]]):
+class MicroBatchSampler(Sampler[list[tuple[int, int]]]):
     """Indices of all micro-batches of the remaining epochs: workers do not wait between epochs."""
 
     def __init__(self, plan: BatchPlan, epochs: range, done: int) -> None:
@@ -436,7 +456,7 @@ def train_batches(
     Raises:
         ShardError: a shard is not what the index says.
     """
-    return read_batches(dataset, _MicroBatchSampler(plan, epochs, done), num_workers=num_workers)
+    return read_batches(dataset, MicroBatchSampler(plan, epochs, done), num_workers=num_workers)
 
 
 def read_batches(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,8 +18,11 @@ from kinetics_bench.archs.table import count
 from kinetics_bench.data.inputs import Crops, network_inputs
 from kinetics_bench.data.loader import ClipDataset, Reader, eval_items, reading
 from kinetics_bench.data.splits import Selection
+from kinetics_bench.data.video_lists import VideoList
 from kinetics_bench.data.views import View, all_of, eval_view, several_views
 from kinetics_bench.device import Machine
+from kinetics_bench.evaluation.events import write_events
+from kinetics_bench.evaluation.overlap import overlaps
 from kinetics_bench.evaluation.results import (
     RESULT,
     Cost,
@@ -48,10 +51,11 @@ class Test:
 
     Attributes:
         data: the shards.
-        selection: the clips.
+        selection: the clips, with the labels of the network (see `Selection.in_labels`).
         flow: name of the flow among the shards; empty if the network sees none.
         protocol: how clips are seen.
         num_workers: processes that read clips; None: one per processor.
+        lists: of videos that the weights may have been trained on elsewhere.
     """
 
     data: ShardFolder
@@ -59,36 +63,35 @@ class Test:
     flow: str
     protocol: EvalProtocol
     num_workers: int | None = None
+    lists: tuple[VideoList, ...] = ()
 
 
 def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine) -> Result:
     """Evaluate a network and write predictions.parquet and result.json into `folder`.
 
-    If the same evaluation of the same weights is there already, it is reused.
+    If the same evaluation of the same weights is there already, its predictions are reused.
 
     Raises:
-        EvaluationError: labels or flow of the shards differ from those of the training, or no clip
-            can be evaluated.
+        EvaluationError: the flow of the shards differs from that of the training, or no clip can be
+            evaluated.
     """
-    recipes = usable_recipes(checkpoint, test)
-    extents = extents_of(checkpoint, test.protocol)
-    seen = {stream: asdict(each) for stream, each in extents.items()}
     identity = {
         "weights": Weights(state=checkpoint.net, source="").sha256,
         "training": digest(dict(checkpoint.identity)),
         "input": digest([checkpoint.recipe.hash, checkpoint.data.bound]),
-        "protocol": digest([test.protocol.hash, seen]),
-        "clips": digest([test.selection.keys_sha256, sorted(test.selection.missing)]),
-        "order, labels or bytes of the clips": test.selection.contents_sha256,
-        "recipes of the shards": digest({name: each.hash for name, each in recipes.items()}),
+        **contents_of(checkpoint, test),
         "precision": machine.precision,
         "numerics of the code": str(NUMERICS),
         "version of torch": torch.__version__,
     }
-    before = _find_result(folder)
+    before = find_result(folder)
     if before is not None and before.data.identity == identity:
         logger.info("%s: reused, evaluated already (%s)", checkpoint.stream, folder / RESULT)
-        return before
+        predictions = before.predictions(folder)
+        result = covered(before, predictions, test, checkpoint.trained_on or ())
+        if result != before and machine.is_main:
+            result.write(folder, predictions)
+        return result
     if before is not None and machine.is_main:
         what = ", ".join(before.data.differing(identity))
         logger.info("%s: evaluated again, not the same %s", folder / RESULT, what)
@@ -98,20 +101,63 @@ def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine)
         arch=checkpoint.arch,
         stream=checkpoint.stream,
         protocol=test.protocol,
-        extents=extents,
+        extents=extents_of(checkpoint, test.protocol),
         score=score(predictions),
         training={checkpoint.stream: checkpoint.recipe},
-        recipes=recipes,
-        data=_data(checkpoint, test, identity, predictions),
+        recipes=usable_recipes(checkpoint, test),
+        data=_data(checkpoint, test, identity),
         cost=_cost(checkpoint, test, machine, seconds=time.monotonic() - start),
         origin=find_origin(),
         failed=predictions.failed,
         history={checkpoint.stream: checkpoint.history},
+        seed=None if checkpoint.data.train_split is None else checkpoint.seed,
     )
+    result = covered(result, predictions, test, checkpoint.trained_on or ())
     if machine.is_main:
         result.write(folder, predictions)
+        write_events(folder, result, predictions, checkpoint.epoch, checkpoint.net)
     machine.barrier()
     return result
+
+
+def contents_of(checkpoint: Checkpoint, test: Test) -> dict[str, str]:
+    """What is evaluated, and how: equal for equal clips, wherever they lie and are called.
+
+    Raises:
+        EvaluationError: the flow of the shards differs from that of the training.
+    """
+    extents = extents_of(checkpoint, test.protocol)
+    seen = {stream: asdict(each) for stream, each in extents.items()}
+    recipes = usable_recipes(checkpoint, test)
+    return {
+        "protocol": digest([test.protocol.hash, seen]),
+        "clips": digest([test.selection.keys_sha256, sorted(test.selection.missing)]),
+        "order, labels or bytes of the clips": test.selection.contents_sha256,
+        "recipes of the shards": digest({name: each.hash for name, each in recipes.items()}),
+    }
+
+
+def covered(
+    result: Result, predictions: Predictions, test: Test, trained_on: Collection[str]
+) -> Result:
+    """A row with what its accuracy covers.
+
+    Args:
+        result: the row.
+        predictions: its predictions.
+        test: its clips.
+        trained_on: keys of the clips that the weights were trained on.
+    """
+    chosen = test.selection
+    data = replace(
+        result.data,
+        num_overlap=len({*predictions.keys} & {*trained_on}),
+        classes=chosen.classes,
+        out_of_scope=dict(sorted(chosen.out_of_scope.items())),
+        num_unclassed=chosen.num_unclassed,
+        overlaps=overlaps(predictions, chosen.label_ids, trained_on, test.lists),
+    )
+    return replace(result, score=score(predictions, chosen.label_ids), data=data)
 
 
 def predict_split(checkpoint: Checkpoint, test: Test, machine: Machine) -> Predictions:
@@ -215,41 +261,7 @@ def _logits(net: nn.Module, clips: Crops, machine: Machine) -> Tensor:
     return logits.float().cpu()
 
 
-def add_streams(rgb: Result, flow: Result, predictions: Predictions, num_overlap: int) -> Result:
-    """The joint row of two networks.
-
-    Args:
-        rgb: the row of one.
-        flow: the row of the other.
-        predictions: the sums of their logits.
-        num_overlap: how many of these clips one of them was trained on.
-    """
-    init = replace(flow.data.init, source="its two streams", sha256="")
-    identity = {row.stream: digest(row.data.identity) for row in (rgb, flow)}
-    return Result(
-        arch=rgb.arch,
-        stream="joint",
-        protocol=rgb.protocol,
-        extents=rgb.extents,
-        score=score(predictions),
-        training={**rgb.training, **flow.training},
-        recipes={**rgb.recipes, **flow.recipes},
-        data=replace(flow.data, identity=identity, init=init, num_overlap=num_overlap),
-        cost=replace(
-            rgb.cost,
-            parameters=rgb.cost.parameters + flow.cost.parameters,
-            flops=rgb.cost.flops + flow.cost.flops,
-            flops_shape=(*rgb.cost.flops_shape, *flow.cost.flops_shape),
-            seconds_training=rgb.cost.seconds_training + flow.cost.seconds_training,
-            seconds_evaluation=rgb.cost.seconds_evaluation + flow.cost.seconds_evaluation,
-        ),
-        origin=rgb.origin,
-        failed=predictions.failed,
-        history={},
-    )
-
-
-def _find_result(folder: Path) -> Result | None:
+def find_result(folder: Path) -> Result | None:
     """The result in `folder`, if it can be read with its predictions."""
     if not (folder / RESULT).exists():
         return None
@@ -266,13 +278,8 @@ def usable_recipes(checkpoint: Checkpoint, test: Test) -> dict[str, StreamRecipe
     """The recipes of the shards that the network reads, by stream.
 
     Raises:
-        EvaluationError: they, or the labels, differ from those of the training.
+        EvaluationError: they differ from those of the training.
     """
-    if checkpoint.labels != test.data.labels:
-        raise EvaluationError(
-            f"{test.data.folder} has {len(test.data.labels)} labels that are not the "
-            f"{len(checkpoint.labels)} labels of the training, so the results would mean nothing"
-        )
     recipes = {RGB: test.data.recipes[RGB]}
     if "flow" in ARCHS[checkpoint.arch].clips_of(checkpoint.stream):
         stream = flow_stream(test.flow)
@@ -289,9 +296,7 @@ def usable_recipes(checkpoint: Checkpoint, test: Test) -> dict[str, StreamRecipe
     return recipes
 
 
-def _data(
-    checkpoint: Checkpoint, test: Test, identity: Mapping[str, str], predictions: Predictions
-) -> DataRecord:
+def _data(checkpoint: Checkpoint, test: Test, identity: Mapping[str, str]) -> DataRecord:
     return DataRecord(
         folder=str(test.data.folder),
         identity=identity,
@@ -303,7 +308,8 @@ def _data(
         missing_train=checkpoint.data.missing_train,
         test_split=test.selection.name,
         init=checkpoint.init,
-        num_overlap=len(set(predictions.keys) & set(checkpoint.trained_on or ())),
+        num_held_out=checkpoint.num_held_out,
+        val_split=checkpoint.val_split,
     )
 
 

@@ -1,21 +1,24 @@
 """The results of an evaluation: predictions per clip, scores, and what each number covers.
 
 predictions.parquet    Predictions: columns key, label_id, logits
+predictions.csv        the same for people: labels, and probabilities; written where it is asked for
 result.json            Result: one row of a table
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import math
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +27,7 @@ import pyarrow.parquet as pq
 
 import kinetics_tools
 from kinetics_bench.archs.registry import STREAMS, check_network
+from kinetics_bench.evaluation import coverage
 from kinetics_bench.protocols import EvalProtocol, Extent
 from kinetics_bench.recipes import Recipe
 from kinetics_bench.training.checkpoint import EpochRecord, InitRecord
@@ -34,10 +38,12 @@ from kinetics_tools.shards.records import StreamRecipe
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.parquet"
+PREDICTIONS_CSV = "predictions.csv"
 NORMAL_95 = 1.959964  # standard deviations on both sides of the mean
 MAX_CLIPS = 2**24
 _COLUMNS = [pa.string(), pa.int64(), pa.list_(pa.float32())]  # of predictions.parquet
 EVALUATION_PREFIX = "evaluate-"  # of folders with other evaluations of a run
+TRAINING = "training"  # source of an Overlap
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +84,34 @@ class Predictions:
             )
         return cls(keys, np.array([rows[key][0] for key in keys], np.int64), logits, dict(failed))
 
-    def __add__(self, other: Predictions) -> Predictions:
-        """Sums of logits, for the clips that both have; a clip that one lacks counts as failed."""
-        mine, theirs = ({key: number for number, key in enumerate(p.keys)} for p in (self, other))
-        rows = {
-            key: (int(self.label_ids[number]), self.logits[number] + other.logits[theirs[key]])
-            for key, number in mine.items()
-            if key in theirs
-        }
-        return Predictions.of(rows, {**other.failed, **self.failed})
+    def subset(self, keys: Collection[str]) -> Predictions:
+        """The predictions and failures of some clips; keys that are not there are left out."""
+        wanted = frozenset(keys)
+        at = [number for number, key in enumerate(self.keys) if key in wanted]
+        failed = {key: why for key, why in self.failed.items() if key in wanted}
+        kept = tuple(self.keys[number] for number in at)
+        return Predictions(kept, self.label_ids[at], self.logits[at], failed)
+
+    def softmax(self) -> npt.NDArray[np.float64]:
+        """Probabilities of the classes, float64 (N, K); each row sums to 1."""
+        shares: npt.NDArray[np.float64] = np.exp(self.log_softmax())
+        return shares
+
+    def log_softmax(self) -> npt.NDArray[np.float64]:
+        """Logarithms of the probabilities of the classes, float64 (N, K)."""
+        below = self.logits.astype(np.float64) - self.logits.max(axis=1, keepdims=True)
+        logs: npt.NDArray[np.float64] = below - np.log(np.exp(below).sum(axis=1, keepdims=True))
+        return logs
+
+    def write_csv(self, path: Path, labels: Sequence[str]) -> None:
+        """Write columns key, label, prediction, and the probability of each class, by its name."""
+        predicted = self.logits.argmax(axis=1)
+        with publish(path) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["key", "label", "prediction", *labels])
+            for number, shares in enumerate(self.softmax()):
+                names = (labels[self.label_ids[number]], labels[predicted[number]])
+                writer.writerow([self.keys[number], *names, *(f"{p:.9g}" for p in shares)])
 
     def write(self, path: Path) -> None:
         """Write a Parquet file of columns key, label_id, logits."""
@@ -127,6 +152,8 @@ class Predictions:
                 raise ValueError("it has columns of other types")
             keys = tuple(table["key"].to_pylist())
             schema.check(keys, tuple[schema.Key, ...])
+            if any(key >= after for key, after in pairwise(keys)):
+                raise ValueError("its keys are not sorted, each once")
             label_ids = table["label_id"].to_numpy()
             logits = np.stack(table["logits"].to_pylist()).astype(np.float32)
             if not np.isfinite(logits).all():
@@ -154,6 +181,11 @@ class Score:
         num_failed: clips that are missing in the shards or could not be decoded.
         keys_sha256: of the evaluated keys, sorted, one per line. Scores with equal hashes can be
             compared.
+        bounds: top1 if all failed clips were wrong, and if all were right.
+        reweighted: top1 with each class counted as often as the split lists it; None: the class of
+            a failed clip is not known.
+        num_unscored_classes, num_unscored_clips: classes of the split without an evaluated clip,
+            which `reweighted` leaves out, and their clips.
     """
 
     top1: schema.Share
@@ -164,6 +196,10 @@ class Score:
     num_scored: schema.Positive
     num_failed: schema.Count
     keys_sha256: str
+    bounds: tuple[schema.Share, schema.Share]
+    reweighted: schema.Share | None = None
+    num_unscored_classes: schema.Count = 0
+    num_unscored_clips: schema.Count = 0
 
 
 def _num_logits(metadata: pq.FileMetaData) -> int:
@@ -188,6 +224,11 @@ def ranks(predictions: Predictions) -> npt.NDArray[np.int64]:
     return counts
 
 
+def sha256_of_keys(keys: Sequence[str]) -> str:
+    """SHA-256 of sorted keys, one per line: which clips a score is of."""
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+
+
 def wilson(num_right: int, num: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share, from and to.
 
@@ -202,23 +243,54 @@ def wilson(num_right: int, num: int) -> tuple[float, float]:
     return max(min(low, share), 0.0), min(max(high, share), 1.0)
 
 
-def score(predictions: Predictions) -> Score:
-    """The score of `predictions`; failed clips are counted, but not as wrong ones."""
+def score(predictions: Predictions, label_ids: Mapping[str, int] | None = None) -> Score:
+    """The score of `predictions`; failed clips are counted, but not as wrong ones.
+
+    Args:
+        predictions: of the evaluated clips.
+        label_ids: key -> class, of the failed clips where it is known; other keys are ignored.
+    """
     rank = ranks(predictions)
     num = len(predictions.keys)
     top1 = float((rank == 0).mean())
     classes = np.unique(predictions.label_ids)
     per_class = [(rank[predictions.label_ids == label] == 0).mean() for label in classes]
+    missing = [(label_ids or {}).get(key) for key in predictions.failed]
+    weighted = coverage.reweighted(rank == 0, predictions.label_ids, missing)
+    num_right = int((rank == 0).sum())
     return Score(
         top1=top1,
         top5=float((rank < 5).mean()) if predictions.logits.shape[1] > 5 else None,
         mean_class=float(np.mean(per_class)),
-        interval=wilson(int((rank == 0).sum()), num),
+        interval=wilson(num_right, num),
         num_expected=num + len(predictions.failed),
         num_scored=num,
         num_failed=len(predictions.failed),
-        keys_sha256=hashlib.sha256("\n".join(predictions.keys).encode()).hexdigest(),
+        keys_sha256=sha256_of_keys(predictions.keys),
+        bounds=coverage.bounds(num_right, num, num + len(predictions.failed)),
+        reweighted=weighted.top1,
+        num_unscored_classes=weighted.num_classes,
+        num_unscored_clips=weighted.num_clips,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """Evaluated clips of videos that the weights were, or may have been, trained on.
+
+    Attributes:
+        source: whose videos: TRAINING, or the name of a list of --pretrained-on.
+        num_listed: videos there.
+        num_videos: of these, videos with an evaluated clip.
+        num_clips: evaluated clips of these.
+        without: the score of the others; None if no clip is shared, or no other was evaluated.
+    """
+
+    source: str
+    num_listed: schema.Count
+    num_videos: schema.Count
+    num_clips: schema.Count
+    without: Score | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +310,14 @@ class DataRecord:
         init: the weights that the training started from.
         missing_train: key -> reason, of training clips that are not in the shards.
         num_overlap: evaluated clips that the weights were trained on; 0 unless it was allowed.
+        classes: those that the test was restricted to, of the network's labels; None: all.
+        out_of_scope: class -> clips, of the classes that the list of the test split has and the
+            shards do not have at all. They are not among the expected ones.
+        num_unclassed: missing clips that may be of `classes` or not. They are not among the
+            expected ones.
+        overlaps: evaluated clips of videos that the weights were trained on.
+        num_held_out: clips that were not trained on, whose loss was looked at in training.
+        val_split: where they are from; empty if there are none.
     """
 
     folder: str
@@ -251,6 +331,12 @@ class DataRecord:
     init: InitRecord = field(default_factory=InitRecord)  # absent in results of the first versions
     missing_train: Mapping[str, str] = field(default_factory=dict)
     num_overlap: schema.Count = 0
+    classes: tuple[str, ...] | None = None
+    out_of_scope: Mapping[str, schema.Count] = field(default_factory=dict)
+    num_unclassed: schema.Count = 0
+    overlaps: tuple[Overlap, ...] = ()
+    num_held_out: schema.Count = 0
+    val_split: str = ""
 
     def differing(self, identity: Mapping[str, str]) -> list[str]:
         """Names of the parts of `identity` that differ from those of this record."""
@@ -300,9 +386,43 @@ class Origin:
     dirty: bool | None
 
 
+FusionOf = Literal["logits", "softmax"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fusion:
+    """What a row was fused from.
+
+    Attributes:
+        of: what was added: `logits`, or the probabilities of `softmax`.
+        parts: at least one.
+    """
+
+    of: FusionOf
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One of the rows that a row was fused from.
+
+    Attributes:
+        name: the folder that it was in.
+        weight: of its predictions in the sum.
+        result: the row, which is not a fused one.
+    """
+
+    name: str
+    weight: schema.Amount
+    result: Result
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """One row: a stream of an architecture, under a protocol, on a set of clips.
+
+    A fused row has a network of each of its parts. Where these differ, the fields here are those of
+    the first part that has them, but for sums (`cost`); `fused` has all.
 
     Attributes:
         arch: a name in ARCHS.
@@ -317,6 +437,8 @@ class Result:
         origin: versions and commit.
         failed: key -> reason, of clips that were not evaluated.
         history: one record per epoch, by stream; empty for `joint`.
+        seed: of the training; None: nothing was trained, or an older version did not write it.
+        fused: from what; None for the row of one run.
     """
 
     arch: str
@@ -331,12 +453,35 @@ class Result:
     origin: Origin
     failed: Mapping[str, str]
     history: Mapping[str, Sequence[EpochRecord]]
+    seed: int | None = None
+    fused: Fusion | None = None
+
+    @property
+    def network(self) -> str:
+        """The architecture; of a fused row all of them."""
+        return self._of_parts(lambda result: result.arch)
+
+    @property
+    def protocol_name(self) -> str:
+        """Name of the protocol; of a fused row all of them."""
+        return self._of_parts(lambda result: result.protocol.name)
+
+    def _of_parts(self, name: Callable[[Result], str]) -> str:
+        parts = [part.result for part in self.fused.parts] if self.fused else [self]
+        return " + ".join(dict.fromkeys(map(name, parts)))
 
     def write(self, folder: Path, predictions: Predictions) -> None:
         """Write predictions.parquet, then result.json: if that exists, both are complete."""
+        for name in (RESULT, PREDICTIONS_CSV):  # of the predictions before
+            (folder / name).unlink(missing_ok=True)
         predictions.write(folder / PREDICTIONS)
+        write_json(folder / RESULT, self._as_json())
+
+    def _as_json(self) -> dict[str, Any]:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         del values["extents"], values["training"]
+        if self.seed is None:
+            del values["seed"]
         extents = {stream: asdict(extent) for stream, extent in self.extents.items()}
         history = {stream: [row.as_json() for row in rows] for stream, rows in self.history.items()}
         values |= {
@@ -345,7 +490,14 @@ class Result:
             "history": history,
             **{name: asdict(values[name]) for name in ("score", "data", "cost", "origin")},
         }
-        write_json(folder / RESULT, values)
+        del values["fused"]
+        if self.fused is not None:  # other rows are written as before
+            parts = [
+                {"name": part.name, "weight": part.weight, "result": part.result._as_json()}
+                for part in self.fused.parts
+            ]
+            values["fused"] = {"of": self.fused.of, "parts": parts}
+        return values
 
     def predictions(self, folder: Path) -> Predictions:
         """Read the predictions.parquet in the folder of this result.
@@ -355,7 +507,10 @@ class Result:
         """
         shape = (self.score.num_scored, len(self.data.labels))
         found = Predictions.read(folder / PREDICTIONS, self.failed, shape=shape)
-        if found.logits.shape != shape:  # the file's own count of them was wrong
+        keys_sha256 = sha256_of_keys(found.keys)
+        if (found.logits.shape, keys_sha256) != (shape, self.score.keys_sha256) or not math.isclose(
+            float((ranks(found) == 0).mean()), self.score.top1, abs_tol=1e-9
+        ):
             raise EvaluationError(
                 f"{folder / PREDICTIONS} is not of the {RESULT} beside it; evaluate again"
             )
@@ -373,9 +528,12 @@ class Result:
         """Read the result.json in `folder`.
 
         Raises:
-            EvaluationError: it is not a result of this version.
+            EvaluationError: there is none, or it is not a result of this version.
         """
-        values = read_json(folder / RESULT, "evaluate again")
+        try:
+            values = read_json(folder / RESULT, "evaluate again")
+        except FileNotFoundError as error:  # while it is written again, there is none
+            raise EvaluationError(f"{folder} has no {RESULT}; evaluate again") from error
         try:
             return cls._parsed(values)
         except (ValueError, UnknownNameError) as error:
@@ -397,19 +555,52 @@ class Result:
             "score": _score_of(schema.parse(values.get("score"), dict[str, Any])),
             "training": training,
             "recipes": StreamRecipe.all_from_json(recipes),
+            "fused": _fusion_of(values.get("fused")),
         }
         found = schema.parse({**values, **parts}, cls)
         check_network(found.arch, found.stream)
         if not {*found.extents, *training, *found.history} <= set(STREAMS):
             raise ValueError("it has parts of an unknown stream")
+        if len(set(found.data.labels)) < len(found.data.labels):
+            raise ValueError("a label is there twice")  # classes are matched by name
         return found
 
 
+def _fusion_of(values: Any) -> Fusion | None:
+    """What a stored row was fused from. Its parts are not fused rows, so this ends."""
+    if values is None:
+        return None
+    stored = schema.parse(values, dict[str, Any])
+    parts = []
+    for part in schema.parse(stored.get("parts"), list[dict[str, Any]]):
+        result = schema.parse(part.get("result"), dict[str, Any])
+        if result.get("fused") is not None:
+            raise ValueError("a part of it is a fused row")
+        parts.append({**part, "result": Result._parsed(result)})
+    if not parts:
+        raise ValueError("it was fused from nothing")
+    return schema.parse({**stored, "parts": parts}, Fusion)
+
+
 def _score_of(values: Mapping[str, Any]) -> Score:
-    """A stored score. Version 0.1 wrote a standard error in place of the interval."""
-    stored = schema.parse({**values, "interval": (0.0, 1.0)}, Score)
-    num = stored.num_scored
-    return replace(stored, interval=wilson(round(stored.top1 * num), num))
+    """A stored score. Version 0.1 wrote a standard error in place of the interval, no bounds."""
+    stored = schema.parse({**values, "interval": (0.0, 1.0), "bounds": (0.0, 1.0)}, Score)
+    num, expected = stored.num_scored, stored.num_expected
+    if expected != num + stored.num_failed:
+        raise ValueError(f"{expected} clips are not {num} evaluated and {stored.num_failed} failed")
+    num_right = round(stored.top1 * num)
+    return replace(
+        stored,
+        interval=wilson(num_right, num),
+        bounds=coverage.bounds(num_right, num, expected),
+        reweighted=stored.reweighted if stored.num_failed else stored.top1,
+    )
+
+
+def run_of(folder: Path) -> Path:
+    """The work-dir of the run whose rows are in `folder`: that itself, or the folder above it."""
+    is_other = folder.absolute().name.startswith(EVALUATION_PREFIX)
+    return folder.parent if is_other else folder
 
 
 @cache
@@ -456,14 +647,59 @@ def interval_text(value: Score) -> str:
 def cells(result: Result) -> dict[str, str]:
     """The numbers of a row by column title, as text."""
     value = result.score
-    covers = f"{value.num_scored} / {value.num_expected}"
-    if result.data.num_overlap:
-        covers += f", {result.data.num_overlap} TRAINED ON"
+    lower, upper = value.bounds
     return {
         "stream": result.stream,
+        "protocol": result.protocol_name,
+        "seed": "-" if result.seed is None else str(result.seed),
         "top-1 %": percent(value.top1),
         "95 % interval": interval_text(value),
         "top-5 %": percent(value.top5),
         "mean-class %": percent(value.mean_class),
-        "evaluated / in the list": covers,
+        "bounds %": f"{percent(lower)} to {percent(upper)}",
+        "reweighted %": percent(value.reweighted),
+        "evaluated / in the list": covers_text(result),
     }
+
+
+def covers_text(result: Result) -> str:
+    """How many clips a row covers, and what else is to be known about them."""
+    value = result.score
+    return ", ".join([f"{value.num_scored} / {value.num_expected}", *scope_notes(result)])
+
+
+def scope_notes(result: Result) -> list[str]:
+    """What is to be known about the clips of a row: out of scope, or trained on."""
+    data = result.data
+    parts = []
+    if data.out_of_scope:
+        num_clips = sum(data.out_of_scope.values())
+        parts.append(f"{num_clips:,} of {len(data.out_of_scope)} classes out of scope")
+    if result.fused is None:
+        return parts + _notes_on_overlaps(data)
+    for at, part in enumerate(result.fused.parts, 1):
+        parts += [f"part {at}: {note}" for note in _notes_on_overlaps(part.result.data)]
+    return parts
+
+
+def _notes_on_overlaps(data: DataRecord) -> list[str]:
+    """Which clips of a row of one network it was, or may have been, trained on."""
+    parts = []
+    trained = next((each for each in data.overlaps if each.source == TRAINING), None)
+    if data.num_overlap or trained:
+        is_all = trained is None or trained.num_clips == data.num_overlap
+        what = "TRAINED ON" if is_all else "OF TRAINED VIDEOS"
+        num = data.num_overlap if trained is None else trained.num_clips
+        parts.append(f"{num} {what}{_others(trained)}")
+    parts += [
+        f"{each.num_clips:,} of videos in {each.source}{_others(each)}"
+        for each in data.overlaps
+        if each is not trained and each.num_clips
+    ]
+    return parts
+
+
+def _others(overlap: Overlap | None) -> str:
+    """The accuracy without the clips of an overlap."""
+    others = None if overlap is None else overlap.without
+    return "" if others is None else f" ({percent(others.top1)} % without)"

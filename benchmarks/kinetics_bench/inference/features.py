@@ -27,8 +27,7 @@ from kinetics_bench.evaluation.evaluate import extents_of
 from kinetics_bench.inference.videos import Span, VideoClip, Videos, reading, require_finite
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.training.checkpoint import Checkpoint
-from kinetics_bench.weights.files import Weights
-from kinetics_bench.weights.naming import COUNT
+from kinetics_bench.training.features import frozen_sha256
 from kinetics_tools.core import schema
 from kinetics_tools.core.errors import EvaluationError, KineticsError, MediaError, OutError
 from kinetics_tools.core.files import digest, file_digest, publish, read_json, write_json
@@ -193,17 +192,11 @@ class _Model:
         self.recipe = checkpoint.recipe
         self.reader = Reader(self.recipe, checkpoint.data.bound)
         self.net = checkpoint.network()
-        lasts = tuple(f"{layer}." for layer in self.net.last_layers)
-        state = {
-            name: tensor
-            for name, tensor in checkpoint.net.items()
-            if not name.endswith(COUNT) and not name.startswith(lasts)
-        }
         data_recipes = checkpoint.data.recipes
         self.record = NetworkRecord(
             arch=checkpoint.arch,
             stream=checkpoint.stream,
-            weights_sha256=Weights(state=state, source=checkpoint.stream).sha256,
+            weights_sha256=frozen_sha256(checkpoint.net, self.net),
             recipes={
                 "training": self.recipe.hash,
                 **{stream: recipe.hash for stream, recipe in data_recipes.items()},

@@ -20,11 +20,12 @@ from kinetics_bench.training.checkpoint import (
     TrainingData,
 )
 from kinetics_bench.weights.choices import split_word
-from kinetics_bench.weights.init import SCRATCH, InitWeights, load_init, state_shapes
+from kinetics_bench.weights.init import SCRATCH, InitWeights, load_init
 from kinetics_tools.core import schema, system
 from kinetics_tools.core.errors import EvaluationError, KineticsError, UnknownNameError
 from kinetics_tools.core.file_cache import CACHE_BYTES
 from kinetics_tools.core.files import read_json
+from kinetics_tools.core.keys import name_part
 from kinetics_tools.dataset.labels import known_labels
 from kinetics_tools.flow.methods import BOUND_PX, FlowRecipe, make_method
 from kinetics_tools.media.encode import ffmpeg_version, find_ffmpeg
@@ -64,7 +65,14 @@ class Request:
         amp: precision of a training, as `open_machine` takes it.
         checkpoint_every: steps, or minutes as `10min`, between checkpoints.
         keep_checkpoints: how many of them stay.
-        checkpoint_activations: as `open_machine` takes it.
+        checkpoint_activations: whether a training computes activations again, for less memory.
+        sync_bn: whether batch norm in training is of the clips of all processes.
+        classes: only the clips of these are trained and tested on; None: all.
+        min_coverage: share of the test split's clips that must be there.
+        allow_overlap: test clips may be of videos that the weights were trained on, and, if nothing
+            is trained, be these clips.
+        pretrained_on: names, paths or addresses of lists of videos that the weights were trained on
+            elsewhere.
     """
 
     arch: str
@@ -91,6 +99,11 @@ class Request:
     checkpoint_every: schema.Every = "10min"
     keep_checkpoints: schema.Positive = 1
     checkpoint_activations: bool = False
+    sync_bn: bool = False
+    classes: tuple[str, ...] | None = None
+    min_coverage: schema.Share = 0.0
+    allow_overlap: bool = False
+    pretrained_on: tuple[str, ...] = ()
 
     @property
     def choice(self) -> RecipeChoice:
@@ -111,6 +124,12 @@ class Request:
     def as_given(self) -> tuple[str, str, str] | None:
         """Architecture, stream and weights if nothing is trained; None: a training."""
         return (self.arch, self.stream, self.init) if self.train_split is None else None
+
+    @property
+    def classes_name(self) -> str:
+        """What `classes` are in the name of a folder."""
+        names = self.classes or ()
+        return name_part("+".join(names)) if len(names) <= 3 else f"{len(names)}-classes"
 
     def as_json(self) -> dict[str, Any]:
         """The request as plain JSON values."""
@@ -249,14 +268,13 @@ def _given(init: str, arch: str, stream: str, *, cache: Path, whole: bool) -> Ch
     if whole:
         _require_same_labels(given, labels)
     net = build(arch, stream, len(labels))
-    random = () if whole else tuple(f"{layer}." for layer in net.last_layers)
-    for name in state_shapes(net):
-        if name not in given.state and not name.startswith(random):
-            raise EvaluationError(
-                f"{given.source} has no {name} of {arch} with kinetics400's {len(labels)} classes, "
-                "so its predictions would come from random weights; train it (run-benchmark "
-                f"--arch {arch} --init {init}), or give the run that trained it"
-            )
+    missing = given.missing_of(net, last=whole)
+    if missing is not None:
+        raise EvaluationError(
+            f"{given.source} has no {missing} of {arch} with kinetics400's {len(labels)} classes, "
+            "so its predictions would come from random weights; train it (run-benchmark "
+            f"--arch {arch} --init {init}), or give the run that trained it"
+        )
     given.load(net)
     recipe = recipe_for("paper", arch, stream)
     needs_flow = "flow" in recipe.streams

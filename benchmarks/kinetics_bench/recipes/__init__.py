@@ -15,6 +15,7 @@ from kinetics_bench.recipes.text import (
     RecipeChoice,
     as_toml,
     differing_fields,
+    override_text,
     parse_override,
     read_recipe_file,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "Schedule",
     "as_toml",
     "differing_fields",
+    "override_text",
     "parse_override",
     "read_recipe_file",
     "recipe_for",

@@ -15,7 +15,7 @@ from kinetics_tools.core.files import digest
 # a recipe keeps its hash.
 _STORED: Final[Mapping[str, str]] = {"micro_batch_size": "pass_size", "milestones": "stairs"}
 # Fields that came later are stored and hashed only where they say something.
-_LATER: Final[Mapping[str, Any]] = {"held_out": 0.0}
+_LATER: Final[Mapping[str, Any]] = {"held_out": 0.0, "fixed_features": False}
 _UNHASHED: Final = frozenset({"name", "source", "protocol"})
 MAX_VIEW_PX: Final = 2**28  # of one stream of one clip: 5,000 frames of 224 x 224
 
@@ -45,6 +45,9 @@ class Recipe:
         label_smoothing: as in torch's cross_entropy, from 0 to 1.
         held_out: share of the training videos of each class that is not trained on: their loss
             decides the rate of a Plateau schedule, and which checkpoint is the best.
+        fixed_features: whether only the last layer is trained, on features of the initial weights
+            that are computed once: of the middle of each clip, with `sampling` frames, centre crop,
+            no flip.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Recipe:
     dropout: schema.Share = 0.5
     label_smoothing: schema.Share = 0.0
     held_out: schema.Share = 0.0
+    fixed_features: bool = False
 
     @property
     def streams(self) -> tuple[str, ...]:

@@ -130,6 +130,14 @@ def parse_override(text: str) -> tuple[str, Any]:
         ) from error
 
 
+def override_text(name: str, value: Any) -> str:
+    """What `parse_override` reads as this name and value."""
+    import tomli_w
+
+    written = tomli_w.dumps({"value": value}).removeprefix("value = ").strip()
+    return name + "=" + re.sub(r"\n\s*", "", written)
+
+
 def as_toml(recipe: Recipe) -> str:
     """The recipe as a TOML file that `--recipe FILE.toml` reads."""
     import tomli_w

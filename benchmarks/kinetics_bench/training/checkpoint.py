@@ -254,8 +254,8 @@ class Checkpoint:
         format: version of the file format.
         extended: the schedules that it followed before it was made longer.
         loss_scale: of a training in float16.
-        num_held_out: clips that were held out of the training split.
-        val_split: the split whose loss was looked at; empty: the clips that were held out.
+        num_held_out: clips that are not trained on, whose loss is looked at.
+        val_split: where they are from: a split, or `held out of` one; empty if there are none.
     """
 
     arch: str

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kinetics_bench.data.inputs import Crops
 from kinetics_bench.data.loader import BatchPlan, ClipDataset
 from kinetics_bench.device import Machine
 from kinetics_bench.recipes import RECIPES, OneCycle, Recipe
@@ -113,45 +111,38 @@ def num_passes(plan: BatchPlan, num_steps: int) -> int:
     return num_steps * -(-size // (recipe.micro_batch_size * plan.num_processes))
 
 
-def seconds_per_clip(
-    net: nn.Module,
-    run_pass: Callable[[Crops, Tensor], object],
-    clips: ClipDataset,
-    recipe: Recipe,
-    machine: Machine,
-    *,
-    num_workers: int,
+def learning_seconds(
+    model: nn.Module, empty_pass: Callable[[int], object], recipe: Recipe, machine: Machine
 ) -> float:
-    """Seconds that one process needs for one training clip: reading, forward and backward pass.
+    """Seconds of a forward and backward pass for each of its clips.
 
-    Two passes on empty clips are timed, and the reading of two clips. Gradients are left behind,
-    weights and running statistics are as before.
+    Two passes are timed. Gradients are left behind, weights and running statistics are as before.
 
     Args:
-        net: the network, in training mode.
-        run_pass: forward and backward pass: (crops, label ids).
-        clips: the training views.
+        model: what is trained, in training mode.
+        empty_pass: a pass on so many empty clips.
         recipe: of the training.
         machine: where it is trained.
-        num_workers: processes that read clips; 0: this one.
     """
-    statistics = {name: values.clone() for name, values in net.named_buffers()}
+    statistics = {name: values.clone() for name, values in model.named_buffers()}
     learning_s = 0.0
     # The first pass also warms up; two clips, for batch norm.
     for num in (min(2, recipe.micro_batch_size), recipe.micro_batch_size):
-        empty = Crops.empty(
-            num, {s: recipe.sampling[s].num for s in recipe.streams}, recipe.crop_px
-        )
         start = time.monotonic()
-        run_pass(empty, torch.zeros(num, dtype=torch.int64))
+        empty_pass(num)
         machine.synchronize()
         learning_s = (time.monotonic() - start) / num
-        if learning_s * num > SLOW_S:
+        # All processes stop alike: one that goes on alone would wait for the others' values.
+        if any(machine.gather(learning_s * num > SLOW_S)):
             break
-    for name, values in net.named_buffers():
+    for name, values in model.named_buffers():
         values.copy_(statistics[name])
+    return learning_s
+
+
+def reading_seconds(clips: ClipDataset) -> float:
+    """Seconds that this process needs to read a view of a clip."""
     start = time.monotonic()
     for number in range(min(NUM_READ, len(clips))):
         clips[0, number]
-    reading_s = (time.monotonic() - start) / min(NUM_READ, len(clips))
-    return max(learning_s, reading_s / num_workers) if num_workers else learning_s + reading_s
+    return (time.monotonic() - start) / min(NUM_READ, len(clips))

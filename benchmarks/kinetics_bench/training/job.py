@@ -6,11 +6,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import nn
 
-from kinetics_bench.archs.layers import BatchNormSingleSampleError
+from kinetics_bench.archs.batch_norm import BatchNormSingleSampleError
 from kinetics_bench.archs.network import Network
 from kinetics_bench.archs.registry import ARCHS, CHANNELS, build
 from kinetics_bench.data.loader import BatchPlan
@@ -25,6 +26,8 @@ from kinetics_tools.core.files import digest
 from kinetics_tools.shards.reader import ShardFolder
 from kinetics_tools.shards.records import RGB, flow_stream
 
+EACH_PROCESS: Final = "of the clips of each process"
+ALL_PROCESSES: Final = "of the clips of all processes"
 logger = logging.getLogger(__name__)
 
 
@@ -42,7 +45,8 @@ class TrainingJob:
         seed: every random choice follows from it.
         folder: for the checkpoint and the log of this network.
         init: the weights that it starts from; None: random ones.
-        finetune: `all`, or `last`: only the last layer, on fixed features.
+        finetune: `all`, or `last`: only the last layer, on fixed features. It is `last` where the
+            recipe has `fixed_features`.
         num_workers: processes that read clips; None: none if the decoded clips fit in memory, else
             one per processor.
         saving: how often the checkpoint is written within an epoch, and how many stay.
@@ -50,6 +54,7 @@ class TrainingJob:
             and which checkpoint is the best.
         check_every: epochs from one look at them to the next; 0: none, unless the schedule needs
             each.
+        features: folder where features are kept that a recipe computes once; None: in `folder`.
     """
 
     arch: str
@@ -66,11 +71,17 @@ class TrainingJob:
     saving: Saving = EVERY_TEN_MINUTES
     held_out: Selection | None = None
     check_every: int = 0
+    features: Path | None = None
 
     @property
     def clips(self) -> tuple[str, ...]:
         """The inputs of the network: `rgb`, `flow` or both."""
         return ARCHS[self.arch].clips_of(self.stream)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names of the network, in index order: those of the training clips' label ids."""
+        return self.train.labels
 
     @property
     def data_hash(self) -> str:
@@ -96,25 +107,26 @@ class TrainingJob:
         before = () if self.init is None else self.init.trained_on or ()
         return tuple(sorted({*self.train.keys, *before}))
 
-    def identity(self, precision: str) -> dict[str, str | float]:
+    def identity(self, machine: Machine) -> dict[str, str | float]:
         """What decides the weights: jobs of equal identity train the same network.
 
         Args:
-            precision: of the machine that trains.
+            machine: trains it.
         """
         return {
             "arch": self.arch,
             "stream": self.stream,
             "recipe": self.recipe.hash,
             "seed": self.seed,
-            "labels": digest(list(self.data.labels)),
+            "labels": digest(list(self.labels)),
             "data recipe": self.data_hash,
             "training clips": self.train.keys_sha256,
             "order, labels or bytes of the training clips": self.train.contents_sha256,
             "init": SCRATCH if self.init is None else self.init.sha256,
             "finetune": self.finetune,
             "flow bound": self.bound,
-            "precision": precision,
+            "precision": machine.precision,
+            "batch norm": ALL_PROCESSES if machine.sync_batch_norm else EACH_PROCESS,
             "numerics of the code": NUMERICS,
             **self._validation,
         }
@@ -130,11 +142,13 @@ class TrainingJob:
 def require_usable(job: TrainingJob, machine: Machine) -> None:
     """Raise EvaluationError if the network does not take the recipe's views or micro-batches.
 
-    A micro-batch may have one clip, on which some networks cannot be trained.
+    A micro-batch may have one clip, on which some networks cannot be trained. Where only the last
+    layer is trained, the weights before it may not be random.
     """
     plan = plan_of(job, machine)
     with torch.device("meta"):  # shapes only
         net = trainable(new_network(job), job.finetune)
+        _require_features(job, net)
         crop = job.recipe.crop_px
         clips = [
             torch.empty(1, CHANNELS[stream], job.recipe.sampling[stream].num, crop, crop)
@@ -144,7 +158,8 @@ def require_usable(job: TrainingJob, machine: Machine) -> None:
         net.check(*clips)
     except ValueError as error:
         raise EvaluationError(f"{job.stream}: recipe {job.recipe.name}: {error}") from error
-    if plan.smallest_micro_batch > 1:
+    smallest = plan.smallest_round if machine.syncs else plan.smallest_micro_batch
+    if smallest > 1:
         return
     try:
         net(*clips)
@@ -157,6 +172,24 @@ def require_usable(job: TrainingJob, machine: Machine) -> None:
             f"{job.recipe.batch_size}, a micro-batch has one clip, on which {job.arch} cannot be "
             f"trained ({error}); {advice}"
         ) from error
+
+
+def _require_features(job: TrainingJob, net: Network) -> None:
+    """Raise EvaluationError if the last layer would be trained on features of random weights."""
+    if job.finetune != "last":
+        return
+    if job.init is None:
+        raise EvaluationError(
+            f"{job.stream}: only the last layer is trained, on the features of given weights, and "
+            "there are none; give --init imagenet, kinetics or PATH"
+        )
+    missing = job.init.missing_of(net)
+    if missing is not None:
+        raise EvaluationError(
+            f"{job.stream}: only the last layer is trained, and {job.init.source} has no {missing} "
+            f"of {job.arch}, so its features would be of random weights; give the weights of a "
+            f"trained {job.arch} with --init PATH, or train all layers (--finetune all)"
+        )
 
 
 def _is_usable(plan: BatchPlan, batch_size: int) -> bool:
@@ -180,7 +213,7 @@ def new_network(job: TrainingJob) -> Network:
     return build(
         job.arch,
         job.stream,
-        len(job.data.labels),
+        len(job.labels),
         dropout=recipe.dropout,
         bn_momentum=recipe.bn_momentum,
     )
@@ -203,7 +236,7 @@ def find_checkpoint(
     before = Checkpoint.read(path)
     if extend:
         _extend(before, job)
-    there, here = _recorded_identity(before), job.identity(machine.precision)
+    there, here = _recorded_identity(before), job.identity(machine)
     other = [_difference(what, there[what], here[what]) for what in here if what in there]
     if there["recipe"] != here["recipe"]:
         fields = ", ".join(differing_fields(before.recipe, job.recipe))
@@ -243,7 +276,13 @@ def _extend(before: Checkpoint, job: TrainingJob) -> None:
 
 
 def _recorded_identity(before: Checkpoint) -> dict[str, str | float]:
-    return {"precision": before.precision, "flow bound": before.data.bound, **before.identity}
+    # What checkpoints of older versions say elsewhere, or had no choice of.
+    return {
+        "precision": before.precision,
+        "flow bound": before.data.bound,
+        "batch norm": EACH_PROCESS,
+        **before.identity,
+    }
 
 
 def _difference(what: str, there: str | float, here: str | float) -> str:

@@ -37,7 +37,7 @@ class TrainingLog:
         record = history[-1]
         if self._events is None:
             self._restore(history[:-1])
-            self._events = self._open(record.epoch)
+            self._events = open_events(self._folder, record.epoch)
         with name_in_errors(self._path), open_own(self._path, "a") as file:
             file.write(_line(record))
         for name in SCALARS:
@@ -55,18 +55,22 @@ class TrainingLog:
         if there != text.encode():
             write_text(self._path, text)
 
-    def _open(self, epoch: int) -> SummaryWriter:
-        # Imported here: it imports TensorFlow if that is installed.
-        prepare_for_tensorflow()
-        from torch.utils.tensorboard import SummaryWriter
-
-        # Readers forget what other processes wrote about this epoch and later ones.
-        return SummaryWriter(str(self._folder), purge_step=epoch)
-
     def close(self) -> None:
         """Close its files."""
         if self._events is not None:
             self._events.close()
+
+
+def open_events(folder: Path, step: int) -> SummaryWriter:
+    """Events of TensorBoard to write into `folder`.
+
+    Readers forget what other processes wrote there about `step` and later ones.
+    """
+    # Imported here: it imports TensorFlow if that is installed.
+    prepare_for_tensorflow()
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=step)
 
 
 def _line(record: EpochRecord) -> str:

@@ -6,34 +6,22 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kinetics_bench.archs.layers import BatchNormSingleSampleError
+from kinetics_bench.archs.batch_norm import BatchNormSingleSampleError
 from kinetics_bench.archs.registry import ARCHS
-from kinetics_bench.data.inputs import Crops, network_inputs
-from kinetics_bench.data.loader import (
-    CACHE_BYTES,
-    Batch,
-    ClipDataset,
-    Reader,
-    Step,
-    read_batches,
-    reading,
-    train_batches,
-)
-from kinetics_bench.data.views import View, middle_view, seeded_rng
+from kinetics_bench.data.loader import Step, reading
+from kinetics_bench.data.views import seeded_rng
 from kinetics_bench.device import Machine
-from kinetics_bench.recipes import Plateau, Recipe
+from kinetics_bench.recipes import Plateau
 from kinetics_bench.training import estimate
 from kinetics_bench.training.checkpoint import (
     AGAIN,
@@ -42,13 +30,15 @@ from kinetics_bench.training.checkpoint import (
     STATISTIC,
     BegunEpoch,
     Checkpoint,
-    EpochRecord,
     InitRecord,
     LossScale,
     TrainingData,
     keep_earlier,
 )
+from kinetics_bench.training.epochs import Epoch
 from kinetics_bench.training.estimate import TrainingPlan
+from kinetics_bench.training.examples import ClipExamples, Examples, MicroBatch
+from kinetics_bench.training.features import FeatureExamples
 from kinetics_bench.training.job import (
     TrainingJob,
     find_checkpoint,
@@ -60,10 +50,9 @@ from kinetics_bench.training.job import (
 )
 from kinetics_bench.training.log import TrainingLog
 from kinetics_bench.training.occasions import Occasions
+from kinetics_bench.training.optimizers import gradient_of, new_optimizer, restore
 from kinetics_tools.core.console import progress, time_text
 from kinetics_tools.core.errors import EvaluationError, ShardError
-from kinetics_tools.core.system import num_processors
-from kinetics_tools.shards.reader import Sample
 from kinetics_tools.shards.records import RGB, flow_stream
 
 MAX_NAMED = 8  # clips in a message
@@ -96,7 +85,7 @@ def train(
     machine.barrier()
     before = find_checkpoint(job, machine, resume=resume or extend, extend=extend)
     if before is not None and machine.is_main:
-        warn_of_older_version(before, job.identity(machine.precision), job.folder / CHECKPOINT)
+        warn_of_older_version(before, job.identity(machine), job.folder / CHECKPOINT)
     if before is not None and before.finished:
         logger.info("%s: reused, trained already (%s)", job.stream, job.folder / CHECKPOINT)
         return before
@@ -125,9 +114,9 @@ def plan_training(job: TrainingJob, machine: Machine, *, extend: bool = False) -
     if before is not None and before.finished:
         return ahead
     require_usable(job, machine)
-    seconds = _Training(job, machine, before).seconds_per_clip()
     clips_left = (num_steps - ahead.steps_done) / plan.steps_per_epoch * plan.num_clips
-    return replace(ahead, seconds=clips_left * seconds, clips_per_second=1 / seconds)
+    seconds, each = _Training(job, machine, before).expected_seconds(clips_left)
+    return replace(ahead, seconds=seconds, clips_per_second=1 / each)
 
 
 class _Training:
@@ -138,10 +127,6 @@ class _Training:
         self.machine = machine
         recipe = job.recipe
         assert recipe.streams == job.clips, (recipe.streams, job.clips)
-        reader = Reader(recipe, job.bound)
-        self.clips = ClipDataset.for_training(job.train.samples, reader, seed=job.seed)
-        held_out = () if job.held_out is None else job.held_out.samples
-        self.checked = ClipDataset(held_out, reader, partial(_middle, recipe))
         self.plan = plan_of(job, machine)
         self.num_steps = recipe.schedule.num_steps(self.plan.steps_per_epoch)
         torch.manual_seed(_seed(job.seed, 0, "weights"))
@@ -150,7 +135,9 @@ class _Training:
             job.init.load(net)
         machine.place(net)
         self.net = trainable(net, job.finetune)
-        self.optimizer = _optimizer(self.net, recipe)
+        kind = FeatureExamples if recipe.fixed_features else ClipExamples
+        self.examples: Examples = kind(job, machine, net)
+        self.optimizer = new_optimizer(self.net, recipe)
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.float16)
         self.state = before or self._begin()
         self.state.trained_on = job.trained_on
@@ -165,7 +152,7 @@ class _Training:
                 f"{self.state.epoch}, which cannot be; {AGAIN}"
             )
         if before is not None:
-            _restore(self.net, self.optimizer, before, job.folder / CHECKPOINT)
+            restore(self.net, self.optimizer, before, job.folder / CHECKPOINT)
             self._restore_statistics(before)
             if before.loss_scale is not None:
                 scale = before.loss_scale
@@ -197,7 +184,7 @@ class _Training:
             buffers = dict(self.net.named_buffers())
             for name, values in before.statistics[self.machine.rank].items():
                 buffers[name].copy_(values)
-        elif before.statistics and self.machine.is_main:
+        elif before.statistics and self.machine.is_main and not self.machine.sync_batch_norm:
             logger.warning(
                 "%s: this epoch was begun by %d processes and is continued by %d: every clip is "
                 "seen once, but batch norm's moving statistics begin with the mean of theirs",
@@ -215,10 +202,10 @@ class _Training:
         return Checkpoint(
             arch=job.arch,
             stream=job.stream,
-            identity=job.identity(self.machine.precision),
+            identity=job.identity(self.machine),
             recipe=job.recipe,
             data=TrainingData(
-                labels=job.data.labels,
+                labels=job.labels,
                 recipes={stream: job.data.recipes[stream] for stream in streams},
                 flow=job.flow,
                 bound=job.bound,
@@ -237,14 +224,10 @@ class _Training:
 
     def run(self) -> Checkpoint:
         self._tell_length()
-        limit = CACHE_BYTES // self.machine.num_processes
-        cached = self.clips.cache_in_memory(limit)
-        if cached:
-            self.checked.cache_in_memory(limit)
+        self.examples.prepare()
         first = self.state.epoch
         epochs = range(first, -(-self.num_steps // self.plan.steps_per_epoch))
-        num_workers = self._num_workers(cached=cached)
-        self._tell_hours(num_workers)
+        self._tell_hours()
         self._started_s = time.monotonic()
         steps: Iterator[tuple[int, Step]] = self._steps(epochs, self.done)
         if self.machine.is_main:
@@ -252,8 +235,8 @@ class _Training:
             what = f"training {self.job.stream}"
             steps = progress(steps, total=total, what=what, status=lambda: self._status)
         log = TrainingLog(self.job.folder)
-        views = train_batches(self.clips, self.plan, epochs, self.done, num_workers=num_workers)
-        epoch = _Epoch() if self.state.begun is None else _Epoch.begun(first, self.state.begun)
+        views = self.examples.training(epochs, self.done)
+        epoch = Epoch() if self.state.begun is None else Epoch.begun(first, self.state.begun)
         occasions, stopping = Occasions(self.job.saving), False
         with closing(log), reading(views) as batches, occasions.heeding_signals():
             for number, step in steps:
@@ -263,7 +246,7 @@ class _Training:
                         occasions.saved()
                         if self.state.finished:  # before its last step: the loss has saturated
                             return self.state
-                    epoch = _Epoch(number)
+                    epoch = Epoch(number)
                 if stopping:  # its checkpoint is written
                     occasions.stop()
                 asked, stopping = self._step(step, batches, epoch, occasions)
@@ -297,17 +280,18 @@ class _Training:
                 return int(min(height, width))
         return short_side
 
-    def seconds_per_clip(self) -> float:
-        """Measured, of all processes together, with clips that are not cached."""
+    def expected_seconds(self, num_clips: float) -> tuple[float, float]:
+        """How long it takes to train on so many clips, and of each of them, as measured."""
         self._tell_length()
-        return self._seconds_per_clip(self._num_workers(cached=False))
+        each = self._seconds_per_clip()
+        return self.examples.seconds_before() + num_clips * each, each
 
-    def _tell_hours(self, num_workers: int) -> None:
+    def _tell_hours(self) -> None:
         """Measure and log the duration of a training that is long enough for it."""
         steps_left = self.num_steps - self.state.step
         if estimate.num_passes(self.plan, steps_left) < estimate.MIN_PASSES:
             return
-        seconds = self._seconds_per_clip(num_workers)
+        seconds = self._seconds_per_clip()
         clips_left = steps_left / self.plan.steps_per_epoch * self.plan.num_clips
         if self.machine.is_main:
             logger.info(
@@ -317,22 +301,12 @@ class _Training:
                 1 / seconds,
             )
 
-    def _seconds_per_clip(self, num_workers: int) -> float:
+    def _seconds_per_clip(self) -> float:
         """Measured, of all processes together."""
-        seconds = estimate.seconds_per_clip(
-            self.net,
-            lambda clips, label_ids: self._forward_backward(clips, label_ids, _Epoch()),
-            self.clips,
-            self.job.recipe,
-            self.machine,
-            num_workers=num_workers,
+        seconds = self.examples.seconds_per_clip(
+            lambda inputs, label_ids: self._forward_backward(inputs, label_ids, Epoch())
         )
         return seconds / self.machine.num_processes
-
-    def _num_workers(self, *, cached: bool) -> int:
-        if self.job.num_workers is not None:
-            return self.job.num_workers
-        return 0 if cached else num_processors()
 
     def _steps(self, epochs: range, done: int) -> Iterator[tuple[int, Step]]:
         left = self.num_steps - self.state.step
@@ -344,7 +318,7 @@ class _Training:
                 yield epoch, step
 
     def _step(
-        self, step: Step, batches: Iterator[Batch], epoch: _Epoch, occasions: Occasions
+        self, step: Step, batches: Iterator[MicroBatch], epoch: Epoch, occasions: Occasions
     ) -> tuple[bool, bool]:
         """One step; whether a process asks for a checkpoint, and whether one asks to stop."""
         schedule = self.job.recipe.schedule
@@ -354,21 +328,23 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         device = self.machine.device
         parts = []  # of each micro-batch: loss, correct predictions, clips
-        for at in range(len(step.micro_batches)):
+        together = self.machine.syncs  # in each forward pass, also those who have no clip for it
+        for at in range(step.num_rounds if together else len(step.micro_batches)):
             # Of the whole batch: so dropout does not depend on the number of processes.
             number = self.machine.rank + at * self.machine.num_processes
             torch.manual_seed(_seed(self.job.seed, self.state.step, f"dropout {number}"))
             start = time.monotonic()
-            batch = next(batches)
+            batch = next(batches) if at < len(step.micro_batches) else self.examples.nothing()
             epoch.waited_s += time.monotonic() - start
-            epoch.failed.update({item.key: item.failure for item in batch.failed})
-            if batch.clips is not None:
-                parts.append(self._forward_backward(batch.clips, batch.label_ids, epoch))
+            epoch.failed.update(batch.failed)
+            if together or len(batch.label_ids):
+                parts.append(self._forward_backward(batch.inputs, batch.label_ids, epoch))
             else:
                 parts.append(torch.zeros(3, device=device))
+            del batch  # its memory is free for the next one
         sums = sum(parts, torch.zeros(3, device=device))
         weights = [weight for weight in self.net.parameters() if weight.requires_grad]
-        gradients = [_gradient(weight) for weight in weights]
+        gradients = [gradient_of(weight) for weight in weights]
         asks = torch.tensor(occasions.after_step(is_main=self.machine.is_main)).to(sums)
         self.machine.all_reduce_sum([*gradients, sums, asks])
         loss, _, num_clips = sums.tolist()
@@ -390,15 +366,15 @@ class _Training:
         asked, stopping = asks.tolist()
         return asked > 0, stopping > 0
 
-    def _stop_diverged(self, step: Step, parts: Sequence[Tensor], epoch: _Epoch) -> NoReturn:
+    def _stop_diverged(self, step: Step, parts: Sequence[Tensor], epoch: Epoch) -> NoReturn:
         """Raise EvaluationError about a step whose loss or gradient is not finite."""
-        samples = self.clips.samples
+        samples = self.job.train.samples
         mine = [
             (
                 float(part[0]),
                 [samples[at].key for at in numbers if samples[at].key not in epoch.failed],
             )
-            for numbers, part in zip(step.micro_batches, parts, strict=True)
+            for numbers, part in zip(step.micro_batches, parts, strict=False)  # some had no clip
         ]
         batches = [each for part in self.machine.gather(mine) for each in part]
         bad = [each for each in batches if not math.isfinite(each[0])]
@@ -424,11 +400,13 @@ class _Training:
             f"{other}, in another --work-dir"
         )
 
-    def _forward_backward(self, clips: Crops, label_ids: Tensor, epoch: _Epoch) -> Tensor:
-        label_ids = label_ids.to(self.machine.device)
+    def _forward_backward(
+        self, inputs: Sequence[Tensor], label_ids: Tensor, epoch: Epoch
+    ) -> Tensor:
+        """Sums over the clips of a micro-batch: of the loss, of correct predictions, of clips."""
         try:
             with self.machine.autocast():
-                logits = self._logits(network_inputs(clips, self.machine.device))
+                logits = self._logits(inputs)
         except BatchNormSingleSampleError as error:
             # Batch norm needs two clips: the others of this micro-batch could not be decoded.
             epoch.skipped = str(error)
@@ -447,14 +425,15 @@ class _Training:
         num_clips = torch.tensor(len(label_ids), device=loss.device)
         return torch.stack([loss.detach(), correct, num_clips])
 
-    def _logits(self, clips: Sequence[Tensor]) -> Tensor:
+    def _logits(self, inputs: Sequence[Tensor]) -> Tensor:
         """The logits of the loss: (B, K, T'), with T' = 1 if they are averaged."""
+        model = self.examples.model
         if ARCHS[self.job.arch].loss_at_all_steps:
-            return self.net.step_logits(*clips)
-        logits: Tensor = self.net(*clips)
+            return model.step_logits(*inputs)
+        logits: Tensor = model(*inputs)
         return logits[:, :, None]
 
-    def _tell(self, epoch: _Epoch, num_clips: int) -> None:
+    def _tell(self, epoch: Epoch, num_clips: int) -> None:
         """What the progress shows beside the number of steps."""
         if not self.machine.is_main or epoch.sums is None:
             return
@@ -468,24 +447,17 @@ class _Training:
 
     def _check(self) -> tuple[float, float]:
         """Loss and top-1 of the held-out clips: of the middle of each, by moving statistics."""
-        size, machine = self.job.recipe.micro_batch_size, self.machine
-        numbers = [(0, number) for number in range(len(self.checked))]
-        batches = [numbers[at : at + size] for at in range(0, len(numbers), size)]
-        mine = batches[machine.rank :: machine.num_processes]
-        num_workers = 0 if self.checked.cache else self._num_workers(cached=False)
+        machine = self.machine
         sums, failed = torch.zeros(3, device=machine.device), dict[str, str]()
         self.net.eval()
-        with (
-            torch.no_grad(),
-            reading(read_batches(self.checked, mine, num_workers=num_workers)) as read,
-        ):
-            for batch in read:
-                failed.update({item.key: item.failure for item in batch.failed})
-                if batch.clips is None:
+        with torch.no_grad(), reading(self.examples.checked()) as batches:
+            for batch in batches:
+                failed.update(batch.failed)
+                if not len(batch.label_ids):
                     continue
                 with machine.autocast():
-                    logits = self.net(*network_inputs(batch.clips, machine.device))
-                label_ids = batch.label_ids.to(machine.device)
+                    logits = self.examples.model(*batch.inputs)
+                label_ids = batch.label_ids
                 loss = functional.cross_entropy(logits, label_ids, reduction="sum")
                 right = (logits.argmax(dim=1) == label_ids).sum()
                 num = torch.tensor(len(label_ids), device=machine.device)
@@ -494,10 +466,11 @@ class _Training:
         machine.all_reduce_sum([sums])
         loss_sum, num_right, num_clips = sums.tolist()
         failed = {key: why for part in machine.gather(failed) for key, why in part.items()}
+        num_checked = self.examples.num_held_out
         if failed and machine.is_main:
             logger.warning(
                 "%s: %d of %d held-out clips could not be decoded and do not count, such as %s",
-                *(self.job.stream, len(failed), len(self.checked), next(iter(failed.values()))),
+                *(self.job.stream, len(failed), num_checked, next(iter(failed.values()))),
             )
         if not num_clips:
             raise EvaluationError(f"{self.job.stream}: no held-out clip could be decoded")
@@ -508,13 +481,13 @@ class _Training:
     @property
     def _is_due(self) -> bool:
         """Whether the held-out clips are looked at, at the end of the epoch that just ended."""
-        if not len(self.checked):
+        if not self.examples.num_held_out:
             return False
         every = 1 if isinstance(self.job.recipe.schedule, Plateau) else self.job.check_every
         is_last = self.state.step == self.num_steps
         return every > 0 and (self.state.epoch % every == 0 or is_last)
 
-    def _close(self, epoch: _Epoch, log: TrainingLog) -> None:
+    def _close(self, epoch: Epoch, log: TrainingLog) -> None:
         """End an epoch: average the statistics over the processes, write checkpoint and log."""
         if epoch.skipped:
             logger.warning(
@@ -547,7 +520,7 @@ class _Training:
             log.add(self.state.history)
         self._write()
 
-    def _save_within(self, epoch: _Epoch) -> None:
+    def _save_within(self, epoch: Epoch) -> None:
         """Write the checkpoint in the middle of an epoch; nothing else changes."""
         self._gather_failed(epoch)
         statistics = {n: b for n, b in self.net.named_buffers() if STATISTIC in n}
@@ -565,7 +538,7 @@ class _Training:
         for buffer in statistics:
             buffer.div_(self.machine.num_processes)
 
-    def _gather_failed(self, epoch: _Epoch) -> None:
+    def _gather_failed(self, epoch: Epoch) -> None:
         for failed in self.machine.gather(epoch.failed):
             self.state.failed.update(failed)
 
@@ -585,129 +558,6 @@ class _Training:
             self.state.write(self.job.folder / CHECKPOINT)
             self._written = self.state.step
         self.machine.barrier()
-
-
-@dataclass(slots=True)
-class _Epoch:
-    """Counters of one epoch. Number -1: no epoch has begun."""
-
-    number: int = -1
-    began_s: float = field(default_factory=time.monotonic)
-    waited_s: float = 0.0
-    sums: Tensor | None = None
-    lr: float = 0.0
-    failed: dict[str, str] = field(default_factory=dict)
-    skipped: str = ""  # why a micro-batch of one clip was left out
-
-    @classmethod
-    def begun(cls, number: int, before: BegunEpoch) -> _Epoch:
-        """An epoch that another process began."""
-        return cls(
-            number,
-            time.monotonic() - before.seconds,
-            before.waited_s,
-            torch.tensor([before.loss, before.correct, before.clips]),
-            skipped=before.skipped,
-        )
-
-    def progress(self) -> BegunEpoch:
-        """What the process that continues it needs."""
-        loss, correct, clips = (0.0, 0.0, 0.0) if self.sums is None else self.sums.tolist()
-        return BegunEpoch(
-            loss=loss,
-            correct=int(correct),
-            clips=int(clips),
-            seconds=time.monotonic() - self.began_s,
-            waited_s=self.waited_s,
-            skipped=self.skipped,
-        )
-
-    @property
-    def num_clips(self) -> int:
-        return 0 if self.sums is None else int(self.sums[2])
-
-    def add(self, sums: Tensor, lr: float) -> None:
-        self.sums = sums if self.sums is None else self.sums.to(sums) + sums
-        self.lr = lr
-
-    def record(self, step: int, num_failed: int) -> EpochRecord:
-        assert self.sums is not None
-        loss, correct, num_clips = self.sums.tolist()
-        seconds = time.monotonic() - self.began_s
-        return EpochRecord(
-            epoch=self.number + 1,
-            step=step,
-            loss=loss / max(num_clips, 1),
-            top1=correct / max(num_clips, 1),
-            lr=self.lr,
-            clips=int(num_clips),
-            failed=num_failed,
-            seconds=seconds,
-            waiting=self.waited_s / seconds,
-        )
-
-
-def _middle(recipe: Recipe, _epoch: int, sample: Sample) -> View:
-    """The middle of a clip, for a ClipDataset."""
-    return middle_view(sample.num_frames, recipe)
-
-
-def _gradient(weight: nn.Parameter) -> Tensor:
-    # A process without a micro-batch in this step adds zeros to the others' gradients.
-    if weight.grad is None:
-        weight.grad = torch.zeros_like(weight)
-    return weight.grad
-
-
-def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    weights = [weight for weight in net.parameters() if weight.requires_grad]
-    kernels = [weight for weight in weights if weight.ndim > 1]
-    others = [weight for weight in weights if weight.ndim <= 1]
-    groups = [
-        {"params": kernels, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    # Not fused: on a CPU the fused step of torch 2.13 assumes that gradient and weight have equal
-    # strides. If they have not, it pairs the wrong elements and reports no error.
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=0.0)
-
-
-def _restore(
-    net: nn.Module, optimizer: torch.optim.Optimizer, before: Checkpoint, path: Path
-) -> None:
-    """Load the weights and the optimizer's state of a checkpoint of the same training.
-
-    Raises:
-        EvaluationError: the optimizer's state is not of these weights.
-    """
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    is_sgd = isinstance(optimizer, torch.optim.SGD)
-    names = {"momentum_buffer"} if is_sgd else {"step", "exp_avg", "exp_avg_sq"}
-    state = before.optimizer.get("state")
-    if not isinstance(state, Mapping) or not all(
-        number in range(len(weights)) and _is_state(each, names, weights[number].shape)
-        for number, each in state.items()
-    ):
-        raise EvaluationError(f"{path}: the optimizer's state is damaged; {AGAIN}")
-    # Its parameter groups are the recipe's; the learning rate is set at every step.
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": dict(state)})
-    net.load_state_dict(before.net)
-
-
-def _is_state(value: object, names: Set[str], shape: torch.Size) -> bool:
-    """Whether a value is the optimizer's state of one parameter."""
-    return (
-        isinstance(value, Mapping)
-        and value.keys() == names
-        and all(
-            isinstance(each, torch.Tensor)
-            and each.dtype == torch.float32
-            and each.shape == (() if name == "step" else shape)
-            for name, each in value.items()
-        )
-    )
 
 
 def _seed(seed: int, epoch: int, what: str) -> int:

@@ -75,6 +75,17 @@ class InitWeights:
         """
         return () if self.header is None else self.header.trained_on
 
+    def missing_of(self, net: Network, *, last: bool = False) -> str | None:
+        """The first parameter of `net` that they do not have, which is random; None: they have all.
+
+        Args:
+            net: as in `load`.
+            last: whether the last layer counts.
+        """
+        lasts = () if last else tuple(f"{layer}." for layer in net.last_layers)
+        names = (name for name in state_shapes(net) if not name.startswith(lasts))
+        return next((name for name in names if name not in self.state), None)
+
     def load(self, net: nn.Module) -> None:
         """Load the weights into `net`, a network of the arch, stream and classes of `load_init`."""
         net.load_state_dict(net.state_dict() | dict(self.state))

@@ -1,0 +1,134 @@
+"""The command on a page is the one that made the run."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kinetics_bench.commands import evaluate, train
+from kinetics_bench.commands.repeat import asked_of
+from kinetics_bench.inference.networks import RUN, Request
+from kinetics_tools.core.files import write_json
+
+REQUEST = Request(
+    arch="i3d",
+    stream="joint",
+    recipe="paper",
+    data="/data/shards",
+    train_split="train",
+    test_split="val",
+)
+
+
+def commands(folder: Path) -> list[list[str]]:
+    told = asked_of(folder)
+    assert told is not None
+    return [shlex.split(each) for each in told.commands]
+
+
+def parsed(words: list[str], work_dir: Path) -> dict[str, Any]:
+    """What a command asks for, under the names of the fields of a request."""
+    is_evaluation = words[1] == "evaluate"
+    parser = evaluate.parser() if is_evaluation else train.parser()
+    values = vars(parser.parse_args(words[2 if is_evaluation else 1 :]))
+    assert values["work_dir"] == work_dir
+    if not is_evaluation:
+        (values["seed"],) = values["seed"]
+    plain = {name: text if text is None else str(text) for name, text in values.items()}
+    lists = {"set": values.get("set", ()), "pretrained_on": values["pretrained_on"] or []}
+    return plain | lists | {"classes": values["classes"]}
+
+
+PATHS = st.sampled_from(["/data/a", "/data/with space", "/data/it's", "/data/$HOME;x"])
+REQUESTS = st.builds(
+    Request,
+    arch=st.just("two-stream"),
+    stream=st.sampled_from(["joint", "rgb", "flow"]),
+    recipe=st.sampled_from(["paper", "small"]),
+    data=PATHS | st.just("s3://bucket/shards"),
+    train_split=PATHS | st.just("ucf101/2"),
+    test_split=PATHS | st.just("ucf101/2"),
+    flow=st.none() | st.just("tvl1"),
+    protocol=st.none() | st.just("10x3"),
+    overrides=st.dictionaries(
+        st.sampled_from(["batch_size", "optimizer.lr", "protocol", "schedule.milestones"]),
+        st.integers(1, 99)
+        | st.floats(1e-6, 9)
+        | st.sampled_from(["10x3", "a b's", [[3, 1.0], [9, 0.1]]]),
+        max_size=3,
+    ),
+    scale_lr=st.booleans(),
+    val_split=st.none() | PATHS,
+    check_every=st.integers(0, 9),
+    amp=st.sampled_from(["auto", "none", "bfloat16", "float16"]),
+    checkpoint_every=st.sampled_from(["10min", "500"]),
+    keep_checkpoints=st.integers(1, 9),
+    checkpoint_activations=st.booleans(),
+    sync_bn=st.booleans(),
+    splits=st.none() | PATHS.map(Path),
+    seed=st.integers(0, 9),
+    num_workers=st.none() | st.integers(0, 9),
+    init=st.sampled_from(["scratch", "imagenet", "kinetics", "/data/it's.pt:ema"]),
+    finetune=st.sampled_from(["all", "last"]),
+    cache_bytes=st.sampled_from([0, 50_000_000_000, 10**12]),
+    classes=st.none() | st.just(("a",)) | st.just(("tying a bow", "it's")),
+    min_coverage=st.floats(0, 1),
+    allow_overlap=st.booleans(),
+    pretrained_on=st.lists(PATHS | st.just("kinetics700/train"), max_size=2).map(tuple),
+)
+
+
+@given(REQUESTS)
+def test_a_training_is_repeated_with_every_option(
+    tmp_path_factory: pytest.TempPathFactory, wanted: Request
+) -> None:
+    run = tmp_path_factory.mktemp("a run's")
+    write_json(run / RUN, wanted.as_json())
+    (words,) = commands(run)
+    found = parsed(words, run)
+    checked = ("classes", "pretrained_on", "min_coverage")
+    unasked = ("recipe_file", "best")  # the file is named; a training evaluates its last weights
+    assert found["classes"] == (wanted.classes and ",".join(wanted.classes))
+    assert tuple(found["pretrained_on"]) == wanted.pretrained_on
+    assert float(found["min_coverage"] or 0) == wanted.min_coverage
+    for name, value in wanted.as_json().items():
+        option = {"num_workers": "workers", "check_every": "eval_every"}.get(name, name)
+        if name == "overrides":
+            assert dict(found["set"]) == value
+        elif name not in (*unasked, *checked):
+            assert found[option] == (None if value is None else str(value)), name
+
+
+def test_weights_are_evaluated_again(tmp_path: Path) -> None:
+    given_weights = replace(REQUEST, train_split=None, init="/data/w.pt", test_split="test")
+    write_json(tmp_path / RUN, given_weights.as_json())
+    (words,) = commands(tmp_path)
+    found = parsed(words, tmp_path)
+    assert [found[name] for name in ("arch", "stream", "init", "data", "test_split")] == [
+        *("i3d", "joint", "/data/w.pt", "/data/shards", "test")
+    ]
+    told = asked_of(tmp_path)
+    assert told is not None
+    assert told.seed is None
+
+
+def test_another_evaluation_of_a_run_names_what_differs(tmp_path: Path) -> None:
+    other = tmp_path / "evaluate-01234567"
+    write_json(tmp_path / RUN, REQUEST.as_json())
+    write_json(other / RUN, replace(REQUEST, test_split="test", protocol="10x3").as_json())
+    training, again = commands(other)
+    assert again == [
+        *("run-benchmark", "evaluate", str(tmp_path)),
+        *("--test-split", "test", "--protocol", "10x3"),
+    ]
+    assert [training] == commands(tmp_path)
+
+
+def test_a_run_without_a_usable_request_has_no_command(tmp_path: Path) -> None:
+    assert asked_of(tmp_path) is None
+    (tmp_path / RUN).write_text("{}")
+    assert asked_of(tmp_path) is None
