@@ -35,6 +35,7 @@ class Machine:
         activation_checkpointing: whether `place` makes networks checkpoint their activations.
         sync_batch_norm: whether batch norms of a placed network, in training, normalise by the
             clips of all processes.
+        compiled: whether a training compiles its forward and backward pass, by torch.compile.
     """
 
     device: torch.device
@@ -44,6 +45,7 @@ class Machine:
     activation_checkpointing: bool = False
     float16: bool = False
     sync_batch_norm: bool = False
+    compiled: bool = False
 
     @property
     def syncs(self) -> bool:
@@ -131,7 +133,12 @@ class Machine:
 
 @contextmanager
 def open_machine(
-    device: str, amp: str, *, activation_checkpointing: bool = False, sync_batch_norm: bool = False
+    device: str,
+    amp: str,
+    *,
+    activation_checkpointing: bool = False,
+    sync_batch_norm: bool = False,
+    compiled: bool = False,
 ) -> Iterator[Machine]:
     """The machine to compute on. Under torchrun, its process group exists inside the context.
 
@@ -141,11 +148,15 @@ def open_machine(
         amp: `bfloat16`, `float16`, `none`, or `auto`: bfloat16 if the hardware supports it.
         activation_checkpointing: see `Machine`.
         sync_batch_norm: see `Machine`.
+        compiled: see `Machine`.
 
     Raises:
-        EvaluationError: CUDA was asked for and torch finds no GPU, or the other processes cannot be
-            reached.
+        EvaluationError: `compiled` does not go together with another option; CUDA was asked for and
+            torch finds no GPU; or the other processes cannot be reached.
     """
+    if compiled and (activation_checkpointing or sync_batch_norm):
+        other = "--sync-bn" if sync_batch_norm else "--checkpoint-activations"
+        raise EvaluationError(f"--compile does not go together with {other}: leave one of them out")
     chosen = _device(device)
     bfloat16 = amp == "bfloat16" or (amp == "auto" and _has_bfloat16(chosen))
     num_processes = _num_processes(os.environ)
@@ -155,6 +166,7 @@ def open_machine(
         activation_checkpointing=activation_checkpointing,
         float16=amp == "float16",
         sync_batch_norm=sync_batch_norm,
+        compiled=compiled,
     )
     if num_processes == 1:
         yield machine

@@ -69,6 +69,7 @@ REQUESTS = st.builds(
     keep_checkpoints=st.integers(1, 9),
     checkpoint_activations=st.booleans(),
     sync_bn=st.booleans(),
+    compile=st.booleans(),
     splits=st.none() | PATHS.map(Path),
     seed=st.integers(0, 9),
     num_workers=st.none() | st.integers(0, 9),

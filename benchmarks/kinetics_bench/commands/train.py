@@ -119,6 +119,13 @@ def parser() -> Parser:
         help="batch norm over the clips of all processes: the mean and variance in training are "
         "those of the micro-batches of all of them together",
     )
+    parser.more.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the forward and backward pass (torch.compile): the first step takes a minute "
+        "or more, the others may be faster; evaluation is not compiled. A CPU needs a C++ "
+        "compiler (g++), a GPU Triton",
+    )
     add_machine(parser, training=True)
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan and its hours, and train nothing"
@@ -181,6 +188,7 @@ def act(arguments: argparse.Namespace) -> int:
         keep_checkpoints=arguments.keep_checkpoints,
         checkpoint_activations=arguments.checkpoint_activations,
         sync_bn=arguments.sync_bn,
+        compile=arguments.compile,
         **scope_of(arguments),
     )
     words = [] if arguments.init == INITS[0] else [short_init(arguments.init)]
@@ -241,6 +249,7 @@ def _run(
         first.amp,
         activation_checkpointing=first.checkpoint_activations,
         sync_batch_norm=first.sync_bn,
+        compiled=first.compile,
     )
     with placed as machine:
         if first.sync_bn and machine.num_processes == 1:

@@ -67,6 +67,7 @@ class Request:
         keep_checkpoints: how many of them stay.
         checkpoint_activations: whether a training computes activations again, for less memory.
         sync_bn: whether batch norm in training is of the clips of all processes.
+        compile: whether a training compiles its passes, by torch.compile.
         classes: only the clips of these are trained and tested on; None: all.
         min_coverage: share of the test split's clips that must be there.
         allow_overlap: test clips may be of videos that the weights were trained on, and, if nothing
@@ -100,6 +101,7 @@ class Request:
     keep_checkpoints: schema.Positive = 1
     checkpoint_activations: bool = False
     sync_bn: bool = False
+    compile: bool = False
     classes: tuple[str, ...] | None = None
     min_coverage: schema.Share = 0.0
     allow_overlap: bool = False

@@ -127,7 +127,10 @@ def learning_seconds(
     statistics = {name: values.clone() for name, values in model.named_buffers()}
     learning_s = 0.0
     # The first pass also warms up; two clips, for batch norm.
-    for num in (min(2, recipe.micro_batch_size), recipe.micro_batch_size):
+    sizes = (min(2, recipe.micro_batch_size), recipe.micro_batch_size)
+    for num in sizes if machine.compiled else ():
+        empty_pass(num)  # compiles it
+    for num in sizes:
         start = time.monotonic()
         empty_pass(num)
         machine.synchronize()

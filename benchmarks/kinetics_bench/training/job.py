@@ -28,6 +28,8 @@ from kinetics_tools.shards.records import RGB, flow_stream
 
 EACH_PROCESS: Final = "of the clips of each process"
 ALL_PROCESSES: Final = "of the clips of all processes"
+TORCH_COMPILE: Final = "torch.compile"  # its sums are of another order
+NO_COMPILER: Final = "none"
 logger = logging.getLogger(__name__)
 
 
@@ -127,6 +129,7 @@ class TrainingJob:
             "flow bound": self.bound,
             "precision": machine.precision,
             "batch norm": ALL_PROCESSES if machine.sync_batch_norm else EACH_PROCESS,
+            "compiler": TORCH_COMPILE if machine.compiled else NO_COMPILER,
             "numerics of the code": NUMERICS,
             **self._validation,
         }
@@ -281,6 +284,7 @@ def _recorded_identity(before: Checkpoint) -> dict[str, str | float]:
         "precision": before.precision,
         "flow bound": before.data.bound,
         "batch norm": EACH_PROCESS,
+        "compiler": NO_COMPILER,
         **before.identity,
     }
 

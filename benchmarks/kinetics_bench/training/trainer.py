@@ -7,13 +7,14 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn import functional
 
 from kinetics_bench.archs.batch_norm import BatchNormSingleSampleError
@@ -137,6 +138,7 @@ class _Training:
         self.net = trainable(net, job.finetune)
         kind = FeatureExamples if recipe.fixed_features else ClipExamples
         self.examples: Examples = kind(job, machine, net)
+        self._logits = torch.compile(self._eager_logits) if machine.compiled else self._eager_logits
         self.optimizer = new_optimizer(self.net, recipe)
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.float16)
         self.state = before or self._begin()
@@ -405,7 +407,7 @@ class _Training:
     ) -> Tensor:
         """Sums over the clips of a micro-batch: of the loss, of correct predictions, of clips."""
         try:
-            with self.machine.autocast():
+            with self.machine.autocast(), _compiling():
                 logits = self._logits(inputs)
         except BatchNormSingleSampleError as error:
             # Batch norm needs two clips: the others of this micro-batch could not be decoded.
@@ -420,12 +422,13 @@ class _Training:
             reduction="sum",
             label_smoothing=self.job.recipe.label_smoothing,
         ).div(num_steps)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        with _compiling():  # the backward pass is compiled when it is first needed
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         correct = (logits[:, :, -1].argmax(dim=1) == label_ids).sum()
         num_clips = torch.tensor(len(label_ids), device=loss.device)
         return torch.stack([loss.detach(), correct, num_clips])
 
-    def _logits(self, inputs: Sequence[Tensor]) -> Tensor:
+    def _eager_logits(self, inputs: Sequence[Tensor]) -> Tensor:
         """The logits of the loss: (B, K, T'), with T' = 1 if they are averaged."""
         model = self.examples.model
         if ARCHS[self.job.arch].loss_at_all_steps:
@@ -558,6 +561,19 @@ class _Training:
             self.state.write(self.job.folder / CHECKPOINT)
             self._written = self.state.step
         self.machine.barrier()
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """A block that may compile; raises EvaluationError if a compiler is missing or fails."""
+    try:
+        yield
+    except BackendCompilerFailed as error:
+        first = next(filter(None, str(error).splitlines()), "")
+        raise EvaluationError(
+            f"torch cannot compile the network ({first}); install g++, or for a GPU Triton, or "
+            "leave out --compile"
+        ) from error
 
 
 def _seed(seed: int, epoch: int, what: str) -> int:
