@@ -503,8 +503,8 @@ def test_the_command_prints_tables_and_notes(
     said = capsys.readouterr().out
     for part in (
         f"A: {run / 'joint'} (i3d joint, protocol whole, recipe small ",
-        f"of the 2 clips of {tmp_path / 'list.txt'}: 1 scored by both, 0 by A only, 0 by B only, "
-        "1 by neither",
+        f"of the 2 entries of {tmp_path / 'list.txt'} 1 name clips that both scored, 0 clips of A "
+        "only, 0 of B only, 1 none of them",
         "only A right 1, only B right 0, p = 1; so few cannot be significant",
         "A gains most in:\nclass  clips    A %  B %   A - B\na          1  100.0  0.0  +100.0\n",
         "note: all clips were cut from one video",
@@ -515,6 +515,19 @@ def test_the_command_prints_tables_and_notes(
         *("top-1 %", "100.0", "100.0", "0.0", "0.0", "+100.0", "none")
     ]
     assert "1 / 2" in said
+
+
+def test_clips_that_can_show_nothing_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = ranked("A", {key(0): ("a", 0), key(1): ("a", 1)})
+    wrong = ranked("B", {key(0): ("a", 1), key(1): ("a", 0)})
+    folders = [str(written_row(tmp_path / name, row)) for name, row in (("a", right), ("b", wrong))]
+    assert cli.run(["compare", *folders]) == 0
+    found = compare(right, wrong).detectable
+    assert found is not None and found > 1
+    said = capsys.readouterr().out
+    assert "these clips are too few to show any difference of top-1 with a power of 80 %" in said
 
 
 def test_the_command_prints_all_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -249,6 +249,13 @@ def test_the_command_does_not_write_over_a_run(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / RESULT).exists()
 
 
+def test_one_row_is_no_sum(tmp_path: Path) -> None:
+    row = str(written_row(tmp_path / "row", one()))
+    with pytest.raises(KineticsError, match=r"row alone is no sum; give two rows or more"):
+        cli.run(["fuse", row, "--out", str(tmp_path / "fused")])
+    assert not (tmp_path / "fused").exists()
+
+
 def test_the_streams_of_a_run_are_added_as_they_are() -> None:
     parts = {"rgb": one().predictions, "flow": other().predictions}
     joint = add_predictions(parts)

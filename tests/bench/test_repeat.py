@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from kinetics_bench.commands import evaluate, train
 from kinetics_bench.commands.repeat import asked_of
-from kinetics_bench.inference.networks import RUN, Request
+from kinetics_bench.inference.networks import RUN, Request, read_request
+from kinetics_tools.core.errors import KineticsError
 from kinetics_tools.core.files import write_json
 
 REQUEST = Request(
@@ -133,3 +134,10 @@ def test_a_run_without_a_usable_request_has_no_command(tmp_path: Path) -> None:
     assert asked_of(tmp_path) is None
     (tmp_path / RUN).write_text("{}")
     assert asked_of(tmp_path) is None
+
+
+def test_a_row_of_a_run_is_named_as_one(tmp_path: Path) -> None:
+    write_json(tmp_path / RUN, REQUEST.as_json())
+    (tmp_path / "rgb").mkdir()
+    with pytest.raises(KineticsError, match=f"rgb is a row of a run, not a run; .*{tmp_path}$"):
+        read_request(tmp_path / "rgb")

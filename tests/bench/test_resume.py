@@ -122,6 +122,11 @@ def test_the_best_checkpoint_is_evaluated_apart(tmp_path: Path, call: Call) -> N
     before = (rgb / "result.json").read_bytes()
     call("evaluate", work_dir, "--best")
     assert (rgb / "result.json").read_bytes() == before
+    evaluation = work_dir / "evaluate-best"
+    files = sorted(evaluation.rglob("*"))
+    with pytest.raises(KineticsError, match=f"is an evaluation of the run {work_dir}; give "):
+        call("resume", evaluation)
+    assert sorted(evaluation.rglob("*")) == files
     other = work_dir / "evaluate-best" / "rgb" / "result.json"
     there, here = (json.loads(path.read_text()) for path in (other, rgb / "result.json"))
     assert there["score"] == here["score"]  # of one epoch, which is the best one

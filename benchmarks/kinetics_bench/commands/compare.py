@@ -78,11 +78,13 @@ def _lines(found: Comparison) -> Iterator[str]:
         f"seed {found.seed}"
     )
     yield _tested(found.test)
-    if found.detectable is not None:
+    if found.detectable is not None and found.detectable < 1:
         yield (
             "these clips can show, with a power of 80 %, a difference of top-1 of "
             f"{100 * found.detectable:.1f} points"
         )
+    elif found.detectable is not None:
+        yield "these clips are too few to show any difference of top-1 with a power of 80 %"
     for title, classes in (("A gains most in", found.gains), ("B gains most in", found.losses)):
         if classes:
             yield ""
@@ -96,8 +98,8 @@ def _lines(found: Comparison) -> Iterator[str]:
 
 def _told(listed: Listed) -> str:
     return (
-        f"of the {listed.num} clips of {listed.name}: {listed.both} scored by both, "
-        f"{listed.only_a} by A only, {listed.only_b} by B only, {listed.neither} by neither"
+        f"of the {listed.num} entries of {listed.name} {listed.both} name clips that both scored, "
+        f"{listed.only_a} clips of A only, {listed.only_b} of B only, {listed.neither} none of them"
     )
 
 

@@ -57,6 +57,8 @@ def act(arguments: argparse.Namespace) -> int:
     from kinetics_bench.evaluation.fusion import fuse
     from kinetics_bench.evaluation.rows import find_row
 
+    if len(arguments.rows) < 2:
+        raise EvaluationError(f"{arguments.rows[0]} alone is no sum; give two rows or more")
     rows = [find_row(folder, arguments.stream) for folder in arguments.rows]
     weights = arguments.weights or (1.0,) * len(rows)
     result, predictions = fuse(rows, weights, arguments.of)

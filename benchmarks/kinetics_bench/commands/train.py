@@ -209,8 +209,12 @@ def act(arguments: argparse.Namespace) -> int:
 
 def resume(arguments: argparse.Namespace) -> int:
     """Continue a training, as its run.json says."""
-    from kinetics_bench.inference.networks import read_request
+    from kinetics_bench.evaluation.results import run_of
+    from kinetics_bench.inference.networks import RUN, read_request
 
+    run = run_of(arguments.run)
+    if run != arguments.run and (run / RUN).exists():
+        raise KineticsError(f"{arguments.run} is an evaluation of the run {run}; give {run}")
     request = read_request(arguments.run)
     if request.train_split is None:
         raise KineticsError(

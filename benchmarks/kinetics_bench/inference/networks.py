@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from kinetics_bench.archs.registry import ARCHS, build, check_network
+from kinetics_bench.archs.registry import ARCHS, STREAMS, build, check_network
 from kinetics_bench.recipes import RecipeChoice, recipe_for
 from kinetics_bench.training.checkpoint import (
     BEST,
@@ -169,6 +169,10 @@ def read_request(work_dir: Path) -> Request:
         KineticsError: there is no run.
     """
     if not (work_dir / RUN).exists():
+        if (work_dir.parent / RUN).exists() and work_dir.name in STREAMS:
+            raise KineticsError(
+                f"{work_dir} is a row of a run, not a run; give the run, {work_dir.parent}"
+            )
         raise KineticsError(
             f"{work_dir} holds no run; train one there: "
             f"run-benchmark --arch i3d --work-dir {work_dir}"
