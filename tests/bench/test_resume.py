@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from kinetics_bench import cli
+from kinetics_bench.evaluation.groups import groups
+from kinetics_bench.evaluation.rows import find_row
 from kinetics_bench.recipes import MultiStep, OneCycle
 from kinetics_bench.training.checkpoint import BEST, CHECKPOINT, Checkpoint
 from kinetics_bench.training.log import LOG
@@ -57,6 +59,7 @@ def test_a_finished_training_is_made_longer(tmp_path: Path) -> None:
     (extension,) = Checkpoint.read(tmp_path / "checkpoint.pt").extended
     assert (extension.epoch, extension.recipe) == (1, short.recipe)
     assert train(longer, CPU).step == grown.step  # reused
+    assert (grown.recipe.hash, grown.recipe.name) == (longer.recipe.hash, "tiny+extended-at-2")
     with pytest.raises(EvaluationError, match="3 epochs, which is longer than 1"):
         train(short, CPU, extend=True)
     other = replace(longer, recipe=replace(RECIPE, dropout=0.1))
@@ -99,6 +102,14 @@ def test_a_run_is_resumed_by_its_name_and_made_longer(
     call("resume", work_dir, "--epochs", 2)
     grown = Checkpoint.read(work_dir / "rgb" / CHECKPOINT)
     assert (grown.epoch, len(grown.extended), grown.num_held_out) == (2, 1, 2)
+    row = find_row(work_dir, "rgb")
+    result = row.result
+    assert [each.name for each in result.training.values()] == [grown.recipe.name]
+    fresh = {name: replace(each, name="small") for name, each in result.training.items()}
+    as_fresh = replace(result, training=fresh, seed=7)
+    assert groups([row, replace(row, result=as_fresh)]) == []
+    others = [replace(row, result=replace(as_fresh, seed=seed)) for seed in (7, 8)]
+    assert len(groups([row, *others])) == 1
     overrides = json.loads((work_dir / "run.json").read_text())["overrides"]
     assert overrides["schedule.epochs"] == 2
     # A run that stopped between run.json and its first step: run.json says where it goes.

@@ -13,6 +13,7 @@ from typing import Any, Final
 from kinetics_bench.evaluation.fusion import SEVERAL_INITS
 from kinetics_bench.evaluation.results import Result, percent
 from kinetics_bench.evaluation.rows import Row
+from kinetics_bench.recipes.recipe import EXTENDED, Recipe
 from kinetics_tools.core.files import digest
 
 OFFICIAL: Final = re.compile(r"(ucf101|hmdb51)/([123])")  # a split of one of the three
@@ -126,6 +127,7 @@ def _likeness(result: Result, beside: Sequence[Result] = ()) -> str:
             result.score.keys_sha256 if split == data.test_split else split,
             [[each.source, each.sha256, each.finetune] for each in inits],
             *(_hashes(result.training), _hashes(result.recipes)),
+            _extensions(result.training),
             fused and [fused.of, *([part.weight, _likeness(part.result)] for part in fused.parts)],
         ]
     )
@@ -133,3 +135,8 @@ def _likeness(result: Result, beside: Sequence[Result] = ()) -> str:
 
 def _hashes(recipes: Mapping[str, Any]) -> list[tuple[str, str]]:
     return sorted((name, each.hash) for name, each in recipes.items())
+
+
+def _extensions(recipes: Mapping[str, Recipe]) -> list[str]:
+    """Where trainings were made longer: their weights are not those of a length from the start."""
+    return sorted(each.name.partition(EXTENDED)[2] for each in recipes.values())

@@ -18,6 +18,8 @@ _STORED: Final[Mapping[str, str]] = {"micro_batch_size": "pass_size", "milestone
 _LATER: Final[Mapping[str, Any]] = {"held_out": 0.0, "fixed_features": False}
 _UNHASHED: Final = frozenset({"name", "source", "protocol"})
 MAX_VIEW_PX: Final = 2**28  # of one stream of one clip: 5,000 frames of 224 x 224
+# And the step: in the name of the recipe of a training that was made longer there.
+EXTENDED: Final = "+extended-at-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

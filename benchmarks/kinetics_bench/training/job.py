@@ -18,6 +18,7 @@ from kinetics_bench.data.loader import BatchPlan
 from kinetics_bench.data.splits import Selection
 from kinetics_bench.device import Machine
 from kinetics_bench.recipes import Plateau, Recipe, differing_fields
+from kinetics_bench.recipes.recipe import EXTENDED
 from kinetics_bench.training.checkpoint import CHECKPOINT, NUMERICS, Checkpoint, Extension
 from kinetics_bench.training.occasions import EVERY_TEN_MINUTES, Saving
 from kinetics_bench.weights.init import SCRATCH, InitWeights
@@ -269,7 +270,8 @@ def _extend(before: Checkpoint, job: TrainingJob) -> None:
             f"{here.length}: a training can be made longer, not shorter"
         )
     before.extended.append(Extension(step=before.step, epoch=before.epoch, recipe=before.recipe))
-    before.recipe = job.recipe
+    # By its name, as its schedule is not that of a training of this length from the start.
+    before.recipe = replace(job.recipe, name=f"{job.recipe.name}{EXTENDED}{before.step}")
     before.identity = {
         **before.identity,
         "recipe": job.recipe.hash,

@@ -88,7 +88,10 @@ def train(
     if before is not None and machine.is_main:
         warn_of_older_version(before, job.identity(machine), job.folder / CHECKPOINT)
     if before is not None and before.finished:
-        logger.info("%s: reused, trained already (%s)", job.stream, job.folder / CHECKPOINT)
+        longer = "".join(f", made longer at step {each.step}" for each in before.extended)
+        logger.info(
+            "%s: reused, trained already (%s%s)", job.stream, job.folder / CHECKPOINT, longer
+        )
         return before
     require_usable(job, machine)
     return _Training(job, machine, before).run()
