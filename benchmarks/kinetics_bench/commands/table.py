@@ -36,7 +36,8 @@ from kinetics_tools.core.text import printable
 from kinetics_tools.core.units import part_from
 
 if TYPE_CHECKING:
-    from kinetics_bench.tables.plan import TablePlan
+    from kinetics_bench.device import Machine
+    from kinetics_bench.tables.plan import TablePlan, Training
     from kinetics_bench.tables.run import Setting
 
 OUT: Final = RUNS / "tables"
@@ -137,19 +138,20 @@ def act(arguments: argparse.Namespace) -> int:
         cache=arguments.cache_dir,
         force=arguments.force,
     )
+    mine = part.of(plan.chains)
     with open_machine(_device_here(arguments), arguments.amp) as machine:
         is_main = machine.is_main
         problems = find_problems(plan, setting, machine)
         if arguments.dry_run:
-            return _dry_run(plan, setting, machine, problems)
-    mine = part.of(plan.chains)
+            return _dry_run(plan, mine, setting, machine, problems)
     todo = list(runnable(mine, problems))
     failed = run_chains(todo, setting, jobs=arguments.jobs, where=arguments.engine)
     names = {training.name for chain in mine for training in chain}
     outcomes = page.find_outcomes(plan, setting, problems, failed, names)
     if is_main:
         rows, reasons = page.table_rows(outcomes)
-        _write(number, rows, reasons, page.as_csv(page.csv_rows(number, outcomes)), arguments.out)
+        notes = [*reasons, *page.data_notes(plan)]
+        _write(number, rows, notes, page.as_csv(page.csv_rows(number, outcomes)), arguments.out)
     gaps = {outcome.gap for outcome in outcomes}
     if "failed" in gaps:
         return Exit.RETRYABLE_GAPS
@@ -172,7 +174,7 @@ def _sizes(arguments: argparse.Namespace) -> int:
 def _write(
     number: int,
     rows: list[dict[str, str]],
-    reasons: list[str],
+    notes: list[str],
     plain: str,
     out: Path,
     *,
@@ -181,24 +183,29 @@ def _write(
     """Write both files, and print the table with their paths."""
     from kinetics_bench.tables import page
 
-    csv, html = page.write_table(number, rows, reasons, plain, out)
+    csv, html = page.write_table(number, rows, notes, plain, out)
     print(console.text_table(rows, left_aligned=list(left)))
     print(f"paper: {paper.SOURCE}", end="")
     print(f"; it tested on {paper.TESTED_ON[number]}" if number in paper.TESTED_ON else "")
-    for reason in reasons:
-        print(printable(reason))
+    for note in notes:
+        print(printable(note))
     print(f"csv: {csv}")
     print(f"page: {html}")
 
 
 def _dry_run(
-    plan: TablePlan, setting: Setting, machine: Any, problems: Mapping[tuple[str, str], str]
+    plan: TablePlan,
+    mine: Iterable[Iterable[Training]],
+    setting: Setting,
+    machine: Machine,
+    problems: Mapping[tuple[str, str], str],
 ) -> int:
     """Print what would be trained, and how long that takes."""
     from kinetics_bench.tables import page
     from kinetics_bench.tables.run import forecast
 
-    forecasts, more = forecast(plan, setting, machine, problems)
+    trainings = [training for chain in mine for training in chain]
+    forecasts, more = forecast(trainings, setting, machine, problems)
     if machine.is_main:
         rows, reasons = page.forecast_rows(plan, forecasts, {**problems, **more})
         print(console.text_table(rows, left_aligned=LEFT))

@@ -90,13 +90,9 @@ class Outcome:
 
     @property
     def tested_on(self) -> str:
-        """The test splits."""
-        return ", ".join(
-            Path(each.data.test_split).name
-            if Path(each.data.test_split).is_absolute()
-            else each.data.test_split
-            for each in self.results
-        )
+        """The test splits; of files of keys their names."""
+        splits = [each.data.test_split for each in self.results]
+        return ", ".join(Path(s).name if Path(s).is_absolute() else s for s in splits)
 
 
 def find_outcomes(
@@ -173,6 +169,17 @@ def table_rows(outcomes: Sequence[Outcome]) -> tuple[list[Cells], list[str]]:
     return rows, [f"[{at}] {reason}" for at, reason in enumerate(reasons, 1)]
 
 
+def data_notes(plan: TablePlan) -> list[str]:
+    """What ours were trained and tested on, a line for each recipe of a data set."""
+    found: dict[str, None] = {}
+    for each in plan.trainings.values():
+        network = each.recipe.recipe(each.arch, each.networks[0])
+        classes = f", {len(each.classes)} classes" if each.classes else ""
+        splits = f"trained on {each.train_split}, tested on {each.test_split}{classes}"
+        found[f"ours on {each.data}, {each.transfer}: recipe {network.name}, {splits}"] = None
+    return list(found)
+
+
 def _coordinates(planned: PlannedCell) -> Cells:
     cell = planned.cell
     return {
@@ -228,6 +235,7 @@ def _forecast_row(
 ) -> Cells:
     networks = ARCHS[coordinates["architecture"]].networks_of(coordinates["stream"])
     asked = [(name, each) for name in names for each in networks]
+    nothing = dict.fromkeys(("clips", "steps", "done", "hours"), "-")
     why = ""
     if lacking:
         why = f"not given: --data {','.join(f'{name}=DIR' for name in lacking)}"
@@ -236,8 +244,9 @@ def _forecast_row(
     if why:
         if why not in reasons:
             reasons.append(why)
-        nothing = dict.fromkeys(("clips", "steps", "done", "hours"), "-")
         return {**coordinates, **nothing, "state": f"{NOT_RUN} [{reasons.index(why) + 1}]"}
+    if not all(at in forecasts for at in asked):
+        return {**coordinates, **nothing, "state": "of another task"}
     found = [forecasts[at] for at in asked]
     steps = sum(each.plan.num_steps for each in found)
     done = sum(each.plan.steps_done for each in found)

@@ -119,11 +119,14 @@ def find_problems(plan: TablePlan, setting: Setting, machine: Machine) -> dict[N
 
 
 def forecast(
-    plan: TablePlan, setting: Setting, machine: Machine, problems: Mapping[Network, str]
+    trainings: Iterable[Training],
+    setting: Setting,
+    machine: Machine,
+    problems: Mapping[Network, str],
 ) -> tuple[dict[Network, Forecast], dict[Network, str]]:
     """What the trainings take that have no problem, and more problems; nothing is written."""
     found, more = {}, {}
-    for training in plan.trainings.values():
+    for training in trainings:
         for network in training.networks:
             at = (training.name, network)
             if at in problems:
@@ -133,6 +136,8 @@ def forecast(
             if not is_there:
                 request = _rehearsed(training, network, setting)
             folder = setting.folder(training.name)
+            if setting.force:
+                folder = folder.with_name(f"{folder.name}+anew")  # as if nothing were there
             try:
                 (ahead,) = plan_run(request, folder, machine, cache=setting.cache)
             except KineticsError as error:
@@ -192,6 +197,8 @@ def run_chains(
             failed |= {each.name: result.detail for each in lost}
         else:
             failed |= result
+            if jobs != 0:
+                logger.info("done: %s", ", ".join(training.name for training in chain))
     return failed
 
 
