@@ -186,7 +186,7 @@ def _write(
     csv, html = page.write_table(number, rows, notes, plain, out)
     print(console.text_table(rows, left_aligned=list(left)))
     print(f"paper: {paper.SOURCE}", end="")
-    print(f"; it tested on {paper.TESTED_ON[number]}" if number in paper.TESTED_ON else "")
+    print(f"; tested on: {paper.TESTED_ON[number]}" if number in paper.TESTED_ON else "")
     for note in notes:
         print(printable(note))
     print(f"csv: {csv}")

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 from kinetics_bench.archs.registry import ARCHS, Sampling, build
 from kinetics_bench.evaluation import paper
+from kinetics_bench.evaluation.groups import OFFICIAL
 from kinetics_bench.evaluation.results import Result
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import recipe_for
@@ -91,8 +92,12 @@ class Outcome:
     @property
     def tested_on(self) -> str:
         """The test splits; of files of keys their names."""
-        splits = [each.data.test_split for each in self.results]
-        return ", ".join(Path(s).name if Path(s).is_absolute() else s for s in splits)
+        return ", ".join(_split_text(each.data.test_split) for each in self.results)
+
+
+def _split_text(split: str) -> str:
+    """A split; of a file of keys its name."""
+    return split if OFFICIAL.fullmatch(split) else Path(split).name
 
 
 def find_outcomes(
@@ -175,7 +180,8 @@ def data_notes(plan: TablePlan) -> list[str]:
     for each in plan.trainings.values():
         network = each.recipe.recipe(each.arch, each.networks[0])
         classes = f", {len(each.classes)} classes" if each.classes else ""
-        splits = f"trained on {each.train_split}, tested on {each.test_split}{classes}"
+        train, test = _split_text(each.train_split), _split_text(each.test_split)
+        splits = f"trained on {train}, tested on {test}{classes}"
         found[f"ours on {each.data}, {each.transfer}: recipe {network.name}, {splits}"] = None
     return list(found)
 
@@ -320,17 +326,17 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def csv_rows(number: int, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """The cells as values: percent and points, unrounded."""
+    """The cells as values: percent and points."""
     return [
         {
             "table": number,
             **_coordinates(each.planned),
             "paper_top1": each.planned.cell.top1,
-            "top1": each.top1,
-            "difference": each.difference,
-            "standard_error": each.standard_error,
+            "top1": _rounded(each.top1),
+            "difference": _rounded(each.difference),
+            "standard_error": _rounded(each.standard_error),
             "paper_top5": each.planned.cell.top5,
-            "top5": each.top5,
+            "top5": _rounded(each.top5),
             "scored": each.coverage and each.coverage[0],
             "expected": each.coverage and each.coverage[1],
             "paper_tested_on": paper.TESTED_ON[number],
@@ -340,6 +346,10 @@ def csv_rows(number: int, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         }
         for each in outcomes
     ]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def size_rows(archs: Sequence[str], num_classes: int = 400) -> list[Cells]:

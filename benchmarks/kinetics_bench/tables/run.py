@@ -213,7 +213,7 @@ def run_chain(
     device = setting.device
     if resources is not None:
         device = resources.device
-        torch.set_num_threads(resources.threads)
+        torch.set_num_threads(min(resources.threads, torch.get_num_threads()))
     with open_machine(device, setting.amp) as machine:
         for training in chain:
             if training.parent in failed:
