@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from kinetics_bench.tables.plan import SETS, Choices, DataSet, PlannedCell, plan
 from kinetics_tools.core.cli import Exit
 from kinetics_tools.core.units import Part
 from results import row
-from support import run_command, tree
+from support import ROOT, run_command, tree, unpack_written_by_0_1
 from tiny import LABELS, copy_of_shards, key_file, tiny_shards
 
 EVERY = Choices(
@@ -403,6 +404,29 @@ def test_table_5_is_the_mean_of_official_splits(tmp_path: Path) -> None:
     assert ours["tested_on"] == "ucf101/1, ucf101/2, ucf101/3"
     assert (ours["scored"], ours["expected"]) == ("6", "6")
     assert len(ours["runs"].split()) == 3
+
+
+def test_the_commands_of_the_docs_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the shards that version 0.1 wrote, for all data sets, without a training."""
+    unpack_written_by_0_1(tmp_path)
+    for name in ("ucf101-shards", "hmdb51-shards"):
+        (tmp_path / name).symlink_to("shards")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "run-benchmark.md").read_text(encoding="utf-8")
+    lines = [shlex.split(line) for line in re.findall("^run-benchmark (table .*)", text, re.M)]
+    assert [line[1] for line in lines] == ["1", "3", "4"]
+    for line in lines:
+        given = line if line[1] == "1" or "--dry-run" in line else [*line, "--dry-run"]
+        assert cli.run([*given, "--cache-dir", "cache"]) == Exit.COMPLETE
+        printed = capsys.readouterr().out
+        assert "i3d" in printed
+        titles = printed.splitlines()[0].split()[:2]
+        assert titles == ["architecture", "stream"]
+    shown = re.search(r"^    (architecture +stream.*)$", text, re.M)
+    assert shown is not None
+    assert re.split(r"\s{2,}", shown[1]) == list(page.table_rows([outcome()])[0][0])
 
 
 # Bad input
