@@ -406,6 +406,7 @@ def test_table_5_is_the_mean_of_official_splits(tmp_path: Path) -> None:
     assert len(ours["runs"].split()) == 3
 
 
+@pytest.mark.full
 def test_the_commands_of_the_docs_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
