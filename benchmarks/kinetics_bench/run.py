@@ -108,14 +108,20 @@ def plan_run(
     *,
     cache: Path | None = None,
     extend: bool = False,
+    clips_per_second: float | None = None,
 ) -> list[TrainingPlan]:
     """What `train_and_evaluate` would train, and how long; nothing is written.
+
+    `clips_per_second` is the rate, where it is known; None: it is measured.
 
     Raises:
         KineticsError: as there.
     """
     jobs, _, _ = _prepared(request, work_dir, machine, cache)
-    return [plan_training(job, machine, extend=extend) for job in jobs]
+    return [
+        plan_training(job, machine, extend=extend, clips_per_second=clips_per_second)
+        for job in jobs
+    ]
 
 
 def check_run(

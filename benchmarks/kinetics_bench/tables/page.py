@@ -104,7 +104,7 @@ def find_outcomes(
     plan: TablePlan,
     setting: Setting,
     problems: Mapping[Network, str],
-    failed: Mapping[str, str],
+    failed: Mapping[Network, str],
     mine: set[str],
 ) -> list[Outcome]:
     """The cells with the results that are there.
@@ -113,7 +113,7 @@ def find_outcomes(
         plan: of the table.
         setting: where its runs are.
         problems: why networks cannot be trained here.
-        failed: why runs failed, by name.
+        failed: why networks failed.
         mine: names of the trainings that this part of the job does.
     """
     return [_outcome(planned, setting, problems, failed, mine) for planned in plan.cells]
@@ -123,7 +123,7 @@ def _outcome(
     planned: PlannedCell,
     setting: Setting,
     problems: Mapping[Network, str],
-    failed: Mapping[str, str],
+    failed: Mapping[Network, str],
     mine: set[str],
 ) -> Outcome:
     if planned.lacking:
@@ -133,8 +133,9 @@ def _outcome(
     networks = ARCHS[planned.cell.arch].networks_of(stream)
     results = []
     for name in planned.trainings:
-        if name in failed:
-            return Outcome(planned=planned, gap="failed", reason=failed[name])
+        whys = [failed[name, each] for each in networks if (name, each) in failed]
+        if whys:
+            return Outcome(planned=planned, gap="failed", reason="; ".join(dict.fromkeys(whys)))
         if setting.has_row(name, stream):
             try:
                 results.append(Result.read(setting.folder(name) / stream))

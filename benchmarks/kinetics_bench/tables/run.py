@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 
@@ -125,7 +125,9 @@ def forecast(
     problems: Mapping[Network, str],
 ) -> tuple[dict[Network, Forecast], dict[Network, str]]:
     """What the trainings take that have no problem, and more problems; nothing is written."""
-    found, more = {}, {}
+    found: dict[Network, Forecast] = {}
+    more: dict[Network, str] = {}
+    rates: dict[Any, float] = {}  # clips per second of what takes as long
     for training in trainings:
         for network in training.networks:
             at = (training.name, network)
@@ -138,11 +140,18 @@ def forecast(
             folder = setting.folder(training.name)
             if setting.force:
                 folder = folder.with_name(f"{folder.name}+anew")  # as if nothing were there
+            recipe = training.recipe.recipe(training.arch, network)
+            alike = (training.arch, network, training.data, training.transfer == FIXED)
+            rate = None if recipe.fixed_features else rates.get(alike)
             try:
-                (ahead,) = plan_run(request, folder, machine, cache=setting.cache)
+                (ahead,) = plan_run(
+                    request, folder, machine, cache=setting.cache, clips_per_second=rate
+                )
             except KineticsError as error:
                 more[at] = _said(error)
             else:
+                if ahead.clips_per_second:
+                    rates[alike] = ahead.clips_per_second
                 # Features of weights that are not there yet cannot be timed.
                 found[at] = Forecast(ahead, is_timed=is_there or training.transfer != FIXED)
     return found, more
@@ -151,24 +160,27 @@ def forecast(
 def runnable(chains: Iterable[Chain], problems: Mapping[Network, str]) -> Iterator[Chain]:
     """The chains without what has problems, each row by itself."""
     for chain in chains:
-        left = []
-        for training in chain:
-            networks_of = ARCHS[training.arch].networks_of
-            streams = tuple(
-                stream
-                for stream in training.streams
-                if not any((training.name, each) in problems for each in networks_of(stream))
-            )
-            if streams:
-                left.append(replace(training, streams=streams))
+        left = tuple(each for training in chain for each in _without(training, problems))
         if left:
-            yield tuple(left)
+            yield left
+
+
+def _without(training: Training, problems: Mapping[Network, str]) -> Iterator[Training]:
+    """A training with the rows of which no network has a problem, if there are any."""
+    networks_of = ARCHS[training.arch].networks_of
+    streams = tuple(
+        stream
+        for stream in training.streams
+        if not any((training.name, each) in problems for each in networks_of(stream))
+    )
+    if streams:
+        yield replace(training, streams=streams)
 
 
 def run_chains(
     chains: Sequence[Chain], setting: Setting, *, jobs: int | None, where: str
-) -> dict[str, str]:
-    """Run chains of trainings; return why some failed, by name.
+) -> dict[Network, str]:
+    """Run chains of trainings; return why some networks failed.
 
     Args:
         chains: what to run.
@@ -177,7 +189,7 @@ def run_chains(
             is room for.
         where: a name in ENGINES.
     """
-    failed: dict[str, str] = {}
+    failed: dict[Network, str] = {}
     devices: Sequence[str] = ()
     if where != "local":
         devices = (setting.device,)
@@ -186,15 +198,15 @@ def run_chains(
     else:
         devices, jobs = _devices(setting.device, min(jobs, len(chains))), system.num_processors()
     work = partial(run_chain, setting=setting)
-    results: Iterable[tuple[Chain, dict[str, str] | Crash]] = engine.run(
-        chains, work, jobs=jobs, engine=where, devices=devices
-    )
+    results: Iterable[tuple[Chain, dict[Network, str] | Crash]]
+    results = engine.run(chains, work, jobs=jobs, engine=where, devices=devices)
     if jobs != 0:  # else each training shows its own progress
         results = console.progress(results, total=len(chains), what="chains of trainings")
     for chain, result in results:
         if isinstance(result, Crash):
-            lost = [each for each in chain if not _is_finished(each, setting)]
-            failed |= {each.name: result.detail for each in lost}
+            for training in chain:
+                lost = [each for each in training.networks if not _has(training, each, setting)]
+                failed |= {(training.name, each): result.detail for each in lost}
         else:
             failed |= result
             if jobs != 0:
@@ -204,47 +216,70 @@ def run_chains(
 
 def run_chain(
     chain: Chain, *, setting: Setting, resources: WorkerResources | None = None
-) -> dict[str, str]:
-    """Train and evaluate, one after the other; return why some failed, by name.
+) -> dict[Network, str]:
+    """Train and evaluate, one after the other; return why some networks failed.
 
     What starts from the weights of one that failed fails for the same reason.
     """
-    failed: dict[str, str] = {}
+    failed: dict[Network, str] = {}
     device = setting.device
     if resources is not None:
         device = resources.device
         torch.set_num_threads(min(resources.threads, torch.get_num_threads()))
     with open_machine(device, setting.amp) as machine:
         for training in chain:
-            if training.parent in failed:
-                failed[training.name] = failed[training.parent]
-                continue
-            folder = setting.folder(training.name)
-            request = replace(_request(training, setting), amp=machine.amp)
-            if machine.is_main:
-                logger.info("%s: %s", training.name, ", ".join(training.streams))
-            try:
-                with locked(folder):
-                    train_and_evaluate(
-                        request,
-                        folder,
-                        machine,
-                        before="force" if setting.force else "resume",
-                        cache=setting.cache,
-                    )
-            except KineticsError as error:
-                failed[training.name] = _said(error)
-                logger.warning("%s failed: %s", training.name, failed[training.name])
+            for each in training.networks:
+                if (training.parent, each) in failed:
+                    failed[training.name, each] = failed[training.parent, each]
+            for left in _without(training, failed):
+                failed |= _run(left, setting, machine)
+    for (name, network), why in failed.items():
+        logger.warning("%s, %s failed: %s", name, network, why)
     return failed
+
+
+def _run(training: Training, setting: Setting, machine: Machine) -> dict[Network, str]:
+    """Train and evaluate; return why networks failed."""
+    request = replace(_request(training, setting), amp=machine.amp)
+    if machine.is_main:
+        logger.info("%s: %s", training.name, ", ".join(training.networks))
+    why = _tried(request, training, setting, machine, force=setting.force)
+    if not why:
+        return {}
+    if len(training.networks) == 1:
+        return {(training.name, training.networks[0]): why}
+    # One of the networks failed: the others are evaluated without it.
+    whys = {
+        (training.name, each): _tried(
+            replace(request, stream=each), training, setting, machine, force=False
+        )
+        for each in training.networks
+    }
+    failed = {at: said for at, said in whys.items() if said}
+    return failed or dict.fromkeys(whys, why)
+
+
+def _tried(
+    request: Request, training: Training, setting: Setting, machine: Machine, *, force: bool
+) -> str:
+    """Train and evaluate; return why that failed, or nothing."""
+    folder = setting.folder(training.name)
+    before: Literal["force", "resume"] = "force" if force else "resume"
+    try:
+        with locked(folder):
+            train_and_evaluate(request, folder, machine, before=before, cache=setting.cache)
+    except KineticsError as error:
+        return _said(error)
+    return ""
+
+
+def _has(training: Training, network: str, setting: Setting) -> bool:
+    return setting.has_row(training.name, network)
 
 
 def _is_ready(training: Training, network: str, setting: Setting) -> bool:
     """Whether there is nothing to start from, or it is there already."""
     return not training.parent or setting.has_row(training.parent, network)
-
-
-def _is_finished(training: Training, setting: Setting) -> bool:
-    return all(setting.has_row(training.name, stream) for stream in training.streams)
 
 
 def _lacking_weights(
