@@ -199,7 +199,7 @@ def _offline() -> Iterator[None]:
 
 
 FAST = ("--recipe", "small", "--epochs", 1, "--set", "crop_px=32", "--set", "short_side=36")
-ON_CPU = ("--device", "cpu", "--amp", "none")
+ON_CPU = ("--device", "cpu", "--amp", "none", "--workers", 0)
 
 
 def words(folder: Path, *names: str) -> tuple[object, ...]:
@@ -374,6 +374,12 @@ def test_table_4_trains_on_kinetics_and_then_on_the_small_sets(tmp_path: Path) -
     again = table(*given)
     assert steps_trained(again) == 1
     assert again.stdout == whole.stdout
+    # --force trains all again, the joint rows too.
+    before = (folder / "joint" / "result.json").stat().st_mtime_ns
+    forced = table(*given, "--force")
+    assert steps_trained(forced) == 4 * 2
+    assert forced.stdout == whole.stdout
+    assert (folder / "joint" / "result.json").stat().st_mtime_ns > before
     # Two tasks, and two processes, give the same.
     for more in (("--task", "0/2"), ("--task", "1/2"), ("--jobs", 2)):
         out = tmp_path / ("jobs" if "--jobs" in more else "tasks")
@@ -384,6 +390,31 @@ def test_table_4_trains_on_kinetics_and_then_on_the_small_sets(tmp_path: Path) -
         else:
             assert done.stdout == whole.stdout.replace(str(tmp_path / "out"), str(out))
     assert read_csv(tmp_path / "tasks" / "table-4.csv") == rows
+
+
+@pytest.mark.full
+def test_a_network_that_fails_leaves_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what starts from its weights fails with it. Here its flow was trained on other clips."""
+    given = ("table", *map(str, (5, "--archs", "i3d", *words(tmp_path, "kinetics", "ucf101"))))
+    split = tmp_path / "kinetics.txt"
+    text = split.read_text()
+    split.write_text("ann_left\nann_right\nben_*\n")
+    kinetics = ("table", "3", "--streams", "flow", *given[2:])
+    assert cli.run(kinetics) == Exit.PERMANENT_GAPS
+    split.write_text(text)
+    (tmp_path / "out" / "table-3.csv").unlink()
+    capsys.readouterr()
+    assert cli.run(given) == Exit.RETRYABLE_GAPS
+    rows = [
+        each for each in read_csv(tmp_path / "out" / "table-5.csv") if each["init"] == "scratch"
+    ]
+    ours = {each["stream"]: each for each in rows if each["data"] == "ucf101"}
+    assert ours["rgb"]["top1"] != ""
+    for stream in ("flow", "joint"):
+        assert ours[stream]["top1"] == ""
+        assert "flow holds another training" in ours[stream]["not_run"]
 
 
 @pytest.mark.full
