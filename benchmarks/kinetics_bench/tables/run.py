@@ -190,6 +190,8 @@ def run_chains(
         where: a name in ENGINES.
     """
     failed: dict[Network, str] = {}
+    if not chains:
+        return failed
     devices: Sequence[str] = ()
     if where != "local":
         devices = (setting.device,)
