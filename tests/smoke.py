@@ -23,6 +23,7 @@ DATA = {
     "kinetics_tools/core/table.html.jinja",
     "kinetics_tools/download/report.html.jinja",
     "kinetics_bench/evaluation/report.html.jinja",
+    "kinetics_bench/tables/paper_table.html.jinja",
 }
 SUFFIXES = {".py", ".jinja", ".txt", ".typed"}
 

@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("kinetics_bench.evaluation",),
     ("kinetics_bench.inference",),
     ("kinetics_bench.run",),
+    ("kinetics_bench.tables",),
     ("kinetics_bench.commands",),
     ("kinetics_bench.cli",),
     ("kinetics_bench.demo",),

@@ -15,6 +15,7 @@ from kinetics_bench.commands import (
     inference,
     recipes,
     report,
+    table,
     train,
     weights,
 )
@@ -46,6 +47,7 @@ VERBS: Final[Mapping[str, tuple[Any, Any]]] = {
     "fuse": (fuse.parser, fuse.act),
     "attrition": (attrition.parser, attrition.act),
     "report": (report.parser, report.act),
+    "table": (table.parser, table.act),
     "recipes": (recipes.parser, recipes.act),
     "archs": (archs.parser, archs.act),
     "predict": (inference.predict_parser, inference.predict),

@@ -108,14 +108,29 @@ def plan_run(
     *,
     cache: Path | None = None,
     extend: bool = False,
+    clips_per_second: float | None = None,
 ) -> list[TrainingPlan]:
     """What `train_and_evaluate` would train, and how long; nothing is written.
+
+    `clips_per_second` is the rate, where it is known; None: it is measured.
 
     Raises:
         KineticsError: as there.
     """
     jobs, _, _ = _prepared(request, work_dir, machine, cache)
-    return [plan_training(job, machine, extend=extend) for job in jobs]
+    return [
+        plan_training(job, machine, extend=extend, clips_per_second=clips_per_second)
+        for job in jobs
+    ]
+
+
+def check_run(
+    request: Request, work_dir: Path, machine: Machine, *, cache: Path | None = None
+) -> None:
+    """Raise KineticsError if `train_and_evaluate` would refuse a new run; nothing is logged."""
+    jobs, _, _ = _prepared(request, work_dir, machine, cache, is_new=True, is_told=False)
+    for job in jobs:
+        require_usable(job, machine)
 
 
 def _prepared(
@@ -125,6 +140,7 @@ def _prepared(
     cache: Path | None,
     *,
     is_new: bool = False,
+    is_told: bool = True,
 ) -> tuple[list[TrainingJob], dict[str, Test], Request]:
     """The trainings of a request, their evaluations, and the request with absolute paths."""
     recipes = [request.choice.recipe(request.arch, stream) for stream in request.streams]
@@ -147,7 +163,7 @@ def _prepared(
         job, test = _job_and_test(data, request, stream, work_dir, cache)
         jobs.append(job)
         tests[stream] = replace(test, lists=lists)
-    if machine.is_main:
+    if machine.is_main and is_told:
         # All streams have the same clips.
         _log_clips("training", jobs[0].train)
         _log_clips("test", tests[jobs[0].stream].selection)

@@ -690,6 +690,7 @@ def test_help_of_every_verb_is_light() -> None:
         ["fuse"],
         ["attrition"],
         ["report"],
+        ["table"],
         ["archs"],
         ["predict"],
         ["features"],

@@ -13,6 +13,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from kinetics_bench.evaluation.page_tables import Asked
 from kinetics_bench.evaluation.report import write_report
 from kinetics_bench.evaluation.results import Predictions, score
+from kinetics_bench.recipes import RecipeChoice
+from kinetics_bench.tables.page import Outcome, data_notes, table_rows, write_table
+from kinetics_bench.tables.plan import Choices, DataSet, plan_table
 from kinetics_tools.core.errors import Reason
 from kinetics_tools.core.units import Part
 from kinetics_tools.download.report import write_report as write_download_report
@@ -111,7 +114,23 @@ def clips(folder: Path) -> Path:
     return write_download_report(folder / "out")[1][0]
 
 
-@pytest.fixture(scope="module", params=[few_classes, many_classes, clips])
+def paper_table(folder: Path) -> Path:
+    """The largest table of the paper, with numbers, and reasons why there are none."""
+    recipe = RecipeChoice(name="paper")
+    sets = {"ucf101": DataSet(data="/ucf101"), "kinetics": DataSet(data="/kinetics")}
+    plan = plan_table(4, Choices(sets=sets, recipe=recipe))
+    result, _ = row("joint", list(LABELS))
+    outcomes = [
+        Outcome(planned=each, gap="here", reason="cannot download https://" + 9 * "a-long-name/")
+        if each.cell.init == "imagenet"
+        else Outcome(planned=each, results=(result,))
+        for each in plan.cells
+    ]
+    rows, reasons = table_rows(outcomes)
+    return write_table(4, rows, [*reasons, *data_notes(plan)], "", folder)[1]
+
+
+@pytest.fixture(scope="module", params=[few_classes, many_classes, clips, paper_table])
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(request.param(tmp_path_factory.mktemp("page")))
 

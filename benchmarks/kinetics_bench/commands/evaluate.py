@@ -25,7 +25,8 @@ from kinetics_bench.commands.options import (
     scope_of,
     short_init,
 )
-from kinetics_bench.commands.work_dir import locked, print_results
+from kinetics_bench.commands.work_dir import print_results
+from kinetics_bench.training.lock import locked
 from kinetics_tools.core.cli import Exit, Parser
 from kinetics_tools.core.errors import KineticsError
 

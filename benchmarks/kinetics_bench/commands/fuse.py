@@ -7,7 +7,8 @@ from pathlib import Path
 
 from kinetics_bench.archs.registry import STREAMS
 from kinetics_bench.commands.options import PROG, add_dump
-from kinetics_bench.commands.work_dir import locked, print_results
+from kinetics_bench.commands.work_dir import print_results
+from kinetics_bench.training.lock import locked
 from kinetics_tools.core.cli import Parser, one_of
 from kinetics_tools.core.errors import EvaluationError
 

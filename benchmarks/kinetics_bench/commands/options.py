@@ -76,7 +76,7 @@ def add_data(parser: Parser, data: Path | None, test_split: str | None) -> None:
     """Add the options that say what is evaluated; None: the default is the run's."""
     parser.add_argument(
         "--data",
-        type=_data,
+        type=folder_or_address,
         default=data,
         metavar="DIR|ADDRESS",
         help="shards that extract-flow wrote, a folder or an address\nof a copy: s3://, gs://, "
@@ -146,7 +146,7 @@ def add_scope(parser: Parser) -> None:
 def scope_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The fields of a request that the options of `add_scope` give."""
     given = {
-        "classes": arguments.classes and _classes(arguments.classes),
+        "classes": arguments.classes and classes_named(arguments.classes),
         "min_coverage": arguments.min_coverage,
         "pretrained_on": arguments.pretrained_on
         and tuple(_absolute_list(each) for each in arguments.pretrained_on),
@@ -155,7 +155,7 @@ def scope_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _classes(text: str) -> tuple[str, ...]:
+def classes_named(text: str) -> tuple[str, ...]:
     """The value of --classes."""
     path = Path(text)
     lines = read_text(path).splitlines() if path.is_file() else text.split(",")
@@ -327,7 +327,7 @@ def _steps_or_minutes(text: str) -> str:
     return text
 
 
-def _data(text: str) -> Path | str:
+def folder_or_address(text: str) -> Path | str:
     """The value of --data: a path, or an address, of which a slash at the end says nothing."""
     return re.sub("(?<=[^:/])/+$", "", text) if is_address(text) else Path(text)
 
@@ -337,12 +337,12 @@ def absolute_data(data: Path | str) -> str:
     return data if isinstance(data, str) else str(data.absolute())
 
 
-def require_shards(data: Path | str) -> None:
-    """Raise KineticsError if a folder holds no shards."""
+def require_shards(data: Path | str, option: str = "--data DIR") -> None:
+    """Raise KineticsError if a folder holds no shards; `option` names another one."""
     if isinstance(data, str):
         return  # a store is asked once, later
     if not (data / "dataset.json").exists():
         raise KineticsError(
             f"{data} holds no shards; make them with: kinetics-download MANIFEST.csv clips, then "
-            f"extract-flow clips {data} (or give --data DIR)"
+            f"extract-flow clips {data} (or give {option})"
         )

@@ -30,11 +30,12 @@ from kinetics_bench.commands.options import (
     stream_of,
 )
 from kinetics_bench.commands.recipes import add_length, add_overrides, choice_of
-from kinetics_bench.commands.work_dir import locked, print_means, print_results
+from kinetics_bench.commands.work_dir import print_means, print_results
 from kinetics_bench.recipes import (
     LENGTH,
     RECIPES,
 )
+from kinetics_bench.training.lock import locked
 from kinetics_bench.weights.choices import INITS
 from kinetics_tools.core import cli, console
 from kinetics_tools.core.cli import Exit, Parser, one_of, whole
@@ -52,8 +53,8 @@ def parser() -> Parser:
     parser = Parser(
         PROG,
         "Train and evaluate an architecture on shards that extract-flow wrote.",
-        "verbs: run-benchmark resume | evaluate | compare | fuse | attrition | report | recipes | "
-        "archs | predict | features | verify-weights (each has --help). "
+        "verbs: run-benchmark resume | evaluate | compare | fuse | attrition | report | table | "
+        "recipes | archs | predict | features | verify-weights (each has --help). "
         "Many processes: torchrun --no-python --nproc-per-node N run-benchmark ... "
         "exit codes: 0 complete; 2 unusable input, or a training that diverged or lost a process; "
         "130 interrupted; 143 terminated (--resume continues)",

@@ -1,11 +1,9 @@
-"""The work-dir of a run: its lock, and the rows that are printed at the end."""
+"""The rows of a run that are printed at its end."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,26 +12,11 @@ from kinetics_bench.commands.repeat import asked_of
 from kinetics_tools.core import console
 from kinetics_tools.core.cli import Exit
 from kinetics_tools.core.errors import EvaluationError, OutError
-from kinetics_tools.core.files import hold_lock, remove_leftovers
 
 if TYPE_CHECKING:
     from kinetics_bench.evaluation.results import Result
 
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def locked(work_dir: Path) -> Iterator[None]:
-    """Hold the lock of a work-dir for the block, without what killed runs left in it.
-
-    With torchrun the first process holds it for all.
-    """
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    with hold_lock(work_dir):
-        remove_leftovers(work_dir)
-        yield
 
 
 def print_results(results: Sequence[Result], folder: Path, *, dump: str | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The accuracies of the paper, Tables 2 to 5, to print beside ours. Importing this is quick.
+"""The tables of the paper, 1 to 5, to print beside ours. Importing this is quick.
 
 Source: Carreira and Zisserman, "Quo Vadis, Action Recognition? A New Model and the Kinetics
 Dataset", arXiv 1705.07750 v3; top-5 from github.com/deepmind/kinetics-i3d. Earlier versions of the
@@ -55,6 +55,39 @@ class Cell:
     top1: float | None
     top5: float | None = None
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """A row of Table 1: an architecture with its first stream.
+
+    Attributes:
+        millions: of parameters.
+        train, test: stream -> number of frames or fields.
+        train_s, test_s: seconds of video.
+    """
+
+    millions: int
+    train: Mapping[str, int]
+    train_s: float
+    test: Mapping[str, int]
+    test_s: float
+
+
+def _size(millions: int, train: str, train_s: float, test: str, test_s: float) -> Size:
+    inputs = [
+        dict(zip(("rgb", "flow"), map(int, text.split()), strict=False)) for text in (train, test)
+    ]
+    return Size(millions=millions, train=inputs[0], train_s=train_s, test=inputs[1], test_s=test_s)
+
+
+# Table 1, in its order: rgb frames, then flow fields, of training and test.
+SIZES: Final[Mapping[str, Size]] = {
+    "convnet-lstm": _size(9, "25", 5, "50", 10),
+    "c3d": _size(79, "16", 0.64, "240", 9.6),
+    "two-stream": _size(12, "1 10", 0.4, "25 250", 10),
+    "3d-fused": _size(39, "5 50", 2, "25 250", 10),
+    "i3d": _size(25, "64 64", 2.56, "250 250", 10),
+}
 
 # UCF-101 rgb, flow, joint; HMDB-51 the same; Kinetics the same. `-`: the paper has no such cell;
 # `?`: its number is not confirmed.

@@ -97,8 +97,16 @@ def train(
     return _Training(job, machine, before).run()
 
 
-def plan_training(job: TrainingJob, machine: Machine, *, extend: bool = False) -> TrainingPlan:
+def plan_training(
+    job: TrainingJob,
+    machine: Machine,
+    *,
+    extend: bool = False,
+    clips_per_second: float | None = None,
+) -> TrainingPlan:
     """What `train` would do, and how long; nothing is written.
+
+    `clips_per_second` is the rate, where it is known; None: it is measured.
 
     Raises:
         EvaluationError: as `train`.
@@ -119,6 +127,9 @@ def plan_training(job: TrainingJob, machine: Machine, *, extend: bool = False) -
         return ahead
     require_usable(job, machine)
     clips_left = (num_steps - ahead.steps_done) / plan.steps_per_epoch * plan.num_clips
+    if clips_per_second is not None:
+        seconds = clips_left / clips_per_second
+        return replace(ahead, seconds=seconds, clips_per_second=clips_per_second)
     seconds, each = _Training(job, machine, before).expected_seconds(clips_left)
     return replace(ahead, seconds=seconds, clips_per_second=1 / each)
 
