@@ -206,7 +206,11 @@ def test_any_field_is_overridden_by_its_name_and_read_back() -> None:
         ({"dropout": 2}, "Expected float <= 1.0 at dropout"),
         ({"schedule": 3}, "unknown field of a recipe 'schedule'"),
         ({"batch_size": True}, "Expected int, got bool at batch_size"),
-        ({"optimizer.name": "adam"}, "adam"),
+        (
+            {"optimizer.name": "adam"},
+            "unknown optimizer 'adam'. Did you mean 'adamw'?",
+        ),
+        ({"schedule.epochs": -1}, "Expected int >= 1 at schedule.epochs"),
         ({"schedule.kind": "plateau"}, "missing required field steps"),
         ({"schedule.kind": "plato"}, "Did you mean 'plateau'"),
         ({"sampling.flow.num": 8}, "c3d takes rgb only"),

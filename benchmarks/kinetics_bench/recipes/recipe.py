@@ -16,6 +16,7 @@ from kinetics_tools.core.files import digest
 _STORED: Final[Mapping[str, str]] = {"micro_batch_size": "pass_size", "milestones": "stairs"}
 # Fields that came later are stored and hashed only where they say something.
 _LATER: Final[Mapping[str, Any]] = {"held_out": 0.0, "fixed_features": False}
+Optimizer = Literal["sgd", "adamw"]
 _UNHASHED: Final = frozenset({"name", "source", "protocol"})
 MAX_VIEW_PX: Final = 2**28  # of one stream of one clip: 5,000 frames of 224 x 224
 # And the step: in the name of the recipe of a training that was made longer there.
@@ -62,7 +63,7 @@ class Recipe:
     batch_size: schema.Positive
     micro_batch_size: schema.Positive
     schedule: Schedule
-    optimizer: Literal["sgd", "adamw"]
+    optimizer: Optimizer
     weight_decay: schema.Amount
     bn_momentum: schema.Share
     dropout: schema.Share = 0.5

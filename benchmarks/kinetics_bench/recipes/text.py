@@ -12,12 +12,12 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from kinetics_bench.archs.registry import ARCHS, CHANNELS
 from kinetics_bench.protocols import protocol_named
 from kinetics_bench.recipes.known import recipe_for
-from kinetics_bench.recipes.recipe import Recipe
+from kinetics_bench.recipes.recipe import Optimizer, Recipe
 from kinetics_bench.recipes.schedules import SCHEDULES, MultiStep, Plateau, in_proportion
 from kinetics_tools.core import schema
 from kinetics_tools.core.errors import EvaluationError, UnknownNameError, lookup, unknown_name
@@ -209,9 +209,14 @@ def from_table(table: Table) -> Recipe:
         schedule["milestones"] = [(step, in_proportion(factor, lr)) for step, factor in stones]
     else:
         schedule["start_lr" if kind is Plateau else "peak_lr"] = lr
+    try:
+        schema.parse(schedule, kind)
+    except ValueError as error:
+        raise ValueError(str(error).replace("at $", "at $.schedule")) from error
+    known = {name: name for name in get_args(Optimizer)}
     values = {
         **table,
-        "optimizer": optimizer.get("name"),
+        "optimizer": lookup("optimizer", str(optimizer.get("name")), known),
         "weight_decay": optimizer.get("weight_decay"),
         "schedule": schedule,
     }
