@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from kinetics_bench.evaluation import paper
 from kinetics_bench.evaluation.page_tables import Asked
 from kinetics_bench.evaluation.report import write_report
 from kinetics_bench.evaluation.results import Predictions, score
 from kinetics_bench.recipes import RecipeChoice
-from kinetics_bench.tables.page import Outcome, data_notes, table_rows, write_table
+from kinetics_bench.tables.page import Outcome, data_notes, size_rows, table_rows, write_table
 from kinetics_bench.tables.plan import Choices, DataSet, plan_table
 from kinetics_tools.core.errors import Reason
 from kinetics_tools.core.units import Part
@@ -130,7 +131,14 @@ def paper_table(folder: Path) -> Path:
     return write_table(4, rows, [*reasons, *data_notes(plan)], "", folder)[1]
 
 
-@pytest.fixture(scope="module", params=[few_classes, many_classes, clips, paper_table])
+def first_paper_table(folder: Path) -> Path:
+    """The one with the widest cells."""
+    return write_table(1, size_rows(list(paper.SIZES)), [], "", folder)[1]
+
+
+@pytest.fixture(
+    scope="module", params=[few_classes, many_classes, clips, first_paper_table, paper_table]
+)
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(request.param(tmp_path_factory.mktemp("page")))
 

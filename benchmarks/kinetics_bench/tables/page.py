@@ -308,7 +308,7 @@ def write_table(
         title=TITLES[number],
         rows=rows,
         notes=notes,
-        numeric=[title for title in rows[0] if title not in words],
+        numeric=[t for t in rows[0] if t not in words and not t.endswith("input")],
         source=paper.SOURCE,
         tested_on=paper.TESTED_ON.get(number, ""),
     )
