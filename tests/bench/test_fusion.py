@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -224,8 +225,9 @@ def test_a_stored_part_is_no_fused_row(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_a_row_that_report_and_compare_take(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "kinetics_bench")
     folders = [written_row(tmp_path / name, row) for name, row in (("a", one()), ("b", other()))]
     words = [*map(str, folders), "--out", str(tmp_path / "fused")]
     assert cli.run(["fuse", *words, "--weights", "1,1.5", "--dump", "csv"]) == 0
@@ -235,7 +237,9 @@ def test_the_command_writes_a_row_that_report_and_compare_take(
     assert row.predictions.logits.tolist() == [[2, 1.5], [1, 2]]
     write_report([tmp_path / "fused"], tmp_path / "page.html")
     assert cli.run(["compare", str(tmp_path / "fused"), str(folders[0])]) == 0
+    assert "replaced" not in caplog.text
     assert cli.run(["fuse", *words, "--of", "softmax"]) == 0  # again, over its own
+    assert f"replaced, it was logits of 1 x {folders[0]} + 1.5 x {folders[1]}" in caplog.text
     assert not (tmp_path / "fused" / "predictions.csv").exists()  # of the sums before
 
 

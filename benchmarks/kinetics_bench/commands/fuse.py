@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kinetics_bench.archs.registry import STREAMS
 from kinetics_bench.commands.options import PROG, add_dump
@@ -11,6 +13,11 @@ from kinetics_bench.commands.work_dir import print_results
 from kinetics_bench.training.lock import locked
 from kinetics_tools.core.cli import Parser, one_of
 from kinetics_tools.core.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from kinetics_bench.evaluation.results import Result
+
+logger = logging.getLogger(__name__)
 
 
 def parser() -> Parser:
@@ -63,8 +70,10 @@ def act(arguments: argparse.Namespace) -> int:
     rows = [find_row(folder, arguments.stream) for folder in arguments.rows]
     weights = arguments.weights or (1.0,) * len(rows)
     result, predictions = fuse(rows, weights, arguments.of)
-    _require_own(arguments.out)
+    before = _own(arguments.out)
     with locked(arguments.out):
+        if before not in ("", _sum(result)):
+            logger.info("%s: replaced, it was %s", arguments.out, before)
         result.write(arguments.out, predictions)
         return print_results([result], arguments.out, dump=arguments.dump)
 
@@ -78,11 +87,23 @@ def _weights(text: str) -> tuple[float, ...]:
         ) from error
 
 
-def _require_own(out: Path) -> None:
-    """Raise EvaluationError if `out` holds what another command wrote."""
+def _own(out: Path) -> str:
+    """What the fused row in `out` is the sum of; empty if there is none.
+
+    Raises:
+        EvaluationError: `out` holds what another command wrote.
+    """
     from kinetics_bench.evaluation.results import RESULT, Result
     from kinetics_bench.inference.networks import RUN
 
     is_run = (out / RUN).exists() or any((out / name / RESULT).exists() for name in STREAMS)
-    if is_run or ((out / RESULT).exists() and not Result.read(out).fused):
+    there = Result.read(out) if (out / RESULT).exists() else None
+    if is_run or (there is not None and not there.fused):
         raise EvaluationError(f"{out} holds results of a run; choose another --out")
+    return "" if there is None else _sum(there)
+
+
+def _sum(result: Result) -> str:
+    assert result.fused is not None
+    parts = " + ".join(f"{part.weight:g} x {part.name}" for part in result.fused.parts)
+    return f"{result.fused.of} of {parts}"
