@@ -156,6 +156,24 @@ def test_several_runs_share_a_page_and_evaluations_stand_beside(tmp_path: Path) 
     assert page.count("<section ") == 3
 
 
+def test_an_evaluation_of_before_a_training_was_made_longer_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(tmp_path / "run", list(LABELS), ("rgb",))
+    for name in ("evaluate-5x3", "evaluate-best"):
+        make_run(run / name, list(LABELS), ("rgb",))
+    assert len(find_rows([run])) == 3
+    result, predictions = row("rgb", list(LABELS))
+    longer = {
+        name: replace(each, name=f"{each.name}+extended-at-9")
+        for name, each in result.training.items()
+    }
+    replace(result, training=longer).write(run / "rgb", predictions)
+    assert [*find_rows([run])] == [run, run / "evaluate-best"]
+    assert f"{run / 'evaluate-5x3'} is left out: the training of {run} went on since" in caplog.text
+    assert [*find_rows([run / "evaluate-5x3"])] == [run / "evaluate-5x3"]  # asked for by its name
+
+
 def test_no_result_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
         EvaluationError, match=r"no result in .*; train a network with: run-benchmark"

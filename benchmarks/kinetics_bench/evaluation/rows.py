@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kinetics_bench.archs.registry import STREAMS
+from kinetics_bench.evaluation.folders import BEST
 from kinetics_bench.evaluation.results import EVALUATION_PREFIX, RESULT, Predictions, Result
 from kinetics_tools.core.errors import EvaluationError
 
@@ -74,7 +75,8 @@ def find_row(folder: Path, stream: str | None = None) -> Row:
 def find_rows(runs: Sequence[Path]) -> dict[Path, list[Row]]:
     """The rows of each run, `joint` first; runs without a result are left out.
 
-    A run may be the folder of one row, such as a fused one.
+    So are other evaluations of a run whose training was made longer since. A run may be the folder
+    of one row, such as a fused one.
 
     Raises:
         EvaluationError: no run has a result.
@@ -84,8 +86,13 @@ def find_rows(runs: Sequence[Path]) -> dict[Path, list[Row]]:
         for folder in (run, *sorted(run.glob(f"{EVALUATION_PREFIX}*"))):
             own = [folder] if (folder / RESULT).exists() else []
             rows = own or [folder / name for name in _streams_in(folder)]
-            if rows:
-                found[folder] = [read_row(row) for row in rows]
+            read = [read_row(row) for row in rows]
+            if folder != run and _is_outdated(folder, read, found.get(run, ())):
+                logger.warning(
+                    "%s is left out: the training of %s went on since; evaluate again", folder, run
+                )
+            elif read:
+                found[folder] = read
         if run not in found:
             logger.warning("%s has no result yet and is left out", run)
     if not found:
@@ -94,6 +101,19 @@ def find_rows(runs: Sequence[Path]) -> dict[Path, list[Row]]:
             f"no result in {where}; train a network with: run-benchmark --arch i3d"
         )
     return found
+
+
+def _is_outdated(folder: Path, rows: Sequence[Row], of_run: Sequence[Row]) -> bool:
+    """Whether another evaluation of a run is of another training than the run's rows are now."""
+    if folder.name.startswith(EVALUATION_PREFIX + BEST):
+        return False  # the best checkpoint may be one of before
+    now = {row.result.stream: _recipes(row) for row in of_run}
+    return any(now.get(row.result.stream, _recipes(row)) != _recipes(row) for row in rows)
+
+
+def _recipes(row: Row) -> dict[str, tuple[str, str]]:
+    """Hashes and names of the recipes of a row; the name tells where a training was made longer."""
+    return {name: (each.hash, each.name) for name, each in row.result.training.items()}
 
 
 def _streams_in(folder: Path) -> list[str]:
