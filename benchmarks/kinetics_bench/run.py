@@ -59,6 +59,7 @@ from kinetics_tools.shards.reader import ShardFolder
 
 logger = logging.getLogger(__name__)
 Before = Literal["keep", "resume", "force"]
+Planned = Literal["resume", "extend", "force"]
 
 
 def train_and_evaluate(
@@ -107,19 +108,27 @@ def plan_run(
     machine: Machine,
     *,
     cache: Path | None = None,
-    extend: bool = False,
+    before: Planned = "resume",
     clips_per_second: float | None = None,
 ) -> list[TrainingPlan]:
     """What `train_and_evaluate` would train, and how long; nothing is written.
 
-    `clips_per_second` is the rate, where it is known; None: it is measured.
+    Args:
+        request: as there.
+        work_dir: as there.
+        machine: as there.
+        cache: as there.
+        before: what to do about trainings that are there: go on with them, also to another length,
+            or train all again.
+        clips_per_second: the rate, where it is known; None: it is measured.
 
     Raises:
         KineticsError: as there.
     """
-    jobs, _, _ = _prepared(request, work_dir, machine, cache)
+    force, extend = before == "force", before == "extend"
+    jobs, _, _ = _prepared(request, work_dir, machine, cache, is_new=force)
     return [
-        plan_training(job, machine, extend=extend, clips_per_second=clips_per_second)
+        plan_training(job, machine, force=force, extend=extend, clips_per_second=clips_per_second)
         for job in jobs
     ]
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +127,10 @@ def test_a_run_is_resumed_by_its_name_and_made_longer(
 def test_the_best_checkpoint_is_evaluated_apart(tmp_path: Path, call: Call) -> None:
     work_dir = tmp_path / "run"
     call(*asked(tmp_path, "--work-dir", work_dir))
+    for more, done in (((), "2"), (("--force",), "0")):
+        told = call(*asked(tmp_path, "--work-dir", work_dir, "--dry-run", *more)).splitlines()
+        titles, plan = (re.split(r"\s{2,}", line.strip()) for line in told[:2])
+        assert plan[titles.index("done")] == done
     (rgb := work_dir / "rgb").joinpath(BEST).rename(rgb / "away")
     with pytest.raises(EvaluationError, match=r"has no best\.pt: train with --eval-every"):
         call("evaluate", work_dir, "--best")

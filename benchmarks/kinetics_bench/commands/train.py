@@ -43,7 +43,7 @@ from kinetics_tools.core.errors import KineticsError
 
 if TYPE_CHECKING:
     from kinetics_bench.inference.networks import Request
-    from kinetics_bench.run import Before
+    from kinetics_bench.run import Before, Planned
 
 logger = logging.getLogger(__name__)
 
@@ -261,10 +261,11 @@ def _run(
             logger.info("--sync-bn changes nothing: this is one process")
         runs = {folder: replace(each, amp=machine.amp) for folder, each in runs.items()}
         if arguments.dry_run:
+            planned: Planned = "extend" if extend else "force" if before == "force" else "resume"
             plans = [
                 plan.cells() | {"work-dir": str(folder)}
                 for folder, request in runs.items()
-                for plan in plan_run(request, folder, machine, cache=cache, extend=extend)
+                for plan in plan_run(request, folder, machine, cache=cache, before=planned)
             ]
             if machine.is_main:
                 print(console.text_table(plans, left_aligned=("recipe", "work-dir")))

@@ -138,14 +138,17 @@ def forecast(
             if not is_there:
                 request = _rehearsed(training, network, setting)
             folder = setting.folder(training.name)
-            if setting.force:
-                folder = folder.with_name(f"{folder.name}+anew")  # as if nothing were there
             recipe = training.recipe.recipe(training.arch, network)
             alike = (training.arch, network, training.data, training.transfer == FIXED)
             rate = None if recipe.fixed_features else rates.get(alike)
             try:
                 (ahead,) = plan_run(
-                    request, folder, machine, cache=setting.cache, clips_per_second=rate
+                    request,
+                    folder,
+                    machine,
+                    cache=setting.cache,
+                    before="force" if setting.force else "resume",
+                    clips_per_second=rate,
                 )
             except KineticsError as error:
                 more[at] = _said(error)

@@ -101,6 +101,7 @@ def plan_training(
     job: TrainingJob,
     machine: Machine,
     *,
+    force: bool = False,
     extend: bool = False,
     clips_per_second: float | None = None,
 ) -> TrainingPlan:
@@ -111,7 +112,7 @@ def plan_training(
     Raises:
         EvaluationError: as `train`.
     """
-    before = find_checkpoint(job, machine, resume=True, extend=extend)
+    before = None if force else find_checkpoint(job, machine, resume=True, extend=extend)
     plan = plan_of(job, machine)
     num_steps = job.recipe.schedule.num_steps(plan.steps_per_epoch)
     ahead = TrainingPlan(
