@@ -1,22 +1,16 @@
 """Results of runs that nobody trained."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from kinetics_bench.archs.registry import STREAMS
-from kinetics_bench.evaluation.results import (
-    Cost,
-    DataRecord,
-    Predictions,
-    Result,
-    find_origin,
-    score,
-)
-from kinetics_bench.protocols import PROTOCOLS, Extent
+from kinetics_bench.evaluation.results import Predictions, Result
+from kinetics_bench.protocols import Extent
 from kinetics_bench.recipes import RECIPES
 from kinetics_bench.training.checkpoint import EpochRecord, InitRecord
-from kinetics_tools.shards.records import StreamRecipe
+from made_rows import made_row
 
 FAILED = {"gone_clip": "rgb-000000.tar, sample gone_clip: <b>damaged</b>"}
 
@@ -25,11 +19,9 @@ def row(stream: str, labels: list[str], num_clips: int = 12) -> tuple[Result, Pr
     """A row of random predictions."""
     random = np.random.default_rng(0)
     rows = {
-        f"clip_{at:02d}": (at % len(labels), random.normal(size=len(labels)).astype(np.float32))
+        f"clip_{at:02d}": (labels[at % len(labels)], random.normal(size=len(labels)).tolist())
         for at in range(num_clips)
     }
-    predictions = Predictions.of(rows, FAILED)
-    recipe = RECIPES["small"]["i3d"]["rgb"]
     history = [
         EpochRecord(
             epoch=at,
@@ -44,43 +36,33 @@ def row(stream: str, labels: list[str], num_clips: int = 12) -> tuple[Result, Pr
         )
         for at in (1, 2, 3)
     ]
-    streams = ("rgb", "flow") if stream == "joint" else (stream,)
-    result = Result(
-        arch="i3d",
-        stream=stream,
-        protocol=PROTOCOLS["whole"],
+    made = made_row("", rows, labels, FAILED, network=("i3d", stream))
+    result = made.result
+    data = replace(
+        result.data,
+        folder="some/shards",
+        identity="0",
+        flow="tvl1",
+        failed_train={"bad": "damaged"},
+        missing_train={"lost": "missing", "other": "not in the shards"},
+        init=InitRecord(source="weights.pt", sha256="0123456789abcdef", finetune="last"),
+    )
+    cost = replace(
+        result.cost,
+        parameters=12_689_984,
+        flops=10**11,
+        precision="bfloat16",
+        seconds_training=400.0,
+    )
+    result = replace(
+        result,
         extents={"rgb": Extent(stride=2, num=None, least=16)},
-        score=score(predictions),
-        training=dict.fromkeys(streams, recipe),
-        recipes={"rgb": StreamRecipe.of({"fps": 25})},
-        data=DataRecord(
-            folder="some/shards",
-            identity="0",
-            labels=tuple(labels),
-            flow="tvl1",
-            train_split="train",
-            num_train=60,
-            failed_train={"bad": "damaged"},
-            missing_train={"lost": "missing", "other": "not in the shards"},
-            test_split="val",
-            init=InitRecord(source="weights.pt", sha256="0123456789abcdef", finetune="last"),
-        ),
-        cost=Cost(
-            parameters=12_689_984,
-            flops=10**11,
-            flops_shape=((3, 64, 224, 224),),
-            device="cpu",
-            num_threads=2,
-            num_processes=1,
-            precision="bfloat16",
-            seconds_training=400.0,
-            seconds_evaluation=3.0,
-        ),
-        origin=find_origin(),
-        failed=FAILED,
+        training=dict.fromkeys(result.training, RECIPES["small"]["i3d"]["rgb"]),
+        data=data,
+        cost=cost,
         history={} if stream == "joint" else {stream: history},
     )
-    return result, predictions
+    return result, made.predictions
 
 
 def make_run(folder: Path, labels: list[str], streams: tuple[str, ...] = STREAMS) -> Path:
