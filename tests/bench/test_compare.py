@@ -346,6 +346,7 @@ def test_a_row_with_itself_is_no_difference(drawn: list[tuple[int, int, int, int
     assert not found.gains
     assert not found.losses
     assert found.a.alone == found.b.shared
+    assert found.notes[0] == "A and B have the same logits for every shared clip: one row twice"
 
 
 def test_the_seed_decides_the_interval() -> None:

@@ -23,8 +23,9 @@ from kinetics_bench.evaluation.results import (
     score,
 )
 from kinetics_bench.evaluation.rows import Row, find_rows
+from kinetics_bench.inference.networks import read_request
 from kinetics_bench.training.checkpoint import InitRecord
-from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.core.errors import EvaluationError, KineticsError
 from results import make_run, row
 from tiny import LABELS, SUBJECTS, tiny_shards
 
@@ -170,6 +171,12 @@ def test_an_evaluation_of_before_a_training_was_made_longer_is_left_out(
     }
     replace(result, training=longer).write(run / "rgb", predictions)
     assert [*find_rows([run])] == [run, run / "evaluate-best"]
+    told = "after it had followed a shorter schedule (rgb at step 9)."
+    pages = [
+        write_report([run], run / "r.html"),
+        write_report([run / "evaluate-best"], run / "b.html"),
+    ]
+    assert [told in " ".join(page.read_text().split()) for page in pages] == [True, False]
     assert f"{run / 'evaluate-5x3'} is left out: the training of {run} went on since" in caplog.text
     assert [*find_rows([run / "evaluate-5x3"])] == [run / "evaluate-5x3"]  # asked for by its name
 
@@ -323,7 +330,7 @@ def test_each_run_stands_beside_the_first_with_the_paired_test(tmp_path: Path) -
     runs.append(make_run(tmp_path / "other", ["b", "c"], ("rgb",)))
     page = write_report(runs, tmp_path / "r.html").read_text()
     # Six clips are right in one of them only: 2 * 0.5 ** 6.
-    for text in ("second, rgb", "10 of 10 videos", "+60.0", "6, the first 0", "0.031"):
+    for text in ("second, rgb", "small", "10 of 10 videos", "+60.0", "6, the first 0", "0.031"):
         assert f">{text}</td>" in page, text
     assert "<li>other: cannot be compared with first: " in page
     assert "<li>second: 10 videos are few" in page
@@ -336,6 +343,8 @@ def test_a_fused_row_has_a_page_of_its_own(tmp_path: Path) -> None:
     result, predictions = fuse(rows, (1, 2))
     result.write(tmp_path / "fused", predictions)
     page = write_report([tmp_path / "fused", *runs], tmp_path / "r.html", asked_of).read_text()
+    with pytest.raises(KineticsError, match="fused holds files and no run; give the --work-dir"):
+        read_request(tmp_path / "fused")
     assert f"run-benchmark fuse {rows[0].folder} {rows[1].folder} --weights 1,2" in page
     assert page.count("<section ") == 3
     assert "2 seeds" not in page

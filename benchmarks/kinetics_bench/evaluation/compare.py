@@ -235,7 +235,8 @@ def compare(a: Row, b: Row, *, keys: KeyList | None = None, seed: int = 0) -> Co
             or none that the list names.
     """
     # Labels are those of `a`. Each is ranked in its own order of classes, as its own score is.
-    label_ids = dict(zip(b.predictions.keys, with_classes_of(a, b).label_ids.tolist(), strict=True))
+    theirs = with_classes_of(a, b)
+    label_ids = dict(zip(theirs.keys, theirs.label_ids.tolist(), strict=True))
     shared = set(a.predictions.keys) & label_ids.keys()
     listed, alone = None, [a.predictions, b.predictions]
     if keys is not None:
@@ -251,6 +252,7 @@ def compare(a: Row, b: Row, *, keys: KeyList | None = None, seed: int = 0) -> Co
         alone = [_of_list(part, named) for part in alone]
     own = [replace(row.predictions.subset(shared), failed={}) for row in (a, b)]
     clips = _Clips.of([a.labels[label_ids[key]] for key in own[0].keys], *own)
+    is_one = np.array_equal(own[0].logits, theirs.subset(shared).logits)
     differences = clips.differences(seed)
     error = differences["top1"].standard_error
     return Comparison(
@@ -263,7 +265,11 @@ def compare(a: Row, b: Row, *, keys: KeyList | None = None, seed: int = 0) -> Co
         detectable=None if error is None else error * DETECTABLE,
         classes=clips.classes(),
         listed=listed,
-        notes=(*_notes_on_clips(clips, differences["top1"]), *_notes_on_rows(a.result, b.result)),
+        notes=(
+            *(("A and B have the same logits for every shared clip: one row twice",) * is_one),
+            *_notes_on_clips(clips, differences["top1"]),
+            *_notes_on_rows(a.result, b.result),
+        ),
         seed=seed,
     )
 

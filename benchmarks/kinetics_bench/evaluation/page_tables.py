@@ -76,12 +76,19 @@ class Run:
 
 
 def results_table(runs: Sequence[Run]) -> list[Cells]:
-    """Every row with its numbers."""
-    return [
-        {"run": run.name, "network": row.result.network, **cells(row.result)}
-        for run in runs
-        for row in run.rows
-    ]
+    """Every row with its numbers, and where one needs a word on its clips, a column for it."""
+    noted = {row.folder: ", ".join(scope_notes(row.result)) for run in runs for row in run.rows}
+    found = []
+    for run in runs:
+        for row in run.rows:
+            told = {"run": run.name, "network": row.result.network, **cells(row.result)}
+            if any(noted.values()):
+                # Apart from the number: words are broken between lines, a number is not.
+                score = row.result.score
+                told["evaluated / in the list"] = f"{score.num_scored} / {score.num_expected}"
+                told["to be known"] = noted[row.folder] or "-"
+            found.append(told)
+    return found
 
 
 def groups_table(together: Sequence[Group]) -> list[Cells]:
@@ -122,6 +129,7 @@ def runs_table(runs: Sequence[Run]) -> tuple[list[Cells], list[str]]:
         found.append(
             {
                 "run": f"{run.name}, {run.rows[0].result.stream}",
+                "recipe": _recipes(run.rows[0]),
                 "shared clips": f"{pair.num_shared} of {pair.num_videos} videos",
                 "top-1 %": percent(pair.a.shared.top1),
                 "of the first": percent(pair.b.shared.top1),

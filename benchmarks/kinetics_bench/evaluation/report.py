@@ -15,6 +15,7 @@ from kinetics_bench.evaluation.page_tables import Asked, Run
 from kinetics_bench.evaluation.results import interval_text, percent
 from kinetics_bench.evaluation.rows import Row, find_rows
 from kinetics_bench.evaluation.strips import mistakes
+from kinetics_bench.recipes.recipe import EXTENDED
 from kinetics_tools.core.files import write_text
 from kinetics_tools.core.html import render
 
@@ -72,6 +73,17 @@ def _run(rows: Sequence[Row], asked: Callable[[Path], Asked | None]) -> Run:
     return Run(folder=folder, rows=rows, asked=told)
 
 
+def _made_longer(rows: Sequence[Row]) -> str:
+    """At which step each training of a run was made longer; empty if none was."""
+    steps = {
+        name: each.name.partition(EXTENDED)[2]
+        for row in rows
+        for name, each in row.result.training.items()
+        if EXTENDED in each.name
+    }
+    return ", ".join(f"{name} at step {step}" for name, step in steps.items())
+
+
 def _section(run: Run) -> dict[str, Any]:
     rows, best = run.rows, run.rows[0]
     result = best.result
@@ -109,6 +121,7 @@ def _section(run: Run) -> dict[str, Any]:
         "hashes": [page_tables.hashes(row) for row in rows],
         "recipes": result.recipes_as_json(),
         "commands": run.asked.commands if run.asked else (),
+        "made_longer": _made_longer(rows),
         "origin": result.origin,
         "filters": [],
         "filters_note": "",

@@ -50,4 +50,4 @@ for pair in "i3d-seed-0 two-stream-joint-seed-0" "3d-fused-seed-0 two-stream-joi
     "full-ft-seed-0 original-seed-0" "full-ft-seed-0 fixed-seed-0"; do
     (cd runs && run-benchmark compare $pair && echo)
 done > compare.txt
-python "$here/collect.py" runs results.csv predictions.csv
+python "$here/../collect.py" runs results.csv predictions.csv
