@@ -68,9 +68,11 @@ class Outcome:
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's, points."""
+        """Ours minus the paper's, points; None also where ours is of other clips or classes."""
         theirs, ours = self.planned.cell.top1, self.top1
-        return None if theirs is None or ours is None else ours - theirs
+        if theirs is None or ours is None or not self.planned.is_comparable:
+            return None
+        return ours - theirs
 
     @property
     def standard_error(self) -> float | None:
