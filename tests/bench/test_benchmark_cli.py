@@ -409,6 +409,7 @@ def test_bad_input_is_one_line(
         key_file(tmp_path, name, pattern)
     data = ("--data", tiny_shards()) if arguments[0].startswith("-") else ()
     assert_one_line(run_command("run-benchmark", *arguments, *data, cwd=tmp_path), words)
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_shards_of_another_schema_or_without_their_flow_are_one_line(tmp_path: Path) -> None:

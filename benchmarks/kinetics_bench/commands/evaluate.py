@@ -68,7 +68,7 @@ def act(arguments: argparse.Namespace) -> int:
     if arguments.init:
         require_shards(arguments.data or DATA)
     from kinetics_bench.device import open_machine
-    from kinetics_bench.inference.networks import Request
+    from kinetics_bench.inference.networks import Request, read_request
     from kinetics_bench.run import evaluate_again, evaluate_weights
 
     given = {
@@ -101,6 +101,8 @@ def act(arguments: argparse.Namespace) -> int:
         )
         work_dir = arguments.work_dir or RUNS / "-".join((arch, stream, short_init(arguments.init)))
         evaluate = partial(evaluate_weights, replace(request, **changes), work_dir)
+    else:
+        read_request(work_dir)  # before a lock makes a folder where there is none
     with locked(work_dir), open_machine(arguments.device, arguments.amp) as machine:
         results, folder = evaluate(machine, cache=arguments.cache_dir)
         if not machine.is_main:
