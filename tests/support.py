@@ -36,13 +36,14 @@ class MediaServer:
 def tree(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, bytes]:
     """Every file below a folder with its bytes.
 
-    Left out are locks, what tasks tell each other, and names that hold `without`.
+    Left out are locks, what tasks tell each other, what is known of the disk, and names that hold
+    `without`.
     """
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        and not path.name.startswith(".lock")
+        and not path.name.startswith((".lock", ".digests"))
         and path.parent.name != ".mirror"
         and not any(word in path.name for word in without)
     }

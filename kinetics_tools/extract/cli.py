@@ -94,6 +94,11 @@ def build_parser() -> Parser:
     samples.add_argument(
         "--samples-per-shard", type=cli.positive, default=64, metavar="N", help="samples in one tar"
     )
+    samples.add_argument(
+        "--check-all",
+        action="store_true",
+        help="read every clip again, also those that did not change since an earlier run",
+    )
     parser.add_run(
         jobs="clips at once on this machine (default: one per processor)\nprocesses on a CPU, "
         "threads of the GPU's process on a GPU. With --engine ray shards at once (default: as many "
@@ -127,11 +132,13 @@ def _main(argv: list[str]) -> int:
     method = make_method(options.method)
     devices = _devices(options.device, options.engine, method)
     from kinetics_tools.extract.clips import read_clips
+    from kinetics_tools.extract.digests import DigestStore
     from kinetics_tools.extract.plan import ExtractPlan
     from kinetics_tools.extract.run import open_extraction
     from kinetics_tools.media import encode
 
-    clips = read_clips(options.clips, options.split, out=options.out)
+    digests = DigestStore(options.out, distrust=options.check_all)
+    clips = read_clips(options.clips, options.split, out=options.out, digests=digests)
     binary = encode.find_ffmpeg()
     plan = ExtractPlan(
         out=options.out,
@@ -163,6 +170,7 @@ def _main(argv: list[str]) -> int:
     if options.dry_run:
         return _dry_run(clips, plan)
     with open_extraction(clips, plan) as extraction:
+        digests.write()
         for _ in console.progress(
             extraction.shards,
             total=extraction.num_samples,

@@ -12,14 +12,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from kinetics_tools.core.errors import PERMANENT, ManifestError, lookup
-from kinetics_tools.core.files import file_digest, real_path
+from kinetics_tools.core.files import real_path
 from kinetics_tools.core.keys import VIDEO_SUFFIXES, file_keys
 from kinetics_tools.dataset import ledger
 from kinetics_tools.dataset.layout import MISSING, clip_path, read_out
+from kinetics_tools.extract.digests import DigestStore
 
 logger = logging.getLogger(__name__)
 ALL = "all"  # the split of a folder of class folders
@@ -48,7 +49,7 @@ class Clip:
         split: of its sample.
         path: of its file.
         source: the path relative to CLIPS.
-        sha256: of the file; None if the clip is missing.
+        sha256: of the file; None if the clip is missing, or cannot be read.
         reason: why it would be missing.
         frames: their number, as the ledger says, or None.
     """
@@ -71,7 +72,13 @@ class ClipSet:
     clips: tuple[Clip, ...]
 
 
-def read_clips(root: Path, splits: Sequence[str] = (), *, out: Path | None = None) -> ClipSet:
+def read_clips(
+    root: Path,
+    splits: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    digests: DigestStore | None = None,
+) -> ClipSet:
     """Read what a folder of clips holds, and what it should hold.
 
     Args:
@@ -79,6 +86,7 @@ def read_clips(root: Path, splits: Sequence[str] = (), *, out: Path | None = Non
             whose clips are of split `all`; or one with a folder of such folders per split.
         splits: only these; empty for all.
         out: folder of the shards; it may not lie among the class folders.
+        digests: those that are known, of files whose digest no ledger says.
 
     Raises:
         ManifestError: it is neither; the message says what was looked for.
@@ -92,12 +100,12 @@ def read_clips(root: Path, splits: Sequence[str] = (), *, out: Path | None = Non
     if out is not None and real_path(out) == place:
         raise ManifestError(f"{out} is both CLIPS and OUT; choose another OUT")
     if os.path.lexists(root / "manifest.csv"):
-        return _downloaded(root, splits)
+        return _downloaded(root, splits, digests or DigestStore())
     if out is not None and place in real_path(out).parents:
         raise ManifestError(
             f"{out} lies in {root}, whose folders are classes or splits; choose another OUT"
         )
-    return _in_class_folders(root, splits)
+    return _in_class_folders(root, splits, digests or DigestStore())
 
 
 def _check_splits(splits: Iterable[str], present: Iterable[str]) -> None:
@@ -107,7 +115,7 @@ def _check_splits(splits: Iterable[str], present: Iterable[str]) -> None:
         lookup("split", split, known)
 
 
-def _downloaded(root: Path, splits: Sequence[str]) -> ClipSet:
+def _downloaded(root: Path, splits: Sequence[str], digests: DigestStore) -> ClipSet:
     manifest, labels = read_out(root)
     _log_untrained((segment.split, segment.label) for segment in manifest.segments)
     _check_splits(splits, {segment.split for segment in manifest.segments})
@@ -125,21 +133,29 @@ def _downloaded(root: Path, splits: Sequence[str]) -> ClipSet:
                 split=segment.split,
                 path=path,
                 source=path.relative_to(root).as_posix(),
-                sha256=_clip_digest(path, history),
+                sha256=_recorded_digest(path, history),
                 reason=_gap_reason(history),
                 frames=history.done.frames if history.done else None,
             )
         )
-    return ClipSet(labels, tuple(clips))
+    unknown = {
+        clip.source: clip.path
+        for clip in clips
+        if clip.sha256 is None and not histories.get(clip.key, ledger.History()).is_broken
+    }
+    found = digests.find(unknown)
+    return ClipSet(
+        labels,
+        tuple(replace(each, sha256=found.get(each.source, each.sha256)) for each in clips),
+    )
 
 
-def _clip_digest(path: Path, history: ledger.History) -> str | None:
-    if history.is_broken or not path.is_file():
-        return None
+def _recorded_digest(path: Path, history: ledger.History) -> str | None:
+    """The digest that the ledger says of a file, if it has the size that it says."""
     done = history.done
-    if done is not None and done.sha256 and done.bytes == path.stat().st_size:
-        return done.sha256
-    return file_digest(path)
+    if done is None or not done.sha256 or history.is_broken or not path.is_file():
+        return None
+    return done.sha256 if done.bytes == path.stat().st_size else None
 
 
 def _gap_reason(history: ledger.History) -> str:
@@ -147,7 +163,7 @@ def _gap_reason(history: ledger.History) -> str:
     return history.main_reason if history.main_reason in PERMANENT else MISSING
 
 
-def _in_class_folders(root: Path, splits: Sequence[str]) -> ClipSet:
+def _in_class_folders(root: Path, splits: Sequence[str], digests: DigestStore) -> ClipSet:
     """The clips of a folder of class folders, or of split folders of them.
 
     Labels and keys follow from all splits, whichever are asked for.
@@ -176,6 +192,8 @@ def _in_class_folders(root: Path, splits: Sequence[str]) -> ClipSet:
     uses = Counter(within.values())
     named = {source: own if uses[own] == 1 else source for source, own in within.items()}
     keys = file_keys(named.values())
+    wanted = {str(source): path for source, (split, _, path) in sources.items() if split in chosen}
+    found = digests.find(wanted)
     clips = (
         Clip(
             key=keys[named[source]],
@@ -183,7 +201,7 @@ def _in_class_folders(root: Path, splits: Sequence[str]) -> ClipSet:
             split=split,
             path=path,
             source=str(source),
-            sha256=file_digest(path) if path.is_file() else None,
+            sha256=found[str(source)],
         )
         for source, (split, name, path) in sources.items()
         if split in chosen

@@ -121,7 +121,8 @@ def _make_rgb(
 def _rgb_content(clip: Clip, *, plan: ExtractPlan, folder: Path) -> SampleContent | Failure:
     """A clip as its sample: byte for byte where it conforms to the recipe, else encoded again."""
     if clip.sha256 is None:
-        return Failure(clip.reason, f"no file {clip.source}")
+        is_there = clip.path.is_file()
+        return Failure(clip.reason, f"{'cannot read' if is_there else 'no file'} {clip.source}")
     try:
         path, num_frames = clip.path, conforming_frames(clip.path, plan.rgb)
         if not num_frames:
