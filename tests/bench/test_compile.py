@@ -81,6 +81,6 @@ def test_without_a_compiler_it_says_so_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=bare)
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: torch cannot compile the network (")
+    assert last.startswith("error: torch cannot compile the network (No working C++ compiler")
     assert last.endswith("leave out --compile")
     assert "Traceback" not in done.stderr

@@ -584,7 +584,8 @@ def _compiling() -> Iterator[None]:
     try:
         yield
     except BackendCompilerFailed as error:
-        first = next(filter(None, str(error).splitlines()), "")
+        why = error.inner_exception
+        first = next(filter(None, map(str.strip, str(why).splitlines())), type(why).__name__)
         raise EvaluationError(
             f"torch cannot compile the network ({first}); install g++, or for a GPU Triton, or "
             "leave out --compile"
