@@ -11,6 +11,7 @@ import torch
 
 from conftest import MakeVideo
 from kinetics_bench.archs import build
+from kinetics_bench.inference.networks import RUN, Request
 from kinetics_tools.core import files
 from outs import ask, real, segment, tell
 from support import MediaServer, command, environment
@@ -141,6 +142,11 @@ def test_a_benchmark_names_the_folder_that_cannot_be_locked(bad: Path, tmp_path:
     done = run(bad, "run-benchmark", *words, "--work-dir", bad / "run")
     require_line(done, bad / "run", errno.ENOSYS, files.OTHER_FOLDER)
 
+    done = run(bad, "run-benchmark", "evaluate", bad / "run")
+    assert done.stderr.startswith(f"error: {bad / 'run'} holds no run; train one"), done.stderr
+    request = {"arch": "i3d", "stream": "rgb", "recipe": "sample", "data": str(shards)}
+    splits = {"train_split": "all", "test_split": "all"}
+    files.write_json(bad / "run" / RUN, Request.from_json(request | splits).as_json())
     done = run(bad, "run-benchmark", "evaluate", bad / "run")
     require_line(done, bad / "run", errno.ENOSYS, files.OTHER_FOLDER)
 

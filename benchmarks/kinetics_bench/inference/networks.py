@@ -173,7 +173,7 @@ def read_request(work_dir: Path) -> Request:
             raise KineticsError(
                 f"{work_dir} is a row of a run, not a run; give the run, {work_dir.parent}"
             )
-        if work_dir.is_dir() and any(work_dir.iterdir()):  # such as a fused row
+        if any(not each.name.startswith(".") for each in work_dir.glob("*")):  # as of a fused row
             raise KineticsError(f"{work_dir} holds files and no run; give the --work-dir of a run")
         raise KineticsError(
             f"{work_dir} holds no run; train one there: "
