@@ -43,7 +43,10 @@ class EvalProtocol:
     """Which views of a clip one prediction sees.
 
     One view: centre crop, and the logits are averaged over the network's time steps. Several: the
-    mean of their softmax.
+    mean of their softmax. Crops have the size of the recipe's, on which the network was trained: of
+    short side 256 and crop 224 those of several views leave out 16 rows (of a wide frame) at the top
+    and bottom. ThreeCrop, as SlowFast and mmaction2 have it, and VideoMAE's crops are as high as the
+    short side.
 
     Attributes:
         name: as given on the command line.
@@ -103,7 +106,10 @@ class EvalProtocol:
 
 
 def _several(clips: int, crops: int, source: str) -> EvalProtocol:
-    """Views of the training's length, side by side in time and along the frame's longer side."""
+    """Views of the training's length, side by side in time and along the frame's longer side.
+
+    Their crops are as large as the recipe's, also where those of the source are larger.
+    """
     return EvalProtocol(
         name=f"{clips}x{crops}",
         title=f"{clips} uniform in time, as long as in training, of each {crops} along the longer "
@@ -115,6 +121,7 @@ def _several(clips: int, crops: int, source: str) -> EvalProtocol:
     )
 
 
+_THEIRS: Final = "with the recipe's crop in place of its own, as high as the short side"
 PROTOCOLS: Final[Mapping[str, EvalProtocol]] = {
     "paper": EvalProtocol(
         name="paper",
@@ -133,8 +140,8 @@ PROTOCOLS: Final[Mapping[str, EvalProtocol]] = {
     **{
         f"{clips}x{crops}": _several(clips, crops, source)
         for clips, crops, source in (
-            (10, 3, "SlowFast, arXiv 1812.03982, section 4.1"),
-            (5, 3, "VideoMAE, arXiv 2203.12602, section 4.1"),
+            (10, 3, f"SlowFast, arXiv 1812.03982, section 4.1, {_THEIRS} (256 of 256)"),
+            (5, 3, f"VideoMAE, arXiv 2203.12602, section 4.1, {_THEIRS} (224 of 224)"),
             (1, 1, "the middle of the clip: the lower bound of the others"),
         )
     },

@@ -9,11 +9,11 @@ import torch
 
 from kinetics_bench.data.loader import Reader
 from kinetics_bench.data.splits import select
-from kinetics_bench.data.views import several_views
+from kinetics_bench.data.views import crop_of, several_views
 from kinetics_bench.evaluation.evaluate import Test as Evaluation
 from kinetics_bench.evaluation.evaluate import Viewing, evaluate, predict_split
 from kinetics_bench.protocols import PROTOCOLS, protocol_named
-from kinetics_bench.recipes import OneCycle
+from kinetics_bench.recipes import OneCycle, recipe_for
 from kinetics_bench.training.checkpoint import Checkpoint
 from kinetics_bench.training.trainer import train
 from kinetics_tools.shards.reader import Sample, ShardFolder
@@ -68,6 +68,38 @@ def test_a_prediction_is_the_mean_softmax_of_views_read_one_by_one(
         mean = torch.softmax(torch.stack(logits).double(), dim=1).mean(dim=0)
         row = predictions.logits[predictions.keys.index(sample.key)]
         np.testing.assert_allclose(np.exp(row), mean.numpy(), atol=2e-6)
+
+
+class Sure(torch.nn.Module):
+    """A network whose logits are far apart, and the same for every view."""
+
+    logits = torch.tensor([300.0, *range(-1, -9, -1), 1.0])
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(clips), -1)
+
+
+@pytest.mark.parametrize("name", ["1x1", "2x3"])
+def test_the_mean_keeps_the_order_of_the_least_probable_classes(
+    name: str, checkpoints: dict[str, Checkpoint]
+) -> None:
+    viewing = Viewing.of(checkpoints["rgb"], protocol_named(name))
+    sample = asked(name, ("rgb",)).selection.samples[0]
+    clip = viewing.reader.clips(sample, viewing.read(sample.num_frames))
+    mean = viewing.logits(Sure(), clip, sample.num_frames, CPU)
+    assert mean.argsort().tolist() == Sure.logits.argsort().tolist()
+    np.testing.assert_allclose(mean, torch.log_softmax(Sure.logits.double(), 0), rtol=1e-6)
+
+
+def test_crops_are_those_of_the_recipe_and_not_those_of_the_papers() -> None:
+    recipe = recipe_for("paper", "i3d", "rgb")
+    rows = {
+        crop_of(view, 256, 340, recipe.crop_px)[0].indices(256)[:2]
+        for view in several_views(250, recipe, 10, 3)
+    }
+    assert rows == {(16, 240)}
+    for name in ("10x3", "5x3"):
+        assert "with the recipe's crop in place of its own" in PROTOCOLS[name].source
 
 
 def test_a_clip_is_decoded_once_for_all_its_views(

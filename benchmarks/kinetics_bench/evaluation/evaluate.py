@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +44,7 @@ from kinetics_tools.core.system import num_processors
 from kinetics_tools.shards.reader import Sample, ShardFolder
 from kinetics_tools.shards.records import RGB, StreamRecipe, flow_stream
 
+IN_LOGARITHMS: Final = "in logarithms"  # before: of shares, none below 1e-38
 logger = logging.getLogger(__name__)
 
 
@@ -83,6 +86,7 @@ def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine)
         "precision": machine.precision,
         "numerics of the code": str(NUMERICS),
         "version of torch": torch.__version__,
+        **({"mean of several views": IN_LOGARITHMS} if test.protocol.clips else {}),
     }
     before = find_result(folder)
     if before is not None and before.data.identity == identity:
@@ -244,14 +248,14 @@ class Viewing:
         if not self.protocol.clips:
             return _logits(net, clip, machine)[0]
         views, read = self.views(num_frames), self.read(num_frames)
-        total: Tensor | None = None
+        parts = []
         for start in range(0, len(views), self.protocol.crops):  # those of one time at once
             beside = views[start : start + self.protocol.crops]
             crops = Crops.joined([self.reader.crop(clip, read, view) for view in beside])
-            part = torch.softmax(_logits(net, crops, machine).double(), dim=1).sum(dim=0)
-            total = part if total is None else total + part
-        assert total is not None
-        return (total / len(views)).clamp_min(torch.finfo(torch.float32).tiny).log().float()
+            parts.append(_logits(net, crops, machine))
+        # In logarithms: a share of 1e-400 is still more than one of 1e-500.
+        shares = torch.log_softmax(torch.cat(parts).double(), dim=1)
+        return (torch.logsumexp(shares, dim=0) - math.log(len(views))).float()
 
 
 def _logits(net: nn.Module, clips: Crops, machine: Machine) -> Tensor:
