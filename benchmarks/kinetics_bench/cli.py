@@ -20,6 +20,7 @@ from kinetics_bench.commands import (
     weights,
 )
 from kinetics_tools.core import cli
+from kinetics_tools.core.errors import UnknownNameError, unknown_name
 
 
 def main() -> NoReturn:
@@ -32,8 +33,14 @@ def main() -> NoReturn:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run the command line `argv`; return the exit code."""
+    """Run the command line `argv`; return the exit code.
+
+    Raises:
+        KineticsError: its first word is no verb, or what it asks for cannot be done.
+    """
     verb, rest = cli.take_verb(list(argv), VERBS)
+    if verb is None and rest and not rest[0].startswith("-"):  # without a verb there are options
+        raise UnknownNameError(unknown_name("verb", rest[0], VERBS))
     parser, act = VERBS[verb] if verb else (train.parser, train.act)
     code: int = act(parser().parse_args(rest))
     return code

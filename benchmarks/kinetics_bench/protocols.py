@@ -43,10 +43,9 @@ class EvalProtocol:
     """Which views of a clip one prediction sees.
 
     One view: centre crop, and the logits are averaged over the network's time steps. Several: the
-    mean of their softmax. Crops have the size of the recipe's, on which the network was trained: of
-    short side 256 and crop 224 those of several views leave out 16 rows (of a wide frame) at the top
-    and bottom. ThreeCrop, as SlowFast and mmaction2 have it, and VideoMAE's crops are as high as the
-    short side.
+    mean of their softmax. Crops have the size of the recipe's, on which the network was trained:
+    those of 224 pixels of a wide frame of 256 leave out 16 rows at the top and 16 at the bottom.
+    The three crops of SlowFast (ThreeCrop in mmaction2) and of VideoMAE are as high as the frame.
 
     Attributes:
         name: as given on the command line.

@@ -204,14 +204,22 @@ def test_any_field_is_overridden_by_its_name_and_read_back() -> None:
         ({"optimizer.lr": -1}, ">= 0.0 at optimizer.lr"),
         ({"crop_px": 300}, "crop_px 300 exceeds short_side 128"),
         ({"dropout": 2}, "Expected float <= 1.0 at dropout"),
-        ({"schedule": 3}, "unknown field of a recipe 'schedule'"),
+        ({"schedule": 3}, "schedule is a table of fields: give schedule.kind, schedule.epochs"),
+        ({"optimizer": 1, "optimizer.lr": 2}, "optimizer is a table of fields: give optimizer.n"),
+        ({"sampling.rgb": 3}, "sampling.rgb is a table of fields: give sampling.rgb.num, sampling"),
+        ({"flip.x": 1, "flip": 1}, "unknown field of a recipe 'flip.x'"),
+        ({"flip": 1, "flip.x": 1}, "unknown field of a recipe 'flip.x'"),
+        ({"optimizer.weight_decay": -1}, "Expected float >= 0.0 at optimizer.weight_decay"),
+        ({"sampling.rgb.num": 0}, "Expected int >= 1 at sampling.rgb.num"),
+        ({"optimizer.name": 1}, "Expected str, got int at optimizer.name"),
+        ({"protocol": 3}, "Expected str, got int at protocol"),
         ({"batch_size": True}, "Expected int, got bool at batch_size"),
         (
             {"optimizer.name": "adam"},
             "unknown optimizer 'adam'. Did you mean 'adamw'?",
         ),
         ({"schedule.epochs": -1}, "Expected int >= 1 at schedule.epochs"),
-        ({"schedule.kind": "plateau"}, "missing required field steps"),
+        ({"schedule.kind": "plateau"}, "missing required field steps at schedule"),
         ({"schedule.kind": "plato"}, "Did you mean 'plateau'"),
         ({"sampling.flow.num": 8}, "c3d takes rgb only"),
         ({"protocol": "hole"}, "Did you mean 'whole'"),
@@ -255,7 +263,14 @@ def test_a_file_says_what_differs_from_its_base(tmp_path: Path) -> None:
         ('base = "smal"', "Did you mean 'small'"),
         ("batch_size = 4", "[sampling.rgb] is missing, which i3d needs"),
         ('base = "small"\ndropout = "a"', "got str at dropout"),
-        ('base = "small"\noptimizer = 3', "unknown field of a recipe 'optimizer'"),
+        (
+            'base = "small"\noptimizer = 3',
+            "optimizer is a table of fields: give optimizer.name, optimizer.lr, "
+            "optimizer.weight_decay",
+        ),
+        ('base = "small"\nprotocol = 0x3', "Expected str, got int at protocol"),
+        ('base = "small"\n[optimizer]\nweight_decay = -1', "0.0 at optimizer.weight_decay"),
+        ('base = "small"\n[sampling.rgb]\nnum = "a"', "got str at sampling.rgb.num"),
         ('base = "small"\n[schedule]\nepoch = 3', "Did you mean 'schedule.epochs'"),
     ],
 )
@@ -277,6 +292,10 @@ def test_overrides_are_written_as_in_toml() -> None:
     )
     assert parse_override("protocol=10x3") == ("protocol", "10x3")
     assert parse_override("name='a b'") == ("name", "a b")
+    for text in ("name", "source", "protocol", "optimizer.name", "schedule.kind"):
+        for words in ("0x3", "1", "true", "1979-05-27", "a b"):  # those of text are no numbers
+            assert parse_override(f"{text}={words}") == (text, words)
+    assert parse_override("flip=0x1") == ("flip", 1)
     for text in ("lr", "=3", "lr=", "lr=[1", "lr=1\nx=2"):
         with pytest.raises(ValueError, match="is not"):
             parse_override(text)

@@ -56,11 +56,12 @@ REQUESTS = st.builds(
     flow=st.none() | st.just("tvl1"),
     protocol=st.none() | st.just("10x3"),
     overrides=st.dictionaries(
-        st.sampled_from(["batch_size", "optimizer.lr", "protocol", "schedule.milestones"]),
-        st.integers(1, 99)
-        | st.floats(1e-6, 9)
-        | st.sampled_from(["10x3", "a b's", [[3, 1.0], [9, 0.1]]]),
+        st.sampled_from(["batch_size", "optimizer.lr", "schedule.milestones"]),
+        st.integers(1, 99) | st.floats(1e-6, 9) | st.just([[3, 1.0], [9, 0.1]]),
         max_size=3,
+    )
+    | st.dictionaries(
+        st.sampled_from(["protocol", "source"]), st.sampled_from(["10x3", "0x3", "a b's", "'"])
     ),
     scale_lr=st.booleans(),
     val_split=st.none() | PATHS,

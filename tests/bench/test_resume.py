@@ -213,6 +213,15 @@ def test_seeds_are_whole_numbers(text: str, capsys: pytest.CaptureFixture[str]) 
     assert "is no whole number, or several as 0,1,2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("text", "twice"), [("0,0", 0), ("1,2,01", 1), ("3,-0,0", 0)])
+def test_a_seed_that_is_given_twice_is_refused(
+    text: str, twice: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.run(["--arch", "i3d", "--seed", text])
+    assert f"seed {twice} is given twice; leave one of them out" in capsys.readouterr().err
+
+
 def test_recipes_are_printed_as_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["recipes"]) == 0
     assert "hmdb51" in capsys.readouterr().out

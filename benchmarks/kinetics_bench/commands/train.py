@@ -287,4 +287,8 @@ def _seeds(text: str) -> tuple[int, ...]:
     numbers = [number.strip() for number in text.split(",")]
     if not all(re.fullmatch(r"-?[0-9]{1,18}", number) for number in numbers):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number, or several as 0,1,2")
-    return tuple(dict.fromkeys(map(int, numbers)))
+    seeds = tuple(map(int, numbers))
+    twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
+    if twice is not None:
+        raise argparse.ArgumentTypeError(f"seed {twice} is given twice; leave one of them out")
+    return seeds

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeVar, get_args
 
-from kinetics_bench.archs.registry import ARCHS, CHANNELS
+from kinetics_bench.archs.registry import ARCHS, CHANNELS, Sampling
 from kinetics_bench.protocols import protocol_named
 from kinetics_bench.recipes.known import recipe_for
 from kinetics_bench.recipes.recipe import Optimizer, Recipe
@@ -33,6 +33,7 @@ _WORDS: Final = {
     "optimizer.lr": "lr",
 }
 Table = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +114,8 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
 def parse_override(text: str) -> tuple[str, Any]:
     """Name and value of `NAME=VALUE`; the value is written as in TOML, or a plain word.
 
+    The value of a field that is text is the words as they are, without quotes around them.
+
     Raises:
         ValueError: it is not of this form.
     """
@@ -120,6 +123,8 @@ def parse_override(text: str) -> tuple[str, Any]:
     name, value = name.strip(), value.strip()
     if not equals or not name or not value or "\n" in value:
         raise ValueError(f"{text[:80]!r} is not NAME=VALUE, such as optimizer.lr=1e-4")
+    if name in _texts() and value[0] not in "'\"":
+        return name, value  # 0x3 is a protocol, and would be a number of TOML
     try:
         return name, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError as error:
@@ -195,32 +200,47 @@ def from_table(table: Table) -> Recipe:
         ValueError: a field is missing, or is not what it may be.
     """
     _require_known(table)
-    optimizer, schedule = (
-        dict(schema.parse(table.get(part), dict[str, Any])) for part in ("optimizer", "schedule")
+    optimizer, schedule, sampling = (
+        dict(_parsed(table.get(part), dict[str, Any], part))
+        for part in ("optimizer", "schedule", "sampling")
     )
-    protocol_named(str(table.get("protocol")))
-    try:
-        lr = schema.parse(optimizer.get("lr"), schema.Amount)
-    except ValueError as error:
-        raise ValueError(f"{error} at optimizer.lr") from error
-    kind = lookup("kind of schedule", str(schedule.pop("kind", None)), SCHEDULES)
+    protocol_named(_parsed(table.get("protocol"), str, "protocol"))
+    lr = _parsed(optimizer.get("lr"), schema.Amount, "optimizer.lr")
+    kind_name = _parsed(schedule.pop("kind", None), str, "schedule.kind")
+    kind = lookup("kind of schedule", kind_name, SCHEDULES)
     if kind is MultiStep:
-        stones = schema.parse(schedule, MultiStep).milestones
+        stones = _parsed(schedule, MultiStep, "schedule").milestones
         schedule["milestones"] = [(step, in_proportion(factor, lr)) for step, factor in stones]
     else:
         schedule["start_lr" if kind is Plateau else "peak_lr"] = lr
-    try:
-        schema.parse(schedule, kind)
-    except ValueError as error:
-        raise ValueError(str(error).replace("at $", "at $.schedule")) from error
+    _parsed(schedule, kind, "schedule")
+    for stream, each in sampling.items():
+        _parsed(each, Sampling, f"sampling.{stream}")
     known = {name: name for name in get_args(Optimizer)}
+    name = _parsed(optimizer.get("name"), str, "optimizer.name")
+    decay = _parsed(optimizer.get("weight_decay"), schema.Amount, "optimizer.weight_decay")
     values = {
         **table,
-        "optimizer": lookup("optimizer", str(optimizer.get("name")), known),
-        "weight_decay": optimizer.get("weight_decay"),
+        "optimizer": lookup("optimizer", name, known),
+        "weight_decay": decay,
         "schedule": schedule,
     }
     return Recipe.from_json(values)
+
+
+def _parsed(value: Any, kind: type[T], name: str) -> T:
+    """`schema.parse` of the field of a dotted name, which its errors say."""
+    try:
+        return schema.parse(value, kind)
+    except ValueError as error:
+        said, _, inside = str(error).partition(" - at $")
+        raise ValueError(f"{said} - at $.{name}{inside}") from error
+
+
+def _texts() -> set[str]:
+    """The dotted names of the fields that are text."""
+    example = as_table(recipe_for("paper", "i3d", "rgb"))
+    return {name for name, value in _flat(example) if isinstance(value, str)}
 
 
 def _known(kind: str) -> Iterator[str]:
@@ -241,8 +261,17 @@ def _require_known(table: Table) -> None:
     kind = str(schedule.get("kind")) if isinstance(schedule, Mapping) else ""
     known = list(_known(kind))
     for name, _ in _flat(table):
-        if name not in known:
-            raise UnknownNameError(unknown_name("field of a recipe", name, known))
+        _require_field(name, known)
+
+
+def _require_field(name: str, known: Sequence[str]) -> None:
+    """Raise UnknownNameError unless a dotted name is that of a field, a ValueError of a table."""
+    if name in known:
+        return
+    inside = [each for each in known if each.startswith(f"{name}.")]
+    if inside:
+        raise ValueError(f"{name} is a table of fields: give {', '.join(inside)}")
+    raise UnknownNameError(unknown_name("field of a recipe", name, known))
 
 
 def _flat(table: Table, before: str = "") -> Iterator[tuple[str, Any]]:
@@ -305,11 +334,13 @@ def _overridden(recipe: Recipe, overrides: Table) -> Recipe:
     before = as_table(recipe)
     kind = str(overrides.get("schedule.kind", before["schedule"]["kind"]))
     unit = lookup("kind of schedule", kind, SCHEDULES).unit
+    known = [*_known(kind), LENGTH[unit]]  # milestones have a length too
     changes: dict[str, Any] = {}
     words, steps = [], None
     for name, value in overrides.items():
         if name in LENGTH.values() and name != LENGTH[unit]:
             raise ValueError(f"it counts {unit}: give --{unit} N")
+        _require_field(name, known)
         part, _, inner = name.rpartition(".")
         if part.startswith("sampling.") and part.split(".")[1] not in recipe.sampling:
             continue  # of the other network of this architecture
