@@ -542,8 +542,10 @@ def _rows(
     joint = joint_row(rgb, flow, predictions)
     joint = covered(joint, predictions, tests[checkpoints[0].stream], seen)
     if machine.is_main:
-        before = find_result(folder / joint.stream)
-        joint.write(folder / joint.stream, predictions)
+        there = find_result(folder / joint.stream)
+        before = None if there is None else there[0]
+        if before != joint:
+            joint.write(folder / joint.stream, predictions)
         if before is None or before.data.identity != joint.data.identity:
             epoch = max(checkpoint.epoch for checkpoint in checkpoints)
             write_events(folder / joint.stream, joint, predictions, epoch)

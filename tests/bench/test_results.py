@@ -1,8 +1,12 @@
 """Scores: what is counted, and what each number covers."""
 
+import errno
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,17 +14,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kinetics_bench.data.splits import select
+from kinetics_bench.device import Machine
+from kinetics_bench.evaluation import evaluate as evaluation
+from kinetics_bench.evaluation.evaluate import Test as Asked
+from kinetics_bench.evaluation.evaluate import evaluate
 from kinetics_bench.evaluation.fusion import add_predictions
 from kinetics_bench.evaluation.results import (
     NORMAL_95,
+    PREDICTIONS,
+    PREDICTIONS_CSV,
     Predictions,
+    Result,
     interval_text,
     ranks,
     score,
     wilson,
 )
+from kinetics_bench.protocols import PROTOCOLS
+from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint
+from kinetics_bench.training.trainer import train
 from kinetics_tools.core.console import text_table
 from kinetics_tools.core.errors import EvaluationError
+from kinetics_tools.shards.reader import ShardFolder
+from results import row
+from support import tree
+from tiny import tiny_shards
+from trainings import CPU, in_processes, job
 
 
 def predictions(
@@ -141,3 +161,71 @@ def test_tables_are_aligned() -> None:
         [{"stream": "rgb", "top-1 %": "5.0"}, {"stream": "joint", "top-1 %": "83.3"}]
     )
     assert table.splitlines() == ["stream  top-1 %", "rgb         5.0", "joint      83.3"]
+
+
+def test_a_full_disk_takes_no_result_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result, made = row("rgb", ["a", "b", "c"])
+    result.write(tmp_path, made)
+    made.write_csv(tmp_path / PREDICTIONS_CSV, ["a", "b", "c"])
+    before = tree(tmp_path)
+    written: list[Path] = []
+
+    def stop(_: object, path: Path) -> None:
+        written.append(path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as caught:
+        patch.setattr("pyarrow.parquet.write_table", stop)
+        replace(result, seed=3).write(tmp_path, made)
+    assert written
+    assert PREDICTIONS in str(caught.value)
+    assert tree(tmp_path) == before
+    replace(result, seed=3).write(tmp_path, made)
+    assert Result.read(tmp_path).seed == 3
+    assert not (tmp_path / PREDICTIONS_CSV).exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint."""
+    folder = tmp_path_factory.mktemp("training")
+    train(job(folder, arch="two-stream", stream="rgb"), CPU)
+    return folder / CHECKPOINT
+
+
+def evaluated(path: Path, folder: Path, machine: Machine, **changes: Any) -> Result:
+    """An evaluation of a checkpoint on its own clips; `changes` are of its fields."""
+    checkpoint = replace(Checkpoint.read(path), **changes)
+    data = ShardFolder(tiny_shards())
+    chosen = select(data, "all", role="test", streams=("rgb",), flow="opencv-tvl1")
+    protocol = PROTOCOLS["whole"]
+    asked = Asked(data=data, selection=chosen, flow="", protocol=protocol, num_workers=0)
+    return evaluate(checkpoint, asked, folder, machine)
+
+
+def test_another_coverage_leaves_the_predictions_alone(trained: Path, tmp_path: Path) -> None:
+    first = evaluated(trained, tmp_path, CPU)
+    assert first.data.num_overlap == 8
+    first.predictions(tmp_path).write_csv(tmp_path / PREDICTIONS_CSV, first.data.labels)
+    before = {name: (tmp_path / name).stat() for name in (PREDICTIONS, PREDICTIONS_CSV)}
+    second = evaluated(trained, tmp_path, CPU, trained_on=None)
+    assert second.data.num_overlap == 0
+    assert Result.read(tmp_path) == second
+    assert {name: (tmp_path / name).stat() for name in before} == before
+
+
+def evaluate_apart(path: Path, folder: Path, machine: Machine) -> None:
+    """Evaluate again in one of two processes; the second one sees no result."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not machine.is_main:
+            patch.setattr(evaluation, "find_result", lambda _: None)
+        found = evaluated(path, folder, machine, trained_on=None)
+    assert found.cost.num_processes == 1  # that of the first evaluation
+    assert found == Result.read(folder)
+
+
+def test_one_of_several_processes_decides_whether_a_result_is_reused(
+    trained: Path, tmp_path: Path
+) -> None:
+    evaluated(trained, tmp_path, CPU)
+    in_processes(partial(evaluate_apart, trained, tmp_path), 2)

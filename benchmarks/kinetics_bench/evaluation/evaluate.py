@@ -88,17 +88,16 @@ def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine)
         "version of torch": torch.__version__,
         **({"mean of several views": IN_LOGARITHMS} if test.protocol.clips else {}),
     }
-    before = find_result(folder)
-    if before is not None and before.data.identity == identity:
+    # One process looks, for all: it writes too, and another would see more or less than it did.
+    there = machine.gather(_find_reusable(folder, identity) if machine.is_main else None)[0]
+    if there is not None:
         logger.info("%s: reused, evaluated already (%s)", checkpoint.stream, folder / RESULT)
-        predictions = before.predictions(folder)
+        before, predictions = there
         result = covered(before, predictions, test, checkpoint.trained_on or ())
         if result != before and machine.is_main:
-            result.write(folder, predictions)
+            result.update(folder)
+        machine.barrier()
         return result
-    if before is not None and machine.is_main:
-        what = ", ".join(before.data.differing(identity))
-        logger.info("%s: evaluated again, not the same %s", folder / RESULT, what)
     start = time.monotonic()
     predictions = predict_split(checkpoint, test, machine)
     result = Result(
@@ -265,17 +264,26 @@ def _logits(net: nn.Module, clips: Crops, machine: Machine) -> Tensor:
     return logits.float().cpu()
 
 
-def find_result(folder: Path) -> Result | None:
-    """The result in `folder`, if it can be read with its predictions."""
+def find_result(folder: Path) -> tuple[Result, Predictions] | None:
+    """The result in `folder` and its predictions, if both can be read."""
     if not (folder / RESULT).exists():
         return None
     try:
         result = Result.read(folder)
-        result.predictions(folder)
+        return result, result.predictions(folder)
     except (OutError, EvaluationError) as error:  # both are written again
         logger.info("%s", error)
         return None
-    return result
+
+
+def _find_reusable(folder: Path, identity: Mapping[str, str]) -> tuple[Result, Predictions] | None:
+    """The result of the same evaluation; of another one it is told what differs."""
+    there = find_result(folder)
+    if there is None or there[0].data.identity == identity:
+        return there
+    what = ", ".join(there[0].data.differing(identity))
+    logger.info("%s: evaluated again, not the same %s", folder / RESULT, what)
+    return None
 
 
 def usable_recipes(checkpoint: Checkpoint, test: Test) -> dict[str, StreamRecipe]:

@@ -471,10 +471,19 @@ class Result:
         return " + ".join(dict.fromkeys(map(name, parts)))
 
     def write(self, folder: Path, predictions: Predictions) -> None:
-        """Write predictions.parquet, then result.json: if that exists, both are complete."""
-        for name in (RESULT, PREDICTIONS_CSV):  # of the predictions before
-            (folder / name).unlink(missing_ok=True)
-        predictions.write(folder / PREDICTIONS)
+        """Write predictions.parquet and result.json: if this exists, both are complete.
+
+        What was there before stays until both are written: a full disk takes nothing away.
+        """
+        with publish(folder / RESULT) as row:
+            write_json(row, self._as_json())
+            with publish(folder / PREDICTIONS) as table:
+                predictions.write(table)
+                for name in (RESULT, PREDICTIONS_CSV):  # of the predictions before
+                    (folder / name).unlink(missing_ok=True)
+
+    def update(self, folder: Path) -> None:
+        """Write result.json beside the predictions of this row, which stay."""
         write_json(folder / RESULT, self._as_json())
 
     def _as_json(self) -> dict[str, Any]:
