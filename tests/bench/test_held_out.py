@@ -1,25 +1,28 @@
 """Held-out clips: which they are, and what they decide."""
 
+import logging
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kinetics_bench.data.splits import Selection, hold_out
 from kinetics_bench.recipes import Plateau
 from kinetics_bench.training import examples
-from kinetics_bench.training.checkpoint import BEST, Checkpoint
+from kinetics_bench.training.checkpoint import BEST, CHECKPOINT, Checkpoint
 from kinetics_bench.training.examples import ClipExamples
 from kinetics_bench.training.job import TrainingJob, new_network
-from kinetics_bench.training.trainer import train
+from kinetics_bench.training.trainer import plan_training, train
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.shards.reader import Sample
+from support import tree
 from tiny import copy_of_shards, damage, tiny_recipe
-from trainings import CPU, RECIPE, assert_same, job
+from trainings import CPU, RECIPE, Killed, StopsAt, assert_same, job
 
 
 def sample(key: str, label: str) -> Any:
@@ -78,7 +81,7 @@ def test_a_look_at_held_out_clips_changes_no_weight(tmp_path: Path) -> None:
     assert [each.val_loss is None for each in looked.history] == [True, False, False]
     assert not (tmp_path / "a" / BEST).exists()
     best = Checkpoint.read(tmp_path / "b" / BEST)
-    assert best.epoch == looked.best_epoch
+    assert (best.best, best.step) == (looked.best, looked.best and looked.best.step)
     assert best.history == looked.history[: best.epoch]
 
 
@@ -108,6 +111,69 @@ def test_a_plateau_ends_a_training_and_a_resumed_one_is_the_same(tmp_path: Path)
         train(other, CPU, resume=True)
 
 
+def test_a_saturated_training_has_ended_whatever_its_length(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "kinetics_bench")
+    plateau = Plateau(steps=9, start_lr=1e-3, drops=0, patience=1, min_change=0.9)
+    short = checked(tmp_path, tiny_recipe(schedule=plateau))
+    done = train(short, CPU)
+    assert (done.step, done.finished) == (2, True)
+    plan = plan_training(short, CPU)
+    assert (plan.num_steps, plan.steps_done, plan.steps_ahead) == (9, 2, 0)
+    assert plan.cells()["ahead"] == "0"
+    before = tree(tmp_path)
+    for length in (20, 30):
+        longer = replace(short.recipe, schedule=plateau.with_length(length))
+        asked = replace(short, recipe=longer)
+        caplog.clear()
+        grown = train(asked, CPU, extend=True)
+        assert "ended at step 2, as the loss of its held-out clips has saturated" in caplog.text
+        assert (grown.step, grown.recipe, grown.extended) == (2, short.recipe, [])
+        assert plan_training(asked, CPU, extend=True).finished
+    assert tree(tmp_path) == before
+    # Its weights are those of a training that may be longer.
+    fresh = train(replace(short, recipe=longer, folder=tmp_path / "fresh"), CPU)
+    assert_same(fresh.net, done.net)
+
+
+def test_other_held_out_clips_are_refused_once_some_were_looked_at(tmp_path: Path) -> None:
+    looked = checked(tmp_path / "looked", check_every=1)
+    assert looked.held_out is not None
+    train(looked, CPU)
+    fewer = replace(looked.held_out, name="few.txt", samples=looked.held_out.samples[:2])
+    for other, words in (
+        (fewer, r"\(all there, few\.txt now\)"),
+        (None, r"\(all there, none now\)"),
+        (replace(fewer, name="all"), "; choose another"),
+    ):
+        for options in ({"resume": True}, {"extend": True}, {}):
+            with pytest.raises(EvaluationError, match=f"not the same held-out clips ?{words}"):
+                train(replace(looked, held_out=other), CPU, **options)
+    path = looked.folder / CHECKPOINT
+    stored = torch.load(path, weights_only=True)
+    torch.save({n: v for n, v in stored.items() if n not in ("held_out", "best")}, path)
+    old = train(replace(looked, held_out=fewer), CPU)  # which clips it saw is not known
+    assert old.best is not None
+    assert old.best.step == stored["best"]["step"]
+
+
+def test_held_out_clips_may_be_given_later_if_none_were_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = checked(tmp_path, check_every=1)
+    stops = StopsAt(monkeypatch)
+    stops.step = 1
+    with pytest.raises(Killed):
+        train(replace(asked, held_out=None), CPU)
+    stops.step = -1
+    done = train(asked, CPU, resume=True)
+    assert asked.held_out is not None
+    assert (done.num_held_out, done.val_split) == (4, "all")
+    assert done.held_out == asked.held_out.contents_sha256
+    assert [each.val_loss is None for each in done.history] == [True, False, False]
+
+
 def test_a_held_out_clip_that_cannot_be_decoded_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -117,7 +183,8 @@ def test_a_held_out_clip_that_cannot_be_decoded_is_told(
     damage(shards, held_out.samples[0].key)
     done = train(checked(tmp_path / "run", check_every=3, shards=shards), CPU)
     assert "1 of 4 held-out clips could not be decoded and do not count" in caplog.text
-    assert done.best_epoch == 3
+    assert done.best is not None
+    assert done.best.step == done.step
     assert not done.failed
 
 

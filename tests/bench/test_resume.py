@@ -13,7 +13,8 @@ from kinetics_bench import cli
 from kinetics_bench.evaluation.groups import groups
 from kinetics_bench.evaluation.rows import find_row
 from kinetics_bench.recipes import MultiStep, OneCycle
-from kinetics_bench.training.checkpoint import BEST, CHECKPOINT, Checkpoint
+from kinetics_bench.training import trainer
+from kinetics_bench.training.checkpoint import BEST, CHECKPOINT, Checkpoint, Look
 from kinetics_bench.training.log import LOG
 from kinetics_bench.training.trainer import plan_training, train
 from kinetics_tools.core.errors import EvaluationError, KineticsError
@@ -86,6 +87,30 @@ def test_a_training_that_ended_within_an_epoch_is_made_longer(tmp_path: Path) ->
         train(replace(each, folder=folder), CPU)
         plan = plan_training(replace(each, folder=folder), CPU)
         assert (plan.steps_done, plan.seconds) == (plan.num_steps, 0.0)
+
+
+def test_the_best_look_stays_the_best_when_its_epoch_is_reopened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two steps per epoch the looks are at steps 2 and 3, and, made longer, at 4 and 6."""
+    looks = iter([(1.0, 0.5), (0.9, 0.75), (5.0, 0.625), (2.0, 0.75)])
+    monkeypatch.setattr(trainer._Training, "_check", lambda _: next(looks))
+    stones = MultiStep(milestones=((2, 1e-3), (3, 1e-4)))
+    recipe = replace(RECIPE, batch_size=2, micro_batch_size=2, schedule=stones)
+    whole = job(tmp_path, recipe, check_every=1)
+    parts = [
+        replace(whole.train, samples=whole.train.samples[part])
+        for part in (slice(4), slice(4, None))
+    ]
+    short = replace(whole, train=parts[0], held_out=parts[1])
+    assert train(short, CPU).best == Look(step=3, loss=0.9, top1=0.75)
+    before = (tmp_path / BEST).read_bytes()
+    longer = replace(short, recipe=replace(recipe, schedule=stones.with_length(6)))
+    grown = train(longer, CPU, extend=True)
+    assert [each.val_top1 for each in grown.history] == [0.5, 0.625, 0.75]
+    assert grown.best == Checkpoint.read(tmp_path / CHECKPOINT).best
+    assert grown.best == Look(step=3, loss=0.9, top1=0.75)
+    assert (tmp_path / BEST).read_bytes() == before
 
 
 @pytest.mark.full

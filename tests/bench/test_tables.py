@@ -20,6 +20,8 @@ from kinetics_bench.evaluation.results import Score
 from kinetics_bench.recipes import RecipeChoice
 from kinetics_bench.tables import page
 from kinetics_bench.tables.plan import SETS, Choices, DataSet, PlannedCell, plan_table
+from kinetics_bench.tables.run import Forecast
+from kinetics_bench.training.estimate import TrainingPlan
 from kinetics_tools.core.cli import Exit
 from kinetics_tools.core.units import Part
 from results import row
@@ -307,6 +309,30 @@ def test_again_nothing_is_trained(trained: tuple[Path, Sequence[object], str]) -
     assert again.stdout == told
     assert steps_trained(again) == 0
     assert tree(folder / "out") == before
+
+
+def test_a_training_that_ended_before_its_last_step_is_finished_in_a_dry_run() -> None:
+    plan = plan_table(2, replace(only("c3d"), sets={"ucf101": DataSet(data="/ucf101")}))
+    (name,) = plan.trainings
+    (cell,) = (each for each in plan.cells if each.trainings)
+    ahead = TrainingPlan(
+        stream="rgb",
+        recipe="ucf101 01234567",
+        num_clips=9,
+        num_held_out=1,
+        num_steps=40,
+        steps_done=8,
+        num_epochs=20,
+    )
+    for finished, state, text in (
+        (True, "finished", "to train: 0 networks, 0 steps"),
+        (False, "to continue", "to train: 1 networks, 32 steps, about 0 hours on this cpu"),
+    ):
+        found = {(name, "rgb"): Forecast(replace(ahead, finished=finished), is_timed=True)}
+        rows, _ = page.forecast_rows(plan, found, {})
+        row_of = rows[plan.cells.index(cell)]
+        assert (row_of["done"], row_of["state"]) == ("8", state)
+        assert page.total_text(found, "cpu").startswith(text)
 
 
 def test_a_dry_run_leaves_nothing_and_says_what_is_done(

@@ -257,17 +257,17 @@ def _forecast_row(
     if not all(at in forecasts for at in asked):
         return {**coordinates, **nothing, "state": "of another task"}
     found = [forecasts[at] for at in asked]
-    steps = sum(each.plan.num_steps for each in found)
     done = sum(each.plan.steps_done for each in found)
+    is_finished = all(each.plan.finished for each in found)
     hours = [each.hours for each in found]
     known = [each for each in hours if each is not None]
     return {
         **coordinates,
         "clips": f"{sum(each.plan.num_clips for each in found) // len(networks):,}",
-        "steps": f"{steps:,}",
+        "steps": f"{sum(each.plan.num_steps for each in found):,}",
         "done": f"{done:,}",
         "hours": hours_text(sum(known)) if len(known) == len(hours) else "not known",
-        "state": "finished" if done >= steps else "to continue" if done else "to train",
+        "state": "finished" if is_finished else "to continue" if done else "to train",
     }
 
 
@@ -278,8 +278,8 @@ def hours_text(hours: float) -> str:
 
 def total_text(forecasts: Mapping[Network, Forecast], device: str) -> str:
     """What all trainings together will take, each network once."""
-    todo = [each for each in forecasts.values() if each.plan.steps_done < each.plan.num_steps]
-    steps = sum(each.plan.num_steps - each.plan.steps_done for each in todo)
+    todo = [each for each in forecasts.values() if not each.plan.finished]
+    steps = sum(each.plan.steps_ahead for each in todo)
     known = [each.hours for each in todo if each.hours is not None]
     unit = "GPU hours" if device == "cuda" else f"hours on this {device}"
     text = f"to train: {len(todo)} networks, {steps:,} steps"

@@ -5,7 +5,7 @@ The names of the fields are the names in the file, except those of the recipe (s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -143,6 +143,24 @@ class EpochRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A look at the held-out clips.
+
+    Attributes:
+        step: finished optimizer steps at that time.
+        loss, top1: of these clips.
+    """
+
+    step: schema.Count
+    loss: schema.Amount
+    top1: schema.Share
+
+    def is_better_than(self, other: Look | None) -> bool:
+        """Whether its top-1 is higher, of equal ones its loss lower; None: there is no other."""
+        return other is None or (self.top1, -self.loss) > (other.top1, -other.loss)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Extension:
     """A training was made longer.
 
@@ -256,6 +274,10 @@ class Checkpoint:
         loss_scale: of a training in float16.
         num_held_out: clips that are not trained on, whose loss is looked at.
         val_split: where they are from: a split, or `held out of` one; empty if there are none.
+        held_out: hash of their keys, labels and bytes; empty: there are none, or an older version
+            did not record it.
+        best: the look at them that was best, whose weights best.pt has; None: there was none. An
+            epoch that was reopened has left the history, and its look may be this one.
     """
 
     arch: str
@@ -281,19 +303,13 @@ class Checkpoint:
     loss_scale: LossScale | None = None
     num_held_out: schema.Count = 0
     val_split: str = ""
+    held_out: str = ""
+    best: Look | None = None
 
     @property
     def losses(self) -> list[float]:
         """Of the held-out clips, at each look at them."""
         return [each.val_loss for each in self.history if each.val_loss is not None]
-
-    @property
-    def best_epoch(self) -> int | None:
-        """The epoch with the highest top-1 of the held-out clips; of equal ones the lowest loss."""
-        seen = [each for each in self.history if each.val_loss is not None]
-        if not seen:
-            return None
-        return max(seen, key=lambda each: (each.val_top1 or 0.0, -(each.val_loss or 0.0))).epoch
 
     def write(self, path: Path) -> None:
         """Write it; a reader sees the old file or the new one."""
@@ -311,9 +327,10 @@ class Checkpoint:
             "begun": None if self.begun is None else asdict(self.begun),
             "trained_on": None if self.trained_on is None else list(self.trained_on),
             "loss_scale": None if self.loss_scale is None else asdict(self.loss_scale),
+            "best": None if self.best is None else asdict(self.best),
         }
         # They came later, and are written where they say something.
-        for name in ("extended", "loss_scale", "num_held_out", "val_split"):
+        for name in ("extended", "loss_scale", "num_held_out", "val_split", "held_out", "best"):
             if not values[name]:
                 del values[name]
         with publish(path) as scratch, scratch.open("wb") as file:
@@ -366,6 +383,7 @@ class Checkpoint:
         ]
         parts = {"data": data, "recipe": recipe, "extended": extended}
         found = schema.parse({**values, **parts}, cls)
+        found.best = found.best or _best_of(found.history)
         check_network(found.arch, found.stream)
         if recipe.streams != ARCHS[found.arch].clips_of(found.stream):
             raise ValueError(f"a recipe of {', '.join(recipe.streams)}")
@@ -422,3 +440,13 @@ class Checkpoint:
                     f"these weights are not of {self.arch}, stream {self.stream}, with "
                     f"{len(self.labels)} classes: see {name!r}"[:300]
                 )
+
+
+def _best_of(history: Sequence[EpochRecord]) -> Look | None:
+    """The best look of a history; None: there was none."""
+    best = None
+    for each in history:
+        if each.val_loss is not None:
+            look = Look(step=each.step, loss=each.val_loss, top1=each.val_top1 or 0.0)
+            best = look if look.is_better_than(best) else best
+    return best

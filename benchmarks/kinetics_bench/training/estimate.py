@@ -33,6 +33,7 @@ class TrainingPlan:
         num_steps: of all, at most.
         steps_done: of them.
         num_epochs: of all, at most.
+        finished: whether no step is ahead: all are done, or the loss saturated before the last.
         seconds: that the steps ahead take, by a measured rate; 0 where none are.
         clips_per_second: that rate, of all processes; 0: not measured.
     """
@@ -44,8 +45,14 @@ class TrainingPlan:
     num_steps: int
     steps_done: int
     num_epochs: float
+    finished: bool = False
     seconds: float = 0.0
     clips_per_second: float = 0.0
+
+    @property
+    def steps_ahead(self) -> int:
+        """Steps that are still to be done, at most."""
+        return 0 if self.finished else self.num_steps - self.steps_done
 
     def cells(self) -> dict[str, str]:
         """The plan as a row of a table."""
@@ -57,6 +64,7 @@ class TrainingPlan:
             "epochs": f"{self.num_epochs:,.{0 if self.num_epochs >= 10 else 1}f}",
             "steps": f"{self.num_steps:,}",
             "done": f"{self.steps_done:,}",
+            "ahead": f"{self.steps_ahead:,}",
             "clips/s": f"{self.clips_per_second:.3g}" if self.clips_per_second else "-",
             "takes about": time_text(self.seconds),
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -31,6 +30,8 @@ EACH_PROCESS: Final = "of the clips of each process"
 ALL_PROCESSES: Final = "of the clips of all processes"
 TORCH_COMPILE: Final = "torch.compile"  # its sums are of another order
 NO_COMPILER: Final = "none"
+HELD_OUT: Final = "held-out clips"
+Identity = dict[str, str | float]
 logger = logging.getLogger(__name__)
 
 
@@ -110,7 +111,7 @@ class TrainingJob:
         before = () if self.init is None else self.init.trained_on or ()
         return tuple(sorted({*self.train.keys, *before}))
 
-    def identity(self, machine: Machine) -> dict[str, str | float]:
+    def identity(self, machine: Machine) -> Identity:
         """What decides the weights: jobs of equal identity train the same network.
 
         Args:
@@ -140,7 +141,7 @@ class TrainingJob:
         """The held-out clips as a part of the identity, where they decide the rate."""
         if self.held_out is None or not isinstance(self.recipe.schedule, Plateau):
             return {}
-        return {"held-out clips": self.held_out.contents_sha256}
+        return {HELD_OUT: self.held_out.contents_sha256}
 
 
 def require_usable(job: TrainingJob, machine: Machine) -> None:
@@ -239,15 +240,17 @@ def find_checkpoint(
         return None
     before = Checkpoint.read(path)
     if extend:
-        _extend(before, job)
-    there, here = _recorded_identity(before), job.identity(machine)
+        job = _extended(before, job, machine)
+    there, here = _identities(before, job, machine)
     other = [_difference(what, there[what], here[what]) for what in here if what in there]
-    if there["recipe"] != here["recipe"]:
-        fields = ", ".join(differing_fields(before.recipe, job.recipe))
-        other = [f"{what} ({fields})" if what == "recipe" else what for what in other]
-    if any(other):
+    told = {
+        "recipe": ", ".join(differing_fields(before.recipe, job.recipe)),
+        HELD_OUT: _difference_of_splits(before.val_split, job.held_out),
+    }
+    other = [f"{what} ({told[what]})" if told.get(what) else what for what in other if what]
+    if other:
         raise EvaluationError(
-            f"{job.folder} holds another training, not the same {', '.join(filter(None, other))}; "
+            f"{job.folder} holds another training, not the same {', '.join(other)}; "
             "choose another --work-dir, or give --force to train again there"
         )
     if not before.finished and not resume:
@@ -258,17 +261,36 @@ def find_checkpoint(
     return before
 
 
-def _extend(before: Checkpoint, job: TrainingJob) -> None:
-    """Give a checkpoint the longer schedule of `job`, if nothing else of the recipe differs."""
+def _difference_of_splits(there: str, held_out: Selection | None) -> str:
+    """Where held-out clips were and are from; empty if both have one name."""
+    now = "none" if held_out is None else held_out.name
+    return "" if there == now else f"{there} there, {now} now"
+
+
+def has_saturated(done: Checkpoint, job: TrainingJob, machine: Machine) -> bool:
+    """Whether the loss of a training has saturated, so that a longer one would be the same."""
+    # A longer training does not have the look at the last step if that is within an epoch.
+    is_whole = done.step % plan_of(job, machine).steps_per_epoch == 0
+    return is_whole and done.recipe.schedule.is_over(done.losses)
+
+
+def _extended(before: Checkpoint, job: TrainingJob, machine: Machine) -> TrainingJob:
+    """Give a checkpoint the longer schedule of `job`, if nothing else of the recipe differs.
+
+    Returns the job that the checkpoint then is of. One whose loss has saturated ended by itself: it
+    keeps its schedule, and the job gets that.
+    """
     there, here = before.recipe.schedule, job.recipe.schedule
     is_same = replace(before.recipe, schedule=here).hash == job.recipe.hash
     if there == here or not is_same or not there.differs_only_in_length(here):
-        return
+        return job
     if here.length < there.length:
         raise EvaluationError(
             f"{job.folder} holds a training of {there.length} {there.unit}, which is longer than "
             f"{here.length}: a training can be made longer, not shorter"
         )
+    if has_saturated(before, job, machine):
+        return replace(job, recipe=before.recipe)
     before.extended.append(Extension(step=before.step, epoch=before.epoch, recipe=before.recipe))
     # By its name, as its schedule is not that of a training of this length from the start.
     before.recipe = replace(job.recipe, name=f"{job.recipe.name}{EXTENDED}{before.step}")
@@ -278,9 +300,22 @@ def _extend(before: Checkpoint, job: TrainingJob) -> None:
         "extended": digest([[each.step, each.recipe.hash] for each in before.extended]),
     }
     before.finished = False
+    return job
 
 
-def _recorded_identity(before: Checkpoint) -> dict[str, str | float]:
+def _identities(
+    before: Checkpoint, job: TrainingJob, machine: Machine
+) -> tuple[Identity, Identity]:
+    """What a checkpoint and a job say of their identity, and of the clips that are looked at."""
+    there, here = _recorded_identity(before), job.identity(machine)
+    if before.best is not None:  # else none were looked at, and they may be any
+        here[HELD_OUT] = "" if job.held_out is None else job.held_out.contents_sha256
+        if before.held_out:
+            there[HELD_OUT] = before.held_out
+    return there, here
+
+
+def _recorded_identity(before: Checkpoint) -> Identity:
     # What checkpoints of older versions say elsewhere, or had no choice of.
     return {
         "precision": before.precision,
@@ -299,14 +334,15 @@ def _difference(what: str, there: str | float, here: str | float) -> str:
     return f"{what} ({there} there, {here} now)" if is_readable else what
 
 
-def warn_of_older_version(before: Checkpoint, here: Mapping[str, str | float], path: Path) -> None:
-    """Say what of an identity a checkpoint did not record, and so was not compared."""
-    unknown = [what for what in here if what not in _recorded_identity(before)]
+def warn_of_older_version(before: Checkpoint, job: TrainingJob, machine: Machine) -> None:
+    """Say what of its identity a checkpoint did not record, and so was not compared."""
+    there, here = _identities(before, job, machine)
+    unknown = [what for what in here if what not in there]
     if unknown:
         logger.warning(
             "%s is of an older version, which did not record: %s; if one of them differs, train "
             "again with --force",
-            path,
+            job.folder / CHECKPOINT,
             ", ".join(unknown),
         )
 

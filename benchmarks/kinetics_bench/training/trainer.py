@@ -32,6 +32,7 @@ from kinetics_bench.training.checkpoint import (
     BegunEpoch,
     Checkpoint,
     InitRecord,
+    Look,
     LossScale,
     TrainingData,
     keep_earlier,
@@ -43,6 +44,7 @@ from kinetics_bench.training.features import FeatureExamples
 from kinetics_bench.training.job import (
     TrainingJob,
     find_checkpoint,
+    has_saturated,
     new_network,
     plan_of,
     require_usable,
@@ -86,11 +88,11 @@ def train(
     machine.barrier()
     before = find_checkpoint(job, machine, resume=resume or extend, extend=extend)
     if before is not None and machine.is_main:
-        warn_of_older_version(before, job.identity(machine), job.folder / CHECKPOINT)
+        warn_of_older_version(before, job, machine)
     if before is not None and before.finished:
-        longer = "".join(f", made longer at step {each.step}" for each in before.extended)
         logger.info(
-            "%s: reused, trained already (%s%s)", job.stream, job.folder / CHECKPOINT, longer
+            "%s: reused, trained already (%s%s)",
+            *(job.stream, job.folder / CHECKPOINT, _past(before, job, machine)),
         )
         return before
     require_usable(job, machine)
@@ -123,8 +125,9 @@ def plan_training(
         num_steps=num_steps,
         steps_done=0 if before is None else before.step,
         num_epochs=num_steps / plan.steps_per_epoch,
+        finished=before is not None and before.finished,
     )
-    if before is not None and before.finished:
+    if ahead.finished:
         return ahead
     require_usable(job, machine)
     clips_left = (num_steps - ahead.steps_done) / plan.steps_per_epoch * plan.num_clips
@@ -133,6 +136,17 @@ def plan_training(
         return replace(ahead, seconds=seconds, clips_per_second=clips_per_second)
     seconds, each = _Training(job, machine, before).expected_seconds(clips_left)
     return replace(ahead, seconds=seconds, clips_per_second=1 / each)
+
+
+def _past(done: Checkpoint, job: TrainingJob, machine: Machine) -> str:
+    """What is to be known of the length of a finished training."""
+    texts = [f", made longer at step {each.step}" for each in done.extended]
+    if has_saturated(done, job, machine):
+        texts.append(
+            f", ended at step {done.step}, as the loss of its held-out clips has saturated: a "
+            "greater length changes nothing"
+        )
+    return "".join(texts)
 
 
 class _Training:
@@ -158,6 +172,8 @@ class _Training:
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.float16)
         self.state = before or self._begin()
         self.state.trained_on = job.trained_on
+        if self.state.best is None:  # else they are those of the looks before
+            self._record_held_out()
         self._reopen_epoch()
         self._written = self.state.step  # of the checkpoint that is there
         self._status, self._clips_done, self._started_s = "", 0, 0.0
@@ -178,6 +194,12 @@ class _Training:
             logger.info(
                 "%s: continued after step %d of %d", job.stream, before.step, self.num_steps
             )
+
+    def _record_held_out(self) -> None:
+        held_out, state = self.job.held_out, self.state
+        state.num_held_out = 0 if held_out is None else len(held_out.samples)
+        state.val_split = "" if held_out is None else held_out.name
+        state.held_out = "" if held_out is None else held_out.contents_sha256
 
     def _reopen_epoch(self) -> None:
         """Where a training that ended within an epoch was extended, that epoch has not ended."""
@@ -232,8 +254,6 @@ class _Training:
             ),
             seed=job.seed,
             precision=self.machine.precision,
-            num_held_out=0 if job.held_out is None else len(job.held_out.samples),
-            val_split="" if job.held_out is None else job.held_out.name,
             net={},
             optimizer={},
             init=init,
@@ -524,6 +544,8 @@ class _Training:
         if self._is_due:
             val_loss, val_top1 = self._check()
             record = replace(record, val_loss=val_loss, val_top1=val_top1)
+            look = Look(step=self.state.step, loss=val_loss, top1=val_top1)
+            self.state.best = look if look.is_better_than(self.state.best) else self.state.best
             if self.machine.is_main:
                 logger.info(
                     "%s: epoch %d: held-out clips: loss %.4g, top-1 %.1f %%",
@@ -568,7 +590,7 @@ class _Training:
             values = self.scaler.state_dict()
             scale = LossScale(scale=values["scale"], steps=values["_growth_tracker"])
             self.state.loss_scale = scale
-        is_best = self.state.begun is None and self.state.best_epoch == self.state.epoch
+        is_best = self.state.best is not None and self.state.best.step == self.state.step
         if self.machine.is_main:
             if is_best:  # first: who is killed between them does this epoch again
                 self.state.write(self.job.folder / BEST)
