@@ -3,15 +3,18 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinetics_bench.commands import evaluate, train
+from kinetics_bench.commands import evaluate, repeat, train
 from kinetics_bench.commands.repeat import asked_of
 from kinetics_bench.inference.networks import RUN, Request, read_request
+from kinetics_bench.recipes import recipe_for
+from kinetics_bench.training.checkpoint import Extension
 from kinetics_tools.core.errors import KineticsError
 from kinetics_tools.core.files import write_json
 
@@ -104,6 +107,40 @@ def test_a_training_is_repeated_with_every_option(
             assert dict(found["set"]) == value
         elif name not in (*unasked, *checked):
             assert found[option] == (None if value is None else str(value)), name
+
+
+def grown(stream: str, *lengths: int) -> Any:
+    """What a checkpoint says of a training of recipe `paper` that was made longer, at its ends."""
+    first = recipe_for("paper", "i3d", stream)
+    recipes = [first, *(replace(first, schedule=first.schedule.with_length(n)) for n in lengths)]
+    extended = [Extension(step=r.schedule.length, epoch=9, recipe=r) for r in recipes[:-1]]
+    return SimpleNamespace(stream=stream, recipe=recipes[-1], extended=extended)
+
+
+@pytest.mark.parametrize(
+    ("longer", "lines"),
+    [
+        (
+            [grown("rgb", 160_000, 200_000), grown("flow", 160_000, 200_000)],
+            ["--steps 160000", "--steps 200000"],
+        ),
+        (
+            [grown("rgb", 130_000, 200_000), grown("flow", 200_000)],
+            ["--steps 130000  # this was of rgb only", "--steps 200000"],
+        ),
+    ],
+)
+def test_two_networks_that_were_made_longer_begin_with_the_recipes_own_lengths(
+    longer: list[Any], lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repeat, "_made_longer", lambda *_: longer)
+    asked = replace(REQUEST, overrides={"dropout": 0.3, "schedule.steps": 200_000})
+    write_json(tmp_path / RUN, asked.as_json())
+    told = asked_of(tmp_path)
+    assert told is not None
+    assert "--set=dropout=0.3" in told.commands[0]
+    assert "steps" not in told.commands[0]
+    assert list(told.commands[1:]) == [f"run-benchmark resume {tmp_path} {line}" for line in lines]
 
 
 def test_weights_are_evaluated_again(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Trainings that go on: after a stop, to a greater length, with several seeds; and their plans."""
 
+import html
 import json
 import logging
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kinetics_bench import cli
+from kinetics_bench.commands.repeat import asked_of
 from kinetics_bench.evaluation.groups import groups
 from kinetics_bench.evaluation.rows import find_row
 from kinetics_bench.recipes import MultiStep, OneCycle
@@ -147,6 +150,40 @@ def test_a_run_is_resumed_by_its_name_and_made_longer(
     call("resume", tmp_path / "other")
     again = Checkpoint.read(tmp_path / "other" / "rgb" / CHECKPOINT)
     assert_same(again.net, grown.net)
+
+
+def test_the_commands_of_a_page_repeat_a_training_that_was_made_longer(
+    tmp_path: Path, call: Call
+) -> None:
+    run, again = tmp_path / "run", tmp_path / "again"
+    call(*asked(tmp_path, "--work-dir", run))
+    for length in (2, 4):
+        call("resume", run, "--epochs", length)
+    told = asked_of(run)
+    assert told is not None
+    commands = [shlex.split(each.replace(str(run), str(again))) for each in told.commands]
+    assert [each[1:] for each in commands[1:]] == [
+        ["resume", str(again), "--epochs", "2"],
+        ["resume", str(again), "--epochs", "4"],
+    ]
+    for words in commands:
+        call(*words[1:])
+    one, other = (Checkpoint.read(each / "rgb" / CHECKPOINT) for each in (run, again))
+    assert_same(one.net, other.net)
+    assert (one.recipe, one.identity) == (other.recipe, other.identity)
+    page = (run / "report.html").read_text()
+    assert all(html.escape(each) in page for each in told.commands)
+    # A training that was stopped and then made longer cannot be told exactly, and that is told.
+    first, *_ = one.extended
+    other.extended = [replace(first, epoch=0, step=1), *one.extended[1:]]
+    other.write(again / "rgb" / CHECKPOINT)
+    told = asked_of(again)
+    assert told is not None
+    assert told.commands[1].endswith(" --epochs 2  # rgb had been stopped after step 1")
+    (again / "rgb" / CHECKPOINT).unlink()
+    told = asked_of(again)
+    assert told is not None
+    assert len(told.commands) == 1
 
 
 def test_the_best_checkpoint_is_evaluated_apart(tmp_path: Path, call: Call) -> None:

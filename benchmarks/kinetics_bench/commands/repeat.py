@@ -1,21 +1,25 @@
-"""The command that repeats a run, for its page: a line that can be pasted."""
+"""The commands that repeat a run, for its page: lines that can be pasted."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from kinetics_bench.commands.options import PROG
-from kinetics_bench.recipes import override_text
+from kinetics_bench.recipes import LENGTH, override_text
+from kinetics_bench.recipes.recipe import EXTENDED
 from kinetics_tools.core.errors import KineticsError
 
 if TYPE_CHECKING:
     from kinetics_bench.evaluation.page_tables import Asked
     from kinetics_bench.evaluation.results import Fusion
     from kinetics_bench.inference.networks import Request
+    from kinetics_bench.training.checkpoint import Checkpoint, Extension
 
 # Other names than those of Request's fields.
 OPTIONS: Final = {"num_workers": "workers", "check_every": "eval-every", "overrides": "set"}
@@ -44,9 +48,9 @@ def asked_of(folder: Path) -> Asked | None:
     try:
         request = read_request(run)
         other = read_request(folder) if folder != run and (folder / RUN).exists() else None
+        commands = _commands(request, run)
     except KineticsError:  # a page does not need it
         return None
-    commands = [_command(request, run)]
     if other is not None:
         commands.append(shlex.join([PROG, "evaluate", str(run), *_again(other, request)]))
     return Asked(
@@ -55,6 +59,61 @@ def asked_of(folder: Path) -> Asked | None:
         init=request.init,
         finetune=request.finetune,
     )
+
+
+def _commands(request: Request, run: Path) -> list[str]:
+    """The command of a run, and of a training that was made longer those that did it, in order."""
+    longer = _made_longer(request, run)
+    if not longer:
+        return [_command(request, run)]
+    return [_command(_before(request, longer), run), *_resumes(request, run, longer)]
+
+
+def _made_longer(request: Request, run: Path) -> list[Checkpoint]:
+    """The networks of a run whose trainings were made longer, as far as it can be read."""
+    from kinetics_bench.evaluation.results import Result
+    from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint
+
+    found = []
+    for stream in request.streams:
+        with suppress(KineticsError):
+            # A result is small, and says whether the checkpoint is worth reading.
+            training = Result.read(run / stream).training
+            if any(EXTENDED in recipe.name for recipe in training.values()):
+                found.append(Checkpoint.read(run / stream / CHECKPOINT))
+    return [each for each in found if each.extended]
+
+
+def _before(request: Request, longer: Sequence[Checkpoint]) -> Request:
+    """What a run was asked for before its trainings were made longer."""
+    first = {each.stream: each.extended[0].recipe.schedule for each in longer}
+    length = next(iter(first.values()))
+    unasked = {n: each for n, each in request.overrides.items() if n not in LENGTH.values()}
+    before = replace(request, overrides=unasked)
+    recipe = before.choice.recipe
+    if all(recipe(request.arch, stream).schedule == each for stream, each in first.items()):
+        return before
+    return replace(request, overrides={**request.overrides, LENGTH[length.unit]: length.length})
+
+
+def _resumes(request: Request, run: Path, longer: Sequence[Checkpoint]) -> Iterator[str]:
+    """The commands that made trainings longer, with what is to be known of them as a comment."""
+    resumed: dict[tuple[str, int], dict[str, Extension]] = defaultdict(dict)
+    for each in longer:
+        recipes = [*(extension.recipe for extension in each.extended[1:]), each.recipe]
+        for extension, recipe in zip(each.extended, recipes, strict=True):
+            to = (recipe.schedule.unit, recipe.schedule.length)
+            resumed[to][each.stream] = extension
+    for (unit, length), extensions in sorted(resumed.items()):
+        remarks = [
+            f"{stream} had been stopped after step {each.step}"
+            for stream, each in extensions.items()
+            if not each.had_ended
+        ]
+        if len(extensions) < len(request.streams):
+            remarks.append(f"this was of {', '.join(extensions)} only")
+        command = shlex.join([PROG, "resume", str(run), f"--{unit}", str(length)])
+        yield "; ".join([f"{command}  # {remarks[0]}", *remarks[1:]]) if remarks else command
 
 
 def _command(request: Request, run: Path) -> str:

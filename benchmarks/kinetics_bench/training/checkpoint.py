@@ -173,6 +173,12 @@ class Extension:
     epoch: schema.Count
     recipe: Recipe
 
+    @property
+    def had_ended(self) -> bool:
+        """Whether the training had ended; else it was stopped before, and then made longer."""
+        schedule = self.recipe.schedule
+        return schedule.length == (self.epoch if schedule.unit == "epochs" else self.step)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossScale:
