@@ -1,6 +1,5 @@
 """Fusion: sums of predictions, what they cover, and what the row says of its parts."""
 
-import contextlib
 import json
 import logging
 from dataclasses import replace
@@ -21,7 +20,6 @@ from kinetics_bench.evaluation.results import RESULT, Overlap, Result, ranks, sc
 from kinetics_bench.evaluation.rows import Row, find_row, read_row
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_tools.core.errors import EvaluationError, KineticsError
-from kinetics_tools.core.files import write_json
 from made_rows import made_row, written_row
 
 AB = ("run", "walk")
@@ -141,24 +139,36 @@ def test_rows_that_are_not_of_the_same_clips_and_classes_are_refused() -> None:
         fuse([one(), other(), third], (1, 1, 1))
 
 
-def test_a_row_is_never_half_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", [results.RESULT, results.PREDICTIONS])
+def test_a_row_is_never_half_new(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends when one of the files is to get its name: the predictions do so first."""
     folder = tmp_path / "row"
-    for weights in ((1, 1), (1, 0)):
-        result, sums = fuse([one(), other()], weights)
-        monkeypatch.setattr(results, "write_json", write_json if weights == (1, 1) else killed)
-        with contextlib.suppress(KeyboardInterrupt):
-            result.write(folder, sums)
+    result, sums = fuse([one(), other()], (1, 1))
+    result.write(folder, sums)
+    replaced = Path.replace
+
+    def replacing(path: Path, target: Path) -> Path:
+        if target == folder / name:
+            raise KeyboardInterrupt
+        return replaced(path, target)
+
+    result, sums = fuse([one(), other()], (1, 0))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", replacing)
+        result.write(folder, sums)
     with pytest.raises(KineticsError, match=r"has no result\.json; evaluate again"):
         read_row(folder)
-    # A reader that has the old record and comes upon the new predictions says so.
+
+
+def test_a_record_of_before_is_not_taken_for_one_of_new_predictions(tmp_path: Path) -> None:
+    result, sums = fuse([one(), other()], (1, 0))
+    result.write(tmp_path, sums)
     old, _ = fuse([one(), other()], (1, 1))
     changed = replace(old, score=replace(old.score, top1=0.25))
     with pytest.raises(EvaluationError, match=r"is not of the result\.json beside it"):
-        changed.predictions(folder)
-
-
-def killed(*_: object) -> None:
-    raise KeyboardInterrupt
+        changed.predictions(tmp_path)
 
 
 def test_the_row_says_what_it_was_fused_from(tmp_path: Path) -> None:
