@@ -179,7 +179,7 @@ def test_the_commands_of_a_page_repeat_a_training_that_was_made_longer(
     other.write(again / "rgb" / CHECKPOINT)
     told = asked_of(again)
     assert told is not None
-    assert told.commands[1].endswith(" --epochs 2  # rgb had been stopped after step 1")
+    assert told.commands[1].endswith(" --epochs 2  # rgb went on from step 1, before its end")
     (again / "rgb" / CHECKPOINT).unlink()
     told = asked_of(again)
     assert told is not None

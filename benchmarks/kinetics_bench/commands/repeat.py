@@ -106,7 +106,7 @@ def _resumes(request: Request, run: Path, longer: Sequence[Checkpoint]) -> Itera
             resumed[to][each.stream] = extension
     for (unit, length), extensions in sorted(resumed.items()):
         remarks = [
-            f"{stream} had been stopped after step {each.step}"
+            f"{stream} went on from step {each.step}, before its end"
             for stream, each in extensions.items()
             if not each.had_ended
         ]
