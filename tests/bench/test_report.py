@@ -14,7 +14,7 @@ from kinetics_bench.commands.repeat import asked_of
 from kinetics_bench.evaluation import figures
 from kinetics_bench.evaluation.fusion import fuse, joint_row
 from kinetics_bench.evaluation.groups import Group, groups
-from kinetics_bench.evaluation.page_tables import Asked
+from kinetics_bench.evaluation.page_tables import Asked, Run, paper_table
 from kinetics_bench.evaluation.report import write_report
 from kinetics_bench.evaluation.results import (
     Predictions,
@@ -205,7 +205,10 @@ def with_seeds(tmp_path: Path, changes: dict[str, dict[str, Any]]) -> list[Path]
     for name, change in changes.items():
         result, _ = row("rgb", ["a", "b"])
         hits = change.pop("hits")
-        clips = {f"k{at}": (0, np.array([at < hits, at >= hits], np.float32)) for at in range(10)}
+        more = [0] * (len(change.get("data", {}).get("labels", "ab")) - 2)
+        clips = {
+            f"k{at}": (0, np.array([at < hits, at >= hits, *more], np.float32)) for at in range(10)
+        }
         predictions = Predictions.of(clips, {})
         data = replace(result.data, **change.pop("data", {}))
         whole = replace(result, score=score(predictions), failed={}, data=data, **change)
@@ -350,6 +353,10 @@ def test_a_fused_row_has_a_page_of_its_own(tmp_path: Path) -> None:
     assert "2 seeds" not in page
 
 
+def classes(num: int) -> tuple[str, ...]:
+    return tuple(f"class {at}" for at in range(num))
+
+
 def asked(init: str, finetune: str = "all") -> Asked:
     return Asked(commands=("run-benchmark --arch i3d",), seed=4, init=init, finetune=finetune)
 
@@ -367,7 +374,7 @@ def asked(init: str, finetune: str = "all") -> Asked:
 def test_a_row_stands_beside_the_papers_number(
     init: str, finetune: str, split: int, beside: list[tuple[str, str, str]], tmp_path: Path
 ) -> None:
-    data = {"test_split": f"ucf101/{split}"}
+    data = {"test_split": f"ucf101/{split}", "labels": classes(101)}
     runs = with_seeds(tmp_path, {"run": {"hits": 5, "data": data}})
     page = write_report(runs, tmp_path / "r.html", lambda _: asked(init, finetune)).read_text()
     assert ("Against the paper" in page) == bool(beside)
@@ -377,13 +384,37 @@ def test_a_row_stands_beside_the_papers_number(
     assert "; seed 4." in page  # of the request: the result does not have it
 
 
+def test_a_part_of_a_data_set_has_no_difference_to_the_paper(tmp_path: Path) -> None:
+    missing = {"out_of_scope": {"Archery": 41}}
+    data = {"test_split": "ucf101/1", "labels": classes(101), **missing}
+    (run,) = with_seeds(tmp_path, {"run": {"hits": 5, "data": data}})
+    of_run = Run(folder=run, rows=find_rows([run])[run], asked=asked("imagenet"))
+    (told,) = paper_table([of_run], [])
+    assert (told["paper's top-1 %"], told["ours"], told["difference"]) == ("84.5", "50.0", "-")
+    assert told["we tested on"] == "ucf101/1: 10 of 10 clips, 41 of 1 classes out of scope"
+    splits = {
+        f"run-{at}": {
+            "seed": 0,
+            "hits": 6,
+            "data": {"test_split": f"hmdb51/{at}", "train_split": f"hmdb51/{at}", **missing},
+        }
+        for at in (1, 2, 3)
+    }
+    found = find_rows(with_seeds(tmp_path / "splits", splits))
+    runs = [Run(folder=each, rows=rows, asked=asked("kinetics")) for each, rows in found.items()]
+    together = groups([row for rows in found.values() for row in rows])
+    (told,) = paper_table(runs, together)
+    assert (told["run"], told["difference"]) == ("mean of 3 splits", "-")
+    assert told["we tested on"] == "splits 1 to 3, 41 of 1 classes out of scope"
+
+
 def test_the_mean_of_three_splits_stands_beside_table_5(tmp_path: Path) -> None:
     names = {at: f"hmdb51/{at}" for at in (1, 2, 3)}
     splits = {
         f"run-{at}": {
             "seed": 0,
             "hits": 6 + at,
-            "data": {"test_split": name, "train_split": name},
+            "data": {"test_split": name, "train_split": name, "labels": classes(51)},
         }
         for at, name in names.items()
     }

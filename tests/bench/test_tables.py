@@ -5,7 +5,7 @@ import json
 import re
 import shlex
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -22,6 +22,7 @@ from kinetics_bench.tables import page
 from kinetics_bench.tables.plan import SETS, Choices, DataSet, PlannedCell, plan_table
 from kinetics_tools.core.cli import Exit
 from kinetics_tools.core.units import Part
+from kinetics_tools.dataset.labels import known_labels
 from results import row
 from support import ROOT, run_command, tree, unpack_written_by_0_1
 from tiny import LABELS, copy_of_shards, key_file, tiny_shards
@@ -138,12 +139,22 @@ def test_data_that_is_not_given_is_told_at_once() -> None:
 # What is told
 
 
-def outcome(*shares: tuple[float, int], top1: float | None = 80.0) -> page.Outcome:
-    """Our number from accuracies of so many clips."""
+WHOLE = {"test_split": "ucf101/1", "labels": tuple(f"class {at}" for at in range(101))}
+KINETICS = {"test_split": "val", "labels": known_labels("kinetics400")}
+
+
+def outcome(
+    *shares: tuple[float, int],
+    top1: float | None = 80.0,
+    data: str = "ucf101",
+    of: Mapping[str, Any] = WHOLE,
+) -> page.Outcome:
+    """Our number from accuracies of so many clips of the data set `of`."""
     cell = paper.Cell(
-        table=5, arch="i3d", stream="rgb", data="ucf101", init="scratch", top1=top1, top5=None
+        table=5, arch="i3d", stream="rgb", data=data, init="scratch", top1=top1, top5=None
     )
     result, _ = row("rgb", list(LABELS))
+    result = replace(result, data=replace(result.data, **of))
 
     def score(share: float, num: int) -> Score:
         return replace(result.score, top1=share, num_scored=num, num_expected=num + 1)
@@ -162,21 +173,43 @@ def test_the_standard_error_is_that_of_the_mean_of_the_splits() -> None:
     assert outcome((0.6, 10), (0.9, 10)).top1 == pytest.approx(75.0)
 
 
-def test_a_test_on_other_clips_has_no_difference() -> None:
-    one = outcome((0.7, 100))
-    assert one.difference == pytest.approx(-10.0)
-    assert replace(one, planned=replace(one.planned, is_comparable=False)).difference is None
-    for given, comparable in (
-        (dict[str, Any](), True),
-        ({"test_split": "test"}, True),
-        ({"train_split": "some.txt"}, True),
-        ({"test_split": "some.txt"}, False),
-        ({"classes": ("left",)}, False),
-    ):
-        sets = {**EVERY.sets, "ucf101": DataSet(data="/ucf101", **given)}
-        plan = plan_table(2, replace(EVERY, sets=sets))
-        told = {each.cell.data: each.is_comparable for each in plan.cells}
-        assert told == {"ucf101": comparable, "hmdb51": True, "kinetics400": True}
+@pytest.mark.parametrize(
+    ("data", "of", "num", "is_comparable"),
+    [
+        ("ucf101", WHOLE, 100, True),
+        ("ucf101", {**WHOLE, "test_split": "ucf101/2"}, 100, True),
+        ("ucf101", {**WHOLE, "train_split": "some.txt"}, 100, True),
+        ("ucf101", {**WHOLE, "test_split": "some.txt"}, 100, False),
+        ("ucf101", {**WHOLE, "test_split": "test"}, 100, False),
+        ("ucf101", {**WHOLE, "classes": ("class 1",)}, 100, False),
+        ("ucf101", {**WHOLE, "out_of_scope": {"Archery": 41}}, 100, False),
+        ("ucf101", {**WHOLE, "labels": ("left", "right")}, 100, False),
+        ("ucf101", {**WHOLE, "labels": known_labels("kinetics400")}, 100, False),
+        ("hmdb51", WHOLE, 100, False),
+        ("kinetics400", KINETICS, 19_404, True),
+        ("kinetics400", {**KINETICS, "test_split": "test"}, 38_685, True),
+        ("kinetics400", KINETICS, 100, False),
+        ("kinetics400", {**KINETICS, "test_split": "some.txt"}, 19_404, False),
+        ("kinetics400", {**KINETICS, "labels": ("left", "right")}, 19_404, False),
+    ],
+)
+def test_a_test_on_other_clips_or_classes_has_no_difference(
+    data: str, of: Mapping[str, Any], num: int, is_comparable: bool
+) -> None:
+    one = outcome((0.7, num), data=data, of=of)
+    assert one.difference == (pytest.approx(-10.0) if is_comparable else None)
+    (told,), _ = page.table_rows([one])
+    assert told["difference"] == ("-10.0" if is_comparable else "-")
+
+
+def test_clips_out_of_scope_are_told_beside_a_number() -> None:
+    part = outcome((0.7, 100), of={**WHOLE, "out_of_scope": {"Archery": 41, "Diving": 45}})
+    told, _ = page.table_rows([part, outcome((0.7, 100))])
+    assert [each["to be known"] for each in told] == ["86 of 2 classes out of scope", "-"]
+    whole = [outcome((0.7, 100))]
+    assert "to be known" not in page.table_rows(whole)[0][0]
+    notes = [each["to_be_known"] for each in page.csv_rows(4, [part, *whole])]
+    assert notes == ["86 of 2 classes out of scope", ""]
 
 
 def test_a_number_that_is_not_confirmed_has_no_difference() -> None:

@@ -13,8 +13,9 @@ from typing import Any, Final, Literal
 
 from kinetics_bench.archs.registry import ARCHS, Sampling, build
 from kinetics_bench.evaluation import paper
+from kinetics_bench.evaluation.comparable import is_comparable
 from kinetics_bench.evaluation.groups import OFFICIAL
-from kinetics_bench.evaluation.results import Result
+from kinetics_bench.evaluation.results import Result, scope_notes
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import recipe_for
 from kinetics_bench.tables.plan import PlannedCell, TablePlan, set_of
@@ -69,10 +70,12 @@ class Outcome:
     @property
     def difference(self) -> float | None:
         """Ours minus the paper's, points; None also where ours is of other clips or classes."""
-        theirs, ours = self.planned.cell.top1, self.top1
-        if theirs is None or ours is None or not self.planned.is_comparable:
+        cell, ours = self.planned.cell, self.top1
+        if cell.top1 is None or ours is None:
             return None
-        return ours - theirs
+        if not all(is_comparable(each, cell.data) for each in self.results):
+            return None
+        return ours - cell.top1
 
     @property
     def standard_error(self) -> float | None:
@@ -95,6 +98,12 @@ class Outcome:
     def tested_on(self) -> str:
         """The test splits; of files of keys their names."""
         return ", ".join(_split_text(each.data.test_split) for each in self.results)
+
+    @property
+    def notes(self) -> str:
+        """What is to be known about the clips of the splits; empty: nothing."""
+        notes = (note for each in self.results for note in scope_notes(each))
+        return ", ".join(dict.fromkeys(notes))
 
 
 def _split_text(split: str) -> str:
@@ -173,6 +182,8 @@ def table_rows(outcomes: Sequence[Outcome]) -> tuple[list[Cells], list[str]]:
         if any(other.planned.cell.top5 is not None for other in outcomes):
             row["paper top-5"] = _number(each.planned.cell.top5)
             row["our top-5"] = _number(each.top5)
+        if any(other.notes for other in outcomes):
+            row["to be known"] = each.notes or "-"
         rows.append(row)
     return rows, [f"[{at}] {reason}" for at, reason in enumerate(reasons, 1)]
 
@@ -303,7 +314,7 @@ def write_table(
         out: the folder.
     """
     files = out / f"table-{number}.csv", out / f"table-{number}.html"
-    words = {"architecture", "stream", "data", "init", "transfer"}
+    words = {"architecture", "stream", "data", "init", "transfer", "to be known"}
     page = render(
         TEMPLATE,
         number=number,
@@ -344,6 +355,7 @@ def csv_rows(number: int, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             "expected": each.coverage and each.coverage[1],
             "paper_tested_on": paper.TESTED_ON[number],
             "tested_on": each.tested_on,
+            "to_be_known": each.notes,
             "runs": " ".join(each.planned.trainings),
             "not_run": each.reason,
         }
