@@ -27,8 +27,10 @@ from kinetics_bench.data.splits import (
 )
 from kinetics_bench.data.video_lists import VideoList, read_video_list
 from kinetics_bench.evaluation.coverage import bounds, reweighted
+from kinetics_bench.evaluation.folders import evaluation_folder
 from kinetics_bench.evaluation.overlap import overlaps
 from kinetics_bench.evaluation.results import Predictions, Score, score
+from kinetics_bench.protocols import PROTOCOLS
 from kinetics_tools.core.errors import EvaluationError, UnknownNameError
 from kinetics_tools.core.keys import source_video
 from kinetics_tools.download import official_lists
@@ -476,6 +478,14 @@ def test_folders_of_evaluations_say_what_was_evaluated(
     assert told_by(work_dir)["score"] == before["score"]
     assert told_by(work_dir)["cost"] == before["cost"]
     assert (work_dir / "rgb" / "checkpoint.pt").stat().st_mtime_ns == times
+
+
+def test_a_split_that_is_called_best_is_not_the_best_checkpoint(tmp_path: Path) -> None:
+    names = [
+        evaluation_folder(tmp_path, ("best-clips",), {}, PROTOCOLS["whole"], best=best).name
+        for best in (False, True)
+    ]
+    assert names == ["evaluate-of-best-clips", "evaluate-best-best-clips"]
 
 
 def test_shards_with_some_of_the_classes_are_evaluated_by_name(

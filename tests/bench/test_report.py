@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from kinetics_bench.commands.repeat import asked_of
+from kinetics_bench.commands.work_dir import print_means
 from kinetics_bench.evaluation import figures
 from kinetics_bench.evaluation.fusion import fuse, joint_row
 from kinetics_bench.evaluation.groups import Group, groups
@@ -181,6 +182,18 @@ def test_an_evaluation_of_before_a_training_was_made_longer_is_left_out(
     assert [*find_rows([run / "evaluate-5x3"])] == [run / "evaluate-5x3"]  # asked for by its name
 
 
+def test_an_evaluation_of_before_a_training_was_done_again_is_left_out(tmp_path: Path) -> None:
+    """Its recipe has the same name and hash: the seed, the clips or the initial weights differ."""
+    run = make_run(tmp_path / "run", list(LABELS), ("rgb",))
+    make_run(run / "evaluate-5x3", list(LABELS), ("rgb",))
+    result, predictions = row("rgb", list(LABELS))
+    for folder, weights, num in ((run, "1", 2), (run / "evaluate-5x3", "1", 2), (run, "2", 1)):
+        data = replace(result.data, identity={"weights": weights})
+        replace(result, data=data).write(folder / "rgb", predictions)
+        if folder != run or num == 1:
+            assert len(find_rows([run])) == num
+
+
 def test_no_result_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
         EvaluationError, match=r"no result in .*; train a network with: run-benchmark"
@@ -242,6 +255,61 @@ def test_seeds_are_a_mean_with_its_deviation(tmp_path: Path) -> None:
     assert "<td>3 seeds</td>" in page
     assert "90.0 ± 10.0" in page
     assert page.count(">seed-1</a>") == 1
+
+
+def test_seeds_that_hold_out_whole_videos_are_a_mean(tmp_path: Path) -> None:
+    """The number of clips in these depends on the seed; that of both together does not."""
+    held = {at: {"num_train": 60 - at, "num_held_out": 6 + at} for at in range(3)}
+    runs = with_seeds(
+        tmp_path,
+        {
+            f"{name}-{at}": {"seed": at, "hits": 7, "data": {**data, "val_split": split}}
+            for name, split in (("own", "held out of train"), ("other", "other.txt"))
+            for at, data in held.items()
+        },
+    )
+    rows = [each for own in find_rows(runs).values() for each in own]
+    (group,) = groups(rows)
+    assert group.what == "3 seeds"
+    assert all(each.folder.parent.name.startswith("own") for each in rows_of(group))
+
+
+def rows_of(group: Group) -> list[Row]:
+    return [row for own in group.rows.values() for row in own.values()]
+
+
+def test_what_is_in_no_mean_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = {f"seed-{at}": {"seed": at, "hits": 8 + at} for at in range(2)}
+    other = {"seed": 2, "hits": 2, "data": {"train_split": "half"}}
+    runs = with_seeds(tmp_path, {**changes, "other": other})
+    print_means(runs)
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "mean and standard deviation:"
+    assert told[2].split()[:3] == ["rgb", "2", "seeds"]
+    assert told[3].startswith(f"in no mean: {tmp_path}/other/rgb: its clips, weights, recipe")
+    assert len(told) == 4
+    print_means(runs[1:])
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "no mean: no two rows are alike"
+    assert [line.split(": ")[1] for line in told[1:]] == [f"{run}/rgb" for run in runs[1:]]
+
+
+def test_rows_of_the_best_checkpoint_are_a_mean_of_their_own(tmp_path: Path) -> None:
+    runs = with_seeds(
+        tmp_path,
+        {
+            **{f"run-{at}": {"seed": at, "hits": 5} for at in range(2)},
+            **{f"run-{at}/evaluate-best": {"seed": at, "hits": 8, "best": True} for at in range(2)},
+            # As version 0.1 wrote them.
+            "old/evaluate-best": {"seed": 2, "hits": 8},
+        },
+    )
+    rows = [each for own in find_rows(runs).values() for each in own]
+    last, best = groups(rows)
+    assert (last.what, sorted(last.rows)) == ("2 seeds", [0, 1])
+    assert (best.what, sorted(best.rows)) == ("3 seeds, best.pt", [0, 1, 2])
+    assert_mean(best, 0.8, 0)
+    assert groups([rows[0], next(row for row in rows if row.is_best and row.result.seed)]) == []
 
 
 def joint(rgb: InitRecord, flow: InitRecord) -> InitRecord:

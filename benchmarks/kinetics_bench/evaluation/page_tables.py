@@ -221,13 +221,13 @@ def covers(row: Row) -> Cells:
     """What the numbers of a row cover."""
     data, score = row.result.data, row.result.score
     failed, missing = len(data.failed_train), len(data.missing_train)
-    is_part = data.val_split == f"held out of {data.train_split}"
-    num_listed = data.num_train + missing + (data.num_held_out if is_part else 0)
+    held_out = data.num_held_out_of_training
+    num_listed = data.num_train + missing + held_out
     trained_on = f"{data.train_split}: {data.num_train - failed} / {num_listed} clips"
     gaps = {
         "could not be decoded": failed,
         "not in the shards": missing,
-        "held out": data.num_held_out if is_part else 0,
+        "held out": held_out,
     }
     why = ", ".join(f"{number} {gap}" for gap, number in gaps.items() if number)
     if why:

@@ -338,6 +338,11 @@ class DataRecord:
     num_held_out: schema.Count = 0
     val_split: str = ""
 
+    @property
+    def num_held_out_of_training(self) -> int:
+        """Clips of the training split that were held out; 0 if those came from another split."""
+        return self.num_held_out if self.val_split == f"held out of {self.train_split}" else 0
+
     def differing(self, identity: Mapping[str, str]) -> list[str]:
         """Names of the parts of `identity` that differ from those of this record."""
         there = {} if isinstance(self.identity, str) else self.identity
@@ -439,6 +444,7 @@ class Result:
         history: one record per epoch, by stream; empty for `joint`.
         seed: of the training; None: nothing was trained, or an older version did not write it.
         fused: from what; None for the row of one run.
+        best: whether the weights are those of best.pt, not of the last checkpoint.
     """
 
     arch: str
@@ -455,6 +461,7 @@ class Result:
     history: Mapping[str, Sequence[EpochRecord]]
     seed: int | None = None
     fused: Fusion | None = None
+    best: bool = False
 
     @property
     def network(self) -> str:
@@ -482,6 +489,8 @@ class Result:
         del values["extents"], values["training"]
         if self.seed is None:
             del values["seed"]
+        if not self.best:  # other rows are written as before
+            del values["best"]
         extents = {stream: asdict(extent) for stream, extent in self.extents.items()}
         history = {stream: [row.as_json() for row in rows] for stream, rows in self.history.items()}
         values |= {
@@ -491,7 +500,7 @@ class Result:
             **{name: asdict(values[name]) for name in ("score", "data", "cost", "origin")},
         }
         del values["fused"]
-        if self.fused is not None:  # other rows are written as before
+        if self.fused is not None:  # so here
             parts = [
                 {"name": part.name, "weight": part.weight, "result": part.result._as_json()}
                 for part in self.fused.parts
