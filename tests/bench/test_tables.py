@@ -16,10 +16,19 @@ import pytest
 from kinetics_bench import cli
 from kinetics_bench.archs.registry import ARCHS
 from kinetics_bench.evaluation import paper
-from kinetics_bench.evaluation.results import Score
+from kinetics_bench.evaluation.results import Result, Score
+from kinetics_bench.inference.networks import Request
 from kinetics_bench.recipes import RecipeChoice
 from kinetics_bench.tables import page
-from kinetics_bench.tables.plan import SETS, Choices, DataSet, PlannedCell, plan_table
+from kinetics_bench.tables.plan import (
+    SETS,
+    Choices,
+    DataSet,
+    PlannedCell,
+    TablePlan,
+    plan_table,
+)
+from kinetics_bench.tables.run import Setting
 from kinetics_tools.core.cli import Exit
 from kinetics_tools.core.units import Part
 from kinetics_tools.dataset.labels import known_labels
@@ -127,6 +136,20 @@ def test_what_is_asked_for_is_in_the_name_of_the_folder() -> None:
     assert len(set.union(*names)) == 14 * len(names)
 
 
+def test_recipes_that_differ_in_what_a_name_cuts_off_have_folders_of_their_own() -> None:
+    def name(**overrides: Any) -> str:
+        recipe = RecipeChoice(name="paper", overrides=overrides)
+        (found,) = plan_table(3, replace(EVERY, recipe=recipe, archs=("c3d",))).trainings
+        return found
+
+    ends = (115_000, 120_000)
+    stones = [[[97_000, 1.0], [108_000, 0.1], [end, 0.01]] for end in ends]
+    assert len({name(**{"schedule.milestones": each}) for each in stones}) == 2
+    rates = (0.0123456781, 0.0123456782)
+    assert len({name(**{"optimizer.lr": each}) for each in rates}) == 2
+    assert name(batch_size=4, **{"optimizer.lr": 5e-4}).endswith("+paper+batch-4+lr-0.0005")
+
+
 def test_data_that_is_not_given_is_told_at_once() -> None:
     few = replace(EVERY, sets={"ucf101": EVERY.sets["ucf101"]})
     cells = {(each.cell.data, each.cell.transfer): each for each in plan_table(4, few).cells}
@@ -210,6 +233,64 @@ def test_clips_out_of_scope_are_told_beside_a_number() -> None:
     assert "to be known" not in page.table_rows(whole)[0][0]
     notes = [each["to_be_known"] for each in page.csv_rows(4, [part, *whole])]
     assert notes == ["86 of 2 classes out of scope", ""]
+
+
+def stored(out: Path, *, flow: str | None = None, **changes: Any) -> tuple[TablePlan, Setting]:
+    """Table 3 of I3D's flow, of which `out` has the run from scratch, asked for with `changes`."""
+    plan = plan_table(3, only("i3d", streams=("flow",)))
+    setting = Setting(choices=EVERY, out=out, flow=flow)
+    training = next(each for each in plan.trainings.values() if each.init == "scratch")
+    asked_for = {"data": "/kinetics", "train_split": "train", "test_split": "val", **changes}
+    request = Request(arch="i3d", stream="flow", recipe="paper", **asked_for)
+    result, predictions = row("flow", list(LABELS))
+    folder = setting.folder(training.name)
+    (folder / "flow").mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(request.as_json()))
+    recipe = training.recipe.recipe("i3d", "flow")
+    replace(result, training={"flow": recipe}).write(folder / "flow", predictions)
+    return plan, setting
+
+
+@pytest.mark.parametrize(
+    ("changes", "flow", "said"),
+    [
+        ({}, None, ""),
+        ({}, "tvl1", ""),
+        ({"data": "/others"}, None, "data /others there, /kinetics now"),
+        ({"train_split": "some"}, None, "train split some there, train now"),
+        ({"test_split": "test"}, None, "test split test there, val now"),
+        ({}, "nosuch", "flow tvl1 there, nosuch now"),
+    ],
+)
+def test_a_row_of_another_request_is_not_ours(
+    changes: dict[str, Any], flow: str | None, said: str, tmp_path: Path
+) -> None:
+    plan, setting = stored(tmp_path, flow=flow, **changes)
+    (scratch,) = (each for each in plan.trainings if "+scratch+" in each)
+    of_other_task, _ = page.find_outcomes(plan, setting, {}, {}, set())
+    assert (of_other_task.top1 is None) == bool(said)
+    where = setting.folder(scratch)
+    reason = f"{where} is of another request ({said}); give another --out" if said else ""
+    assert (of_other_task.gap, of_other_task.reason) == ("part" if said else "", reason)
+    # What cannot be run here is told first, and a row that is ours stays one.
+    problems = {(scratch, "flow"): "unknown flow 'nosuch'"}
+    impossible, _ = page.find_outcomes(plan, setting, problems, {}, {scratch})
+    assert (impossible.top1 is None) == bool(said)
+    assert impossible.reason == ("unknown flow 'nosuch'" if said else "")
+    # What ran just now was compared in full.
+    done, _ = page.find_outcomes(plan, setting, {}, {}, {scratch})
+    assert done.top1 is not None
+
+
+def test_a_row_of_another_recipe_is_not_ours(tmp_path: Path) -> None:
+    plan, setting = stored(tmp_path)
+    (folder,) = (tmp_path / "runs").iterdir()
+    result = Result.read(folder / "flow")
+    other = {"flow": replace(result.training["flow"], batch_size=3, micro_batch_size=3)}
+    replace(result, training=other).write(folder / "flow", result.predictions(folder / "flow"))
+    found, _ = page.find_outcomes(plan, setting, {}, {}, set())
+    assert found.top1 is None
+    assert "is of another request (recipe of flow paper" in found.reason
 
 
 def test_a_number_that_is_not_confirmed_has_no_difference() -> None:
@@ -340,6 +421,25 @@ def test_again_nothing_is_trained(trained: tuple[Path, Sequence[object], str]) -
     assert again.stdout == told
     assert steps_trained(again) == 0
     assert tree(folder / "out") == before
+
+
+def test_another_task_does_not_show_a_row_of_other_data(
+    trained: tuple[Path, Sequence[object], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, given, _ = trained
+    kept = {name: (folder / "out" / f"table-3.{name}").read_bytes() for name in ("csv", "html")}
+    shards = f"kinetics={copy_of_shards(tmp_path)}"
+    words_ = [
+        shards
+        if str(each).startswith("kinetics=/") and not str(each).endswith(".txt")
+        else str(each)
+        for each in given
+    ]
+    cli.run(["table", *words_, "--task", "1/2"])
+    (scratch,) = (line for line in capsys.readouterr().out.splitlines() if " scratch " in line)
+    for name, text in kept.items():
+        (folder / "out" / f"table-3.{name}").write_bytes(text)
+    assert "not run [1]" in scratch
 
 
 def test_a_dry_run_leaves_nothing_and_says_what_is_done(

@@ -18,9 +18,9 @@ from kinetics_bench.evaluation.groups import OFFICIAL
 from kinetics_bench.evaluation.results import Result, scope_notes
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import recipe_for
-from kinetics_bench.tables.plan import PlannedCell, TablePlan, set_of
-from kinetics_bench.tables.run import Forecast, Network, Setting
-from kinetics_tools.core.errors import EvaluationError
+from kinetics_bench.tables.plan import PlannedCell, TablePlan, Training, set_of
+from kinetics_bench.tables.run import Forecast, Network, Setting, other_request
+from kinetics_tools.core.errors import KineticsError
 from kinetics_tools.core.files import write_text
 from kinetics_tools.core.html import render
 
@@ -127,10 +127,11 @@ def find_outcomes(
         failed: why networks failed.
         mine: names of the trainings that this part of the job does.
     """
-    return [_outcome(planned, setting, problems, failed, mine) for planned in plan.cells]
+    return [_outcome(plan, planned, setting, problems, failed, mine) for planned in plan.cells]
 
 
 def _outcome(
+    plan: TablePlan,
     planned: PlannedCell,
     setting: Setting,
     problems: Mapping[Network, str],
@@ -140,26 +141,51 @@ def _outcome(
     if planned.lacking:
         wanted = ",".join(f"{name}=DIR" for name in planned.lacking)
         return Outcome(planned=planned, gap="data", reason=f"not given: --data {wanted}")
-    stream = planned.cell.stream
-    networks = ARCHS[planned.cell.arch].networks_of(stream)
     results = []
     for name in planned.trainings:
-        whys = [failed[name, each] for each in networks if (name, each) in failed]
-        if whys:
-            return Outcome(planned=planned, gap="failed", reason="; ".join(dict.fromkeys(whys)))
-        if setting.has_row(name, stream):
-            try:
-                results.append(Result.read(setting.folder(name) / stream))
-            except EvaluationError as error:
-                return Outcome(planned=planned, gap="failed", reason=str(error))
-            continue
-        whys = [problems[name, each] for each in networks if (name, each) in problems]
-        if whys:
-            return Outcome(planned=planned, gap="here", reason="; ".join(dict.fromkeys(whys)))
-        is_mine = name in mine
-        reason = "its run has not ended" if is_mine else "not yet: it is of another task"
-        return Outcome(planned=planned, gap="failed" if is_mine else "part", reason=reason)
+        training, stream = plan.trainings[name], planned.cell.stream
+        found = _row(training, stream, setting, problems, failed, is_mine=name in mine)
+        if not isinstance(found, Result):
+            gap, reason = found
+            return Outcome(planned=planned, gap=gap, reason=reason)
+        results.append(found)
     return Outcome(planned=planned, results=tuple(results))
+
+
+def _row(
+    training: Training,
+    stream: str,
+    setting: Setting,
+    problems: Mapping[Network, str],
+    failed: Mapping[Network, str],
+    *,
+    is_mine: bool,
+) -> Result | tuple[Gap, str]:
+    """The row of a training, or why there is none."""
+    name, networks = training.name, ARCHS[training.arch].networks_of(stream)
+    if why := _whys(failed, name, networks):
+        return "failed", why
+    problem, other = _whys(problems, name, networks), ""
+    has_run = is_mine and not problem  # just now: it was compared with its clips and weights
+    if setting.has_row(name, stream):
+        try:
+            other = "" if has_run else other_request(training, stream, setting)
+            if not other:
+                return Result.read(setting.folder(name) / stream)
+        except KineticsError as error:
+            return "failed", str(error)
+    if problem:
+        return "here", problem
+    if has_run:
+        return "failed", "its run has not ended"
+    if other:
+        return "part", f"{setting.folder(name)} is of another request ({other}); give another --out"
+    return "part", "not yet: it is of another task"
+
+
+def _whys(known: Mapping[Network, str], name: str, networks: Sequence[str]) -> str:
+    """The reasons of the networks of a training, each once; empty: there is none."""
+    return "; ".join(dict.fromkeys(known[name, at] for at in networks if (name, at) in known))
 
 
 def table_rows(outcomes: Sequence[Outcome]) -> tuple[list[Cells], list[str]]:

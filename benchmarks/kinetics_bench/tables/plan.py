@@ -218,6 +218,8 @@ def _training(
         name = FIXED if transfer == FIXED else data if is_small else "paper"
         recipe = replace(recipe, name=name)
     asked = [given.train_split, given.test_split, given.classes, recipe.table]
+    if any(name_part(word) != word for word in recipe.words):
+        asked.append(recipe.words)  # the name has no room for them
     if any(asked) or (parent is not None and parent.mark):
         mark = digest([*asked, "" if parent is None else parent.mark])[:8]
     else:
