@@ -312,6 +312,10 @@ def test_no_video_of_kinetics_has_two_rows(shared_data: Path) -> None:
         "train/arm_wrestling/-bcdefghijk_000010_000020.mp4 7",
         "val/-bcdefghijk_000010_000020.mp4,300,7",
         "  -bcdefghijk \r",
+        "abseiling/-bcdefghijk_95_105.mp4 0",
+        "-bcdefghijk_95_105",
+        "abseiling/-bcdefghijk_000095_000105.mp4;3",
+        "abseiling/-bcdefghijk_95_105.mp4 0 120 3",
     ],
 )
 def test_a_line_of_a_list_names_a_video(line: str, tmp_path: Path) -> None:
