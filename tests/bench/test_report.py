@@ -23,7 +23,7 @@ from kinetics_bench.evaluation.results import (
     cells,
     score,
 )
-from kinetics_bench.evaluation.rows import Row, find_rows
+from kinetics_bench.evaluation.rows import Row, find_rows, read_row
 from kinetics_bench.inference.networks import read_request
 from kinetics_bench.training.checkpoint import InitRecord
 from kinetics_tools.core.errors import EvaluationError, KineticsError
@@ -75,7 +75,25 @@ def test_the_interval_of_all_clips_right_is_on_the_page(tmp_path: Path) -> None:
     assert "±" not in page
     values = json.loads((folder / "result.json").read_text())["score"]
     assert values["interval"] == [pytest.approx(0.565518, abs=1e-6), 1.0]
-    assert "standard_error" not in values
+    assert (values["standard_error"], values["num_videos"]) == (None, 5)
+
+
+def test_an_older_row_has_the_interval_of_its_videos(tmp_path: Path) -> None:
+    clips = {
+        f"v_A_g{at:02d}_c{clip:02d}": (0, np.array([at < 5, at >= 5], np.float32))
+        for at in range(10)
+        for clip in range(1, 11)
+    }
+    predictions = Predictions.of(clips, {})
+    result = replace(row("rgb", ["a", "b"])[0], score=score(predictions), failed={})
+    result.write(tmp_path / "rgb", predictions)
+    path = tmp_path / "rgb" / "result.json"
+    text = json.loads(path.read_text())
+    assert text["score"].pop("num_videos") == 10
+    text["score"]["interval"] = [0.4, 0.6]
+    path.write_text(json.dumps(text))
+    assert Result.read(tmp_path / "rgb").score.interval == pytest.approx((0.404, 0.596), abs=1e-3)
+    assert read_row(tmp_path / "rgb").result == result
 
 
 def test_a_result_without_training_or_word_of_its_start_has_a_page(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from kinetics_bench import cli
 from kinetics_bench.archs.registry import ARCHS
 from kinetics_bench.evaluation import paper
+from kinetics_bench.evaluation.intervals import binomial_error
 from kinetics_bench.evaluation.results import Result, Score
 from kinetics_bench.inference.networks import Request
 from kinetics_bench.recipes import RecipeChoice
@@ -172,7 +173,7 @@ def outcome(
     data: str = "ucf101",
     of: Mapping[str, Any] = WHOLE,
 ) -> page.Outcome:
-    """Our number from accuracies of so many clips of the data set `of`."""
+    """Our number from accuracies of so many independent clips of the data set `of`."""
     cell = paper.Cell(
         table=5, arch="i3d", stream="rgb", data=data, init="scratch", top1=top1, top5=None
     )
@@ -180,7 +181,9 @@ def outcome(
     result = replace(result, data=replace(result.data, **of))
 
     def score(share: float, num: int) -> Score:
-        return replace(result.score, top1=share, num_scored=num, num_expected=num + 1)
+        error = binomial_error(round(share * num), num)
+        found = replace(result.score, top1=share, standard_error=error)
+        return replace(found, num_scored=num, num_expected=num + 1)
 
     results = tuple(replace(result, score=score(*each)) for each in shares)
     return page.Outcome(planned=PlannedCell(cell=cell), results=results)
@@ -194,6 +197,14 @@ def test_the_standard_error_is_that_of_the_mean_of_the_splits() -> None:
     assert three.standard_error == pytest.approx(4.0 / 3**0.5)
     assert three.coverage == (300, 303)
     assert outcome((0.6, 10), (0.9, 10)).top1 == pytest.approx(75.0)
+
+
+def test_where_all_or_none_are_right_there_is_no_standard_error() -> None:
+    for shares in ([(1.0, 100)], [(0.0, 100)], [(0.8, 100), (1.0, 100)]):
+        one = outcome(*shares)
+        assert one.standard_error is None
+        assert page.table_rows([one])[0][0]["std. error"] == "-"
+        assert page.csv_rows(5, [one])[0]["standard_error"] is None
 
 
 @pytest.mark.parametrize(
@@ -390,9 +401,8 @@ def test_the_files_have_what_is_printed(trained: tuple[Path, object, str]) -> No
     scratch, imagenet = read_csv(folder / "out" / "table-3.csv")
     assert (scratch["paper_top1"], scratch["paper_top5"]) == ("68.4", "88.0")
     share = float(scratch["top1"]) / 100
-    assert float(scratch["standard_error"]) == pytest.approx(
-        100 * (share * (1 - share) / 2) ** 0.5, abs=1e-3
-    )
+    error = 100 * (share * (1 - share) / 2) ** 0.5
+    assert float(scratch["standard_error"] or 0) == pytest.approx(error, abs=1e-3)
     assert scratch["difference"] == ""  # of clips of ours
     assert (scratch["scored"], scratch["expected"], scratch["tested_on"]) == ("2", "2", "test.txt")
     assert scratch["not_run"] == ""

@@ -11,7 +11,13 @@ import numpy as np
 
 from kinetics_bench.archs.registry import STREAMS
 from kinetics_bench.evaluation.folders import BEST
-from kinetics_bench.evaluation.results import EVALUATION_PREFIX, RESULT, Predictions, Result
+from kinetics_bench.evaluation.results import (
+    EVALUATION_PREFIX,
+    RESULT,
+    Predictions,
+    Result,
+    ranks,
+)
 from kinetics_bench.training.checkpoint import BEST as BEST_CHECKPOINT
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint
 from kinetics_bench.weights.files import Weights
@@ -52,7 +58,11 @@ def read_row(folder: Path) -> Row:
         EvaluationError: it cannot be read.
     """
     result = Result.read(folder)
-    return Row(folder, result, result.predictions(folder))
+    predictions = result.predictions(folder)
+    if not result.score.num_videos:  # of an older version
+        score = result.score.by_video(ranks(predictions) == 0, predictions.keys)
+        result = replace(result, score=score)
+    return Row(folder, result, predictions)
 
 
 def find_row(folder: Path, stream: str | None = None) -> Row:

@@ -16,6 +16,7 @@ from kinetics_bench.evaluation import paper
 from kinetics_bench.evaluation.comparable import is_comparable
 from kinetics_bench.evaluation.groups import OFFICIAL
 from kinetics_bench.evaluation.results import Result, scope_notes
+from kinetics_bench.evaluation.rows import read_row
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import recipe_for
 from kinetics_bench.tables.plan import PlannedCell, TablePlan, Training, set_of
@@ -79,12 +80,12 @@ class Outcome:
 
     @property
     def standard_error(self) -> float | None:
-        """Of `top1`, points: binomial, of several splits that of their mean."""
-        if not self.results:
+        """Of `top1`, points; of several splits that of their mean. None: a split has none."""
+        errors = [each.score.standard_error for each in self.results]
+        known = [error for error in errors if error is not None]
+        if not known or len(known) < len(errors):
             return None
-        scores = [each.score for each in self.results]
-        variance = sum(s.top1 * (1 - s.top1) / s.num_scored for s in scores)
-        return 100 * math.sqrt(variance) / len(scores)
+        return 100 * math.hypot(*known) / len(known)
 
     @property
     def coverage(self) -> tuple[int, int] | None:
@@ -171,7 +172,7 @@ def _row(
         try:
             other = "" if has_run else other_request(training, stream, setting)
             if not other:
-                return Result.read(setting.folder(name) / stream)
+                return read_row(setting.folder(name) / stream).result
         except KineticsError as error:
             return "failed", str(error)
     if problem:
