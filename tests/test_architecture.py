@@ -60,7 +60,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "tensorflow": ("kinetics_bench.weights.files",),
     "safetensors": ("kinetics_bench.weights.files",),
     "skimage": ("speed.flow",),
-    "scipy": ("kinetics_bench.evaluation.compare",),
+    "scipy": ("kinetics_bench.evaluation.compare", "kinetics_bench.evaluation.intervals"),
 }
 LINUX_ONLY = (
     *("sched_getaffinity", "sched_setaffinity", "eventfd", "memfd_create", "pidfd_open"),

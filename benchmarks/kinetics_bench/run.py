@@ -316,7 +316,7 @@ def _evaluated(
             _require_unseen(weights, checkpoint.trained_on, selection)
         selection = selection.in_labels(checkpoint.labels, weights)
         test = _test(data, request, selection, checkpoint.recipe.protocol)
-        tests[stream] = replace(test, lists=lists)
+        tests[stream] = replace(test, lists=lists, best=request.best)
     # Before any warning: flow that cannot be used is an error.
     contents = {each.stream: contents_of(each, tests[each.stream]) for each in checkpoints}
     if machine.is_main:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 
 from kinetics_bench import cli
 from kinetics_bench.evaluation.attrition import ALL, NUM_DRAWS, Ledger, attrition
+from kinetics_bench.evaluation.fusion import fuse
 from kinetics_bench.evaluation.results import Predictions, Result, score
+from kinetics_bench.evaluation.rows import find_row
 from kinetics_tools.core.errors import EvaluationError, ManifestError, Reason
 from kinetics_tools.core.units import WHOLE
 from kinetics_tools.dataset import ledger
@@ -182,7 +185,30 @@ def test_the_command_prints_tables_or_json(
     assert told["losses"][0]["random"]["mean"] == expected.losses[0].random.mean  # type: ignore[union-attr]
     assert len(told["curve"]) == len(expected.curve)
 
-    with pytest.raises(EvaluationError, match="has no result of rgb; evaluate it first"):
+    with pytest.raises(EvaluationError, match="run has no row rgb; it has flow"):
         cli.run([*asked, "--stream", "rgb"])
+    with pytest.raises(EvaluationError, match="holds no result: give the --work-dir of a run"):
+        cli.run(["attrition", str(tmp_path), "--ledger", str(clips)])
     with pytest.raises(ManifestError, match=r"holds no manifest\.csv"):
         cli.run(["attrition", str(tmp_path / "run"), "--ledger", str(tmp_path)])
+
+
+def test_rows_are_found_as_other_commands_find_them(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "run")
+    folder = tmp_path / "run" / "flow"
+    row = find_row(tmp_path / "run")
+    fused, predictions = fuse([row, row], [1, 1])
+    fused.write(tmp_path / "fused", predictions)
+    shutil.copytree(folder, tmp_path / "run" / "evaluate-5x3" / "flow")
+    for where, named in (
+        (folder, folder),
+        (tmp_path / "fused", tmp_path / "fused"),
+        (tmp_path / "run" / "evaluate-5x3", tmp_path / "run" / "evaluate-5x3" / "flow"),
+    ):
+        asked = ["attrition", str(where), "--ledger", str(clips)]
+        assert cli.run(asked) == 0
+        assert capsys.readouterr().out.startswith(f"{named}: top-1 70.0 % of 400 clips")
+        assert cli.run([*asked, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["stream"] == "flow"

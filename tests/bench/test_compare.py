@@ -374,6 +374,16 @@ def test_the_same_difference_everywhere_has_no_interval_and_says_so() -> None:
     assert found.test.p == pytest.approx(2 / 2**9)
 
 
+def test_rounding_is_no_difference_between_videos() -> None:
+    """Each video of seven classes has the same difference, whose mean is summed in any order."""
+    videos = np.arange(21).repeat(10)
+    hits = np.stack([np.tile(np.arange(10) < most, 21) for most in (8, 7)]).astype(np.int64)
+    found = clips_of(hits, videos, np.arange(7).repeat(30)).differences(0)
+    for each in found.values():
+        assert each.value == pytest.approx(0.1)
+        assert (each.interval, each.standard_error) == (None, None)
+
+
 def test_few_videos_and_clips_that_share_one_are_told() -> None:
     videos = [at // 2 for at in range(20)]
     notes = compare(*of_hits([0, 1] * 10, [1] * 20, [0, *videos[1:-1], 10])).notes

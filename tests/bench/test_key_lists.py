@@ -1,14 +1,16 @@
 """Published lists of clips: their formats, and which of our clips they name."""
 
+import tempfile
 from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kinetics_bench.data.video_lists import read_video_list
 from kinetics_bench.evaluation.key_lists import KeyList, parse_key_list, read_key_list
 from kinetics_tools.core.errors import EvaluationError, KineticsError, ManifestError
-from kinetics_tools.core.keys import file_keys
+from kinetics_tools.core.keys import file_keys, source_video
 from support import MediaServer
 
 ONE, TWO, THREE = (
@@ -36,6 +38,8 @@ def found(text: str, keys: tuple[str, ...] = KEYS) -> list[set[str]]:
         f"abseiling/{ONE} 250 0",
         "val_256/abseiling/-J9hRbCLQ0x.mp4 0",
         "-J9hRbCLQ0x.mp4\t0",
+        f"abseiling/{ONE}.mp4;3",
+        f"abseiling/{ONE}.mp4 0 120 3",
         "-J9h*",
     ],
 )
@@ -56,6 +60,20 @@ def test_a_list_of_kinetics_names_its_clips(text: str, tmp_path: Path) -> None:
     (tmp_path / "list").write_text(text)
     found = read_key_list(str(tmp_path / "list")).find(KEYS)
     assert found == {ONE: frozenset({ONE})}
+
+
+@given(st.lists(st.sampled_from((*"ab/.#,; 0_1", ONE, "-J9hRbCLQ0x_10_20", "\n")), max_size=30))
+def test_a_clip_that_a_list_names_is_of_a_video_that_it_names(pieces: list[str]) -> None:
+    """What was scored and what was trained on are read from lists of the same formats."""
+    text = "".join(pieces)
+    try:
+        named = parse_key_list(text, "list").find(KEYS)
+    except EvaluationError:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (path := Path(folder) / "list").write_text(text)
+        videos = read_video_list(str(path), Path(folder)).videos
+    assert {source_video(key) for keys in named.values() for key in keys} <= videos
 
 
 def test_a_video_names_all_its_clips_and_a_clip_itself_alone() -> None:

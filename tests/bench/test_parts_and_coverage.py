@@ -27,8 +27,10 @@ from kinetics_bench.data.splits import (
 )
 from kinetics_bench.data.video_lists import VideoList, read_video_list
 from kinetics_bench.evaluation.coverage import bounds, reweighted
+from kinetics_bench.evaluation.folders import evaluation_folder
 from kinetics_bench.evaluation.overlap import overlaps
 from kinetics_bench.evaluation.results import Predictions, Score, score
+from kinetics_bench.protocols import PROTOCOLS
 from kinetics_tools.core.errors import EvaluationError, UnknownNameError
 from kinetics_tools.core.keys import source_video
 from kinetics_tools.download import official_lists
@@ -310,6 +312,10 @@ def test_no_video_of_kinetics_has_two_rows(shared_data: Path) -> None:
         "train/arm_wrestling/-bcdefghijk_000010_000020.mp4 7",
         "val/-bcdefghijk_000010_000020.mp4,300,7",
         "  -bcdefghijk \r",
+        "abseiling/-bcdefghijk_95_105.mp4 0",
+        "-bcdefghijk_95_105",
+        "abseiling/-bcdefghijk_000095_000105.mp4;3",
+        "abseiling/-bcdefghijk_95_105.mp4 0 120 3",
     ],
 )
 def test_a_line_of_a_list_names_a_video(line: str, tmp_path: Path) -> None:
@@ -476,6 +482,14 @@ def test_folders_of_evaluations_say_what_was_evaluated(
     assert told_by(work_dir)["score"] == before["score"]
     assert told_by(work_dir)["cost"] == before["cost"]
     assert (work_dir / "rgb" / "checkpoint.pt").stat().st_mtime_ns == times
+
+
+def test_a_split_that_is_called_best_is_not_the_best_checkpoint(tmp_path: Path) -> None:
+    names = [
+        evaluation_folder(tmp_path, ("best-clips",), {}, PROTOCOLS["whole"], best=best).name
+        for best in (False, True)
+    ]
+    assert names == ["evaluate-of-best-clips", "evaluate-best-best-clips"]
 
 
 def test_shards_with_some_of_the_classes_are_evaluated_by_name(

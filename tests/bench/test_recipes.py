@@ -147,6 +147,19 @@ def test_another_batch_size_is_told_by_the_name() -> None:
     assert paper.micro_batch_size == 6
 
 
+def test_values_that_differ_in_their_last_digit_have_other_words() -> None:
+    def word(name: str, value: object) -> str:
+        (found,) = RecipeChoice(name="paper", overrides={name: value}).words
+        return found
+
+    assert word("optimizer.lr", 5e-4) == "lr-0.0005"
+    assert word("optimizer.lr", 0.0123456781) == "lr-0.0123456781"
+    stones = [[[at, 1.0] for at in (*range(1, 20), end)] for end in (98, 99)]
+    long = [word("schedule.milestones", each) for each in stones]
+    assert long[0] != long[1]
+    assert max(map(len, long)) <= 80
+
+
 def test_another_length_is_told_by_the_name() -> None:
     changed = choice(batch_size=4, **{"schedule.epochs": 2}).recipe("i3d", "rgb")
     assert changed.name == "small+batch-4+epochs-2"

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from kinetics_bench.commands.repeat import asked_of
+from kinetics_bench.commands.work_dir import print_means
 from kinetics_bench.evaluation import figures
 from kinetics_bench.evaluation.fusion import fuse, joint_row
 from kinetics_bench.evaluation.groups import Group, groups
-from kinetics_bench.evaluation.page_tables import Asked
+from kinetics_bench.evaluation.page_tables import Asked, Run, paper_table
 from kinetics_bench.evaluation.report import write_report
 from kinetics_bench.evaluation.results import (
     Predictions,
@@ -22,7 +23,7 @@ from kinetics_bench.evaluation.results import (
     cells,
     score,
 )
-from kinetics_bench.evaluation.rows import Row, find_rows
+from kinetics_bench.evaluation.rows import Row, find_rows, read_row
 from kinetics_bench.inference.networks import read_request
 from kinetics_bench.training.checkpoint import InitRecord
 from kinetics_tools.core.errors import EvaluationError, KineticsError
@@ -74,7 +75,25 @@ def test_the_interval_of_all_clips_right_is_on_the_page(tmp_path: Path) -> None:
     assert "±" not in page
     values = json.loads((folder / "result.json").read_text())["score"]
     assert values["interval"] == [pytest.approx(0.565518, abs=1e-6), 1.0]
-    assert "standard_error" not in values
+    assert (values["standard_error"], values["num_videos"]) == (None, 5)
+
+
+def test_an_older_row_has_the_interval_of_its_videos(tmp_path: Path) -> None:
+    clips = {
+        f"v_A_g{at:02d}_c{clip:02d}": (0, np.array([at < 5, at >= 5], np.float32))
+        for at in range(10)
+        for clip in range(1, 11)
+    }
+    predictions = Predictions.of(clips, {})
+    result = replace(row("rgb", ["a", "b"])[0], score=score(predictions), failed={})
+    result.write(tmp_path / "rgb", predictions)
+    path = tmp_path / "rgb" / "result.json"
+    text = json.loads(path.read_text())
+    assert text["score"].pop("num_videos") == 10
+    text["score"]["interval"] = [0.4, 0.6]
+    path.write_text(json.dumps(text))
+    assert Result.read(tmp_path / "rgb").score.interval == pytest.approx((0.404, 0.596), abs=1e-3)
+    assert read_row(tmp_path / "rgb").result == result
 
 
 def test_a_result_without_training_or_word_of_its_start_has_a_page(tmp_path: Path) -> None:
@@ -181,6 +200,18 @@ def test_an_evaluation_of_before_a_training_was_made_longer_is_left_out(
     assert [*find_rows([run / "evaluate-5x3"])] == [run / "evaluate-5x3"]  # asked for by its name
 
 
+def test_an_evaluation_of_before_a_training_was_done_again_is_left_out(tmp_path: Path) -> None:
+    """Its recipe has the same name and hash: the seed, the clips or the initial weights differ."""
+    run = make_run(tmp_path / "run", list(LABELS), ("rgb",))
+    make_run(run / "evaluate-5x3", list(LABELS), ("rgb",))
+    result, predictions = row("rgb", list(LABELS))
+    for folder, weights, num in ((run, "1", 2), (run / "evaluate-5x3", "1", 2), (run, "2", 1)):
+        data = replace(result.data, identity={"weights": weights})
+        replace(result, data=data).write(folder / "rgb", predictions)
+        if folder != run or num == 1:
+            assert len(find_rows([run])) == num
+
+
 def test_no_result_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
         EvaluationError, match=r"no result in .*; train a network with: run-benchmark"
@@ -205,7 +236,10 @@ def with_seeds(tmp_path: Path, changes: dict[str, dict[str, Any]]) -> list[Path]
     for name, change in changes.items():
         result, _ = row("rgb", ["a", "b"])
         hits = change.pop("hits")
-        clips = {f"k{at}": (0, np.array([at < hits, at >= hits], np.float32)) for at in range(10)}
+        more = [0] * (len(change.get("data", {}).get("labels", "ab")) - 2)
+        clips = {
+            f"k{at}": (0, np.array([at < hits, at >= hits, *more], np.float32)) for at in range(10)
+        }
         predictions = Predictions.of(clips, {})
         data = replace(result.data, **change.pop("data", {}))
         whole = replace(result, score=score(predictions), failed={}, data=data, **change)
@@ -239,6 +273,61 @@ def test_seeds_are_a_mean_with_its_deviation(tmp_path: Path) -> None:
     assert "<td>3 seeds</td>" in page
     assert "90.0 ± 10.0" in page
     assert page.count(">seed-1</a>") == 1
+
+
+def test_seeds_that_hold_out_whole_videos_are_a_mean(tmp_path: Path) -> None:
+    """The number of clips in these depends on the seed; that of both together does not."""
+    held = {at: {"num_train": 60 - at, "num_held_out": 6 + at} for at in range(3)}
+    runs = with_seeds(
+        tmp_path,
+        {
+            f"{name}-{at}": {"seed": at, "hits": 7, "data": {**data, "val_split": split}}
+            for name, split in (("own", "held out of train"), ("other", "other.txt"))
+            for at, data in held.items()
+        },
+    )
+    rows = [each for own in find_rows(runs).values() for each in own]
+    (group,) = groups(rows)
+    assert group.what == "3 seeds"
+    assert all(each.folder.parent.name.startswith("own") for each in rows_of(group))
+
+
+def rows_of(group: Group) -> list[Row]:
+    return [row for own in group.rows.values() for row in own.values()]
+
+
+def test_what_is_in_no_mean_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = {f"seed-{at}": {"seed": at, "hits": 8 + at} for at in range(2)}
+    other = {"seed": 2, "hits": 2, "data": {"train_split": "half"}}
+    runs = with_seeds(tmp_path, {**changes, "other": other})
+    print_means(runs)
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "mean and standard deviation:"
+    assert told[2].split()[:3] == ["rgb", "2", "seeds"]
+    assert told[3].startswith(f"in no mean: {tmp_path}/other/rgb: its clips, weights, recipe")
+    assert len(told) == 4
+    print_means(runs[1:])
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "no mean: no two rows are alike"
+    assert [line.split(": ")[1] for line in told[1:]] == [f"{run}/rgb" for run in runs[1:]]
+
+
+def test_rows_of_the_best_checkpoint_are_a_mean_of_their_own(tmp_path: Path) -> None:
+    runs = with_seeds(
+        tmp_path,
+        {
+            **{f"run-{at}": {"seed": at, "hits": 5} for at in range(2)},
+            **{f"run-{at}/evaluate-best": {"seed": at, "hits": 8, "best": True} for at in range(2)},
+            # As version 0.1 wrote them.
+            "old/evaluate-best": {"seed": 2, "hits": 8},
+        },
+    )
+    rows = [each for own in find_rows(runs).values() for each in own]
+    last, best = groups(rows)
+    assert (last.what, sorted(last.rows)) == ("2 seeds", [0, 1])
+    assert (best.what, sorted(best.rows)) == ("3 seeds, best.pt", [0, 1, 2])
+    assert_mean(best, 0.8, 0)
+    assert groups([rows[0], next(row for row in rows if row.is_best and row.result.seed)]) == []
 
 
 def joint(rgb: InitRecord, flow: InitRecord) -> InitRecord:
@@ -350,6 +439,10 @@ def test_a_fused_row_has_a_page_of_its_own(tmp_path: Path) -> None:
     assert "2 seeds" not in page
 
 
+def classes(num: int) -> tuple[str, ...]:
+    return tuple(f"class {at}" for at in range(num))
+
+
 def asked(init: str, finetune: str = "all") -> Asked:
     return Asked(commands=("run-benchmark --arch i3d",), seed=4, init=init, finetune=finetune)
 
@@ -367,7 +460,7 @@ def asked(init: str, finetune: str = "all") -> Asked:
 def test_a_row_stands_beside_the_papers_number(
     init: str, finetune: str, split: int, beside: list[tuple[str, str, str]], tmp_path: Path
 ) -> None:
-    data = {"test_split": f"ucf101/{split}"}
+    data = {"test_split": f"ucf101/{split}", "labels": classes(101)}
     runs = with_seeds(tmp_path, {"run": {"hits": 5, "data": data}})
     page = write_report(runs, tmp_path / "r.html", lambda _: asked(init, finetune)).read_text()
     assert ("Against the paper" in page) == bool(beside)
@@ -377,13 +470,37 @@ def test_a_row_stands_beside_the_papers_number(
     assert "; seed 4." in page  # of the request: the result does not have it
 
 
+def test_a_part_of_a_data_set_has_no_difference_to_the_paper(tmp_path: Path) -> None:
+    missing = {"out_of_scope": {"Archery": 41}}
+    data = {"test_split": "ucf101/1", "labels": classes(101), **missing}
+    (run,) = with_seeds(tmp_path, {"run": {"hits": 5, "data": data}})
+    of_run = Run(folder=run, rows=find_rows([run])[run], asked=asked("imagenet"))
+    (told,) = paper_table([of_run], [])
+    assert (told["paper's top-1 %"], told["ours"], told["difference"]) == ("84.5", "50.0", "-")
+    assert told["we tested on"] == "ucf101/1: 10 of 10 clips, 41 of 1 classes out of scope"
+    splits = {
+        f"run-{at}": {
+            "seed": 0,
+            "hits": 6,
+            "data": {"test_split": f"hmdb51/{at}", "train_split": f"hmdb51/{at}", **missing},
+        }
+        for at in (1, 2, 3)
+    }
+    found = find_rows(with_seeds(tmp_path / "splits", splits))
+    runs = [Run(folder=each, rows=rows, asked=asked("kinetics")) for each, rows in found.items()]
+    together = groups([row for rows in found.values() for row in rows])
+    (told,) = paper_table(runs, together)
+    assert (told["run"], told["difference"]) == ("mean of 3 splits", "-")
+    assert told["we tested on"] == "splits 1 to 3, 41 of 1 classes out of scope"
+
+
 def test_the_mean_of_three_splits_stands_beside_table_5(tmp_path: Path) -> None:
     names = {at: f"hmdb51/{at}" for at in (1, 2, 3)}
     splits = {
         f"run-{at}": {
             "seed": 0,
             "hits": 6 + at,
-            "data": {"test_split": name, "train_split": name},
+            "data": {"test_split": name, "train_split": name, "labels": classes(51)},
         }
         for at, name in names.items()
     }

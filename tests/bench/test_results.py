@@ -20,8 +20,8 @@ from kinetics_bench.evaluation import evaluate as evaluation
 from kinetics_bench.evaluation.evaluate import Test as Asked
 from kinetics_bench.evaluation.evaluate import evaluate
 from kinetics_bench.evaluation.fusion import add_predictions
+from kinetics_bench.evaluation.intervals import of_share, wilson
 from kinetics_bench.evaluation.results import (
-    NORMAL_95,
     PREDICTIONS,
     PREDICTIONS_CSV,
     Predictions,
@@ -29,7 +29,6 @@ from kinetics_bench.evaluation.results import (
     interval_text,
     ranks,
     score,
-    wilson,
 )
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint
@@ -81,8 +80,54 @@ def test_an_interval_holds_the_share_and_has_a_width(counts: tuple[int, int]) ->
     assert high - low > 0
     # The ends solve |share - p| = 1.96 standard deviations of p.
     for p in {low, high} - {0.0, 1.0}:
-        deviation = NORMAL_95 * (p * (1 - p) / num) ** 0.5
+        deviation = 1.959964 * (p * (1 - p) / num) ** 0.5
         assert abs(num_right / num - p) == pytest.approx(deviation, rel=1e-6, abs=1e-9)
+
+
+def test_clips_of_a_video_count_as_less_than_so_many() -> None:
+    """95 % of intervals hold the true share; by clip far fewer do."""
+    random = np.random.default_rng(0)
+    num_videos, size, num_sets, true = 60, 6, 150, 0.8
+    videos = np.arange(num_videos).repeat(size)
+    held = {"by video": 0, "by clip": 0}
+    for _ in range(num_sets):
+        # Beta shares of videos: two clips of one are alike with a correlation of 1/3.
+        of_video = random.beta(2 * true, 2 * (1 - true), num_videos).repeat(size)
+        right = random.random(len(videos)) < of_video
+        for unit, groups in (("by video", videos), ("by clip", np.arange(len(videos)))):
+            (low, high), _ = of_share(right, groups)
+            held[unit] += low <= true <= high
+    assert held["by video"] / num_sets > 0.88
+    assert held["by clip"] / num_sets < 0.85
+
+
+def test_copies_of_clips_change_no_interval_and_no_error() -> None:
+    right = np.random.default_rng(1).random(300) < 0.7
+    (low, high), error = of_share(right, np.arange(300))
+    (low_, high_), error_ = of_share(right.repeat(9), np.arange(300).repeat(9))
+    assert (low_, high_) == pytest.approx((low, high), abs=0.01)
+    assert error_ == pytest.approx(error, rel=0.05)
+    # A bootstrap says nothing where all are right, and one video says little.
+    assert of_share(np.ones(45, np.bool_), np.arange(5).repeat(9)) == (wilson(5, 5), None)
+    assert of_share(np.zeros(45, np.bool_), np.arange(5).repeat(9)) == (wilson(0, 5), None)
+    assert of_share(np.arange(9) < 5, np.zeros(9, np.int64)) == ((0.0, 1.0), None)
+    # The same share in each: as wide as of independent clips.
+    assert of_share(np.arange(40) % 2 == 0, np.arange(20).repeat(2))[0] == wilson(20, 40)
+
+
+def test_a_score_knows_the_videos_of_its_clips() -> None:
+    rows = {
+        f"v_A_g{at // 5:02d}_c{at % 5:02d}": (0, np.array([at < 40, at >= 40], np.float32))
+        for at in range(100)
+    }
+    found = score(Predictions.of(rows, {}))
+    assert (found.num_videos, found.num_scored) == (20, 100)
+    alone = score(predictions([[at < 40, at >= 40] for at in range(100)], [0] * 100))
+    assert alone.num_videos == 100
+    assert alone.standard_error == pytest.approx((0.4 * 0.6 / 100) ** 0.5)
+    assert found.standard_error == pytest.approx((0.4 * 0.6 / 20) ** 0.5, rel=0.05)
+    assert found.interval[0] < alone.interval[0]
+    assert found.interval[1] > alone.interval[1]
 
 
 def test_top_five_and_ties() -> None:

@@ -14,7 +14,7 @@ import pytest
 from kinetics_bench import cli
 from kinetics_bench.commands.repeat import asked_of
 from kinetics_bench.evaluation.groups import groups
-from kinetics_bench.evaluation.rows import find_row
+from kinetics_bench.evaluation.rows import find_row, find_rows
 from kinetics_bench.recipes import MultiStep, OneCycle
 from kinetics_bench.training import trainer
 from kinetics_bench.training.checkpoint import BEST, CHECKPOINT, Checkpoint, Look
@@ -208,6 +208,16 @@ def test_the_best_checkpoint_is_evaluated_apart(tmp_path: Path, call: Call) -> N
     other = work_dir / "evaluate-best" / "rgb" / "result.json"
     there, here = (json.loads(path.read_text()) for path in (other, rgb / "result.json"))
     assert there["score"] == here["score"]  # of one epoch, which is the best one
+    assert (there["best"], "best" in here) == (True, False)
+    assert [*find_rows([work_dir])] == [work_dir, evaluation]
+    again = Checkpoint.read(rgb / BEST)
+    kept = (rgb / BEST).read_bytes()
+    next(iter(again.net.values())).add_(1)
+    again.write(rgb / BEST)  # as an epoch that is better would
+    assert [*find_rows([work_dir])] == [work_dir]
+    (rgb / BEST).unlink()  # as a training without a look at held-out clips, that was forced, would
+    assert [*find_rows([work_dir])] == [work_dir]
+    (rgb / BEST).write_bytes(kept)
     assert (here["data"]["num_held_out"], here["data"]["val_split"]) == (2, "held out of train.txt")
     call(*asked(tmp_path, "--work-dir", tmp_path / "next", "--init", work_dir))  # the last one
 

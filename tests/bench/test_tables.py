@@ -5,7 +5,7 @@ import json
 import re
 import shlex
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -16,14 +16,24 @@ import pytest
 from kinetics_bench import cli
 from kinetics_bench.archs.registry import ARCHS
 from kinetics_bench.evaluation import paper
-from kinetics_bench.evaluation.results import Score
+from kinetics_bench.evaluation.intervals import binomial_error
+from kinetics_bench.evaluation.results import Result, Score
+from kinetics_bench.inference.networks import Request
 from kinetics_bench.recipes import RecipeChoice
 from kinetics_bench.tables import page
-from kinetics_bench.tables.plan import SETS, Choices, DataSet, PlannedCell, plan_table
-from kinetics_bench.tables.run import Forecast
+from kinetics_bench.tables.plan import (
+    SETS,
+    Choices,
+    DataSet,
+    PlannedCell,
+    TablePlan,
+    plan_table,
+)
+from kinetics_bench.tables.run import Forecast, Setting
 from kinetics_bench.training.estimate import TrainingPlan
 from kinetics_tools.core.cli import Exit
 from kinetics_tools.core.units import Part
+from kinetics_tools.dataset.labels import known_labels
 from results import row
 from support import ROOT, run_command, tree, unpack_written_by_0_1
 from tiny import LABELS, copy_of_shards, key_file, tiny_shards
@@ -128,6 +138,20 @@ def test_what_is_asked_for_is_in_the_name_of_the_folder() -> None:
     assert len(set.union(*names)) == 14 * len(names)
 
 
+def test_recipes_that_differ_in_what_a_name_cuts_off_have_folders_of_their_own() -> None:
+    def name(**overrides: Any) -> str:
+        recipe = RecipeChoice(name="paper", overrides=overrides)
+        (found,) = plan_table(3, replace(EVERY, recipe=recipe, archs=("c3d",))).trainings
+        return found
+
+    ends = (115_000, 120_000)
+    stones = [[[97_000, 1.0], [108_000, 0.1], [end, 0.01]] for end in ends]
+    assert len({name(**{"schedule.milestones": each}) for each in stones}) == 2
+    rates = (0.0123456781, 0.0123456782)
+    assert len({name(**{"optimizer.lr": each}) for each in rates}) == 2
+    assert name(batch_size=4, **{"optimizer.lr": 5e-4}).endswith("+paper+batch-4+lr-0.0005")
+
+
 def test_data_that_is_not_given_is_told_at_once() -> None:
     few = replace(EVERY, sets={"ucf101": EVERY.sets["ucf101"]})
     cells = {(each.cell.data, each.cell.transfer): each for each in plan_table(4, few).cells}
@@ -140,15 +164,27 @@ def test_data_that_is_not_given_is_told_at_once() -> None:
 # What is told
 
 
-def outcome(*shares: tuple[float, int], top1: float | None = 80.0) -> page.Outcome:
-    """Our number from accuracies of so many clips."""
+WHOLE = {"test_split": "ucf101/1", "labels": tuple(f"class {at}" for at in range(101))}
+KINETICS = {"test_split": "val", "labels": known_labels("kinetics400")}
+
+
+def outcome(
+    *shares: tuple[float, int],
+    top1: float | None = 80.0,
+    data: str = "ucf101",
+    of: Mapping[str, Any] = WHOLE,
+) -> page.Outcome:
+    """Our number from accuracies of so many independent clips of the data set `of`."""
     cell = paper.Cell(
-        table=5, arch="i3d", stream="rgb", data="ucf101", init="scratch", top1=top1, top5=None
+        table=5, arch="i3d", stream="rgb", data=data, init="scratch", top1=top1, top5=None
     )
     result, _ = row("rgb", list(LABELS))
+    result = replace(result, data=replace(result.data, **of))
 
     def score(share: float, num: int) -> Score:
-        return replace(result.score, top1=share, num_scored=num, num_expected=num + 1)
+        error = binomial_error(round(share * num), num)
+        found = replace(result.score, top1=share, standard_error=error)
+        return replace(found, num_scored=num, num_expected=num + 1)
 
     results = tuple(replace(result, score=score(*each)) for each in shares)
     return page.Outcome(planned=PlannedCell(cell=cell), results=results)
@@ -164,21 +200,109 @@ def test_the_standard_error_is_that_of_the_mean_of_the_splits() -> None:
     assert outcome((0.6, 10), (0.9, 10)).top1 == pytest.approx(75.0)
 
 
-def test_a_test_on_other_clips_has_no_difference() -> None:
-    one = outcome((0.7, 100))
-    assert one.difference == pytest.approx(-10.0)
-    assert replace(one, planned=replace(one.planned, is_comparable=False)).difference is None
-    for given, comparable in (
-        (dict[str, Any](), True),
-        ({"test_split": "test"}, True),
-        ({"train_split": "some.txt"}, True),
-        ({"test_split": "some.txt"}, False),
-        ({"classes": ("left",)}, False),
-    ):
-        sets = {**EVERY.sets, "ucf101": DataSet(data="/ucf101", **given)}
-        plan = plan_table(2, replace(EVERY, sets=sets))
-        told = {each.cell.data: each.is_comparable for each in plan.cells}
-        assert told == {"ucf101": comparable, "hmdb51": True, "kinetics400": True}
+def test_where_all_or_none_are_right_there_is_no_standard_error() -> None:
+    for shares in ([(1.0, 100)], [(0.0, 100)], [(0.8, 100), (1.0, 100)]):
+        one = outcome(*shares)
+        assert one.standard_error is None
+        assert page.table_rows([one])[0][0]["std. error"] == "-"
+        assert page.csv_rows(5, [one])[0]["standard_error"] is None
+
+
+@pytest.mark.parametrize(
+    ("data", "of", "num", "is_comparable"),
+    [
+        ("ucf101", WHOLE, 100, True),
+        ("ucf101", {**WHOLE, "test_split": "ucf101/2"}, 100, True),
+        ("ucf101", {**WHOLE, "train_split": "some.txt"}, 100, True),
+        ("ucf101", {**WHOLE, "test_split": "some.txt"}, 100, False),
+        ("ucf101", {**WHOLE, "test_split": "test"}, 100, False),
+        ("ucf101", {**WHOLE, "classes": ("class 1",)}, 100, False),
+        ("ucf101", {**WHOLE, "out_of_scope": {"Archery": 41}}, 100, False),
+        ("ucf101", {**WHOLE, "labels": ("left", "right")}, 100, False),
+        ("ucf101", {**WHOLE, "labels": known_labels("kinetics400")}, 100, False),
+        ("hmdb51", WHOLE, 100, False),
+        ("kinetics400", KINETICS, 19_404, True),
+        ("kinetics400", {**KINETICS, "test_split": "test"}, 38_685, True),
+        ("kinetics400", KINETICS, 100, False),
+        ("kinetics400", {**KINETICS, "test_split": "some.txt"}, 19_404, False),
+        ("kinetics400", {**KINETICS, "labels": ("left", "right")}, 19_404, False),
+    ],
+)
+def test_a_test_on_other_clips_or_classes_has_no_difference(
+    data: str, of: Mapping[str, Any], num: int, is_comparable: bool
+) -> None:
+    one = outcome((0.7, num), data=data, of=of)
+    assert one.difference == (pytest.approx(-10.0) if is_comparable else None)
+    (told,), _ = page.table_rows([one])
+    assert told["difference"] == ("-10.0" if is_comparable else "-")
+
+
+def test_clips_out_of_scope_are_told_beside_a_number() -> None:
+    part = outcome((0.7, 100), of={**WHOLE, "out_of_scope": {"Archery": 41, "Diving": 45}})
+    told, _ = page.table_rows([part, outcome((0.7, 100))])
+    assert [each["to be known"] for each in told] == ["86 of 2 classes out of scope", "-"]
+    whole = [outcome((0.7, 100))]
+    assert "to be known" not in page.table_rows(whole)[0][0]
+    notes = [each["to_be_known"] for each in page.csv_rows(4, [part, *whole])]
+    assert notes == ["86 of 2 classes out of scope", ""]
+
+
+def stored(out: Path, *, flow: str | None = None, **changes: Any) -> tuple[TablePlan, Setting]:
+    """Table 3 of I3D's flow, of which `out` has the run from scratch, asked for with `changes`."""
+    plan = plan_table(3, only("i3d", streams=("flow",)))
+    setting = Setting(choices=EVERY, out=out, flow=flow)
+    training = next(each for each in plan.trainings.values() if each.init == "scratch")
+    asked_for = {"data": "/kinetics", "train_split": "train", "test_split": "val", **changes}
+    request = Request(arch="i3d", stream="flow", recipe="paper", **asked_for)
+    result, predictions = row("flow", list(LABELS))
+    folder = setting.folder(training.name)
+    (folder / "flow").mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(request.as_json()))
+    recipe = training.recipe.recipe("i3d", "flow")
+    replace(result, training={"flow": recipe}).write(folder / "flow", predictions)
+    return plan, setting
+
+
+@pytest.mark.parametrize(
+    ("changes", "flow", "said"),
+    [
+        ({}, None, ""),
+        ({}, "tvl1", ""),
+        ({"data": "/others"}, None, "data /others there, /kinetics now"),
+        ({"train_split": "some"}, None, "train split some there, train now"),
+        ({"test_split": "test"}, None, "test split test there, val now"),
+        ({}, "nosuch", "flow tvl1 there, nosuch now"),
+    ],
+)
+def test_a_row_of_another_request_is_not_ours(
+    changes: dict[str, Any], flow: str | None, said: str, tmp_path: Path
+) -> None:
+    plan, setting = stored(tmp_path, flow=flow, **changes)
+    (scratch,) = (each for each in plan.trainings if "+scratch+" in each)
+    of_other_task, _ = page.find_outcomes(plan, setting, {}, {}, set())
+    assert (of_other_task.top1 is None) == bool(said)
+    where = setting.folder(scratch)
+    reason = f"{where} is of another request ({said}); give another --out" if said else ""
+    assert (of_other_task.gap, of_other_task.reason) == ("part" if said else "", reason)
+    # What cannot be run here is told first, and a row that is ours stays one.
+    problems = {(scratch, "flow"): "unknown flow 'nosuch'"}
+    impossible, _ = page.find_outcomes(plan, setting, problems, {}, {scratch})
+    assert (impossible.top1 is None) == bool(said)
+    assert impossible.reason == ("unknown flow 'nosuch'" if said else "")
+    # What ran just now was compared in full.
+    done, _ = page.find_outcomes(plan, setting, {}, {}, {scratch})
+    assert done.top1 is not None
+
+
+def test_a_row_of_another_recipe_is_not_ours(tmp_path: Path) -> None:
+    plan, setting = stored(tmp_path)
+    (folder,) = (tmp_path / "runs").iterdir()
+    result = Result.read(folder / "flow")
+    other = {"flow": replace(result.training["flow"], batch_size=3, micro_batch_size=3)}
+    replace(result, training=other).write(folder / "flow", result.predictions(folder / "flow"))
+    found, _ = page.find_outcomes(plan, setting, {}, {}, set())
+    assert found.top1 is None
+    assert "is of another request (recipe of flow paper" in found.reason
 
 
 def test_a_number_that_is_not_confirmed_has_no_difference() -> None:
@@ -278,9 +402,8 @@ def test_the_files_have_what_is_printed(trained: tuple[Path, object, str]) -> No
     scratch, imagenet = read_csv(folder / "out" / "table-3.csv")
     assert (scratch["paper_top1"], scratch["paper_top5"]) == ("68.4", "88.0")
     share = float(scratch["top1"]) / 100
-    assert float(scratch["standard_error"]) == pytest.approx(
-        100 * (share * (1 - share) / 2) ** 0.5, abs=1e-3
-    )
+    error = 100 * (share * (1 - share) / 2) ** 0.5
+    assert float(scratch["standard_error"] or 0) == pytest.approx(error, abs=1e-3)
     assert scratch["difference"] == ""  # of clips of ours
     assert (scratch["scored"], scratch["expected"], scratch["tested_on"]) == ("2", "2", "test.txt")
     assert scratch["not_run"] == ""
@@ -333,6 +456,25 @@ def test_a_training_that_ended_before_its_last_step_is_finished_in_a_dry_run() -
         row_of = rows[plan.cells.index(cell)]
         assert (row_of["done"], row_of["state"]) == ("8", state)
         assert page.total_text(found, "cpu").startswith(text)
+
+
+def test_another_task_does_not_show_a_row_of_other_data(
+    trained: tuple[Path, Sequence[object], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, given, _ = trained
+    kept = {name: (folder / "out" / f"table-3.{name}").read_bytes() for name in ("csv", "html")}
+    shards = f"kinetics={copy_of_shards(tmp_path)}"
+    words_ = [
+        shards
+        if str(each).startswith("kinetics=/") and not str(each).endswith(".txt")
+        else str(each)
+        for each in given
+    ]
+    cli.run(["table", *words_, "--task", "1/2"])
+    (scratch,) = (line for line in capsys.readouterr().out.splitlines() if " scratch " in line)
+    for name, text in kept.items():
+        (folder / "out" / f"table-3.{name}").write_bytes(text)
+    assert "not run [1]" in scratch
 
 
 def test_a_dry_run_leaves_nothing_and_says_what_is_done(

@@ -12,7 +12,6 @@ from kinetics_bench.archs.registry import STREAMS
 from kinetics_bench.commands.options import PROG
 from kinetics_tools.core import console
 from kinetics_tools.core.cli import Exit, Parser, one_of
-from kinetics_tools.core.errors import EvaluationError
 
 if TYPE_CHECKING:
     from kinetics_bench.evaluation.attrition import Attrition, Range
@@ -27,7 +26,10 @@ def parser() -> Parser:
         "same number. Then a curve, in steps of 5 % of the clips.",
     )
     parser.add_argument(
-        "run", type=Path, metavar="RUN", help="the work-dir of a run, or of an evaluation of it"
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="the work-dir of a run, the folder of another evaluation of it, or of a row",
     )
     parser.add_argument(
         "--ledger",
@@ -50,26 +52,22 @@ def parser() -> Parser:
 def act(arguments: argparse.Namespace) -> int:
     """Print the tables."""
     from kinetics_bench.evaluation.attrition import Ledger, attrition
-    from kinetics_bench.evaluation.results import RESULT, Result, ranks
+    from kinetics_bench.evaluation.results import ranks
+    from kinetics_bench.evaluation.rows import find_row
 
-    asked = [arguments.stream] if arguments.stream else list(STREAMS)
-    folder = next((f for s in asked if ((f := arguments.run / s) / RESULT).exists()), None)
-    if folder is None:
-        raise EvaluationError(
-            f"{arguments.run} has no result of {' or '.join(asked)}; evaluate it first: "
-            f"{PROG} evaluate {arguments.run}"
-        )
-    predictions = Result.read(folder).predictions(folder)
+    row = find_row(arguments.run, arguments.stream)
+    predictions = row.predictions
     right = dict(zip(predictions.keys, (ranks(predictions) == 0).tolist(), strict=True))
     found = attrition(right, Ledger.read(arguments.ledger), seed=arguments.seed)
     if arguments.json:
-        print(json.dumps({"seed": arguments.seed, "stream": folder.name, **asdict(found)}))
+        stream = row.result.stream
+        print(json.dumps({"seed": arguments.seed, "stream": stream, **asdict(found)}))
     else:
-        print(_text(found, folder))
+        print(_text(found, row.name))
     return Exit.COMPLETE
 
 
-def _text(found: Attrition, folder: Path) -> str:
+def _text(found: Attrition, name: str) -> str:
     from kinetics_bench.evaluation.results import percent
 
     unknown = f", of which the ledger does not know {found.num_unknown:,}"
@@ -96,7 +94,7 @@ def _text(found: Attrition, folder: Path) -> str:
     ]
     return "\n".join(
         (
-            f"{folder}: top-1 {percent(found.top1)} % of {found.num_scored:,} clips"
+            f"{name}: top-1 {percent(found.top1)} % of {found.num_scored:,} clips"
             + (unknown if found.num_unknown else ""),
             "",
             console.text_table(rows),

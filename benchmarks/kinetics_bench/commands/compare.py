@@ -64,7 +64,8 @@ def act(arguments: argparse.Namespace) -> int:
 
 
 def _lines(found: Comparison) -> Iterator[str]:
-    from kinetics_bench.evaluation.compare import RESAMPLES, class_cells
+    from kinetics_bench.evaluation.compare import class_cells
+    from kinetics_bench.evaluation.intervals import RESAMPLES
 
     yield f"A: {found.a.name} ({found.a.title})"
     yield f"B: {found.b.name} ({found.b.title})"

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from kinetics_bench.tables.run import Setting
 
 OUT: Final = RUNS / "tables"
-LEFT: Final = ("stream", "data", "init", "transfer", "state")
+LEFT: Final = ("stream", "data", "init", "transfer", "state", "to be known")
 
 
 def parser() -> Parser:

@@ -12,6 +12,7 @@ from kinetics_bench.commands.repeat import asked_of
 from kinetics_tools.core import console
 from kinetics_tools.core.cli import Exit
 from kinetics_tools.core.errors import EvaluationError, OutError
+from kinetics_tools.core.text import printable
 
 if TYPE_CHECKING:
     from kinetics_bench.evaluation.results import Result
@@ -38,11 +39,22 @@ def print_results(results: Sequence[Result], folder: Path, *, dump: str | None =
 
 
 def print_means(folders: Sequence[Path]) -> None:
-    """Print mean and deviation of the rows of runs that differ in their seed."""
+    """Print mean and deviation of rows that differ in their seed, and which rows are in none."""
     from kinetics_bench.evaluation.groups import groups
     from kinetics_bench.evaluation.rows import find_rows
 
-    found = groups([row for rows in find_rows(folders).values() for row in rows])
-    rows = [{"stream": group.one.result.stream, **group.cells()} for group in found]
-    print("mean and standard deviation:")
-    print(console.text_table(rows))
+    rows = [row for own in find_rows(folders).values() for row in own]
+    found = groups(rows)
+    means = [{"stream": group.one.result.stream, **group.cells()} for group in found]
+    print("mean and standard deviation:" if means else "no mean: no two rows are alike")
+    if means:
+        print(console.text_table(means))
+    inside = {row.folder for group in found for own in group.rows.values() for row in own.values()}
+    for row in rows:
+        if row.folder not in inside:
+            print(
+                printable(
+                    f"in no mean: {row.name}: its clips, weights, recipe, protocol or precision "
+                    "differ from those of the other seeds"
+                )
+            )

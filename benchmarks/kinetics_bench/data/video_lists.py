@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from kinetics_bench.data import list_lines
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.keys import file_keys, source_video
 from kinetics_tools.core.store import Address, is_address
 from kinetics_tools.core.text import MAX_LIST_BYTES, decode_text, read_text
 from kinetics_tools.dataset.manifest import Manifest, parse_manifest
-from kinetics_tools.dataset.manifest_formats import ALIASES
 from kinetics_tools.download import official_lists
 
 logger = logging.getLogger(__name__)
-_ID_COLUMNS = {"youtube_id", *(name for name, ours in ALIASES.items() if ours == "youtube_id")}
-_NUMBERS = re.compile(r"([\s,;]+[0-9]+)+$")  # after a path: its label, its number of frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +46,11 @@ def read_video_list(text: str, cache: Path) -> VideoList:
         listed = official_lists.fetch(text, cache, skip_bad_rows=True).manifest
         return VideoList(text, _ids(listed, text))
     content = _content(text)
-    if _is_manifest(content):
+    if list_lines.is_manifest(content):
         data = content.encode("utf-8", "surrogateescape")
         videos = _ids(parse_manifest(data, text, skip_bad_rows=True, split="all"), text)
     else:
-        videos = frozenset(_named(content))
+        videos = frozenset(map(_video, list_lines.entries(content, text)))
     if not videos:
         raise EvaluationError(f"{text} names no video; a list has a key or a YouTube id a line")
     return VideoList(text if is_address(text) else Path(text).name, videos)
@@ -76,23 +72,13 @@ def _content(text: str) -> str:
     return decode_text(data, text, raises=EvaluationError)
 
 
-def _is_manifest(content: str) -> bool:
-    """Whether a list has the columns of a manifest, or is the JSON of the official archives."""
-    start = content.lstrip()
-    header = start.partition("\n")[0].split(",")
-    return start.startswith("{") or any(word.strip(' \t\r"') in _ID_COLUMNS for word in header)
-
-
 def _ids(manifest: Manifest, where: str) -> frozenset[str]:
     if manifest.bad_rows:
         logger.warning("%s: %d rows cannot be read", where, len(manifest.bad_rows))
     return frozenset(segment.youtube_id for segment in manifest.segments)
 
 
-def _named(content: str) -> Iterator[str]:
-    """The video of each line; one file at a time, as its key is to follow from its name alone."""
-    for line in content.splitlines():
-        name = _NUMBERS.sub("", line.strip())
-        if name and not name.startswith("#"):
-            path = PurePosixPath(name)
-            yield source_video(file_keys([path])[path])
+def _video(entry: str) -> str:
+    """The video of a line: of a file that of the key that follows from its name alone."""
+    path = PurePosixPath(entry)
+    return source_video(list_lines.as_key(file_keys([path])[path]))

@@ -1,10 +1,8 @@
 """Two rows beside each other, on the clips that both scored.
 
-Every difference is A - B. Its interval is a percentile bootstrap whose unit is the source video: a
-resample draws as many videos as there are, with replacement, each with all its clips (Davison and
-Hinkley, Bootstrap Methods and their Application, 1997, section 3.8; Field and Welsh, Bootstrapping
-clustered data, J. R. Statist. Soc. B 69, 2007). The test is McNemar's (Psychometrika 12, 1947) in
-its exact form: of the clips that only one of them has right, is one half each A's and B's?
+Every difference is A - B. Its interval is a percentile bootstrap whose unit is the source video:
+see `kinetics_bench.evaluation.intervals`. The test is McNemar's (Psychometrika 12, 1947) in its
+exact form: of the clips that only one of them has right, is one half each A's and B's?
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse, stats
 
+from kinetics_bench.evaluation.intervals import LEVEL, RESAMPLES, bootstrap
 from kinetics_bench.evaluation.key_lists import KeyList
 from kinetics_bench.evaluation.results import (
     TRAINING,
@@ -31,13 +30,12 @@ from kinetics_bench.evaluation.rows import Row, with_classes_of
 from kinetics_tools.core.errors import EvaluationError
 from kinetics_tools.core.keys import source_video
 
-RESAMPLES: Final = 9999
 FEW_VIDEOS: Final = 50
-LEVEL: Final = 0.05
-DETECTABLE: Final = 1.959964 + 0.841621  # normal quantiles: two-sided at LEVEL, power of 80 %
+POWER: Final = 0.8
+DETECTABLE: Final = float(stats.norm.ppf([1 - LEVEL / 2, POWER]).sum())  # standard errors
+ROUNDING: Final = 1e-12  # sums of equal shares in another order differ by less, others by more
 METRICS: Final = {"top1": "top-1 %", "top5": "top-5 %", "mean_class": "mean-class %"}
 NUM_CLASSES: Final = 10  # that are shown of each side
-_BATCH: Final = 2**22  # drawn videos that are in memory at once
 _BYTES: Final = "order, labels or bytes of the clips"  # in the identity of a row of one network
 
 
@@ -340,34 +338,13 @@ class _Clips:
         }
         if self.num_videos < 2:
             return found
-        drawn = self._bootstrap(seed, num_resamples)
+        drawn = bootstrap(self.num_videos, self._metrics, seed=seed, num_resamples=num_resamples)
         spreads = np.ptp(drawn.bootstrap_distribution, axis=-1)
-        for at in np.flatnonzero(spreads):
+        for at in np.flatnonzero(spreads > ROUNDING):
             low, high = (float(ends[at]) for ends in drawn.confidence_interval)
             error = float(drawn.standard_error[at])
             found[names[at]] = replace(found[names[at]], interval=(low, high), standard_error=error)
         return found
-
-    def _bootstrap(self, seed: int, num_resamples: int) -> Any:
-        """scipy's result: arrays with a place for each metric."""
-
-        def statistic(drawn: npt.NDArray[np.int64], axis: int) -> npt.NDArray[np.float64]:
-            assert axis == -1
-            rows = np.arange(len(drawn))[:, None] * self.num_videos
-            times = np.bincount((rows + drawn).ravel(), minlength=drawn.size)
-            return self._metrics(times.reshape(drawn.shape).astype(np.float64))
-
-        return stats.bootstrap(
-            (np.arange(self.num_videos),),
-            statistic,
-            n_resamples=num_resamples,
-            batch=max(1, _BATCH // self.num_videos),
-            vectorized=True,
-            axis=-1,
-            confidence_level=1 - LEVEL,
-            method="percentile",
-            rng=np.random.default_rng(seed % 2**64),  # it may be negative
-        )
 
     def _metrics(self, times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """A - B of each metric, float64 (M, R), in R samples.

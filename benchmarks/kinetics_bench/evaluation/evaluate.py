@@ -59,6 +59,7 @@ class Test:
         protocol: how clips are seen.
         num_workers: processes that read clips; None: one per processor.
         lists: of videos that the weights may have been trained on elsewhere.
+        best: whether the weights are those of best.pt, not of the last checkpoint.
     """
 
     data: ShardFolder
@@ -67,6 +68,7 @@ class Test:
     protocol: EvalProtocol
     num_workers: int | None = None
     lists: tuple[VideoList, ...] = ()
+    best: bool = False
 
 
 def evaluate(checkpoint: Checkpoint, test: Test, folder: Path, machine: Machine) -> Result:
@@ -160,7 +162,8 @@ def covered(
         num_unclassed=chosen.num_unclassed,
         overlaps=overlaps(predictions, chosen.label_ids, trained_on, test.lists),
     )
-    return replace(result, score=score(predictions, chosen.label_ids), data=data)
+    scored = score(predictions, chosen.label_ids)
+    return replace(result, score=scored, data=data, best=test.best)
 
 
 def predict_split(checkpoint: Checkpoint, test: Test, machine: Machine) -> Predictions:

@@ -39,11 +39,13 @@ def evaluation_folder(
     """
     others = sorted(work_dir.glob(f"{EVALUATION_PREFIX}*"))
     alike = [each for each in others if each.name.startswith(EVALUATION_PREFIX + BEST) == best]
-    words = (BEST, *words) if best else words
+    name = "-".join(filter(None, (BEST, *words) if best else words)) or "again"
+    if not best and name.startswith(BEST):  # as a split may be called
+        name = f"of-{name}"
     for folder in alike if best else (work_dir, *alike):
         if any(_compared(folder, contents, protocol)) and _is_free(folder, contents, protocol):
             return folder
-    named = work_dir / (EVALUATION_PREFIX + ("-".join(filter(None, words)) or "again"))[:MAX_NAME]
+    named = work_dir / f"{EVALUATION_PREFIX}{name}"[:MAX_NAME]
     if _is_free(named, contents, protocol):
         return named
     return named.with_name(f"{named.name}-{digest(contents)[:8]}")

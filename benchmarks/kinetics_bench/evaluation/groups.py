@@ -6,7 +6,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Final
 
@@ -44,7 +44,8 @@ class Group:
     def what(self) -> str:
         """What was averaged, in words."""
         numbers = {"splits": len(self.splits), "seeds": len(self.rows)}
-        return " x ".join(f"{number} {what}" for what, number in numbers.items() if number > 1)
+        what = " x ".join(f"{number} {name}" for name, number in numbers.items() if number > 1)
+        return f"{what}, best.pt" if self.one.is_best else what
 
     def mean(self, name: str) -> tuple[float, float] | None:
         """Mean and sample deviation of a share of the score, such as `top1`.
@@ -74,8 +75,9 @@ def groups(rows: Sequence[Row]) -> list[Group]:
     """The rows of several seeds, or of several official splits, together; others are in none.
 
     Rows are of one group if architecture, stream, recipes, initial weights, protocol and precision
-    are equal, and so are the clips, unless these are those of another official split. The joint
-    rows of older versions do not tell initial weights: those of the rows beside it count.
+    are equal, and so are the clips, unless these are those of another official split. Rows of
+    best.pt and of the last checkpoint are apart. The joint rows of older versions do not tell
+    initial weights: those of the rows beside it count.
     """
     alike: dict[tuple[str, int], dict[int, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
     clips: dict[tuple[str, int], dict[int, str]] = defaultdict(dict)
@@ -85,7 +87,8 @@ def groups(rows: Sequence[Row]) -> list[Group]:
         match = OFFICIAL.fullmatch(row.result.data.test_split)
         number = int(match[2]) if match else 0
         beside = [other.result for other in rows if other.folder.parent == row.folder.parent]
-        likeness, own = _likeness(row.result, beside), row.result.score.keys_sha256
+        likeness = _likeness(replace(row.result, best=row.is_best), beside)
+        own = row.result.score.keys_sha256
         # One split has the same clips in all rows of a group.
         for at in count():
             if clips[likeness, at].setdefault(number, own) == own:
@@ -122,12 +125,16 @@ def _likeness(result: Result, beside: Sequence[Result] = ()) -> str:
         [
             *(result.arch, result.stream, result.protocol.hash, list(data.labels)),
             *(data.flow, data.classes, result.cost.precision, train_split),
-            # Official splits have other numbers of clips, and other clips.
-            data.num_train if train_split == data.train_split else None,
+            # Official splits have other numbers of clips, and other clips. How many clips whole
+            # videos hold out depends on the seed.
+            data.num_train + data.num_held_out_of_training
+            if train_split == data.train_split
+            else None,
             result.score.keys_sha256 if split == data.test_split else split,
             [[each.source, each.sha256, each.finetune] for each in inits],
             *(_hashes(result.training), _hashes(result.recipes)),
             _extensions(result.training),
+            result.best,
             fused and [fused.of, *([part.weight, _likeness(part.result)] for part in fused.parts)],
         ]
     )

@@ -1,10 +1,6 @@
 """Published lists of clips: which of our clips stand behind a number of somebody else.
 
-A list is a text file of one of these formats:
-
-    keys             one per line, * and ? allowed; or YouTube ids; lines from # are left out
-    mmaction2        `PATH LABEL` or `PATH FRAMES LABEL` per line, a comma may stand for the space
-    Kinetics' lists  a CSV with the columns youtube_id, time_start, time_end, or the official JSON
+Their formats are those of `kinetics_bench.data.list_lines`; `*` and `?` in a key are allowed.
 """
 
 from __future__ import annotations
@@ -17,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 from urllib.parse import urlsplit
 
+from kinetics_bench.data import list_lines
 from kinetics_bench.data.splits import keys_matching
 from kinetics_tools.core import http_client
 from kinetics_tools.core.errors import EvaluationError, SourceError
@@ -24,12 +21,8 @@ from kinetics_tools.core.keys import candidate_keys, source_video
 from kinetics_tools.core.store import is_address
 from kinetics_tools.core.text import decode_text, read_text
 from kinetics_tools.dataset.manifest import parse_manifest
-from kinetics_tools.dataset.manifest_formats import ALIASES
 
 MAX_BYTES: Final = 2**26  # of a list that is fetched; Kinetics-700 with paths has half of it
-MAX_LINE: Final = 4096
-_NUMBERS: Final = re.compile(r"(?:[ \t,]+[0-9]+){1,2}$")  # frames and label, after a path
-_TIMES: Final = re.compile("(?P<video>[A-Za-z0-9_-]{11})_(?P<start>[0-9]{1,6})_(?P<end>[0-9]{1,6})")
 _HASHED: Final = re.compile(".*-[0-9a-f]{8}")  # keys of files whose name was changed
 
 
@@ -60,9 +53,7 @@ def _named(
     entry: str, keys: frozenset[str], clips_of: dict[str, set[str]], with_hashes: bool
 ) -> frozenset[str]:
     path = PurePosixPath(entry)
-    stem = path.name if entry in keys else path.stem
-    if match := _TIMES.fullmatch(stem):  # some lists write times without zeros in front
-        stem = f"{match['video']}_{int(match['start']):06d}_{int(match['end']):06d}"
+    stem = list_lines.as_key(path.name if entry in keys else path.stem)
     if stem in keys:
         return frozenset({stem})
     if stem in clips_of:
@@ -114,17 +105,10 @@ def parse_key_list(text: str, name: str) -> KeyList:
         EvaluationError: it names nothing, or a line is too long.
         ManifestError: it is a list of Kinetics with bad rows.
     """
-    lines = {at: line.strip() for at, line in enumerate(text.splitlines(), 1)}
-    lines = {at: line for at, line in lines.items() if line and not line.startswith("#")}
-    for at, line in lines.items():
-        if len(line) > MAX_LINE and not text.lstrip().startswith("{"):
-            raise EvaluationError(f"{name}, line {at}, has {len(line)} characters: it is no list")
-    first = next(iter(lines.values()), "")
-    columns = {word.strip(' "') for word in first.split(",")}
-    if first.startswith("{") or "youtube_id" in {ALIASES.get(word, word) for word in columns}:
+    if list_lines.is_manifest(text):
         manifest = parse_manifest(text.encode(), name, split="listed")
         return KeyList(name, tuple(segment.key for segment in manifest.segments))
-    entries = tuple(dict.fromkeys(_NUMBERS.sub("", line) for line in lines.values()))
+    entries = list_lines.entries(text, name)
     if not entries:
         raise EvaluationError(f"{name} names no clip")
     return KeyList(name, entries)

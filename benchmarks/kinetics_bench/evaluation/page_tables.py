@@ -12,6 +12,7 @@ import numpy as np
 
 from kinetics_bench.evaluation import paper
 from kinetics_bench.evaluation.classes import class_counts, class_shares, confused, gains
+from kinetics_bench.evaluation.comparable import is_comparable
 from kinetics_bench.evaluation.compare import compare, points
 from kinetics_bench.evaluation.groups import OFFICIAL, Group
 from kinetics_bench.evaluation.results import DataRecord, cells, percent, run_of, scope_notes
@@ -152,17 +153,21 @@ def paper_table(runs: Sequence[Run], together: Sequence[Group]) -> list[Cells]:
         for row in run.rows:
             score, where = row.result.score, row.result.data.test_split
             clips = f"{where}: {score.num_scored} of {score.num_expected} clips"
+            clips = ", ".join([clips, *scope_notes(row.result)])
             split = OFFICIAL.fullmatch(where)
             for cell in _cells_of(row, run.asked):
                 if cell.table != MEAN_OF_SPLITS and (split is None or split[2] == "1"):
-                    found.append(_beside(row, run.name, cell, score.top1, score.top5, clips))
+                    found.append(_beside([row], run.name, cell, score.top1, score.top5, clips))
     told = {row.folder: run.asked for run in runs for row in run.rows}
     for group in together:
         row, mean = group.one, group.mean("top1")
         for cell in _cells_of(row, told[row.folder]):
             if cell.table == MEAN_OF_SPLITS and group.splits == (1, 2, 3) and mean is not None:
                 name = f"mean of {group.what}"
-                found.append(_beside(row, name, cell, mean[0], None, "splits 1 to 3"))
+                rows = [each for own in group.rows.values() for each in own.values()]
+                notes = dict.fromkeys(note for each in rows for note in scope_notes(each.result))
+                clips = ", ".join(["splits 1 to 3", *notes])
+                found.append(_beside(rows, name, cell, mean[0], None, clips))
     return found
 
 
@@ -186,16 +191,23 @@ def _cells_of(row: Row, asked: Asked | None) -> list[paper.Cell]:
 
 
 def _beside(
-    row: Row, name: str, cell: paper.Cell, top1: float, top5: float | None, clips: str
+    rows: Sequence[Row],
+    name: str,
+    cell: paper.Cell,
+    top1: float,
+    top5: float | None,
+    clips: str,
 ) -> dict[str, str]:
     def number(value: float | None) -> str:
         return "not confirmed" if value is None else f"{value:.1f}"
 
-    change = "-" if cell.top1 is None else f"{100 * top1 - cell.top1:+.1f}"
+    change, result = "-", rows[0].result
+    if cell.top1 is not None and all(is_comparable(row.result, cell.data) for row in rows):
+        change = f"{100 * top1 - cell.top1:+.1f}"
     with_top5 = cell.top5 is not None and top5 is not None
     return {
         "run": name,
-        "network": f"{row.result.arch}, {row.result.stream}",
+        "network": f"{result.arch}, {result.stream}",
         "table": f"{cell.table}, {cell.data}, {cell.init}, {cell.transfer}",
         "paper's top-1 %": number(cell.top1) + (f" (top-5 {cell.top5})" if cell.top5 else ""),
         "ours": percent(top1) + (f" (top-5 {percent(top5)})" if with_top5 else ""),
@@ -209,13 +221,13 @@ def covers(row: Row) -> Cells:
     """What the numbers of a row cover."""
     data, score = row.result.data, row.result.score
     failed, missing = len(data.failed_train), len(data.missing_train)
-    is_part = data.val_split == f"held out of {data.train_split}"
-    num_listed = data.num_train + missing + (data.num_held_out if is_part else 0)
+    held_out = data.num_held_out_of_training
+    num_listed = data.num_train + missing + held_out
     trained_on = f"{data.train_split}: {data.num_train - failed} / {num_listed} clips"
     gaps = {
         "could not be decoded": failed,
         "not in the shards": missing,
-        "held out": data.num_held_out if is_part else 0,
+        "held out": held_out,
     }
     why = ", ".join(f"{number} {gap}" for gap, number in gaps.items() if number)
     if why:

@@ -27,19 +27,19 @@ import pyarrow.parquet as pq
 
 import kinetics_tools
 from kinetics_bench.archs.registry import STREAMS, check_network
-from kinetics_bench.evaluation import coverage
+from kinetics_bench.evaluation import coverage, intervals
 from kinetics_bench.protocols import EvalProtocol, Extent
 from kinetics_bench.recipes import Recipe
 from kinetics_bench.training.checkpoint import EpochRecord, InitRecord
 from kinetics_tools.core import schema
 from kinetics_tools.core.errors import EvaluationError, OutError, UnknownNameError
 from kinetics_tools.core.files import publish, read_json, require_file, write_json
+from kinetics_tools.core.keys import source_video
 from kinetics_tools.shards.records import StreamRecipe
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.parquet"
 PREDICTIONS_CSV = "predictions.csv"
-NORMAL_95 = 1.959964  # standard deviations on both sides of the mean
 MAX_CLIPS = 2**24
 _COLUMNS = [pa.string(), pa.int64(), pa.list_(pa.float32())]  # of predictions.parquet
 EVALUATION_PREFIX = "evaluate-"  # of folders with other evaluations of a run
@@ -175,7 +175,7 @@ class Score:
         top5: share of those whose true class is among the five highest; None for five classes or
             fewer.
         mean_class: mean over the classes of the top-1 per class.
-        interval: the 95 % interval of top1, from and to (see `wilson`).
+        interval: the 95 % interval of top1, from and to (see `intervals.of_share`).
         num_expected: clips in the split: evaluated and failed ones.
         num_scored: evaluated clips.
         num_failed: clips that are missing in the shards or could not be decoded.
@@ -186,12 +186,15 @@ class Score:
             a failed clip is not known.
         num_unscored_classes, num_unscored_clips: classes of the split without an evaluated clip,
             which `reweighted` leaves out, and their clips.
+        standard_error: of top1; None where it would be 0, as all or none are right.
+        num_videos: source videos of the evaluated clips; 0: an older version took each clip as one
+            of its own.
     """
 
     top1: schema.Share
     top5: schema.Share | None
     mean_class: schema.Share
-    interval: tuple[float, float]
+    interval: tuple[schema.Share, schema.Share]
     num_expected: schema.Count
     num_scored: schema.Positive
     num_failed: schema.Count
@@ -200,6 +203,19 @@ class Score:
     reweighted: schema.Share | None = None
     num_unscored_classes: schema.Count = 0
     num_unscored_clips: schema.Count = 0
+    standard_error: schema.Share | None = None
+    num_videos: schema.Count = 0
+
+    def by_video(self, right: npt.NDArray[np.bool_], keys: Sequence[str]) -> Score:
+        """The score with the interval and the error of clips of which some share a video.
+
+        Args:
+            right: bool (N,), which evaluated clips are right.
+            keys: of these, N.
+        """
+        names, videos = np.unique([source_video(key) for key in keys], return_inverse=True)
+        interval, error = intervals.of_share(right, videos)
+        return replace(self, interval=interval, standard_error=error, num_videos=len(names))
 
 
 def _num_logits(metadata: pq.FileMetaData) -> int:
@@ -229,20 +245,6 @@ def sha256_of_keys(keys: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 
-def wilson(num_right: int, num: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, from and to.
-
-    It says something where all clips are right, or none, and the standard error is 0: that of 5 of
-    5 begins at 56.6 %.
-    """
-    share, spread = num_right / num, NORMAL_95**2 / num
-    centre = share + spread / 2
-    half = math.sqrt(spread * (share * (1 - share) + spread / 4))
-    low, high = (centre - half) / (1 + spread), (centre + half) / (1 + spread)
-    # Rounding: the exact ends are 0 and 1 where none and all are right.
-    return max(min(low, share), 0.0), min(max(high, share), 1.0)
-
-
 def score(predictions: Predictions, label_ids: Mapping[str, int] | None = None) -> Score:
     """The score of `predictions`; failed clips are counted, but not as wrong ones.
 
@@ -258,11 +260,11 @@ def score(predictions: Predictions, label_ids: Mapping[str, int] | None = None) 
     missing = [(label_ids or {}).get(key) for key in predictions.failed]
     weighted = coverage.reweighted(rank == 0, predictions.label_ids, missing)
     num_right = int((rank == 0).sum())
-    return Score(
+    found = Score(
         top1=top1,
         top5=float((rank < 5).mean()) if predictions.logits.shape[1] > 5 else None,
         mean_class=float(np.mean(per_class)),
-        interval=wilson(num_right, num),
+        interval=(0.0, 1.0),
         num_expected=num + len(predictions.failed),
         num_scored=num,
         num_failed=len(predictions.failed),
@@ -272,6 +274,7 @@ def score(predictions: Predictions, label_ids: Mapping[str, int] | None = None) 
         num_unscored_classes=weighted.num_classes,
         num_unscored_clips=weighted.num_clips,
     )
+    return found.by_video(rank == 0, predictions.keys)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,6 +340,11 @@ class DataRecord:
     overlaps: tuple[Overlap, ...] = ()
     num_held_out: schema.Count = 0
     val_split: str = ""
+
+    @property
+    def num_held_out_of_training(self) -> int:
+        """Clips of the training split that were held out; 0 if those came from another split."""
+        return self.num_held_out if self.val_split == f"held out of {self.train_split}" else 0
 
     def differing(self, identity: Mapping[str, str]) -> list[str]:
         """Names of the parts of `identity` that differ from those of this record."""
@@ -439,6 +447,7 @@ class Result:
         history: one record per epoch, by stream; empty for `joint`.
         seed: of the training; None: nothing was trained, or an older version did not write it.
         fused: from what; None for the row of one run.
+        best: whether the weights are those of best.pt, not of the last checkpoint.
     """
 
     arch: str
@@ -455,6 +464,7 @@ class Result:
     history: Mapping[str, Sequence[EpochRecord]]
     seed: int | None = None
     fused: Fusion | None = None
+    best: bool = False
 
     @property
     def network(self) -> str:
@@ -491,6 +501,8 @@ class Result:
         del values["extents"], values["training"]
         if self.seed is None:
             del values["seed"]
+        if not self.best:  # other rows are written as before
+            del values["best"]
         extents = {stream: asdict(extent) for stream, extent in self.extents.items()}
         history = {stream: [row.as_json() for row in rows] for stream, rows in self.history.items()}
         values |= {
@@ -500,7 +512,7 @@ class Result:
             **{name: asdict(values[name]) for name in ("score", "data", "cost", "origin")},
         }
         del values["fused"]
-        if self.fused is not None:  # other rows are written as before
+        if self.fused is not None:  # so here
             parts = [
                 {"name": part.name, "weight": part.weight, "result": part.result._as_json()}
                 for part in self.fused.parts
@@ -592,15 +604,20 @@ def _fusion_of(values: Any) -> Fusion | None:
 
 
 def _score_of(values: Mapping[str, Any]) -> Score:
-    """A stored score. Version 0.1 wrote a standard error in place of the interval, no bounds."""
-    stored = schema.parse({**values, "interval": (0.0, 1.0), "bounds": (0.0, 1.0)}, Score)
+    """A stored score. Older versions took clips as independent; 0.1 wrote no interval or bounds."""
+    again: dict[str, Any] = {"bounds": (0.0, 1.0)}
+    if not values.get("num_videos"):
+        again |= {"interval": (0.0, 1.0), "standard_error": None}
+    stored = schema.parse({**values, **again}, Score)
     num, expected = stored.num_scored, stored.num_expected
     if expected != num + stored.num_failed:
         raise ValueError(f"{expected} clips are not {num} evaluated and {stored.num_failed} failed")
     num_right = round(stored.top1 * num)
+    if not stored.num_videos:
+        error = intervals.binomial_error(num_right, num)
+        stored = replace(stored, interval=intervals.wilson(num_right, num), standard_error=error)
     return replace(
         stored,
-        interval=wilson(num_right, num),
         bounds=coverage.bounds(num_right, num, expected),
         reweighted=stored.reweighted if stored.num_failed else stored.top1,
     )

@@ -11,7 +11,16 @@ import numpy as np
 
 from kinetics_bench.archs.registry import STREAMS
 from kinetics_bench.evaluation.folders import BEST
-from kinetics_bench.evaluation.results import EVALUATION_PREFIX, RESULT, Predictions, Result
+from kinetics_bench.evaluation.results import (
+    EVALUATION_PREFIX,
+    RESULT,
+    Predictions,
+    Result,
+    ranks,
+)
+from kinetics_bench.training.checkpoint import BEST as BEST_CHECKPOINT
+from kinetics_bench.training.checkpoint import CHECKPOINT, Checkpoint
+from kinetics_bench.weights.files import Weights
 from kinetics_tools.core.errors import EvaluationError
 
 logger = logging.getLogger(__name__)
@@ -31,6 +40,12 @@ class Row:
         return self.result.data.labels
 
     @property
+    def is_best(self) -> bool:
+        """Whether its weights are those of best.pt; older versions said it by the folder's name."""
+        run_folder = self.folder.absolute().parent.name
+        return self.result.best or run_folder.startswith(EVALUATION_PREFIX + BEST)
+
+    @property
     def name(self) -> str:
         """What the row is called where several are told apart: its folder, as given."""
         return str(self.folder)
@@ -43,7 +58,11 @@ def read_row(folder: Path) -> Row:
         EvaluationError: it cannot be read.
     """
     result = Result.read(folder)
-    return Row(folder, result, result.predictions(folder))
+    predictions = result.predictions(folder)
+    if not result.score.num_videos:  # of an older version
+        score = result.score.by_video(ranks(predictions) == 0, predictions.keys)
+        result = replace(result, score=score)
+    return Row(folder, result, predictions)
 
 
 def find_row(folder: Path, stream: str | None = None) -> Row:
@@ -75,8 +94,9 @@ def find_row(folder: Path, stream: str | None = None) -> Row:
 def find_rows(runs: Sequence[Path]) -> dict[Path, list[Row]]:
     """The rows of each run, `joint` first; runs without a result are left out.
 
-    So are other evaluations of a run whose training was made longer since. A run may be the folder
-    of one row, such as a fused one.
+    So are other evaluations of a run that are of other weights than it has now: its training was
+    made longer or done again since, or another checkpoint is the best. A run may be the folder of
+    one row, such as a fused one.
 
     Raises:
         EvaluationError: no run has a result.
@@ -87,9 +107,11 @@ def find_rows(runs: Sequence[Path]) -> dict[Path, list[Row]]:
             own = [folder] if (folder / RESULT).exists() else []
             rows = own or [folder / name for name in _streams_in(folder)]
             read = [read_row(row) for row in rows]
-            if folder != run and _is_outdated(folder, read, found.get(run, ())):
+            if folder != run and _is_outdated(run, read, found.get(run, ())):
                 logger.warning(
-                    "%s is left out: the training of %s went on since; evaluate again", folder, run
+                    "%s is left out: the training of %s went on since, or was done again; evaluate "
+                    "again",
+                    *(folder, run),
                 )
             elif read:
                 found[folder] = read
@@ -103,12 +125,34 @@ def find_rows(runs: Sequence[Path]) -> dict[Path, list[Row]]:
     return found
 
 
-def _is_outdated(folder: Path, rows: Sequence[Row], of_run: Sequence[Row]) -> bool:
-    """Whether another evaluation of a run is of another training than the run's rows are now."""
-    if folder.name.startswith(EVALUATION_PREFIX + BEST):
-        return False  # the best checkpoint may be one of before
-    now = {row.result.stream: _recipes(row) for row in of_run}
-    return any(now.get(row.result.stream, _recipes(row)) != _recipes(row) for row in rows)
+def _is_outdated(run: Path, rows: Sequence[Row], of_run: Sequence[Row]) -> bool:
+    """Whether another evaluation of a run is of other weights than the run has now."""
+    now = {row.result.stream: row for row in of_run}
+    for row in rows:
+        if row.is_best:
+            if _weights(row) and _weights(row) != _best_weights(run / row.result.stream, row):
+                return True
+        elif (last := now.get(row.result.stream)) is not None:
+            known = {_weights(row), _weights(last)} - {""}
+            if len(known) > 1 or _recipes(row) != _recipes(last):
+                return True
+    return False
+
+
+def _best_weights(folder: Path, row: Row) -> str:
+    """Hash of the weights in best.pt now; of a copy of a run without its checkpoints the row's."""
+    if not (folder / CHECKPOINT).exists() and not (folder / BEST_CHECKPOINT).exists():
+        return _weights(row)
+    try:
+        return Weights(state=Checkpoint.read(folder / BEST_CHECKPOINT).net, source="").sha256
+    except EvaluationError:  # there is none now, or it is damaged
+        return ""
+
+
+def _weights(row: Row) -> str:
+    """Hash of the weights that a row is of; empty: of two networks, or version 0.1 wrote it."""
+    identity = row.result.data.identity
+    return "" if isinstance(identity, str) else identity.get("weights", "")
 
 
 def _recipes(row: Row) -> dict[str, tuple[str, str]]:

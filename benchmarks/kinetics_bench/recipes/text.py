@@ -21,8 +21,10 @@ from kinetics_bench.recipes.recipe import Optimizer, Recipe
 from kinetics_bench.recipes.schedules import SCHEDULES, MultiStep, Plateau, in_proportion
 from kinetics_tools.core import schema
 from kinetics_tools.core.errors import EvaluationError, UnknownNameError, lookup, unknown_name
+from kinetics_tools.core.files import digest
 from kinetics_tools.core.text import read_text
 
+MAX_WORD: Final = 80  # characters of a part of a folder's name
 LENGTH: Final = {"epochs": "schedule.epochs", "steps": "schedule.steps"}
 _RATES: Final = ("peak_lr", "start_lr")  # of a schedule: in a table it is optimizer.lr
 # Fields of a table and short forms of their names, in the names of recipes.
@@ -369,13 +371,20 @@ def _value(table: Table, name: str) -> Any:
 
 
 def _word(name: str, value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return _plain(f"{_WORDS.get(name, name)}-{text}")
+    text = str(value)
+    if isinstance(value, float) and float(short := f"{value:g}") == value:
+        text = short
+    word = f"{_WORDS.get(name, name)}-{text}"
+    if len(word) <= MAX_WORD:
+        return _plain(word)
+    return (
+        f"{_plain(word)[: MAX_WORD - 9]}-{digest(text)[:8]}"  # what is cut off tells values apart
+    )
 
 
 def _plain(text: str) -> str:
     """A text as part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.")[:80] or "unnamed"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.")[:MAX_WORD] or "unnamed"
 
 
 def _said(error: ValueError) -> str:

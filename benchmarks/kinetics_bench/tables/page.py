@@ -13,13 +13,15 @@ from typing import Any, Final, Literal
 
 from kinetics_bench.archs.registry import ARCHS, Sampling, build
 from kinetics_bench.evaluation import paper
+from kinetics_bench.evaluation.comparable import is_comparable
 from kinetics_bench.evaluation.groups import OFFICIAL
-from kinetics_bench.evaluation.results import Result
+from kinetics_bench.evaluation.results import Result, scope_notes
+from kinetics_bench.evaluation.rows import read_row
 from kinetics_bench.protocols import PROTOCOLS
 from kinetics_bench.recipes import recipe_for
-from kinetics_bench.tables.plan import PlannedCell, TablePlan, set_of
-from kinetics_bench.tables.run import Forecast, Network, Setting
-from kinetics_tools.core.errors import EvaluationError
+from kinetics_bench.tables.plan import PlannedCell, TablePlan, Training, set_of
+from kinetics_bench.tables.run import Forecast, Network, Setting, other_request
+from kinetics_tools.core.errors import KineticsError
 from kinetics_tools.core.files import write_text
 from kinetics_tools.core.html import render
 
@@ -69,19 +71,21 @@ class Outcome:
     @property
     def difference(self) -> float | None:
         """Ours minus the paper's, points; None also where ours is of other clips or classes."""
-        theirs, ours = self.planned.cell.top1, self.top1
-        if theirs is None or ours is None or not self.planned.is_comparable:
+        cell, ours = self.planned.cell, self.top1
+        if cell.top1 is None or ours is None:
             return None
-        return ours - theirs
+        if not all(is_comparable(each, cell.data) for each in self.results):
+            return None
+        return ours - cell.top1
 
     @property
     def standard_error(self) -> float | None:
-        """Of `top1`, points: binomial, of several splits that of their mean."""
-        if not self.results:
+        """Of `top1`, points; of several splits that of their mean. None: a split has none."""
+        errors = [each.score.standard_error for each in self.results]
+        known = [error for error in errors if error is not None]
+        if not known or len(known) < len(errors):
             return None
-        scores = [each.score for each in self.results]
-        variance = sum(s.top1 * (1 - s.top1) / s.num_scored for s in scores)
-        return 100 * math.sqrt(variance) / len(scores)
+        return 100 * math.hypot(*known) / len(known)
 
     @property
     def coverage(self) -> tuple[int, int] | None:
@@ -95,6 +99,12 @@ class Outcome:
     def tested_on(self) -> str:
         """The test splits; of files of keys their names."""
         return ", ".join(_split_text(each.data.test_split) for each in self.results)
+
+    @property
+    def notes(self) -> str:
+        """What is to be known about the clips of the splits; empty: nothing."""
+        notes = (note for each in self.results for note in scope_notes(each))
+        return ", ".join(dict.fromkeys(notes))
 
 
 def _split_text(split: str) -> str:
@@ -118,10 +128,11 @@ def find_outcomes(
         failed: why networks failed.
         mine: names of the trainings that this part of the job does.
     """
-    return [_outcome(planned, setting, problems, failed, mine) for planned in plan.cells]
+    return [_outcome(plan, planned, setting, problems, failed, mine) for planned in plan.cells]
 
 
 def _outcome(
+    plan: TablePlan,
     planned: PlannedCell,
     setting: Setting,
     problems: Mapping[Network, str],
@@ -131,26 +142,51 @@ def _outcome(
     if planned.lacking:
         wanted = ",".join(f"{name}=DIR" for name in planned.lacking)
         return Outcome(planned=planned, gap="data", reason=f"not given: --data {wanted}")
-    stream = planned.cell.stream
-    networks = ARCHS[planned.cell.arch].networks_of(stream)
     results = []
     for name in planned.trainings:
-        whys = [failed[name, each] for each in networks if (name, each) in failed]
-        if whys:
-            return Outcome(planned=planned, gap="failed", reason="; ".join(dict.fromkeys(whys)))
-        if setting.has_row(name, stream):
-            try:
-                results.append(Result.read(setting.folder(name) / stream))
-            except EvaluationError as error:
-                return Outcome(planned=planned, gap="failed", reason=str(error))
-            continue
-        whys = [problems[name, each] for each in networks if (name, each) in problems]
-        if whys:
-            return Outcome(planned=planned, gap="here", reason="; ".join(dict.fromkeys(whys)))
-        is_mine = name in mine
-        reason = "its run has not ended" if is_mine else "not yet: it is of another task"
-        return Outcome(planned=planned, gap="failed" if is_mine else "part", reason=reason)
+        training, stream = plan.trainings[name], planned.cell.stream
+        found = _row(training, stream, setting, problems, failed, is_mine=name in mine)
+        if not isinstance(found, Result):
+            gap, reason = found
+            return Outcome(planned=planned, gap=gap, reason=reason)
+        results.append(found)
     return Outcome(planned=planned, results=tuple(results))
+
+
+def _row(
+    training: Training,
+    stream: str,
+    setting: Setting,
+    problems: Mapping[Network, str],
+    failed: Mapping[Network, str],
+    *,
+    is_mine: bool,
+) -> Result | tuple[Gap, str]:
+    """The row of a training, or why there is none."""
+    name, networks = training.name, ARCHS[training.arch].networks_of(stream)
+    if why := _whys(failed, name, networks):
+        return "failed", why
+    problem, other = _whys(problems, name, networks), ""
+    has_run = is_mine and not problem  # just now: it was compared with its clips and weights
+    if setting.has_row(name, stream):
+        try:
+            other = "" if has_run else other_request(training, stream, setting)
+            if not other:
+                return read_row(setting.folder(name) / stream).result
+        except KineticsError as error:
+            return "failed", str(error)
+    if problem:
+        return "here", problem
+    if has_run:
+        return "failed", "its run has not ended"
+    if other:
+        return "part", f"{setting.folder(name)} is of another request ({other}); give another --out"
+    return "part", "not yet: it is of another task"
+
+
+def _whys(known: Mapping[Network, str], name: str, networks: Sequence[str]) -> str:
+    """The reasons of the networks of a training, each once; empty: there is none."""
+    return "; ".join(dict.fromkeys(known[name, at] for at in networks if (name, at) in known))
 
 
 def table_rows(outcomes: Sequence[Outcome]) -> tuple[list[Cells], list[str]]:
@@ -173,6 +209,8 @@ def table_rows(outcomes: Sequence[Outcome]) -> tuple[list[Cells], list[str]]:
         if any(other.planned.cell.top5 is not None for other in outcomes):
             row["paper top-5"] = _number(each.planned.cell.top5)
             row["our top-5"] = _number(each.top5)
+        if any(other.notes for other in outcomes):
+            row["to be known"] = each.notes or "-"
         rows.append(row)
     return rows, [f"[{at}] {reason}" for at, reason in enumerate(reasons, 1)]
 
@@ -303,7 +341,7 @@ def write_table(
         out: the folder.
     """
     files = out / f"table-{number}.csv", out / f"table-{number}.html"
-    words = {"architecture", "stream", "data", "init", "transfer"}
+    words = {"architecture", "stream", "data", "init", "transfer", "to be known"}
     page = render(
         TEMPLATE,
         number=number,
@@ -344,6 +382,7 @@ def csv_rows(number: int, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             "expected": each.coverage and each.coverage[1],
             "paper_tested_on": paper.TESTED_ON[number],
             "tested_on": each.tested_on,
+            "to_be_known": each.notes,
             "runs": " ".join(each.planned.trainings),
             "not_run": each.reason,
         }

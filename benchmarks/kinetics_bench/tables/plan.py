@@ -43,11 +43,6 @@ class DataSet:
     stored_test: str = "val"
     classes: tuple[str, ...] | None = None
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is tested on a split of its own, with all its classes."""
-        return not self.classes and self.test_split in (None, "train", "val", "test")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choices:
@@ -115,13 +110,11 @@ class PlannedCell:
         cell: the paper's.
         trainings: their names, one for each split; none if a data set is not given.
         lacking: the data sets that are not given.
-        is_comparable: whether it is tested on the data set that the paper's number is of.
     """
 
     cell: paper.Cell
     trainings: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
-    is_comparable: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,15 +165,7 @@ def plan_table(number: int, choices: Choices) -> TablePlan:
         names = []
         for at in () if lacking else _splits(number, cell, choices):
             names.append(_add(trainings, cell, at, choices))
-        own = choices.sets.get(set_of(cell))
-        planned.append(
-            PlannedCell(
-                cell=cell,
-                trainings=tuple(names),
-                lacking=lacking,
-                is_comparable=own is None or own.is_whole,
-            )
-        )
+        planned.append(PlannedCell(cell=cell, trainings=tuple(names), lacking=lacking))
     for training in trainings.values():
         for network in training.networks:
             training.recipe.recipe(training.arch, network)
@@ -233,6 +218,8 @@ def _training(
         name = FIXED if transfer == FIXED else data if is_small else "paper"
         recipe = replace(recipe, name=name)
     asked = [given.train_split, given.test_split, given.classes, recipe.table]
+    if any(name_part(word) != word for word in recipe.words):
+        asked.append(recipe.words)  # the name has no room for them
     if any(asked) or (parent is not None and parent.mark):
         mark = digest([*asked, "" if parent is None else parent.mark])[:8]
     else:

@@ -17,8 +17,9 @@ import torch
 
 from kinetics_bench.archs.registry import ARCHS, STREAMS
 from kinetics_bench.device import Machine, open_machine
-from kinetics_bench.evaluation.results import RESULT
-from kinetics_bench.inference.networks import Request
+from kinetics_bench.evaluation.groups import OFFICIAL
+from kinetics_bench.evaluation.results import RESULT, Result
+from kinetics_bench.inference.networks import Request, read_request
 from kinetics_bench.run import check_run, plan_run, train_and_evaluate
 from kinetics_bench.tables.plan import FIXED, Choices, TablePlan, Training
 from kinetics_bench.training.estimate import TrainingPlan
@@ -329,6 +330,39 @@ def _request(training: Training, setting: Setting) -> Request:
         finetune="last" if training.transfer == FIXED else "all",
         classes=training.classes,
     )
+
+
+def other_request(training: Training, stream: str, setting: Setting) -> str:
+    """How the request of a run that has a row differs from that of the table; empty: it does not.
+
+    The name of its folder says the rest: architecture, initial weights, seed and classes.
+
+    Raises:
+        KineticsError: the run or the row cannot be read.
+    """
+    folder = setting.folder(training.name)
+    there, here = read_request(folder), _request(training, setting)
+    result = Result.read(folder / stream)
+    pairs = {
+        "data": (there.data, here.data),
+        "train split": (there.train_split, _as_stored(training.train_split, there.train_split)),
+        "test split": (there.test_split, _as_stored(training.test_split, there.test_split)),
+    }
+    if any(map(OFFICIAL.fullmatch, (training.train_split, training.test_split))):
+        pairs["folder of lists"] = (str(there.splits), str(here.splits))
+    if result.data.flow and setting.flow:
+        pairs["flow"] = (result.data.flow, setting.flow)
+    for network, recipe in result.training.items():
+        now = training.recipe.recipe(training.arch, network)
+        if recipe.hash != now.hash:
+            pairs[f"recipe of {network}"] = (f"{recipe.name} {recipe.hash[:8]}", now.hash[:8])
+    return ", ".join(f"{what} {a} there, {b} now" for what, (a, b) in pairs.items() if a != b)
+
+
+def _as_stored(split: str, stored: str | None) -> str:
+    """A split as a request stores it: a file of keys by its absolute path."""
+    path = str(Path(split).absolute())
+    return path if stored == path else split
 
 
 def _rehearsed(training: Training, network: str, setting: Setting) -> Request:
