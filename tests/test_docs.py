@@ -408,7 +408,8 @@ def test_the_fields_of_each_file_are_those_told(written: Path) -> None:
     assert fields_told("rgb field") == member(shards / "val" / "rgb-000000.tar").keys()
     assert fields_told("flow field") == member(shards / "val" / "flow-tvl1-000000.tar").keys()
     assert fields_told("sidecar field") == sidecar.keys()
-    assert fields_told("result field") == result.keys() | {"seed"}  # which 0.1 did not write
+    # Version 0.1 did not write the last two.
+    assert fields_told("result field") == result.keys() | {"seed", "best"}
     assert fields_told("score field") == {field.name for field in dataclasses.fields(Score)}
     assert fields_told("overlap field") == {field.name for field in dataclasses.fields(Overlap)}
     assert fields_told("attrition field") == {
