@@ -387,6 +387,7 @@ FOLDS = ("--arch", "i3d", "--train-split", "train.txt", "--test-split", "test.tx
         (["verify-weights", "nowhere.pt"], "give the arrays of the example: --rgb NPY"),
         (["verify-weights", "nowhere.pt", "--rgb", "x.npy"], "nowhere.pt is missing"),
         (["evaluate", "nowhere"], "nowhere holds no run"),
+        (["report", "nowhere", "--out", "."], "--out . is a folder; give the path of a page"),
         (["predict", "x.mp4", "--work-dir", "nowhere"], "nowhere holds no run"),
         (["features", "x.mp4", "--work-dir", "nowhere"], "nowhere holds no run"),
         (["features", "x.mp4", "--init", "nowhere.pt"], "nowhere.pt is missing"),

@@ -335,6 +335,13 @@ def test_a_list_may_be_a_manifest_of_any_kind(tmp_path: Path) -> None:
         assert read_video_list(str(path), tmp_path).videos == {"-bcdefghijk"}
 
 
+def test_a_list_of_videos_has_no_patterns(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("-bcdefghijk\ndaria_*\n")
+    with pytest.raises(EvaluationError, match=r"list.txt has the pattern 'daria_\*'; a list of vi"):
+        read_video_list(str(path), tmp_path)
+
+
 def test_a_list_may_lie_elsewhere_or_be_official(
     media_server: MediaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,7 @@ def test_values_that_differ_in_their_last_digit_have_other_words() -> None:
 
     assert word("optimizer.lr", 5e-4) == "lr-0.0005"
     assert word("optimizer.lr", 0.0123456781) == "lr-0.0123456781"
+    assert [word("optimizer.lr", each) for each in (1e16, 1e-16)] == ["lr-1e16", "lr-1e-16"]
     stones = [[[at, 1.0] for at in (*range(1, 20), end)] for end in (98, 99)]
     long = [word("schedule.milestones", each) for each in stones]
     assert long[0] != long[1]

@@ -70,6 +70,14 @@ def test_a_network_without_flow_has_the_flow_of_the_shards_beside_it() -> None:
     assert read_strips(made(tiny_shards(), flow=""), ["ann_left"]).flow == "opencv-tvl1"
 
 
+def test_a_network_of_some_classes_has_strips_of_their_clips() -> None:
+    result, _ = row("rgb", ["right"])
+    data = replace(result.data, folder=str(tiny_shards()), flow="opencv-tvl1", test_split="all")
+    predictions = Predictions.of({"ann_right": (0, np.ones(1, np.float32))}, {})
+    here = Row(Path("run"), replace(result, data=data), predictions)
+    assert read_strips(here, ["ann_right", "ann_left"]).pictures.keys() == {"ann_right"}
+
+
 def test_clips_that_are_not_there_now_are_one_line(tmp_path: Path) -> None:
     for folder, why in (
         (tmp_path / "gone", "holds no finished shards"),

@@ -50,7 +50,14 @@ def read_video_list(text: str, cache: Path) -> VideoList:
         data = content.encode("utf-8", "surrogateescape")
         videos = _ids(parse_manifest(data, text, skip_bad_rows=True, split="all"), text)
     else:
-        videos = frozenset(map(_video, list_lines.entries(content, text)))
+        entries = list_lines.entries(content, text)
+        pattern = next((each for each in entries if set(each) & set("*?")), None)
+        if pattern is not None:
+            raise EvaluationError(
+                f"{text} has the pattern {pattern!r}; a list of videos has a key or a YouTube id a "
+                "line"
+            )
+        videos = frozenset(map(_video, entries))
     if not videos:
         raise EvaluationError(f"{text} names no video; a list has a key or a YouTube id a line")
     return VideoList(text if is_address(text) else Path(text).name, videos)

@@ -720,7 +720,7 @@ def _notes_on_overlaps(data: DataRecord) -> list[str]:
     parts += [
         f"{each.num_clips:,} of videos in {each.source}{_others(each)}"
         for each in data.overlaps
-        if each is not trained and each.num_clips
+        if each is not trained  # also none: a check that found nothing is no missing check
     ]
     return parts
 

@@ -100,7 +100,7 @@ def read_strips(row: Row, keys: Collection[str]) -> Strips:
         data = ShardFolder(Path(folder))
     except OSError as error:  # a name that no folder can have, or no right to read it
         raise ShardError(f"{folder[:200]!r} cannot be read") from error
-    if data.labels != row.labels:
+    if not set(row.labels) <= set(data.labels):  # a network may know some of the classes
         raise ShardError(f"{folder} has other labels now")
     flow = row.result.data.flow or next(iter(data.flows), "")
     samples = _find(row, data, flow, keys)
@@ -125,7 +125,8 @@ def _find(row: Row, data: ShardFolder, flow: str, keys: Collection[str]) -> dict
     found: dict[str, Sample] = {}
     for name in (split,) if split in data.splits else data.splits:
         for sample in data.samples(name, streams, flow=flow):
-            if sample.key in keys and sample.label_id == classes.get(sample.key):
+            label = row.labels[classes[sample.key]] if sample.key in classes else None
+            if sample.key in keys and sample.label == label:
                 found[sample.key] = sample
     if not found:
         raise ShardError(f"{data.folder} does not have these clips any more")

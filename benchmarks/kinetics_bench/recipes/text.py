@@ -373,7 +373,7 @@ def _value(table: Table, name: str) -> Any:
 def _word(name: str, value: Any) -> str:
     text = str(value)
     if isinstance(value, float) and float(short := f"{value:g}") == value:
-        text = short
+        text = short.replace("e+", "e")  # no folder's name has a plus there, nor a minus for it
     word = f"{_WORDS.get(name, name)}-{text}"
     if len(word) <= MAX_WORD:
         return _plain(word)
