@@ -128,24 +128,17 @@ def find_outcomes(
         failed: why networks failed.
         mine: names of the trainings that this part of the job does.
     """
-    return [_outcome(plan, planned, setting, problems, failed, mine) for planned in plan.cells]
+    part = _Part(setting, problems, failed, mine)
+    return [_outcome(plan, planned, part) for planned in plan.cells]
 
 
-def _outcome(
-    plan: TablePlan,
-    planned: PlannedCell,
-    setting: Setting,
-    problems: Mapping[Network, str],
-    failed: Mapping[Network, str],
-    mine: set[str],
-) -> Outcome:
+def _outcome(plan: TablePlan, planned: PlannedCell, part: _Part) -> Outcome:
     if planned.lacking:
         wanted = ",".join(f"{name}=DIR" for name in planned.lacking)
         return Outcome(planned=planned, gap="data", reason=f"not given: --data {wanted}")
     results = []
     for name in planned.trainings:
-        training, stream = plan.trainings[name], planned.cell.stream
-        found = _row(training, stream, setting, problems, failed, is_mine=name in mine)
+        found = part.row(plan.trainings[name], planned.cell.stream)
         if not isinstance(found, Result):
             gap, reason = found
             return Outcome(planned=planned, gap=gap, reason=reason)
@@ -153,35 +146,38 @@ def _outcome(
     return Outcome(planned=planned, results=tuple(results))
 
 
-def _row(
-    training: Training,
-    stream: str,
-    setting: Setting,
-    problems: Mapping[Network, str],
-    failed: Mapping[Network, str],
-    *,
-    is_mine: bool,
-) -> Result | tuple[Gap, str]:
-    """The row of a training, or why there is none."""
-    name, networks = training.name, ARCHS[training.arch].networks_of(stream)
-    if why := _whys(failed, name, networks):
-        return "failed", why
-    problem, other = _whys(problems, name, networks), ""
-    has_run = is_mine and not problem  # just now: it was compared with its clips and weights
-    if setting.has_row(name, stream):
-        try:
-            other = "" if has_run else other_request(training, stream, setting)
-            if not other:
-                return read_row(setting.folder(name) / stream).result
-        except KineticsError as error:
-            return "failed", str(error)
-    if problem:
-        return "here", problem
-    if has_run:
-        return "failed", "its run has not ended"
-    if other:
-        return "part", f"{setting.folder(name)} is of another request ({other}); give another --out"
-    return "part", "not yet: it is of another task"
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What this part of the job knows of its trainings; the fields are those of `find_outcomes`."""
+
+    setting: Setting
+    problems: Mapping[Network, str]
+    failed: Mapping[Network, str]
+    mine: set[str]
+
+    def row(self, training: Training, stream: str) -> Result | tuple[Gap, str]:
+        """The row of a training, or why there is none."""
+        name, networks = training.name, ARCHS[training.arch].networks_of(stream)
+        if why := _whys(self.failed, name, networks):
+            return "failed", why
+        problem, other = _whys(self.problems, name, networks), ""
+        # Just now: then it was compared with its clips and weights.
+        has_run = name in self.mine and not problem
+        folder = self.setting.folder(name)
+        if self.setting.has_row(name, stream):
+            try:
+                other = "" if has_run else other_request(training, stream, self.setting)
+                if not other:
+                    return read_row(folder / stream).result
+            except KineticsError as error:
+                return "failed", str(error)
+        if problem:
+            return "here", problem
+        if has_run:
+            return "failed", "its run has not ended"
+        if other:
+            return "part", f"{folder} is of another request ({other}); give another --out"
+        return "part", "not yet: it is of another task"
 
 
 def _whys(known: Mapping[Network, str], name: str, networks: Sequence[str]) -> str:
