@@ -24,10 +24,12 @@ from kinetics_bench.evaluation.intervals import of_share, wilson
 from kinetics_bench.evaluation.results import (
     PREDICTIONS,
     PREDICTIONS_CSV,
+    Overlap,
     Predictions,
     Result,
     interval_text,
     ranks,
+    scope_notes,
     score,
 )
 from kinetics_bench.protocols import PROTOCOLS
@@ -274,3 +276,12 @@ def test_one_of_several_processes_decides_whether_a_result_is_reused(
 ) -> None:
     evaluated(trained, tmp_path, CPU)
     in_processes(partial(evaluate_apart, trained, tmp_path), 2)
+
+
+def test_a_list_that_names_no_test_clip_is_told() -> None:
+    """Else a check that found nothing looks like none."""
+    result, _ = row("rgb", ["a", "b"])
+    checked = Overlap(source="seen.txt", num_listed=9, num_videos=0, num_clips=0)
+    data = replace(result.data, overlaps=(checked,))
+    assert scope_notes(replace(result, data=data)) == ["0 of videos in seen.txt"]
+    assert scope_notes(result) == []
